@@ -1,0 +1,400 @@
+//! The HTTP/JSON kind: `POST /v1/SUBJECT` and `POST /v1/SUBJECT:submit`. Bodies are payloads as they are.
+//!
+//! | header | meaning |
+//! | --- | --- |
+//! | `idempotency-key` | a repeated call takes effect once |
+//! | `skep-key` | the message's key |
+//! | `skep-timeout-ms` | milliseconds to the deadline |
+//! | `skep-header-NAME` | header NAME of the message |
+//! | `traceparent` | W3C Trace Context |
+//!
+//! The first three are query parameters too (`?skep-key=…`). Failures are `application/problem+json` (RFC 9457).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use axum::http::{Request, StatusCode, Uri};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use serde::{Deserialize, Serialize};
+use skep_model::Bytes;
+use skep_model::error::{Certainty, ErrorKind};
+use skep_model::limits::{BODY_TIMEOUT_MS, PAYLOAD_BYTES_MAX, SUBMIT_BYTES_MAX};
+use skep_model::message::{Hop, TraceContext};
+
+use crate::call::{CallError, OutMessage, RequestCall, SubmitCall};
+use crate::core::Core;
+use crate::{door, error};
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
+const BYTES: HeaderValue = HeaderValue::from_static("application/octet-stream");
+const OUTCOME: HeaderName = HeaderName::from_static("skep-outcome");
+const TRACE_ID: HeaderName = HeaderName::from_static("skep-trace-id");
+const HOPS: HeaderName = HeaderName::from_static("skep-hops");
+/// In front of a message's own headers.
+const HEADER_PREFIX: &str = "skep-header-";
+/// The longest list of hops that fits beside the other headers of an answer.
+const HOPS_BYTES_MAX: usize = 8 << 10;
+
+pub fn router(core: &Arc<Core>) -> Router {
+    Router::new()
+        .route("/v1/{subject}", post(call))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(Arc::clone(core))
+}
+
+async fn ready(State(core): State<Arc<Core>>) -> (StatusCode, &'static str) {
+    if core.is_ready() {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+    }
+}
+
+/// What query parameters may say instead of headers.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Options {
+    idempotency_key: Option<String>,
+    skep_key: Option<String>,
+    skep_timeout_ms: Option<u64>,
+}
+
+async fn call(
+    State(core): State<Arc<Core>>,
+    Path(target): Path<String>,
+    query: Result<Query<Options>, axum::extract::rejection::QueryRejection>,
+    request: Request<Body>,
+) -> Response {
+    let options = match query {
+        Ok(Query(options)) => options,
+        Err(e) => return problem(&CallError::invalid("bad-query", e.body_text())),
+    };
+    let done = match target.split_once(':') {
+        None => ask(&core, target, options, request).await,
+        Some((subject, "submit")) => submit(&core, subject.to_owned(), options, request).await,
+        Some((_, verb)) => Err(CallError::not_done(
+            ErrorKind::NotFound,
+            "unknown-verb",
+            format!(
+                "no verb `:{}`; there is `:submit`",
+                verb.chars().take(64).collect::<String>()
+            ),
+        )),
+    };
+    done.unwrap_or_else(|e| problem(&e))
+}
+
+async fn ask(
+    core: &Arc<Core>,
+    subject: String,
+    options: Options,
+    request: Request<Body>,
+) -> Result<Response, CallError> {
+    let scope = door::enter();
+    let (parts, body) = request.into_parts();
+    let said = Said::read(&parts.headers, options)?;
+    let payload = read(core, &parts.headers, body, PAYLOAD_BYTES_MAX, "payload").await?;
+    if said.json {
+        check_json(&payload)?;
+    }
+    let answer = core
+        .request(
+            &scope,
+            RequestCall {
+                subject,
+                payload,
+                headers: said.headers,
+                key: said.key,
+                timeout_ms: said.timeout_ms,
+                idempotency_key: said.idempotency_key,
+                trace: said.trace,
+            },
+        )
+        .await?;
+    let kind = if looks_like_json(&answer.response) { JSON } else { BYTES };
+    let mut response = Response::new(Body::from(answer.response));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, kind);
+    // The answer is whatever a Bee made of whatever a caller sent: no browser should guess at it.
+    headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    headers.insert(OUTCOME, HeaderValue::from_static(Certainty::Done.as_str()));
+    put_trace(headers, answer.trace_id, &answer.hops);
+    Ok(response)
+}
+
+async fn submit(
+    core: &Arc<Core>,
+    subject: String,
+    options: Options,
+    request: Request<Body>,
+) -> Result<Response, CallError> {
+    let scope = door::enter();
+    let (parts, body) = request.into_parts();
+    let said = Said::read(&parts.headers, options)?;
+    let max = if said.lines {
+        SUBMIT_BYTES_MAX
+    } else {
+        PAYLOAD_BYTES_MAX
+    };
+    let body = read(core, &parts.headers, body, max, "body").await?;
+    if said.json {
+        check_json(&body)?;
+    }
+    let message = |payload| OutMessage {
+        payload,
+        headers: said.headers.clone(),
+        key: said.key.clone(),
+    };
+    let messages = if said.lines {
+        lines(&body)?.into_iter().map(message).collect()
+    } else {
+        vec![message(body)]
+    };
+    let done = core
+        .submit(
+            &scope,
+            SubmitCall {
+                subject,
+                messages,
+                idempotency_key: said.idempotency_key,
+                trace: said.trace,
+            },
+            said.timeout_ms,
+        )
+        .await?;
+    let body = serde_json::json!({ "accepted": done.accepted, "duplicate": done.duplicate }).to_string();
+    let mut response = (StatusCode::ACCEPTED, body).into_response();
+    response.headers_mut().insert(CONTENT_TYPE, JSON);
+    response
+        .headers_mut()
+        .insert(OUTCOME, HeaderValue::from_static(Certainty::Done.as_str()));
+    Ok(response)
+}
+
+/// What the headers and the query say of a call.
+struct Said {
+    headers: Vec<(String, String)>,
+    key: Option<String>,
+    timeout_ms: Option<u64>,
+    idempotency_key: Option<String>,
+    trace: Option<TraceContext>,
+    json: bool,
+    /// One message a line.
+    lines: bool,
+}
+
+impl Said {
+    fn read(headers: &HeaderMap, options: Options) -> Result<Self, CallError> {
+        let text = |name: &str| -> Result<Option<String>, CallError> {
+            let Some(value) = headers.get(name) else {
+                return Ok(None);
+            };
+            // HTTP allows any bytes here; ours are text.
+            std::str::from_utf8(value.as_bytes())
+                .map(|v| Some(v.to_owned()))
+                .map_err(|_| CallError::invalid("bad-header", format!("header `{name}` is not UTF-8")))
+        };
+        let timeout_ms = match text("skep-timeout-ms")? {
+            None => options.skep_timeout_ms,
+            Some(ms) => Some(ms.parse().map_err(|_| {
+                CallError::invalid(
+                    "bad-timeout",
+                    "header `skep-timeout-ms` is not a number of milliseconds",
+                )
+            })?),
+        };
+        let mut own = Vec::new();
+        for name in headers.keys() {
+            if let Some(short) = name.as_str().strip_prefix(HEADER_PREFIX)
+                && let Some(value) = text(name.as_str())?
+            {
+                own.push((short.to_owned(), value));
+            }
+        }
+        let content_type = text(CONTENT_TYPE.as_str())?.unwrap_or_default();
+        let media = content_type
+            .split(';')
+            .next()
+            .unwrap_or_default()
+            .trim()
+            .to_ascii_lowercase();
+        Ok(Self {
+            key: text("skep-key")?.or(options.skep_key),
+            idempotency_key: text("idempotency-key")?.or(options.idempotency_key),
+            trace: text("traceparent")?.as_deref().and_then(TraceContext::parse),
+            headers: own,
+            timeout_ms,
+            json: media == "application/json",
+            lines: media == "application/x-ndjson",
+        })
+    }
+}
+
+/// Reads a body of at most `max` bytes. One that says beforehand that it is larger is not read at all.
+async fn read(core: &Arc<Core>, headers: &HeaderMap, body: Body, max: usize, what: &str) -> Result<Bytes, CallError> {
+    core.admit().peek()?;
+    let said: Option<u64> = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|v| v.to_str().ok())
+        .and_then(|v| v.parse().ok());
+    if let Some(bytes) = said.filter(|bytes| *bytes > max as u64) {
+        return Err(CallError::too_large(format!(
+            "the {what} has {bytes} bytes, at most {max} are allowed"
+        )));
+    }
+    let read = Limited::new(body, max).collect();
+    match tokio::time::timeout(Duration::from_millis(BODY_TIMEOUT_MS), read).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(e)) if e.is::<LengthLimitError>() => Err(CallError::too_large(format!(
+            "the {what} has more than the {max} bytes that are allowed"
+        ))),
+        Ok(Err(e)) => Err(CallError::invalid("bad-body", format!("the {what} broke off: {e}"))),
+        Err(_) => Err(CallError::not_done(
+            ErrorKind::DeadlineExceeded,
+            "slow-body",
+            format!("the {what} did not arrive within {BODY_TIMEOUT_MS} ms"),
+        )),
+    }
+}
+
+fn check_json(payload: &[u8]) -> Result<(), CallError> {
+    let bad = |e: &dyn std::fmt::Display| {
+        CallError::invalid(
+            "not-json",
+            format!("the content type is application/json, but the body is not: {e}"),
+        )
+    };
+    let text = std::str::from_utf8(payload).map_err(|e| bad(&e))?;
+    serde_json::from_str::<serde::de::IgnoredAny>(text)
+        .map(|_| ())
+        .map_err(|e| bad(&e))
+}
+
+/// The non-empty lines of an `application/x-ndjson` body, each JSON.
+fn lines(body: &Bytes) -> Result<Vec<Bytes>, CallError> {
+    let mut found = Vec::new();
+    for (index, line) in body.split(|b| *b == b'\n').enumerate() {
+        let line = line.trim_ascii();
+        if line.is_empty() {
+            continue;
+        }
+        check_json(line).map_err(|_| CallError::invalid("not-json", format!("line {} is not JSON", index + 1)))?;
+        found.push(body.slice_ref(line));
+    }
+    Ok(found)
+}
+
+/// A response that parses as JSON is called so. The first byte rules most others out.
+fn looks_like_json(response: &[u8]) -> bool {
+    let first = response.trim_ascii_start().first();
+    first.is_some_and(|b| matches!(b, b'{' | b'[' | b'"' | b'-' | b'0'..=b'9' | b't' | b'f' | b'n'))
+        && check_json(response).is_ok()
+}
+
+fn put_trace(headers: &mut HeaderMap, trace_id: Option<[u8; 16]>, hops: &[Hop]) {
+    if let Some(id) = trace_id
+        && let Ok(id) = HeaderValue::try_from(error::trace_hex(id))
+    {
+        headers.insert(TRACE_ID, id);
+    }
+    if hops.is_empty() {
+        return;
+    }
+    let hops: Vec<_> = hops
+        .iter()
+        .map(|h| {
+            serde_json::json!({
+                "stage": h.stage.as_str(), "started_us": h.started_us, "took_us": h.took_us, "batch": h.batch,
+            })
+        })
+        .collect();
+    let text = serde_json::Value::Array(hops).to_string();
+    if text.len() <= HOPS_BYTES_MAX
+        && let Ok(hops) = HeaderValue::try_from(text)
+    {
+        headers.insert(HOPS, hops);
+    }
+}
+
+// -------------------------------------------------------------------------------------------------------- failures
+
+/// RFC 9457.
+#[derive(Serialize)]
+struct Problem<'a> {
+    r#type: String,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+    outcome: &'a str,
+    reason: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dead_letter: Option<u64>,
+}
+
+fn problem(e: &CallError) -> Response {
+    problem_as(error::http_status(e), e)
+}
+
+fn problem_as(status: StatusCode, e: &CallError) -> Response {
+    let body = Problem {
+        r#type: format!("urn:skep:{}", e.reason),
+        title: error::title(e.kind),
+        status: status.as_u16(),
+        detail: &e.message,
+        outcome: e.certainty.as_str(),
+        reason: &e.reason,
+        retry_after_ms: (e.retry_after_ms > 0).then_some(e.retry_after_ms),
+        dead_letter: e.dead_letter,
+    };
+    let body = serde_json::to_vec(&body).expect("plain strings and numbers are JSON");
+    let mut response = (status, body).into_response();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, PROBLEM);
+    headers.insert(OUTCOME, HeaderValue::from_static(e.certainty.as_str()));
+    if e.retry_after_ms > 0 {
+        // Whole seconds, at least one.
+        headers.insert(RETRY_AFTER, e.retry_after_ms.div_ceil(1_000).into());
+    }
+    if let Some(trace) = &e.trace {
+        put_trace(headers, trace.trace_id, &trace.hops);
+    }
+    response
+}
+
+async fn wrong_method(uri: Uri) -> Response {
+    let allow = if uri.path().starts_with("/v1/") {
+        "POST"
+    } else {
+        "GET, HEAD"
+    };
+    let e = CallError::invalid("wrong-method", format!("this path takes {allow} only"));
+    let mut response = problem_as(StatusCode::METHOD_NOT_ALLOWED, &e);
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+    response
+}
+
+/// A path that nothing serves: answered in the words of whoever asks.
+pub(crate) async fn unknown_path(headers: HeaderMap, uri: Uri) -> Response {
+    let grpc = headers
+        .get(CONTENT_TYPE)
+        .is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
+    if grpc {
+        return crate::grpc::unknown_method(uri.path()).into_http();
+    }
+    problem(&CallError::not_done(
+        ErrorKind::NotFound,
+        "unknown-path",
+        "no such path; there are POST /v1/SUBJECT, POST /v1/SUBJECT:submit, GET /healthz and GET /readyz",
+    ))
+}

@@ -1,0 +1,49 @@
+//! Gateways: how clients reach Swarms.
+//!
+//! ```text
+//!   grpc ─┐                       ┌─ pure, no idempotency key ──► lane (memory) ──┐
+//!         ├─► door ─► core ─admit─┤                                               ├──► stages … reply ─► waiters ─► caller
+//!   http ─┘                       └─ everything else ─► append (grouped) ─► topic ─┘
+//! ```
+//!
+//! A Gateway meets a Swarm at its topics and nowhere else: it neither knows stages nor the engine.
+//! - [`door`]: a credential becomes a scope.
+//! - [`call`]: what is asked and answered, as plain values; [`error`]: the one place that knows status codes.
+//! - [`route`]: which subject feeds what; [`core`]: the calls; [`admit`]: how many at once; [`append`]: many calls in one step.
+//! - [`grpc`], [`pipeline`], [`session`]: the gRPC kind, its request stream and its submit stream; [`http`]: the HTTP/JSON kind.
+//! - [`mod@serve`]: one port for both.
+
+pub mod admit;
+pub mod append;
+pub mod call;
+pub mod core;
+pub mod door;
+pub mod error;
+pub mod grpc;
+pub mod http;
+mod pipeline;
+pub mod route;
+pub mod serve;
+mod session;
+
+pub use call::{Answer, CallError, OutMessage, RequestCall, SubmitCall, Submitted};
+pub use core::{Core, Settings};
+pub use route::{Feed, Route, RouteTable};
+pub use serve::serve;
+
+/// A way to reach a Swarm. Other kinds are one file each, over the same [`Core`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Grpc,
+    Http,
+}
+
+impl Kind {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Grpc => "grpc",
+            Self::Http => "http",
+        }
+    }
+}

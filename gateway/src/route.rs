@@ -1,0 +1,75 @@
+//! Which subject feeds what.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use skep_model::name::{StageName, Subject, TenantId};
+use skep_model::scope::SwarmId;
+use skep_model::swarm::KeySource;
+use skep_topic::TopicSpec;
+use skep_topic::lane::Lane;
+
+/// Every subject of every tenant. Immutable: a change is a new table, and a call sees one table from start to end.
+#[derive(Debug, Clone, Default)]
+pub struct RouteTable {
+    tenants: HashMap<TenantId, HashMap<String, Arc<Route>>>,
+}
+
+/// Where a subject's messages go.
+#[derive(Debug, Clone)]
+pub struct Route {
+    pub swarm: SwarmId,
+    pub subject: Subject,
+    /// The stages that the subject feeds, at least one.
+    pub feeds: Vec<Feed>,
+    /// No stage on the path keeps anything, so a request without idempotency key may travel in memory.
+    pub pure: bool,
+    /// False while the Swarm is being deleted.
+    pub accepting: bool,
+}
+
+#[derive(Debug, Clone)]
+pub struct Feed {
+    pub topic: Arc<TopicSpec>,
+    pub stage: StageName,
+    pub key: Option<KeySource>,
+    /// Set on every feed of a pure route, on none of another.
+    pub lane: Option<Arc<Lane>>,
+}
+
+impl RouteTable {
+    /// A subject feeds one Swarm: of two routes for one subject the later stays.
+    pub fn insert(&mut self, tenant: &TenantId, route: Arc<Route>) {
+        self.tenants
+            .entry(tenant.clone())
+            .or_default()
+            .insert(route.subject.as_str().to_owned(), route);
+    }
+
+    #[must_use]
+    pub fn get(&self, tenant: &TenantId, subject: &str) -> Option<&Arc<Route>> {
+        self.tenants.get(tenant)?.get(subject)
+    }
+
+    /// A tenant's own subjects, sorted.
+    #[must_use]
+    pub fn subjects(&self, tenant: &TenantId) -> Vec<&str> {
+        let mut names: Vec<&str> = self
+            .tenants
+            .get(tenant)
+            .into_iter()
+            .flat_map(|routes| routes.keys().map(String::as_str))
+            .collect();
+        names.sort_unstable();
+        names
+    }
+}
+
+impl Route {
+    /// The lanes of all feeds, if a request may travel in memory.
+    #[must_use]
+    pub fn lanes(&self) -> Option<impl Iterator<Item = (&Feed, &Arc<Lane>)>> {
+        let all = self.pure && !self.feeds.is_empty() && self.feeds.iter().all(|f| f.lane.is_some());
+        all.then(|| self.feeds.iter().filter_map(|f| f.lane.as_ref().map(|lane| (f, lane))))
+    }
+}

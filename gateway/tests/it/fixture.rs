@@ -1,0 +1,259 @@
+//! A node of doors and topics only: its stages are echoes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use skep_gateway::{Core, Feed, Route, RouteTable, Settings};
+use skep_model::env::{OsEntropy, SystemClock};
+use skep_model::id::{CommitId, Incarnation, Token};
+use skep_model::message::{Reply, ReplyResult};
+use skep_model::name::TenantId;
+use skep_model::scope::{PartitionId, Scope};
+use skep_model::span::NoSpans;
+use skep_model::swarm::{Bound, KeySource};
+use skep_topic::lane::Lane;
+use skep_topic::memory::Memory;
+use skep_topic::{Backend, Commit, Lease, Span, TopicSpec, Waiters, Want};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+pub struct Node {
+    pub url: String,
+    pub address: std::net::SocketAddr,
+    pub core: Arc<Core>,
+    pub backend: Arc<Memory>,
+    pub stop: CancellationToken,
+    pub served: tokio::task::JoinHandle<std::io::Result<()>>,
+    pub routes: watch::Sender<Arc<RouteTable>>,
+    _stop: DropGuard,
+}
+
+impl Node {
+    pub fn waiters(&self) -> &Arc<Waiters> {
+        self.backend.waiters()
+    }
+
+    /// Messages unread in a Swarm's first inbox.
+    pub async fn unread(&self, subject: &str) -> u64 {
+        let table = Arc::clone(&self.routes.borrow());
+        let route = table.get(&TenantId::default_tenant(), subject).unwrap();
+        self.backend
+            .status(&route.swarm)
+            .await
+            .unwrap()
+            .iter()
+            .map(|t| t.unread)
+            .sum()
+    }
+}
+
+/// Subjects: `echo` (pure, answers), `silent` (pure, never answers), `durable` (answers by commits), `keyed` (by `/user`, nobody
+/// reads), `tiny` (an inbox of ten, nobody reads), `leaving` (being deleted).
+pub async fn node(settings: Settings) -> Node {
+    let clock = Arc::new(SystemClock);
+    let backend = Memory::new(clock.clone(), Arc::new(OsEntropy));
+    let mut table = RouteTable::default();
+    let tenant = TenantId::default_tenant();
+    let scope = Scope::of(tenant.clone());
+    let wide = Bound {
+        messages: 100_000,
+        bytes: 64 << 20,
+    };
+    for (name, pure, key, inbox) in [
+        ("echo", true, None, wide),
+        ("silent", true, None, wide),
+        ("durable", false, None, wide),
+        ("keyed", false, Some(KeySource::Json("/user".into())), wide),
+        (
+            "tiny",
+            false,
+            None,
+            Bound {
+                messages: 10,
+                bytes: 1 << 20,
+            },
+        ),
+        ("leaving", true, None, wide),
+    ] {
+        let swarm = scope.swarm(&name.parse().unwrap(), Incarnation::random(&OsEntropy));
+        let stage: skep_model::name::StageName = "first".parse().unwrap();
+        let topic = Arc::new(TopicSpec {
+            id: swarm.topic(&stage),
+            partitions: 1,
+            inbox,
+            dead_letters: wide,
+        });
+        let lane = pure.then(Lane::new);
+        if let Some(lane) = lane.as_ref().filter(|_| name == "echo") {
+            echo_lane(Arc::clone(lane), Arc::clone(backend.waiters()));
+        }
+        if name == "durable" {
+            tokio::spawn(echo_commits(
+                Arc::clone(&backend) as Arc<dyn Backend>,
+                topic.id.partition(0),
+            ));
+        }
+        table.insert(
+            &tenant,
+            Arc::new(Route {
+                swarm,
+                subject: name.parse().unwrap(),
+                feeds: vec![Feed {
+                    topic,
+                    stage,
+                    key,
+                    lane,
+                }],
+                pure,
+                accepting: name != "leaving",
+            }),
+        );
+    }
+    let (routes, table) = watch::channel(Arc::new(table));
+    let core = Core::new(
+        Arc::clone(&backend) as Arc<dyn Backend>,
+        table,
+        clock,
+        Arc::new(OsEntropy),
+        Arc::new(NoSpans),
+        settings,
+    );
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = CancellationToken::new();
+    let served = tokio::spawn(skep_gateway::serve(
+        listener,
+        Arc::clone(&core),
+        tonic::service::Routes::default(),
+        stop.clone().cancelled_owned(),
+        Duration::from_secs(2),
+    ));
+    Node {
+        url: format!("http://{address}"),
+        address,
+        core,
+        backend,
+        _stop: stop.clone().drop_guard(),
+        stop,
+        served,
+        routes,
+    }
+}
+
+fn echo_lane(lane: Arc<Lane>, waiters: Arc<Waiters>) {
+    let bell = Arc::new(Notify::new());
+    lane.on_ready({
+        let bell = Arc::clone(&bell);
+        move || bell.notify_one()
+    });
+    tokio::spawn(async move {
+        loop {
+            for taken in lane.take(256, 1 << 20) {
+                let Some(request) = taken.message.request else { continue };
+                waiters.deliver(Reply {
+                    request: request.id,
+                    result: ReplyResult::Response(taken.message.payload),
+                    hops: Vec::new(),
+                });
+            }
+            if lane.is_empty() {
+                bell.notified().await;
+            }
+        }
+    });
+}
+
+async fn echo_commits(backend: Arc<dyn Backend>, partition: PartitionId) {
+    let token = Token::random(&OsEntropy);
+    let bell = backend.bell(&partition);
+    let claim = backend.claim(&partition, token, 60_000).await.unwrap().unwrap();
+    let lease = Lease { partition, token };
+    let (mut seq, mut base, mut from) = (claim.seq, claim.last, claim.cursor);
+    loop {
+        let fetched = backend
+            .fetch(
+                &lease,
+                Want {
+                    from,
+                    base,
+                    messages: 256,
+                    bytes: 1 << 20,
+                    state: false,
+                },
+            )
+            .await
+            .unwrap();
+        let Some(last) = fetched.messages.last() else {
+            // A bell may have rung before this wait: it keeps one permit.
+            let _ = tokio::time::timeout(Duration::from_millis(50), bell.notified()).await;
+            continue;
+        };
+        let id = CommitId::random(&OsEntropy);
+        let to = last.after;
+        let commit = Commit {
+            id,
+            seq,
+            base,
+            span: Some(Span {
+                from,
+                to,
+                last_entry: last.entry,
+                last_entry_uid: last.entry_uid,
+            }),
+            timers: Vec::new(),
+            retries: Vec::new(),
+            park: Vec::new(),
+            outputs: Vec::new(),
+            state: Vec::new(),
+            set_timers: Vec::new(),
+            replies: fetched
+                .messages
+                .iter()
+                .filter_map(|m| {
+                    Some(Reply {
+                        request: m.message.request?.id,
+                        result: ReplyResult::Response(m.message.payload.clone()),
+                        hops: Vec::new(),
+                    })
+                })
+                .collect(),
+            dead: Vec::new(),
+        };
+        backend.commit(&lease, commit).await.unwrap();
+        (seq, base, from) = (seq + 1, id, to);
+    }
+}
+
+/// What a plain HTTP/1.1 client gets.
+pub struct Plain {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
+}
+
+/// Sends `head` lines and a body on a connection of its own.
+pub async fn http(node: &Node, request: &str, headers: &[(&str, &str)], body: &[u8]) -> Plain {
+    let mut socket = TcpStream::connect(node.address).await.unwrap();
+    let mut head = format!(
+        "{request} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {}\r\n",
+        body.len()
+    );
+    for (name, value) in headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    head.push_str("\r\n");
+    socket.write_all(head.as_bytes()).await.unwrap();
+    // A refusal may come before the body is read.
+    let _ = socket.write_all(body).await;
+    let mut all = Vec::new();
+    let _ = socket.read_to_end(&mut all).await;
+    let all = String::from_utf8_lossy(&all).into_owned();
+    let (head, body) = all.split_once("\r\n\r\n").expect("a whole answer");
+    Plain {
+        status: head.split(' ').nth(1).unwrap().parse().unwrap(),
+        head: head.to_owned(),
+        body: body.to_owned(),
+    }
+}

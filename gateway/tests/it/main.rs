@@ -1,0 +1,7 @@
+//! The doors from outside, over real sockets.
+
+mod fixture;
+mod grpc;
+mod http;
+mod limits;
+mod submit;

@@ -1,0 +1,357 @@
+//! A Bee as a stage calls it: batch in, outcomes out.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use skep_model::env::SystemClock;
+use skep_model::id::Digest;
+use skep_model::limits;
+use skep_model::name::BeeName;
+use skep_model::step::{Batch, Processed, Trap, TrapKind};
+use skep_model::swarm::{GuestClock, Instances, Stage};
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
+
+use crate::engine::Engine;
+use crate::guests::Load;
+use crate::host::Host;
+use crate::instance::{Code, Instance, Time, failed, message};
+use crate::time::Sense;
+
+/// Warm instances of one pooled Bee.
+const POOLED_PER_BEE_MAX: usize = 16;
+/// A pooled instance that has grown to this share of its memory limit is not used again: memory never shrinks inside.
+const POOLED_MEMORY_PERCENT_MAX: usize = 75;
+
+/// How a stage runs its Bee.
+#[derive(Debug, Clone)]
+pub struct BeeSettings {
+    pub memory_bytes: usize,
+    /// CPU time of one call, ms, measured in epoch_ticks.
+    pub cpu_ms: u64,
+    /// Wall time of one call, ms; waiting for a free place on the node is not counted.
+    pub wall_ms: u64,
+    /// The stage has a `key:`.
+    pub keyed: bool,
+    /// The stage grants state and timers. Without `keyed` it grants nothing.
+    pub state: bool,
+    /// Read by the Bee through `wasi:config`.
+    pub config: BTreeMap<String, String>,
+    pub clock: GuestClock,
+    pub instances: Instances,
+    /// Seeds the guest's random numbers until the first `begin`.
+    pub stage_digest: Digest,
+}
+
+impl BeeSettings {
+    /// As the manifest says.
+    #[must_use]
+    pub fn of(stage: &Stage, stage_digest: Digest) -> Self {
+        Self {
+            memory_bytes: usize::try_from(stage.memory_bytes).unwrap_or(usize::MAX),
+            cpu_ms: stage.timeout_ms,
+            wall_ms: stage.timeout_ms,
+            keyed: stage.key.is_some(),
+            state: stage.state,
+            config: stage.config.clone(),
+            clock: stage.clock,
+            instances: stage.instances,
+            stage_digest,
+        }
+    }
+
+    /// No key, no state, no configuration, and the defaults of a manifest.
+    #[must_use]
+    pub fn plain(stage_digest: Digest) -> Self {
+        Self {
+            memory_bytes: limits::MEMORY_BYTES_DEFAULT,
+            cpu_ms: limits::STAGE_TIMEOUT_MS_DEFAULT,
+            wall_ms: limits::STAGE_TIMEOUT_MS_DEFAULT,
+            keyed: false,
+            state: false,
+            config: BTreeMap::new(),
+            clock: GuestClock::Recorded,
+            instances: Instances::Fresh,
+            stage_digest,
+        }
+    }
+}
+
+/// One stage's Bee. Cheap to clone. Its instances are shared with no other stage.
+#[derive(Clone)]
+pub struct Bee(Arc<Inner>);
+
+pub(crate) struct Inner {
+    engine: Arc<Engine>,
+    code: Arc<Code>,
+    name: BeeName,
+    settings: BeeSettings,
+    config: Arc<BTreeMap<String, String>>,
+    spares: Mutex<Spares>,
+}
+
+/// Instances that wait for a call: untouched ones, or warm ones of a pooled Bee.
+#[derive(Default)]
+struct Spares {
+    waiting: VecDeque<Instance>,
+    preparing: usize,
+    /// The engine looks after this Bee's idle spares.
+    watched: bool,
+}
+
+/// Stops the guest when the caller loses interest.
+struct StopOnDrop(Option<AbortHandle>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        if let Some(task) = self.0.take() {
+            task.abort();
+        }
+    }
+}
+
+impl Bee {
+    pub(crate) fn new(engine: Arc<Engine>, code: Arc<Code>, name: BeeName, settings: BeeSettings) -> Self {
+        let config = Arc::new(settings.config.clone());
+        Self(Arc::new(Inner {
+            engine,
+            code,
+            name,
+            settings,
+            config,
+            spares: Mutex::default(),
+        }))
+    }
+
+    #[must_use]
+    pub fn name(&self) -> &BeeName {
+        &self.0.name
+    }
+
+    /// Calls the Bee once, with all inputs.
+    ///
+    /// The guest runs on the engine's own threads, so this may be called from any tokio runtime. Dropping the future
+    /// stops the guest within an epoch_tick. More calls than [`crate::Settings::running`] at once wait here.
+    pub async fn process(&self, batch: Batch) -> Processed {
+        let (answer, answered) = oneshot::channel();
+        let task = self
+            .0
+            .engine
+            .guests()
+            .spawn(|load| Arc::clone(&self.0).run(batch, answer, load));
+        let mut stop = StopOnDrop(Some(task.abort_handle()));
+        match answered.await {
+            Ok(processed) => {
+                // What follows the answer is the making of the next instance: let it.
+                stop.0 = None;
+                processed
+            }
+            Err(_) => {
+                let detail = match task.await {
+                    Err(end) if end.is_panic() => format!("the host panicked: {}", message(&*end.into_panic())),
+                    _ => "the engine is shutting down".to_owned(),
+                };
+                lost(detail)
+            }
+        }
+    }
+
+    /// Instances that wait for a call.
+    #[must_use]
+    pub fn spares(&self) -> usize {
+        self.0.spares().waiting.len()
+    }
+}
+
+/// A call that the host could not make.
+fn lost(detail: String) -> Processed {
+    Processed {
+        result: Err(Trap {
+            kind: TrapKind::Host,
+            detail,
+            stderr: String::new(),
+        }),
+        log: Vec::new(),
+    }
+}
+
+impl Inner {
+    fn spares(&self) -> MutexGuard<'_, Spares> {
+        self.spares.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn time(&self) -> Time {
+        Time {
+            cpu_ms: self.settings.cpu_ms,
+            wall_ms: self.settings.wall_ms,
+        }
+    }
+
+    async fn run(self: Arc<Self>, batch: Batch, answer: oneshot::Sender<Processed>, load: Load) {
+        let Ok(place) = self.engine.running().acquire().await else {
+            // Closed only when the engine ends.
+            return;
+        };
+        let instance = match self.take_spare() {
+            Some(spare) => Ok(spare),
+            None => self.make().await,
+        };
+        let mut instance = match instance {
+            Ok(instance) => instance,
+            Err(processed) => {
+                // The caller may be gone: then nobody minds.
+                let _ = answer.send(*processed);
+                return;
+            }
+        };
+        let granted = self.settings.keyed && self.settings.state;
+        let call = instance.call(self.name.as_str(), batch, granted, self.engine.ticker(), self.time());
+        let (processed, sound) = Box::pin(call).await;
+        // What follows is off the caller's path. The next call should come to this same thread and find its instance
+        // made, rather than wake another thread to make one.
+        drop(load);
+        let _ = answer.send(processed);
+        if sound && matches!(self.settings.instances, Instances::Pooled { .. }) {
+            self.keep(instance);
+        } else {
+            drop(instance);
+        }
+        drop(place);
+        if matches!(self.settings.instances, Instances::Fresh) {
+            self.prepare().await;
+        }
+    }
+
+    async fn make(&self) -> Result<Instance, Box<Processed>> {
+        let time = self.time();
+        let made = Box::pin(Instance::make(&self.code, self.host(), self.engine.ticker(), time)).await;
+        made.map_err(|(failure, store)| Box::new(failed(failure, store.data(), time)))
+    }
+
+    fn host(&self) -> Host {
+        let real = match self.settings.clock {
+            GuestClock::Recorded => None,
+            GuestClock::Real => Some(Arc::new(SystemClock) as Arc<dyn skep_model::env::Clock>),
+        };
+        let sense = Sense::new(self.settings.stage_digest, real);
+        Host::new(
+            self.settings.stage_digest,
+            sense,
+            self.settings.memory_bytes,
+            Arc::clone(&self.config),
+        )
+    }
+
+    fn take_spare(&self) -> Option<Instance> {
+        let mut spares = self.spares();
+        let mut instance = match self.settings.instances {
+            // The oldest, so that none grows old.
+            Instances::Fresh => spares.waiting.pop_front()?,
+            // The warmest, so that the rest can be let go.
+            Instances::Pooled { .. } => loop {
+                let instance = spares.waiting.pop_back()?;
+                if !self.worn(&instance) {
+                    break instance;
+                }
+            },
+        };
+        drop(spares);
+        instance.place = None;
+        if instance.calls > 0 {
+            instance.restart(self.settings.stage_digest);
+        }
+        Some(instance)
+    }
+
+    fn worn(&self, instance: &Instance) -> bool {
+        match self.settings.instances {
+            Instances::Fresh => instance.calls > 0,
+            Instances::Pooled { calls, age_s } => {
+                instance.calls >= calls
+                    || instance.made.elapsed() >= Duration::from_secs(age_s.into())
+                    || instance.memory_percent() >= POOLED_MEMORY_PERCENT_MAX
+            }
+        }
+    }
+
+    /// Puts a warm instance back.
+    fn keep(self: &Arc<Self>, mut instance: Instance) {
+        if self.worn(&instance) {
+            return;
+        }
+        // Without room for a spare it is dropped: a call that needs a place must never wait for an idle instance.
+        let Some(place) = self.engine.place_for_spare() else {
+            return;
+        };
+        instance.place = Some(place);
+        let mut spares = self.spares();
+        if spares.waiting.len() < POOLED_PER_BEE_MAX {
+            spares.waiting.push_back(instance);
+            self.watch(spares);
+        }
+    }
+
+    /// Makes the instance for a later call.
+    async fn prepare(self: &Arc<Self>) {
+        let target = self.engine.settings().spare_per_bee as usize;
+        loop {
+            let Some(place) = self.engine.place_for_spare() else {
+                return;
+            };
+            {
+                let mut spares = self.spares();
+                if spares.waiting.len() + spares.preparing >= target {
+                    return;
+                }
+                spares.preparing += 1;
+            }
+            let _preparing = Preparing(self);
+            // An instance that cannot be made is not a matter for now: the next call will tell its caller.
+            let Ok(mut instance) = self.make().await else { return };
+            instance.place = Some(place);
+            let mut spares = self.spares();
+            spares.waiting.push_back(instance);
+            self.watch(spares);
+        }
+    }
+
+    fn watch(self: &Arc<Self>, mut spares: MutexGuard<'_, Spares>) {
+        let first = !std::mem::replace(&mut spares.watched, true);
+        drop(spares);
+        if first {
+            self.engine.watch(Arc::downgrade(self));
+        }
+    }
+
+    /// Drops the spares that nobody used of late. Whether the Bee still has some.
+    pub(crate) fn drop_idle(&self, idle: Duration) -> bool {
+        let now = Instant::now();
+        let mut old = Vec::new();
+        let mut spares = self.spares();
+        let mut i = 0;
+        while i < spares.waiting.len() {
+            let instance = &spares.waiting[i];
+            if now.duration_since(instance.used) >= idle || (instance.calls > 0 && self.worn(instance)) {
+                old.extend(spares.waiting.remove(i));
+            } else {
+                i += 1;
+            }
+        }
+        let some = !spares.waiting.is_empty();
+        spares.watched = some;
+        drop(spares);
+        // Unmapping takes a while; nobody waits for the lock meanwhile.
+        drop(old);
+        some
+    }
+}
+
+/// Counts an instance in the making, also when its making is stopped half-way.
+struct Preparing<'a>(&'a Inner);
+
+impl Drop for Preparing<'_> {
+    fn drop(&mut self) {
+        self.0.spares().preparing -= 1;
+    }
+}

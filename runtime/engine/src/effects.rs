@@ -1,0 +1,276 @@
+//! What one call of a Bee does to state and timers, input by input. A value: nothing happens until the host commits.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use skep_model::limits;
+use skep_model::step::{Batch, Disposition, Input, Outcome, StateMap, StateWrite, Step, TimerWrite};
+
+/// The guest broke the ABI. It ends the instance.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Violation(pub(crate) String);
+
+/// More was written than one call may write. It ends the instance.
+#[derive(Debug, thiserror::Error)]
+#[error("the Bee wrote more than {0} bytes of state and timers in one call; use smaller batches or smaller values")]
+pub(crate) struct TooMuchWritten(usize);
+
+/// Why a host call on state or timers did nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    Unkeyed,
+    NoStep,
+    /// The bound, bytes.
+    TooLarge(u64),
+    Quota,
+}
+
+/// Either the guest is told, or the call ends.
+#[derive(Debug)]
+pub(crate) enum Fault {
+    Refused(Refusal),
+    TooMuch(TooMuchWritten),
+}
+
+impl From<Refusal> for Fault {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Effects {
+    inputs: Arc<Vec<Input>>,
+    /// With the writes of all steps begun so far.
+    state: StateMap,
+    /// The stage is keyed and grants state.
+    granted: bool,
+    /// The current step. None before the first `begin` and after an `abandon`.
+    current: Option<usize>,
+    /// The highest index begun.
+    last: Option<usize>,
+    steps: Vec<StepEffects>,
+    /// Bytes written by all steps, abandoned ones too.
+    bytes: usize,
+    bytes_max: usize,
+}
+
+#[derive(Default)]
+struct StepEffects {
+    writes: BTreeMap<String, Write>,
+    timers: BTreeMap<String, Option<u64>>,
+    bytes: usize,
+}
+
+struct Write {
+    before: Option<Bytes>,
+    after: Option<Bytes>,
+}
+
+impl Effects {
+    /// `bytes_max` bounds what all steps together may write.
+    pub(crate) fn new(batch: Batch, granted: bool, bytes_max: usize) -> Self {
+        let mut steps = Vec::new();
+        if granted {
+            steps.resize_with(batch.inputs.len(), StepEffects::default);
+        }
+        Self {
+            inputs: Arc::new(batch.inputs),
+            state: batch.state,
+            granted,
+            current: None,
+            last: None,
+            steps,
+            bytes: 0,
+            bytes_max,
+        }
+    }
+
+    pub(crate) fn inputs(&self) -> &Arc<Vec<Input>> {
+        &self.inputs
+    }
+
+    /// Makes `index` the current input.
+    pub(crate) fn begin(&mut self, index: u32) -> Result<&Input, Violation> {
+        let i = index as usize;
+        if i >= self.inputs.len() {
+            return Err(Violation(format!(
+                "step.begin({index}), but the batch has {} inputs",
+                self.inputs.len()
+            )));
+        }
+        if let Some(last) = self.last
+            && i <= last
+        {
+            return Err(Violation(format!(
+                "step.begin({index}) after step.begin({last}): begin goes upward"
+            )));
+        }
+        self.current = Some(i);
+        self.last = Some(i);
+        Ok(&self.inputs[i])
+    }
+
+    /// Undoes the writes of the current input, which `index` must name, and ends its step.
+    pub(crate) fn abandon(&mut self, index: u32) -> Result<(), Violation> {
+        let i = index as usize;
+        if self.current != Some(i) {
+            let current = self.current.map_or_else(|| "none".to_owned(), |c| c.to_string());
+            return Err(Violation(format!(
+                "step.abandon({index}), but the current step is {current}"
+            )));
+        }
+        self.current = None;
+        if let Some(step) = self.steps.get_mut(i) {
+            let step = std::mem::take(step);
+            if let Some(key) = self.inputs[i].key()
+                && let Some(values) = self.state.get_mut(key)
+            {
+                for (name, write) in step.writes {
+                    match write.before {
+                        Some(value) => values.insert(name, value),
+                        None => values.remove(&name),
+                    };
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Result<Option<&Bytes>, Refusal> {
+        let (_, key) = self.key()?;
+        if name.len() > limits::STATE_NAME_BYTES_MAX {
+            return Err(Refusal::TooLarge(limits::STATE_NAME_BYTES_MAX as u64));
+        }
+        Ok(self.state.get(key).and_then(|values| values.get(name)))
+    }
+
+    /// `None` deletes.
+    pub(crate) fn write(&mut self, name: String, value: Option<Vec<u8>>) -> Result<(), Fault> {
+        let (index, _) = self.key()?;
+        let inputs = Arc::clone(&self.inputs);
+        // `key()` has just found it.
+        let key = inputs[index].key().unwrap_or_default();
+        if name.len() > limits::STATE_NAME_BYTES_MAX {
+            return Err(Refusal::TooLarge(limits::STATE_NAME_BYTES_MAX as u64).into());
+        }
+        if value.as_ref().is_some_and(|v| v.len() > limits::STATE_VALUE_BYTES_MAX) {
+            return Err(Refusal::TooLarge(limits::STATE_VALUE_BYTES_MAX as u64).into());
+        }
+        if !self.state.contains_key(key) {
+            self.state.insert(key.to_owned(), BTreeMap::new());
+        }
+        let (Some(values), Some(step)) = (self.state.get_mut(key), self.steps.get_mut(index)) else {
+            return Err(Refusal::NoStep.into());
+        };
+        let is_new = !values.contains_key(&name);
+        let full = value.is_some() && is_new && values.len() >= limits::STATE_NAMES_MAX;
+        // A step may touch as many names as a key may have, twice over: all deleted, all made anew.
+        let wide = step.writes.len() >= 2 * limits::STATE_NAMES_MAX && !step.writes.contains_key(&name);
+        if full || wide {
+            return Err(Refusal::Quota.into());
+        }
+        let cost = name.len() + value.as_ref().map_or(0, Vec::len);
+        // What an earlier write of the same name in this step cost is given back.
+        let earlier = step
+            .writes
+            .get(&name)
+            .map_or(0, |w| name.len() + w.after.as_ref().map_or(0, Bytes::len));
+        let bytes = step.bytes - earlier + cost;
+        if bytes > limits::EFFECTS_BYTES_MAX {
+            return Err(Refusal::Quota.into());
+        }
+        self.bytes += cost;
+        if self.bytes > self.bytes_max {
+            return Err(Fault::TooMuch(TooMuchWritten(self.bytes_max)));
+        }
+        self.bytes -= earlier;
+        step.bytes = bytes;
+
+        let after = value.map(Bytes::from);
+        let before = match &after {
+            Some(value) => values.insert(name.clone(), value.clone()),
+            None => values.remove(&name),
+        };
+        match step.writes.entry(name) {
+            Entry::Occupied(mut earlier) => earlier.get_mut().after = after,
+            Entry::Vacant(first) => {
+                first.insert(Write { before, after });
+            }
+        }
+        Ok(())
+    }
+
+    /// `None` cancels.
+    pub(crate) fn timer(&mut self, name: String, at_ms: Option<u64>) -> Result<(), Fault> {
+        let (index, _) = self.key()?;
+        let Some(step) = self.steps.get_mut(index) else {
+            return Err(Refusal::NoStep.into());
+        };
+        let known = step.timers.contains_key(&name);
+        if name.len() > limits::STATE_NAME_BYTES_MAX || (!known && step.timers.len() >= limits::TIMERS_PER_KEY_MAX) {
+            return Err(Refusal::Quota.into());
+        }
+        if !known {
+            let cost = name.len() + 8;
+            if step.bytes + cost > limits::EFFECTS_BYTES_MAX {
+                return Err(Refusal::Quota.into());
+            }
+            step.bytes += cost;
+            self.bytes += cost;
+            if self.bytes > self.bytes_max {
+                return Err(Fault::TooMuch(TooMuchWritten(self.bytes_max)));
+            }
+        }
+        step.timers.insert(name, at_ms);
+        Ok(())
+    }
+
+    fn key(&self) -> Result<(usize, &str), Refusal> {
+        let index = self.current.ok_or(Refusal::NoStep)?;
+        let key = self.inputs[index].key().filter(|_| self.granted);
+        key.map(|key| (index, key)).ok_or(Refusal::Unkeyed)
+    }
+
+    /// Joins what the Bee returned with what it wrote.
+    pub(crate) fn finish(self, outcomes: Vec<Outcome>) -> Result<Vec<Step>, Violation> {
+        if outcomes.len() != self.inputs.len() {
+            return Err(Violation(format!(
+                "the Bee returned {} outcomes for {} inputs: one an input is due",
+                outcomes.len(),
+                self.inputs.len()
+            )));
+        }
+        let mut written = self.steps.into_iter();
+        let mut steps = Vec::with_capacity(outcomes.len());
+        for (i, outcome) in outcomes.into_iter().enumerate() {
+            let effects = written.next().unwrap_or_default();
+            let wrote = !effects.writes.is_empty() || !effects.timers.is_empty();
+            if wrote && outcome.disposition != Disposition::Done {
+                return Err(Violation(format!(
+                    "input {i} wrote state or timers and is not `done`: call step.abandon({i}) before the next step begins"
+                )));
+            }
+            steps.push(Step {
+                outcome,
+                state: effects
+                    .writes
+                    .into_iter()
+                    .map(|(name, write)| StateWrite {
+                        name,
+                        value: write.after,
+                    })
+                    .collect(),
+                timers: effects
+                    .timers
+                    .into_iter()
+                    .map(|(name, at_ms)| TimerWrite { name, at_ms })
+                    .collect(),
+            });
+        }
+        Ok(steps)
+    }
+}

@@ -1,0 +1,212 @@
+//! The engine: wasmtime, its pool, the threads that run guests, and the clockwork that bounds them.
+
+use std::hash::{Hash, Hasher};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use sha2::{Digest as _, Sha256};
+use skep_model::id::Digest;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use wasmtime::component::{Component, Linker};
+
+use crate::artifact::Artifact;
+use crate::bee;
+use crate::error::Error;
+use crate::guests::Guests;
+use crate::host::{Host, linker};
+use crate::module::Module;
+use crate::settings::{Settings, config};
+use crate::ticker::Ticker;
+
+/// Each loaded module holds a file (its memory image), so the usual 1024 would stop a node at a thousand modules.
+const OPEN_FILES_WANTED: u64 = 1 << 16;
+
+/// One a process. Idle it costs nothing but the address space of its pool.
+pub struct Engine {
+    wasm: wasmtime::Engine,
+    linker: Linker<Host>,
+    settings: Settings,
+    fingerprint: [u8; 32],
+    ticker: Ticker,
+    /// Guest code runs here and nowhere else, so that a busy guest never delays I/O.
+    guests: Guests,
+    running: Semaphore,
+    spare: Arc<Semaphore>,
+    watched: Mutex<Watched>,
+}
+
+#[derive(Default)]
+struct Watched {
+    bees: Vec<Weak<bee::Inner>>,
+    /// A task looks after them.
+    tended: bool,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Starts an engine: reserves the pool's address space and starts the guest threads. Raises the process's limit of
+    /// open files as far as it may.
+    ///
+    /// # Errors
+    /// The machine does not give the address space or the threads.
+    pub fn new(settings: Settings) -> Result<Arc<Self>, Error> {
+        raise_open_files();
+        let start = |e: wasmtime::Error| Error::Start(format!("{e:#}"));
+        let wasm = wasmtime::Engine::new(&config(&settings)).map_err(start)?;
+        let linker = linker(&wasm).map_err(start)?;
+        let ticker = Ticker::start(wasm.clone())?;
+        let guests = Guests::start(settings.thread_count())?;
+        Ok(Arc::new(Self {
+            fingerprint: fingerprint(&wasm),
+            linker,
+            ticker,
+            guests,
+            running: Semaphore::new(settings.running as usize),
+            spare: Arc::new(Semaphore::new(settings.spare as usize)),
+            watched: Mutex::default(),
+            settings,
+            wasm,
+        }))
+    }
+
+    /// Maps a compiled module into the process and reads the names of its Bees.
+    ///
+    /// # Errors
+    /// The artifact is of another version or configuration, does not fit a slot, or its Bees are badly named.
+    pub async fn load(self: &Arc<Self>, digest: Digest, artifact: Artifact) -> Result<Module, Error> {
+        let engine = Arc::clone(self);
+        // A Python module takes milliseconds to map, and the names are read by guest code: neither on the caller's thread.
+        let loading = self.guests().spawn(|load| async move {
+            let _load = load;
+            let inside = Arc::clone(&engine);
+            let pre = tokio::task::spawn_blocking(move || inside.map(&artifact)).await;
+            let pre = pre.map_err(|e| Error::Artifact(format!("loading was interrupted: {e}")))??;
+            Box::pin(Module::open(engine, digest, pre)).await
+        });
+        loading
+            .await
+            .unwrap_or_else(|e| Err(Error::Artifact(format!("loading was interrupted: {e}"))))
+    }
+
+    fn map(&self, artifact: &Artifact) -> Result<wasmtime::component::InstancePre<Host>, Error> {
+        // SAFETY: an `Artifact` comes from our compiler process or from the cache after its MAC was verified, and it is
+        // sealed: the bytes that were verified are the bytes that are mapped.
+        let component = unsafe { Component::deserialize_file(&self.wasm, artifact.path()) }.map_err(|e| {
+            let text = format!("{e:#}");
+            if text.contains("exceeds") || text.contains("limit") {
+                Error::TooBig(text)
+            } else {
+                Error::Artifact(text)
+            }
+        })?;
+        self.linker
+            .instantiate_pre(&component)
+            .map_err(|e| Error::Artifact(format!("{e:#}")))
+    }
+
+    /// Names the code that this engine's compiler makes: an artifact of another fingerprint does not fit.
+    #[must_use]
+    pub fn fingerprint(&self) -> [u8; 32] {
+        self.fingerprint
+    }
+
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub(crate) fn ticker(&self) -> &Ticker {
+        &self.ticker
+    }
+
+    pub(crate) fn running(&self) -> &Semaphore {
+        &self.running
+    }
+
+    pub(crate) fn guests(&self) -> &Guests {
+        &self.guests
+    }
+
+    pub(crate) fn place_for_spare(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.spare).try_acquire_owned().ok()
+    }
+
+    /// Sees to it that a Bee's spares go when they are idle. The task that does it ends with the last spare.
+    pub(crate) fn watch(self: &Arc<Self>, bee: Weak<bee::Inner>) {
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.bees.push(bee);
+        if !std::mem::replace(&mut watched.tended, true) {
+            let idle = self.settings.spare_idle;
+            let engine = Arc::downgrade(self);
+            // It sleeps nearly always: no load.
+            self.guests().spawn(|_| tend(engine, idle));
+        }
+    }
+}
+
+async fn tend(engine: Weak<Engine>, idle: Duration) {
+    loop {
+        tokio::time::sleep((idle / 2).max(Duration::from_millis(10))).await;
+        let Some(engine) = engine.upgrade() else { return };
+        // Not under the lock: dropping instances takes a while, and a Bee dropped here drops its spares.
+        let bees = {
+            let mut watched = engine.watched.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut watched.bees)
+        };
+        let mut kept = Vec::new();
+        for weak in bees {
+            if let Some(bee) = weak.upgrade()
+                && bee.drop_idle(idle)
+            {
+                kept.push(weak);
+            }
+        }
+        let mut watched = engine.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.bees.append(&mut kept);
+        if watched.bees.is_empty() {
+            watched.tended = false;
+            return;
+        }
+    }
+}
+
+/// SHA-256 of all that decides whether code fits this engine.
+pub(crate) fn fingerprint(engine: &wasmtime::Engine) -> [u8; 32] {
+    struct Sha(Sha256);
+    impl Hasher for Sha {
+        fn write(&mut self, bytes: &[u8]) {
+            self.0.update(bytes);
+        }
+
+        fn finish(&self) -> u64 {
+            0
+        }
+    }
+    let mut sha = Sha(Sha256::new());
+    engine.precompile_compatibility_hash().hash(&mut sha);
+    sha.0.finalize().into()
+}
+
+fn raise_open_files() {
+    let now = getrlimit(Resource::Nofile);
+    let Some(current) = now.current else { return };
+    let wanted = now.maximum.map_or(OPEN_FILES_WANTED, |max| max.min(OPEN_FILES_WANTED));
+    if current >= wanted {
+        return;
+    }
+    let raised = Rlimit {
+        current: Some(wanted),
+        maximum: now.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, current, "cannot raise the limit of open files; each loaded module needs one");
+    }
+}

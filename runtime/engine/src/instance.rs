@@ -1,0 +1,195 @@
+//! One live instance of a module, and one call of it.
+
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use skep_model::limits::EPOCH_TICK_MS;
+use skep_model::step::{Batch, Outcome, Processed};
+use tokio::sync::OwnedSemaphorePermit;
+use wasmtime::component::{ComponentExportIndex, Func, InstancePre, TypedFunc};
+use wasmtime::{Store, error::Context as _};
+
+use crate::abi::{BeeResult, InputParam, OutcomeResult};
+use crate::effects::Effects;
+use crate::host::{HOSTCALL_BYTES_MAX, Host};
+use crate::log::Log;
+use crate::ticker::Ticker;
+use crate::verdict::{self, Failure, Limits};
+
+pub(crate) type Process<'a> = TypedFunc<(&'a str, &'a [InputParam<'a>]), (Vec<OutcomeResult>,)>;
+pub(crate) type Bees = TypedFunc<(), (Vec<BeeResult>,)>;
+
+/// A module ready to be instantiated, its exports found and their types checked.
+pub(crate) struct Code {
+    pub(crate) pre: InstancePre<Host>,
+    pub(crate) process: ComponentExportIndex,
+    pub(crate) bees: ComponentExportIndex,
+}
+
+/// The time that one call may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Time {
+    pub(crate) cpu_ms: u64,
+    pub(crate) wall_ms: u64,
+}
+
+impl Time {
+    pub(crate) fn ticks(self) -> u64 {
+        // One more: a call begins between two ticks.
+        (self.cpu_ms / EPOCH_TICK_MS).max(1) + 1
+    }
+}
+
+pub(crate) struct Instance {
+    store: Store<Host>,
+    process: Func,
+    pub(crate) made: Instant,
+    pub(crate) used: Instant,
+    pub(crate) calls: u32,
+    /// While it waits for a call. None while it runs on a permit of the call.
+    pub(crate) place: Option<OwnedSemaphorePermit>,
+}
+
+impl Instance {
+    /// Instantiates; the module's start code runs, under the same limits as a call.
+    pub(crate) async fn make(
+        code: &Code,
+        host: Host,
+        ticker: &Ticker,
+        time: Time,
+    ) -> Result<Self, (Failure, Store<Host>)> {
+        let mut store = host.into_store(code.pre.engine(), time.ticks());
+        let running = ticker.run();
+        let made = guarded(time, code.pre.instantiate_async(&mut store)).await;
+        drop(running);
+        let found = made.and_then(|instance| {
+            instance
+                .get_func(&mut store, code.process)
+                .context("the export `process` is gone")
+                .map_err(Failure::Wasm)
+        });
+        match found {
+            Ok(process) => {
+                let now = Instant::now();
+                Ok(Self {
+                    store,
+                    process,
+                    made: now,
+                    used: now,
+                    calls: 0,
+                    place: None,
+                })
+            }
+            Err(failure) => Err((failure, store)),
+        }
+    }
+
+    /// Calls the Bee. After a trap the instance is spoilt: the second value says whether it may be used again.
+    pub(crate) async fn call(
+        &mut self,
+        bee: &str,
+        batch: Batch,
+        granted: bool,
+        ticker: &Ticker,
+        time: Time,
+    ) -> (Processed, bool) {
+        self.calls += 1;
+        let effects = Effects::new(batch, granted, HOSTCALL_BYTES_MAX);
+        let inputs = Arc::clone(effects.inputs());
+        let host = self.store.data_mut();
+        host.effects = effects;
+        host.ticks = 0;
+        host.ticks_max = time.ticks();
+        self.store.set_epoch_deadline(1);
+
+        let outcomes = {
+            let params: Vec<InputParam<'_>> = inputs.iter().map(InputParam::from).collect();
+            // SAFETY: `Code` is made only after a typed lookup of this same export of this same component succeeded
+            // with this same type (see `Module::load`).
+            let process: Process<'_> = unsafe { TypedFunc::new_unchecked(self.process) };
+            let running = ticker.run();
+            let outcomes = guarded(time, process.call_async(&mut self.store, (bee, &params))).await;
+            drop(running);
+            outcomes
+        };
+        let effects = std::mem::take(&mut self.store.data_mut().effects);
+        let result = outcomes.and_then(|(outcomes,)| {
+            let outcomes = outcomes.into_iter().map(Outcome::from).collect();
+            effects.finish(outcomes).map_err(Failure::Violation)
+        });
+        self.used = Instant::now();
+        match result {
+            Ok(steps) => {
+                let said = self.store.data().log.take();
+                let processed = Processed {
+                    result: Ok(steps),
+                    log: said.lines,
+                };
+                (processed, true)
+            }
+            Err(failure) => (failed(failure, self.store.data(), time), false),
+        }
+    }
+
+    /// Memory that the guest has grown to, in percent of its limit.
+    pub(crate) fn memory_percent(&self) -> usize {
+        self.store.data().ceiling.percent()
+    }
+
+    /// Before the next call of a reused instance.
+    pub(crate) fn restart(&mut self, stage: skep_model::id::Digest) {
+        let host = self.store.data();
+        host.sense.restart(stage);
+        host.log.set_input(None);
+    }
+}
+
+/// What a call that failed left.
+pub(crate) fn failed(failure: Failure, host: &Host, time: Time) -> Processed {
+    if let Failure::HostPanic(message) = &failure {
+        tracing::error!(message, "a host call panicked: this is a defect of skep");
+    }
+    let said = Log::take(&host.log);
+    let limits = Limits {
+        cpu_ms: time.cpu_ms,
+        wall_ms: time.wall_ms,
+        ticks: host.ticks,
+        ticks_max: host.ticks_max,
+        ceiling: &host.ceiling,
+    };
+    Processed {
+        result: Err(verdict::trap(failure, &limits, said.stderr)),
+        log: said.lines,
+    }
+}
+
+/// Runs a call of the guest until it ends, its wall time is over, or one of our host calls panics.
+pub(crate) async fn guarded<T>(time: Time, call: impl Future<Output = wasmtime::Result<T>>) -> Result<T, Failure> {
+    let mut call = pin!(call);
+    let caught =
+        std::future::poll_fn(
+            |cx| match std::panic::catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx))) {
+                Ok(Poll::Pending) => Poll::Pending,
+                Ok(Poll::Ready(done)) => Poll::Ready(done.map_err(Failure::Wasm)),
+                Err(panic) => Poll::Ready(Err(Failure::HostPanic(message(&*panic)))),
+            },
+        );
+    match tokio::time::timeout(Duration::from_millis(time.wall_ms), caught).await {
+        Ok(done) => done,
+        Err(_) => Err(Failure::TimedOut),
+    }
+}
+
+/// The text of a panic.
+pub(crate) fn message(panic: &(dyn std::any::Any + Send)) -> String {
+    if let Some(text) = panic.downcast_ref::<&str>() {
+        (*text).to_owned()
+    } else if let Some(text) = panic.downcast_ref::<String>() {
+        text.clone()
+    } else {
+        "no message".to_owned()
+    }
+}

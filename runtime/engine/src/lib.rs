@@ -1,0 +1,42 @@
+//! wasmtime narrowed: uploads in, Bees out. Nothing else in the workspace links wasmtime.
+//!
+//! The way of a module, and where to look:
+//! 1. [`Compiler::compile`] hands an upload to a separate, limited process, which checks and compiles it
+//!    ([`child_main`] is that process's body). The node itself never parses an upload.
+//! 2. [`ArtifactCache`] keeps the native code on disk under a MAC, and gives back only what verifies.
+//! 3. [`Engine::load`] maps an [`Artifact`] into the process and reads the Bees' names from the module.
+//! 4. [`Module::bee`] binds a Bee to one stage's [`BeeSettings`].
+//! 5. [`Bee::process`] runs a batch in a fresh instance (or a warm one, if the stage asks for that) and gives
+//!    a [`skep_model::step::Processed`]: one step an input, or the trap that ended the instance.
+//!
+//! Every bound is in [`Settings`], [`CompilerLimits`] or `skep_model::limits`. All guest code runs on threads named
+//! `skep-guest-N`; futures of this crate may be polled on any tokio runtime.
+
+mod abi;
+mod artifact;
+mod bee;
+mod cache;
+mod ceiling;
+mod compile;
+mod effects;
+mod engine;
+mod error;
+mod guests;
+mod host;
+mod instance;
+mod log;
+mod module;
+mod settings;
+mod ticker;
+mod time;
+mod verdict;
+
+pub use artifact::Artifact;
+pub use bee::{Bee, BeeSettings};
+pub use cache::ArtifactCache;
+pub use compile::{Code, CompileError, Compiler, child_main};
+pub use engine::Engine;
+pub use error::Error;
+pub use module::Module;
+pub use settings::{CompilerLimits, Settings, config};
+pub use time::BEFORE_BEGIN_MS;

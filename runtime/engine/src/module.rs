@@ -1,0 +1,171 @@
+//! A loaded module and the Bees that it names.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use skep_model::id::Digest;
+use skep_model::limits;
+use skep_model::name::BeeName;
+use skep_model::step::Trap;
+
+use crate::bee::{Bee, BeeSettings};
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::host::{HANDLER, Host};
+use crate::instance::{Bees, Code, Process, Time, failed, guarded};
+use crate::time::Sense;
+use crate::verdict::Failure;
+
+/// What a module may use to say its Bees' names.
+const BEES_TIME: Time = Time {
+    cpu_ms: 1_000,
+    wall_ms: 5_000,
+};
+const BEES_MEMORY_BYTES: usize = 64 << 20;
+/// The smallest memory that a Bee can be given.
+const MEMORY_BYTES_MIN: usize = 1 << 20;
+
+/// A compiled module in this process. Cheap to clone.
+#[derive(Clone)]
+pub struct Module {
+    engine: Arc<Engine>,
+    digest: Digest,
+    code: Arc<Code>,
+    bees: Arc<[BeeName]>,
+}
+
+impl std::fmt::Debug for Module {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Module")
+            .field("digest", &self.digest)
+            .field("bees", &self.bees)
+            .finish()
+    }
+}
+
+impl Module {
+    /// Reads the Bees' names by calling the module in a limited instance. Runs on a guest thread.
+    pub(crate) async fn open(
+        engine: Arc<Engine>,
+        digest: Digest,
+        pre: wasmtime::component::InstancePre<Host>,
+    ) -> Result<Self, Error> {
+        let missing = |what: &str| Error::Export(format!("`{what}` is missing"));
+        let component = pre.component();
+        let handler = component
+            .get_export_index(None, HANDLER)
+            .ok_or_else(|| missing(HANDLER))?;
+        let code = Code {
+            process: component
+                .get_export_index(Some(&handler), "process")
+                .ok_or_else(|| missing("process"))?,
+            bees: component
+                .get_export_index(Some(&handler), "bees")
+                .ok_or_else(|| missing("bees"))?,
+            pre,
+        };
+        let bees = names(&engine, &code, digest).await?;
+        Ok(Self {
+            engine,
+            digest,
+            code: Arc::new(code),
+            bees: bees.into(),
+        })
+    }
+
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// In the module's order.
+    #[must_use]
+    pub fn bees(&self) -> &[BeeName] {
+        &self.bees
+    }
+
+    /// The Bee `name`, to be run as `settings` say.
+    ///
+    /// # Errors
+    /// No such Bee, or a setting outside what the engine can give.
+    pub fn bee(&self, name: &BeeName, settings: BeeSettings) -> Result<Bee, Error> {
+        if !self.bees.contains(name) {
+            let has: Vec<&str> = self.bees.iter().map(BeeName::as_str).collect();
+            return Err(Error::NoSuchBee {
+                name: name.clone(),
+                has: has.join(", "),
+            });
+        }
+        within(
+            "memory (bytes)",
+            settings.memory_bytes as u64,
+            MEMORY_BYTES_MIN as u64,
+            self.engine.settings().memory_bytes_max as u64,
+        )?;
+        for (what, ms) in [("CPU time (ms)", settings.cpu_ms), ("wall time (ms)", settings.wall_ms)] {
+            within(what, ms, 1, limits::STAGE_TIMEOUT_MS_MAX)?;
+        }
+        Ok(Bee::new(
+            Arc::clone(&self.engine),
+            Arc::clone(&self.code),
+            name.clone(),
+            settings,
+        ))
+    }
+}
+
+fn within(what: &'static str, found: u64, min: u64, max: u64) -> Result<(), Error> {
+    if (min..=max).contains(&found) {
+        Ok(())
+    } else {
+        Err(Error::BadSetting { what, found, min, max })
+    }
+}
+
+async fn names(engine: &Engine, code: &Code, digest: Digest) -> Result<Vec<BeeName>, Error> {
+    let host = Host::new(
+        digest,
+        Sense::new(digest, None),
+        BEES_MEMORY_BYTES.min(engine.settings().memory_bytes_max),
+        Arc::default(),
+    );
+    let mut store = host.into_store(code.pre.engine(), BEES_TIME.ticks());
+    let running = engine.ticker().run();
+    let instance = guarded(BEES_TIME, code.pre.instantiate_async(&mut store)).await;
+    let instance = instance.map_err(|failure| ended(failure, store.data()))?;
+    // This check of both types is what `Instance::call` relies upon.
+    let bees: Bees = instance
+        .get_typed_func(&mut store, code.bees)
+        .map_err(|e| Error::Export(format!("`bees`: {}", e.root_cause())))?;
+    let _: Process<'_> = instance
+        .get_typed_func(&mut store, code.process)
+        .map_err(|e| Error::Export(format!("`process`: {}", e.root_cause())))?;
+    let named = guarded(BEES_TIME, bees.call_async(&mut store, ())).await;
+    drop(running);
+    let (named,) = named.map_err(|failure| ended(failure, store.data()))?;
+
+    if named.is_empty() {
+        return Err(Error::NoBees);
+    }
+    if named.len() > limits::BEES_PER_MODULE_MAX {
+        return Err(Error::TooManyBees(named.len()));
+    }
+    let mut seen = BTreeSet::new();
+    let mut names = Vec::with_capacity(named.len());
+    for bee in named {
+        let name: BeeName = bee.name.parse()?;
+        if !seen.insert(name.clone()) {
+            return Err(Error::TwiceNamed(name));
+        }
+        names.push(name);
+    }
+    Ok(names)
+}
+
+fn ended(failure: Failure, host: &Host) -> Error {
+    match failed(failure, host, BEES_TIME).result {
+        Err(Trap { kind, detail, .. }) => Error::Bees(format!("{kind}: {detail}")),
+        // `failed` always gives a trap.
+        Ok(_) => Error::Bees("it ended without a cause".into()),
+    }
+}

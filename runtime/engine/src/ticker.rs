@@ -1,0 +1,126 @@
+//! The epoch_tick: a thread that advances wasmtime's epoch while guest code runs, and sleeps for good when none does.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{JoinHandle, Thread};
+use std::time::Duration;
+
+use skep_model::limits::EPOCH_TICK_MS;
+
+/// Ticks that go on after the last call, so that a busy node need not wake the thread at each call.
+const LINGER_TICKS: u32 = 50;
+
+pub(crate) struct Ticker {
+    shared: Arc<Shared>,
+    thread: Thread,
+    join: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    running: AtomicUsize,
+    asleep: AtomicBool,
+    stop: AtomicBool,
+}
+
+/// While one lives, epochs advance.
+pub(crate) struct Running(Arc<Shared>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Ticker {
+    pub(crate) fn start(engine: wasmtime::Engine) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            running: AtomicUsize::new(0),
+            asleep: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+        });
+        let inside = Arc::clone(&shared);
+        let join = std::thread::Builder::new()
+            .name("skep-epoch".into())
+            .spawn(move || tick(&inside, &engine))?;
+        Ok(Self {
+            shared,
+            thread: join.thread().clone(),
+            join: Some(join),
+        })
+    }
+
+    pub(crate) fn run(&self) -> Running {
+        self.shared.running.fetch_add(1, Ordering::SeqCst);
+        // The load keeps a busy node from writing a shared cache line at each call.
+        if self.shared.asleep.load(Ordering::SeqCst) && self.shared.asleep.swap(false, Ordering::SeqCst) {
+            self.thread.unpark();
+        }
+        Running(Arc::clone(&self.shared))
+    }
+
+    #[cfg(test)]
+    fn asleep(&self) -> bool {
+        self.shared.asleep.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.thread.unpark();
+        if let Some(join) = self.join.take() {
+            // It has nothing to say, and it cannot panic.
+            let _ = join.join();
+        }
+    }
+}
+
+fn tick(shared: &Shared, engine: &wasmtime::Engine) {
+    let mut quiet = 0;
+    while !shared.stop.load(Ordering::SeqCst) {
+        if shared.running.load(Ordering::SeqCst) > 0 {
+            quiet = 0;
+        } else {
+            quiet += 1;
+        }
+        if quiet <= LINGER_TICKS {
+            std::thread::park_timeout(Duration::from_millis(EPOCH_TICK_MS));
+            engine.increment_epoch();
+            continue;
+        }
+        // Say that we sleep, then look once more: a call that began between the two sees the flag and wakes us.
+        shared.asleep.store(true, Ordering::SeqCst);
+        while shared.asleep.load(Ordering::SeqCst)
+            && shared.running.load(Ordering::SeqCst) == 0
+            && !shared.stop.load(Ordering::SeqCst)
+        {
+            std::thread::park();
+        }
+        shared.asleep.store(false, Ordering::SeqCst);
+        quiet = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_sleeps_when_nothing_runs_and_wakes_for_a_call() {
+        let ticker = Ticker::start(wasmtime::Engine::default()).unwrap();
+        let wait = |asleep: bool| {
+            for _ in 0..400 {
+                if ticker.asleep() == asleep {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            panic!("asleep never became {asleep}");
+        };
+        wait(true);
+        let running = ticker.run();
+        wait(false);
+        drop(running);
+        wait(true);
+    }
+}

@@ -1,0 +1,32 @@
+//! The nouns of skep: pure data, no I/O, no async.
+//!
+//! Everything else in the workspace depends on this crate and this crate depends on nothing of ours. What lives here:
+//! - [`name`]: validated names; the only way to make one is to parse it.
+//! - [`id`]: uids, tokens, commit ids, digests.
+//! - [`env`]: time and chance, as arguments.
+//! - [`scope`]: what one tenant may name; topic names can be made from a scope only.
+//! - [`key`]: the key of a message, as a stage's `key:` takes it.
+//! - [`message`]: what users send, and what a reply says.
+//! - [`span`]: finished spans, as values.
+//! - [`step`]: what crosses the boundary between a stage and a Bee, as values.
+//! - [`swarm`]: the graph that a manifest describes.
+//! - [`manifest`]: YAML to [`swarm::Swarm`], every mistake at once with line and column.
+//! - [`diff`]: what an apply would change, and what it refuses.
+//! - [`limits`]: every bound and default of the system, named.
+//! - [`error`]: what a caller must do about a failure.
+
+pub mod diff;
+pub mod env;
+pub mod error;
+pub mod id;
+pub mod key;
+pub mod limits;
+pub mod manifest;
+pub mod message;
+pub mod name;
+pub mod scope;
+pub mod span;
+pub mod step;
+pub mod swarm;
+
+pub use bytes::Bytes;

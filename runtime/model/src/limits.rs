@@ -1,0 +1,179 @@
+//! Every bound and default of the system, named, with its reason. "Memory and disk are bounded and every bound has a name."
+
+// --- messages ---------------------------------------------------------------------------------------------------
+/// One payload. Larger things belong in object storage until the claim check exists.
+pub const PAYLOAD_BYTES_MAX: usize = 256 << 10;
+/// One key: it is part of every state row and index.
+pub const KEY_BYTES_MAX: usize = 1 << 10;
+/// All headers of one message, names and values.
+pub const HEADERS_BYTES_MAX: usize = 16 << 10;
+pub const HEADERS_MAX: usize = 64;
+/// All effects of one message, outputs counted once per destination.
+pub const EFFECTS_BYTES_MAX: usize = 1 << 20;
+/// All effects of one commit. A batch commits the longest prefix that fits.
+pub const COMMIT_BYTES_MAX: usize = 2 << 20;
+/// Messages that one input may publish; keeps one outcome list decodable within a step.
+pub const EMITS_MAX: usize = 10_000;
+
+// --- state and timers -------------------------------------------------------------------------------------------
+pub const STATE_VALUE_BYTES_MAX: usize = 256 << 10;
+pub const STATE_NAME_BYTES_MAX: usize = 256;
+/// Named values of one key.
+pub const STATE_NAMES_MAX: usize = 1_000;
+/// Pending timers of one key.
+pub const TIMERS_PER_KEY_MAX: usize = 1_000;
+/// Key groups of a stage: fixed for life, the unit of state and of rescaling.
+pub const KEY_GROUPS: u16 = 256;
+
+// --- topics -----------------------------------------------------------------------------------------------------
+pub const PARTITIONS_DEFAULT_EMBEDDED: u16 = 4;
+pub const PARTITIONS_MAX: u16 = 256;
+pub const INBOX_MESSAGES_DEFAULT: u64 = 100_000;
+pub const INBOX_BYTES_DEFAULT: u64 = 64 << 20;
+/// The least inbox: a Gateway may use four fifths of it, and one message's effects must fit.
+pub const INBOX_MESSAGES_MIN: u64 = 10;
+pub const INBOX_MESSAGES_MAX: u64 = 100_000_000;
+pub const INBOX_BYTES_MIN: u64 = EFFECTS_BYTES_MAX as u64;
+pub const INBOX_BYTES_MAX: u64 = 1 << 40;
+/// Publishes from a Gateway stop here, in percent of the bound; outputs of stages may use the rest, so draining never deadlocks.
+pub const INBOX_GATEWAY_PERCENT: u64 = 80;
+pub const DEAD_LETTERS_DEFAULT: u64 = 10_000;
+pub const DEAD_LETTER_BYTES_DEFAULT: u64 = 64 << 20;
+pub const DEAD_LETTERS_MAX: u64 = 10_000_000;
+pub const DEAD_LETTER_BYTES_MAX: u64 = 1 << 40;
+pub const BATCH_MESSAGES_DEFAULT: u32 = 256;
+pub const BATCH_MESSAGES_MAX: u32 = 4_096;
+pub const BATCH_BYTES_DEFAULT: u64 = 1 << 20;
+/// The least is one message as large as may be, with its key and headers.
+pub const BATCH_BYTES_MIN: u64 = 512 << 10;
+/// A batch is copied into the guest's memory whole.
+pub const BATCH_BYTES_MAX: u64 = 16 << 20;
+/// Batches of one stage under way at once on the in-memory lane.
+pub const CONCURRENCY_DEFAULT: u16 = 8;
+pub const CONCURRENCY_MAX: u16 = 256;
+pub const LEASE_TTL_MS: u64 = 2_000;
+/// Operations that wait for the embedded backend's writer.
+pub const WRITER_QUEUE_MAX: usize = 1_024;
+/// One frame, i.e. one row: as much as a default batch takes, so that most fetches end where a frame ends.
+pub const FRAME_MESSAGES_MAX: usize = 256;
+pub const FRAME_BYTES_MAX: usize = 1 << 20;
+/// Frames that the embedded backend keeps in memory between append and fetch; a frame beyond it is read from disk.
+pub const FRAME_CACHE_BYTES_MAX: usize = 8 << 20;
+/// Operations, and milliseconds, that may join a transaction which somebody waits for.
+pub const FLUSH_JOIN_MAX: usize = 512;
+pub const FLUSH_JOIN_MS: u64 = 2;
+/// How long, and up to how many bytes, writes that nobody waits for may share a transaction.
+pub const FLUSH_SHARE_MS: u64 = 5;
+pub const FLUSH_SHARE_BYTES: usize = 4 << 20;
+/// The write-ahead log is folded into the database at about this size, which bounds it on disk.
+pub const WAL_BYTES: usize = 16 << 20;
+/// The embedded backend's page cache.
+pub const PAGE_CACHE_BYTES: usize = 8 << 20;
+/// Disk space held back so that queued work can drain when the disk is full; at most an eighth of the file system.
+pub const RESERVE_BYTES_MAX: u64 = 64 << 20;
+/// Lives of deleted Swarms that a store remembers, newest first, to answer late calls on them with `Gone`.
+pub const GONE_SWARMS_MAX: u64 = 10_000;
+/// Streaming submit sessions remembered per Swarm. The one that expires first makes room; its client is told of a gap.
+pub const SESSIONS_MAX: u64 = 100_000;
+/// Rows deleted in one operation when a Swarm or topic goes, so that others are not held up.
+pub const REMOVE_ROWS_MAX: usize = 2_000;
+/// Expired idempotency keys and sessions collected by one publish.
+pub const EXPIRED_ROWS_MAX: usize = 64;
+/// Idempotency keys remembered per subject.
+pub const DEDUP_KEYS_MAX: u64 = 100_000;
+/// Stored replies per subject.
+pub const REPLY_BYTES_MAX: u64 = 64 << 20;
+pub const DEDUP_WINDOW_MS_DEFAULT: u64 = 15 * 60 * 1_000;
+pub const DEDUP_WINDOW_MS_MAX: u64 = 24 * 60 * 60 * 1_000;
+/// Idempotency key sent by a client.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
+/// Requests on the in-memory lane of one stage.
+pub const LANE_MESSAGES_MAX: usize = 4_096;
+
+// --- retries ----------------------------------------------------------------------------------------------------
+pub const ATTEMPTS_DEFAULT: u32 = 5;
+pub const ATTEMPTS_MAX: u32 = 1_000;
+pub const BACKOFF_FIRST_MS_DEFAULT: u64 = 100;
+pub const BACKOFF_MAX_MS_DEFAULT: u64 = 30_000;
+pub const RETRY_AFTER_MS_MAX: u64 = 24 * 60 * 60 * 1_000;
+pub const STAGE_TIMEOUT_MS_DEFAULT: u64 = 30_000;
+pub const STAGE_TIMEOUT_MS_MAX: u64 = 3_600_000;
+pub const REQUEST_DEADLINE_MS_DEFAULT: u64 = 30_000;
+pub const REQUEST_DEADLINE_MS_MAX: u64 = 3_600_000;
+
+// --- modules ----------------------------------------------------------------------------------------------------
+pub const UPLOAD_BYTES_MAX: usize = 64 << 20;
+/// One chunk of an upload; below gRPC's 4 MiB message limit.
+pub const UPLOAD_CHUNK_BYTES: usize = 256 << 10;
+pub const BEES_PER_MODULE_MAX: usize = 256;
+pub const MANIFEST_BYTES_MAX: usize = 1 << 20;
+pub const STAGES_MAX: usize = 256;
+/// Sources of one stage.
+pub const STAGE_INPUTS_MAX: usize = 256;
+/// Nodes of a manifest's YAML, aliases expanded: an alias bomb stops here.
+pub const MANIFEST_NODES_MAX: usize = 100_000;
+/// Lists and mappings inside each other.
+pub const MANIFEST_DEPTH_MAX: usize = 32;
+/// Mistakes reported at once.
+pub const MISTAKES_MAX: usize = 100;
+/// `config` of one stage.
+pub const CONFIG_ENTRIES_MAX: usize = 256;
+pub const CONFIG_BYTES_MAX: usize = 64 << 10;
+pub const DESCRIPTION_BYTES_MAX: usize = 4 << 10;
+/// The name in `key: header:NAME`.
+pub const HEADER_NAME_BYTES_MAX: usize = 256;
+/// The pointer in `key: json:/pointer`.
+pub const JSON_POINTER_BYTES_MAX: usize = 1 << 10;
+
+// --- engine -----------------------------------------------------------------------------------------------------
+/// epoch_tick: the granularity of CPU limits and preemption.
+pub const EPOCH_TICK_MS: u64 = 10;
+pub const MEMORY_BYTES_DEFAULT: usize = 256 << 20;
+pub const MEMORY_BYTES_MAX: usize = 1 << 30;
+/// Below it not even an empty Rust component starts.
+pub const MEMORY_BYTES_MIN: usize = 1 << 20;
+/// Calls and age (seconds) of one instance with `instances: pooled`.
+pub const POOLED_CALLS_DEFAULT: u32 = 10_000;
+pub const POOLED_CALLS_MAX: u32 = 1_000_000;
+pub const POOLED_AGE_S_DEFAULT: u32 = 300;
+pub const POOLED_AGE_S_MAX: u32 = 86_400;
+pub const STDERR_BYTES_MAX: usize = 4 << 10;
+pub const LOG_LINE_BYTES_MAX: usize = 16 << 10;
+/// Log lines and bytes that one call of a Bee may produce; the rest is counted and dropped with a line that says so.
+pub const LOG_LINES_PER_CALL_MAX: usize = 1_000;
+pub const LOG_BYTES_PER_CALL_MAX: usize = 64 << 10;
+/// Log bytes kept per Bee, in memory, also of dead instances.
+pub const LOG_BYTES_KEPT_MAX: usize = 1 << 20;
+
+// --- doors ------------------------------------------------------------------------------------------------------
+/// Calls under way at once on a node.
+pub const IN_FLIGHT_MAX: usize = 4_096;
+pub const IN_FLIGHT_BYTES_MAX: usize = 256 << 20;
+/// Streams on one HTTP/2 connection.
+pub const HTTP2_STREAMS_MAX: u32 = 1_024;
+pub const CONNECTIONS_MAX: usize = 4_096;
+/// Calls in flight on one `requests` or `submit` stream.
+pub const STREAM_WINDOW_MAX: usize = 4_096;
+/// How long a client may take to send its headers.
+pub const HEADER_TIMEOUT_MS: u64 = 10_000;
+/// All headers of one HTTP request, names and values: a message's own and room for the protocol's.
+pub const HTTP_HEADERS_BYTES_MAX: u32 = 32 << 10;
+/// How long a quiet HTTP/2 connection lives without an answer to a ping.
+pub const KEEP_ALIVE_EVERY_MS: u64 = 30_000;
+pub const KEEP_ALIVE_TIMEOUT_MS: u64 = 20_000;
+/// How long a client may take to send the body of a unary call, whatever its deadline.
+pub const BODY_TIMEOUT_MS: u64 = 30_000;
+/// Streams that a client reset before they were accepted, and streams that it drove into an error: more end the connection.
+pub const HTTP2_RESETS_MAX: usize = 64;
+/// Messages and bytes of one submit or one frame of a streamed one: it is appended whole, as one entry an inbox.
+pub const SUBMIT_MESSAGES_MAX: usize = 10_000;
+pub const SUBMIT_BYTES_MAX: usize = 2 << 20;
+/// Frames of one streamed submit that wait for durability.
+pub const SUBMIT_FRAMES_MAX: usize = 256;
+/// One gRPC message of the Gateway: a full submit and its framing.
+pub const GATEWAY_MESSAGE_BYTES_MAX: usize = 4 << 20;
+/// Calls and bytes that a Gateway appends in one step of a backend.
+pub const APPEND_GROUP_CALLS_MAX: usize = 1_024;
+pub const APPEND_GROUP_BYTES_MAX: usize = 4 << 20;
+/// When a refused caller should try again: about the time in which a stage frees half of a small inbox.
+pub const RETRY_HINT_MS: u64 = 100;

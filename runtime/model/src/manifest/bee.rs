@@ -1,0 +1,516 @@
+//! Reading one entry of `bees`.
+
+use std::collections::BTreeMap;
+
+use super::fields::{BACKOFF, BATCH, BEE, BOUND, INPUT, INSTANCES, LATER, POOLED, RETRY, Shape};
+use super::mistake::{did_you_mean, nearest, quoted};
+use super::node::{Data, Place};
+use super::reader::{Fields, Value};
+use super::{ModulePaths, Modules};
+use crate::limits;
+use crate::name::{BeeName, ModuleRef, OutputName, StageName, Subject};
+use crate::swarm::{BatchPolicy, Bound, GuestClock, Instances, KeySource, Order, RetryPolicy, Stage};
+
+/// A Bee as far as it could be read. What was wrong is reported already and `None` here, so that the graph is still checked.
+pub(super) struct Draft<'a> {
+    /// The name as written, also when it is not a good one: references to it are no further mistake.
+    pub label: Option<&'a str>,
+    pub place: Place,
+    pub path: String,
+    pub inputs: Vec<Input<'a>>,
+    /// Everything but the inputs.
+    pub stage: Option<Stage>,
+}
+
+pub(super) struct Input<'a> {
+    pub value: Value<'a>,
+    pub source: Source<'a>,
+}
+
+pub(super) enum Source<'a> {
+    Gateway(Subject),
+    Bee {
+        label: &'a str,
+        output: Option<OutputName>,
+    },
+    /// `{ name: x }`: a Bee or, when no Bee has the name, a gateway.
+    Either(&'a str),
+}
+
+pub(super) struct Context<'m> {
+    pub paths: ModulePaths,
+    pub modules: Option<&'m dyn Modules>,
+}
+
+pub(super) fn read<'a>(value: &Value<'a>, context: &Context<'_>) -> Option<Draft<'a>> {
+    let fields = value.fields(&BEE)?;
+    for later in LATER {
+        if fields.get(later).is_some() {
+            let path = format!("{}.{later}", value.path);
+            let hint = Some("leave it out".to_owned());
+            value
+                .report
+                .add(fields.place(later), &path, "not available in this version", hint);
+        }
+    }
+    let name_value = fields.required("name", "every Bee has a name of its own in the Swarm");
+    let label = name_value.and_then(|v| match &v.node.data {
+        Data::Text(text) => Some(text.as_str()),
+        _ => None,
+    });
+    let name: Option<StageName> = name_value.and_then(Value::name);
+    let (module, known_bees) = module(&fields, context);
+    let bee = match (fields.get("bee"), &name) {
+        (Some(v), _) => v.name::<BeeName>(),
+        // The same grammar: cannot fail.
+        (None, Some(name)) => name.as_str().parse().ok(),
+        (None, None) => None,
+    };
+    if let (Some(bee), Some(known)) = (&bee, known_bees)
+        && !known.contains(bee)
+        && let Some(at) = fields.get("bee").or(fields.get("module"))
+    {
+        let list = known.iter().map(BeeName::as_str);
+        let hint = did_you_mean(bee.as_str(), list.clone())
+            .unwrap_or_else(|| format!("it has: {}", list.collect::<Vec<_>>().join(", ")));
+        at.mistake(format!("the module has no Bee `{bee}`"), Some(&hint));
+    }
+    let hint = "give `input: { gateway: … }` or `input: { bee: … }`";
+    let inputs = fields
+        .required_or("input", "no input reaches this Bee", hint)
+        .map(inputs)
+        .unwrap_or_default();
+    let key = fields.get("key").and_then(key);
+    let keyed = fields.get("key").is_some();
+    let state = fields.get("state").and_then(Value::bool).unwrap_or(false);
+    if state
+        && !keyed
+        && let Some(v) = fields.get("state")
+    {
+        v.mistake(
+            "state needs a key",
+            Some("add `key: message`, `key: header:NAME` or `key: json:/pointer`"),
+        );
+    }
+    if !keyed && let Some(v) = fields.get("order") {
+        v.mistake(
+            "order means nothing without a key",
+            Some("add `key: …` or leave `order` out"),
+        );
+    }
+    // Each is read whatever the others said, so that one look shows every mistake.
+    let order = fields
+        .get("order")
+        .and_then(|v| v.choice(&[("hold", Order::Hold), ("relaxed", Order::Relaxed)]));
+    let clock = fields
+        .get("clock")
+        .and_then(|v| v.choice(&[("recorded", GuestClock::Recorded), ("real", GuestClock::Real)]));
+    let retry = fields.get("retry").and_then(retry).unwrap_or_default();
+    let timeout_ms = fields
+        .get("timeout")
+        .and_then(|v| v.duration(1..=limits::STAGE_TIMEOUT_MS_MAX));
+    let batch = fields.get("batch").and_then(batch).unwrap_or_default();
+    let partitions = fields
+        .get("partitions")
+        .and_then(|v| v.int(1..=u64::from(limits::PARTITIONS_MAX)));
+    let concurrency = fields
+        .get("concurrency")
+        .and_then(|v| v.int(1..=u64::from(limits::CONCURRENCY_MAX)));
+    let inbox = bound(
+        fields.get("inbox"),
+        Bound {
+            messages: limits::INBOX_MESSAGES_DEFAULT,
+            bytes: limits::INBOX_BYTES_DEFAULT,
+        },
+        Bound {
+            messages: limits::INBOX_MESSAGES_MIN,
+            bytes: limits::INBOX_BYTES_MIN,
+        },
+        Bound {
+            messages: limits::INBOX_MESSAGES_MAX,
+            bytes: limits::INBOX_BYTES_MAX,
+        },
+    );
+    let dead_letters = bound(
+        fields.get("dead_letters"),
+        Bound {
+            messages: limits::DEAD_LETTERS_DEFAULT,
+            bytes: limits::DEAD_LETTER_BYTES_DEFAULT,
+        },
+        Bound {
+            messages: 1,
+            bytes: limits::EFFECTS_BYTES_MAX as u64,
+        },
+        Bound {
+            messages: limits::DEAD_LETTERS_MAX,
+            bytes: limits::DEAD_LETTER_BYTES_MAX,
+        },
+    );
+    let instances = fields.get("instances").and_then(instances).unwrap_or_default();
+    let memory = limits::MEMORY_BYTES_MIN as u64..=limits::MEMORY_BYTES_MAX as u64;
+    let memory_bytes = fields.get("memory").and_then(|v| v.size(memory));
+    let config = fields.get("config").and_then(config).unwrap_or_default();
+
+    let stage = || {
+        Some(Stage {
+            name: name?,
+            module: module?,
+            bee: bee?,
+            inputs: Vec::new(),
+            key,
+            state,
+            order: order.unwrap_or_default(),
+            retry,
+            timeout_ms: timeout_ms.unwrap_or(limits::STAGE_TIMEOUT_MS_DEFAULT),
+            batch,
+            partitions: partitions.unwrap_or(limits::PARTITIONS_DEFAULT_EMBEDDED),
+            concurrency: concurrency.unwrap_or(limits::CONCURRENCY_DEFAULT),
+            inbox,
+            dead_letters,
+            instances,
+            memory_bytes: memory_bytes.unwrap_or(limits::MEMORY_BYTES_DEFAULT as u64),
+            config,
+            clock: clock.unwrap_or_default(),
+        })
+    };
+    let place = name_value.map_or(value.node.place, |v| v.node.place);
+    Some(Draft {
+        label,
+        place,
+        path: value.path.clone(),
+        inputs,
+        stage: stage(),
+    })
+}
+
+/// Whether a module is named by a path rather than by name.
+pub(super) fn is_path(module: &str) -> bool {
+    module.contains(['/', '\\']) || module.ends_with(".wasm") || module.ends_with(".wat")
+}
+
+/// The module as written and, where that can be known, its Bees.
+fn module(fields: &Fields<'_>, context: &Context<'_>) -> (Option<String>, Option<Vec<BeeName>>) {
+    let Some(value) = fields.required("module", "write `module: NAME`, `NAME:TAG` or `NAME@sha256:DIGEST`") else {
+        return (None, None);
+    };
+    let Some(text) = value.text() else { return (None, None) };
+    if is_path(text) {
+        return match context.paths {
+            ModulePaths::Allowed => (Some(text.to_owned()), None),
+            ModulePaths::Refused => {
+                let hint = "push the module with `skep push FILE --name NAME` and write its name, or use `skep up`";
+                value.mistake(format!("{} is a path", quoted(text)), Some(hint));
+                (None, None)
+            }
+        };
+    }
+    let Ok(reference) = text.parse::<ModuleRef>() else {
+        let hint = "use NAME, NAME:TAG or NAME@sha256:DIGEST";
+        value.mistake(format!("{} does not name a module", quoted(text)), Some(hint));
+        return (None, None);
+    };
+    let Some(modules) = context.modules else {
+        return (Some(text.to_owned()), None);
+    };
+    let bees = modules.bees(&reference);
+    if bees.is_none() {
+        let names = modules.names();
+        let near = nearest(text, names.iter().map(String::as_str));
+        let hint = near.map_or_else(
+            || format!("push it first: `skep push FILE --name {}`", reference.name),
+            |near| {
+                format!(
+                    "did you mean `{near}`? or push it first: `skep push FILE --name {}`",
+                    reference.name
+                )
+            },
+        );
+        value.mistake(format!("unknown module {}", quoted(text)), Some(&hint));
+    }
+    (Some(text.to_owned()), bees)
+}
+
+fn inputs<'a>(value: &Value<'a>) -> Vec<Input<'a>> {
+    let mut out = Vec::new();
+    match &value.node.data {
+        Data::List(items) if items.is_empty() => {
+            value.mistake(
+                "no input reaches this Bee",
+                Some("list at least one `{ gateway: … }` or `{ bee: … }`"),
+            );
+        }
+        Data::List(items) => value.items(items).iter().for_each(|item| input(item, &mut out)),
+        _ => input(value, &mut out),
+    }
+    if out.len() > limits::STAGE_INPUTS_MAX {
+        value.mistake(
+            format!(
+                "a Bee has at most {} inputs, this one has {}",
+                limits::STAGE_INPUTS_MAX,
+                out.len()
+            ),
+            None,
+        );
+        out.truncate(limits::STAGE_INPUTS_MAX);
+    }
+    out
+}
+
+fn input<'a>(value: &Value<'a>, out: &mut Vec<Input<'a>>) {
+    if let Data::Text(text) = &value.node.data {
+        let text = super::mistake::shown(text);
+        let hint = format!("write `{{ gateway: {text} }}` or `{{ bee: {text} }}`");
+        value.mistake(format!("expected a mapping, found text `{text}`"), Some(&hint));
+        return;
+    }
+    let Some(fields) = value.fields(&INPUT) else { return };
+    let forms: Vec<&str> = fields
+        .names()
+        .filter(|n| ["gateway", "bee", "name", "stack", "join"].contains(n))
+        .collect();
+    if let Some(join) = fields.get("join") {
+        join.mistake(
+            "join is not available in this version",
+            Some("`stack: [...]` fires for each message as it arrives"),
+        );
+    }
+    match forms.as_slice() {
+        [] => return value.mistake("names no source", Some("give `gateway: SUBJECT` or `bee: NAME`")),
+        [_] => {}
+        [first, second, ..] => {
+            let hint = "give one; several sources are a list of inputs";
+            return value.mistake(format!("both `{first}` and `{second}`"), Some(hint));
+        }
+    }
+    let kind = match (fields.get("type"), fields.get("name")) {
+        (Some(kind), Some(_)) => match kind.choice(&[("gateway", "gateway"), ("bee", "bee")]) {
+            Some(kind) => kind,
+            None => return,
+        },
+        (Some(kind), None) => {
+            return kind.mistake("`type` goes with `name`", Some("write `{ type: bee, name: NAME }`"));
+        }
+        (None, _) => forms[0],
+    };
+    let output = match fields.get("output") {
+        Some(v) if !matches!(kind, "bee" | "name") => {
+            return v.mistake("only a Bee has named outputs", Some("use it with `bee: NAME`"));
+        }
+        Some(v) => match v.name::<OutputName>() {
+            Some(output) => Some(output),
+            None => return,
+        },
+        None => None,
+    };
+    let at = |field: &str| fields.get(field).or(fields.get("name"));
+    match kind {
+        "gateway" => {
+            if let Some((v, subject)) = at("gateway").and_then(|v| Some((v, v.name::<Subject>()?))) {
+                out.push(Input {
+                    value: v.clone(),
+                    source: Source::Gateway(subject),
+                });
+            }
+        }
+        "bee" => {
+            if let Some((v, label)) = at("bee").and_then(|v| Some((v, v.text()?))) {
+                out.push(Input {
+                    value: v.clone(),
+                    source: Source::Bee { label, output },
+                });
+            }
+        }
+        "name" => {
+            if let Some((v, label)) = at("name").and_then(|v| Some((v, v.text()?))) {
+                let source = if output.is_some() {
+                    Source::Bee { label, output }
+                } else {
+                    Source::Either(label)
+                };
+                out.push(Input {
+                    value: v.clone(),
+                    source,
+                });
+            }
+        }
+        "stack" => stack(&fields, out),
+        _ => {}
+    }
+}
+
+/// `stack: [a, b]`: fires for each message of the listed Bees as it arrives, which is what several inputs do.
+fn stack<'a>(fields: &Fields<'a>, out: &mut Vec<Input<'a>>) {
+    let Some(items) = fields.get("stack").and_then(Value::list) else {
+        return;
+    };
+    if items.is_empty() {
+        fields
+            .of
+            .mistake("no input reaches this Bee", Some("list at least one Bee in `stack`"));
+    }
+    for item in items {
+        match &item.node.data {
+            Data::Map(_) => input(&item, out),
+            _ => {
+                if let Some(label) = item.text() {
+                    out.push(Input {
+                        value: item.clone(),
+                        source: Source::Either(label),
+                    });
+                }
+            }
+        }
+    }
+}
+
+fn key(value: &Value<'_>) -> Option<KeySource> {
+    const FORMS: &str = "write `message`, `header:NAME` or `json:/pointer`";
+    let text = value.text()?;
+    if text == "message" {
+        return Some(KeySource::Message);
+    }
+    if let Some(name) = text.strip_prefix("header:") {
+        let good = !name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic() && b != b':');
+        if !good || name.len() > limits::HEADER_NAME_BYTES_MAX {
+            let max = limits::HEADER_NAME_BYTES_MAX;
+            value.mistake(
+                format!(
+                    "{} is not a header's name: 1 to {max} visible ASCII characters",
+                    quoted(name)
+                ),
+                None,
+            );
+            return None;
+        }
+        return Some(KeySource::Header(name.to_owned()));
+    }
+    if let Some(pointer) = text.strip_prefix("json:") {
+        let escapes = pointer.split('~').skip(1).all(|rest| rest.starts_with(['0', '1']));
+        if !pointer.starts_with('/') || !escapes || pointer.len() > limits::JSON_POINTER_BYTES_MAX {
+            let message = format!("{} is not a JSON pointer (RFC 6901)", quoted(pointer));
+            value.mistake(
+                message,
+                Some("it looks like `/customer/id`, with `~` written `~0` and `/` in a name `~1`"),
+            );
+            return None;
+        }
+        return Some(KeySource::Json(pointer.to_owned()));
+    }
+    let hint = did_you_mean(text, ["message"].into_iter()).unwrap_or_else(|| FORMS.to_owned());
+    value.mistake(format!("{} is not a source of keys", quoted(text)), Some(&hint));
+    None
+}
+
+fn retry(value: &Value<'_>) -> Option<RetryPolicy> {
+    let fields = value.fields(&RETRY)?;
+    let mut policy = RetryPolicy::default();
+    if let Some(attempts) = fields
+        .get("attempts")
+        .and_then(|v| v.int(1..=u64::from(limits::ATTEMPTS_MAX)))
+    {
+        policy.attempts = attempts;
+    }
+    if let Some(backoff) = fields.get("backoff").and_then(|v| v.fields(&BACKOFF)) {
+        let range = 1..=limits::RETRY_AFTER_MS_MAX;
+        let first = backoff.get("first").and_then(|v| v.duration(range.clone()));
+        let max = backoff.get("max").and_then(|v| v.duration(range));
+        policy.first_ms = first.unwrap_or(policy.first_ms);
+        // A first wait above the default of `max` means to wait that long each time.
+        policy.max_ms = max.unwrap_or(policy.max_ms.max(policy.first_ms));
+        if policy.first_ms > policy.max_ms {
+            let message = format!(
+                "`first` ({}) is longer than `max` ({})",
+                super::units::show_duration(policy.first_ms),
+                super::units::show_duration(policy.max_ms)
+            );
+            backoff
+                .of
+                .mistake(message, Some("the wait doubles from `first` up to `max`"));
+        }
+    }
+    Some(policy)
+}
+
+fn batch(value: &Value<'_>) -> Option<BatchPolicy> {
+    let fields = value.fields(&BATCH)?;
+    let mut policy = BatchPolicy::default();
+    if let Some(messages) = fields
+        .get("messages")
+        .and_then(|v| v.int(1..=u64::from(limits::BATCH_MESSAGES_MAX)))
+    {
+        policy.messages = messages;
+    }
+    if let Some(bytes) = fields
+        .get("bytes")
+        .and_then(|v| v.size(limits::BATCH_BYTES_MIN..=limits::BATCH_BYTES_MAX))
+    {
+        policy.bytes = bytes;
+    }
+    Some(policy)
+}
+
+fn bound(value: Option<&Value<'_>>, default: Bound, least: Bound, most: Bound) -> Bound {
+    let mut bound = default;
+    let Some(fields) = value.and_then(|v| v.fields(&BOUND)) else {
+        return bound;
+    };
+    if let Some(messages) = fields
+        .get("messages")
+        .and_then(|v| v.int(least.messages..=most.messages))
+    {
+        bound.messages = messages;
+    }
+    if let Some(bytes) = fields.get("bytes").and_then(|v| v.size(least.bytes..=most.bytes)) {
+        bound.bytes = bytes;
+    }
+    bound
+}
+
+fn instances(value: &Value<'_>) -> Option<Instances> {
+    let pooled = Instances::Pooled {
+        calls: limits::POOLED_CALLS_DEFAULT,
+        age_s: limits::POOLED_AGE_S_DEFAULT,
+    };
+    if !matches!(value.node.data, Data::Map(_)) {
+        return value.choice(&[("fresh", Instances::Fresh), ("pooled", pooled)]);
+    }
+    let of: &'static Shape = &INSTANCES;
+    let fields = value.fields(of)?;
+    let pool = fields
+        .required("pooled", "write `fresh`, `pooled` or `{ pooled: { calls, age } }`")?
+        .fields(&POOLED)?;
+    let calls = pool
+        .get("calls")
+        .and_then(|v| v.int(1..=u64::from(limits::POOLED_CALLS_MAX)));
+    let age_ms = pool
+        .get("age")
+        .and_then(|v| v.duration(1_000..=u64::from(limits::POOLED_AGE_S_MAX) * 1_000));
+    Some(Instances::Pooled {
+        calls: calls.unwrap_or(limits::POOLED_CALLS_DEFAULT),
+        age_s: age_ms.map_or(limits::POOLED_AGE_S_DEFAULT, |ms| {
+            u32::try_from(ms / 1_000).unwrap_or(u32::MAX)
+        }),
+    })
+}
+
+fn config(value: &Value<'_>) -> Option<BTreeMap<String, String>> {
+    let pairs = value.pairs()?;
+    let mut out = BTreeMap::new();
+    let mut bytes = 0;
+    for (name, _, v) in &pairs {
+        if let Some(text) = v.text() {
+            bytes += name.len() + text.len();
+            out.insert((*name).to_owned(), text.to_owned());
+        }
+    }
+    if pairs.len() > limits::CONFIG_ENTRIES_MAX || bytes > limits::CONFIG_BYTES_MAX {
+        let message = format!(
+            "{} entries with {bytes} bytes are too much: at most {} and {} bytes",
+            pairs.len(),
+            limits::CONFIG_ENTRIES_MAX,
+            limits::CONFIG_BYTES_MAX
+        );
+        value.mistake(message, None);
+    }
+    Some(out)
+}

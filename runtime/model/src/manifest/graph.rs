@@ -1,0 +1,153 @@
+//! From Bees that were read one by one to a graph: names are unique, sources exist, nothing goes round.
+
+use std::collections::HashMap;
+
+use super::bee::{Draft, Source};
+use super::mistake::{did_you_mean, quoted, shown};
+use super::reader::Report;
+use crate::swarm::StageInput;
+
+/// Resolves every draft's inputs. `None` stands where a mistake was reported.
+pub(super) fn resolve(drafts: &[Draft<'_>], report: &Report) -> Vec<Vec<StageInput>> {
+    let by_label = unique_labels(drafts, report);
+    let mut resolved = Vec::new();
+    let mut edges: Vec<Vec<Edge<'_, '_>>> = Vec::new();
+    for draft in drafts {
+        let mut inputs: Vec<StageInput> = Vec::new();
+        let mut from = Vec::new();
+        for input in &draft.inputs {
+            let known = |label: &str| by_label.get(label).copied();
+            let (label, output) = match &input.source {
+                Source::Gateway(subject) => {
+                    add(&mut inputs, StageInput::Gateway(subject.clone()), input);
+                    continue;
+                }
+                Source::Either(label) if known(label).is_none() => {
+                    if let Some(subject) = input.value.name() {
+                        add(&mut inputs, StageInput::Gateway(subject), input);
+                    }
+                    continue;
+                }
+                Source::Either(label) => (*label, None),
+                Source::Bee { label, output } => (*label, output.clone()),
+            };
+            let Some(source) = known(label) else {
+                let hint = did_you_mean(label, by_label.keys().copied())
+                    .or_else(|| listed(drafts).map(|l| format!("this Swarm has: {l}")));
+                input
+                    .value
+                    .mistake(format!("unknown Bee {}", quoted(label)), hint.as_deref());
+                continue;
+            };
+            from.push(Edge {
+                from: source,
+                at: input,
+            });
+            // A bad name was reported where it is given.
+            if let Ok(stage) = label.parse() {
+                add(&mut inputs, StageInput::Bee { stage, output }, input);
+            }
+        }
+        resolved.push(inputs);
+        edges.push(from);
+    }
+    cycles(drafts, &edges);
+    resolved
+}
+
+fn add(inputs: &mut Vec<StageInput>, new: StageInput, at: &super::bee::Input<'_>) {
+    if inputs.contains(&new) {
+        at.value.mistake(
+            "the same input is listed twice",
+            Some("keep one of them: each message is read once an input"),
+        );
+    } else {
+        inputs.push(new);
+    }
+}
+
+fn unique_labels<'a>(drafts: &[Draft<'a>], report: &Report) -> HashMap<&'a str, usize> {
+    let mut by_label = HashMap::new();
+    for (i, draft) in drafts.iter().enumerate() {
+        let Some(label) = draft.label else { continue };
+        if let Some(first) = by_label.get(label) {
+            let first: &Draft<'_> = &drafts[*first];
+            let message = format!(
+                "a second Bee named {}; the first is {} at {}:{}",
+                quoted(label),
+                first.path,
+                first.place.line,
+                first.place.column
+            );
+            let hint = Some("give each Bee of a Swarm its own name".to_owned());
+            report.add(draft.place, &format!("{}.name", draft.path), message, hint);
+        } else {
+            by_label.insert(label, i);
+        }
+    }
+    by_label
+}
+
+fn listed(drafts: &[Draft<'_>]) -> Option<String> {
+    const LISTED: usize = 8;
+    let mut names: Vec<String> = drafts.iter().filter_map(|d| d.label).take(LISTED).map(shown).collect();
+    if drafts.len() > LISTED {
+        names.push("…".to_owned());
+    }
+    (!names.is_empty()).then(|| names.join(", "))
+}
+
+struct Edge<'d, 'a> {
+    /// The Bee that is read from.
+    from: usize,
+    at: &'d super::bee::Input<'a>,
+}
+
+/// Reports one path for each edge that closes a circle, found by a walk against the flow; without recursion, as depth is the
+/// manifest's to choose.
+fn cycles(drafts: &[Draft<'_>], edges: &[Vec<Edge<'_, '_>>]) {
+    #[derive(Clone, Copy, PartialEq)]
+    enum Seen {
+        Not,
+        OnPath,
+        Done,
+    }
+    let mut seen = vec![Seen::Not; drafts.len()];
+    for start in 0..drafts.len() {
+        if seen[start] != Seen::Not {
+            continue;
+        }
+        // Bees on the way, each with the edge to look at next.
+        let mut path: Vec<(usize, usize)> = vec![(start, 0)];
+        seen[start] = Seen::OnPath;
+        while let Some((bee, next)) = path.last_mut() {
+            let (bee, edge) = (*bee, edges[*bee].get(*next));
+            *next += 1;
+            let Some(edge) = edge else {
+                seen[bee] = Seen::Done;
+                path.pop();
+                continue;
+            };
+            match seen[edge.from] {
+                Seen::Done => {}
+                Seen::Not => {
+                    seen[edge.from] = Seen::OnPath;
+                    path.push((edge.from, 0));
+                }
+                Seen::OnPath => {
+                    let begin = path.iter().position(|(b, _)| *b == edge.from).unwrap_or(0);
+                    // The walk goes against the flow; people read along it.
+                    let mut names: Vec<String> = path[begin..]
+                        .iter()
+                        .rev()
+                        .map(|(b, _)| shown(drafts[*b].label.unwrap_or("?")))
+                        .collect();
+                    names.rotate_right(1);
+                    names.extend(names.first().cloned());
+                    let message = format!("a cycle: {}", names.join(" → "));
+                    edge.at.value.mistake(message, Some("take one of these inputs away"));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! The manifest's JSON Schema, for editors. Written by hand beside the parser; a test holds the two together.
+
+use serde_json::{Value, json};
+
+use crate::limits;
+use crate::name::NAME_BYTES_MAX;
+
+/// The JSON Schema (draft 2020-12) of a Swarm manifest.
+#[must_use]
+pub fn json_schema() -> Value {
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "skep Swarm manifest",
+        "type": "object",
+        "required": ["name", "bees"],
+        "additionalProperties": false,
+        "properties": {
+            "name": described("The Swarm's name.", &label()),
+            "description": { "type": "string", "maxLength": limits::DESCRIPTION_BYTES_MAX },
+            "bees": {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": limits::STAGES_MAX,
+                "items": { "$ref": "#/$defs/bee" },
+            },
+        },
+        "$defs": {
+            "bee": bee(),
+            "input": input(),
+            "label": label(),
+            "duration": duration(),
+            "size": size(),
+        },
+    })
+}
+
+fn label() -> Value {
+    json!({ "type": "string", "maxLength": NAME_BYTES_MAX, "pattern": "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$" })
+}
+
+fn described(text: &str, schema: &Value) -> Value {
+    let mut schema = schema.clone();
+    schema["description"] = json!(text);
+    schema
+}
+
+fn duration() -> Value {
+    json!({
+        "description": "`500ms`, `30s`, `2m`, `1h`, or milliseconds.",
+        "oneOf": [
+            { "type": "string", "pattern": "^[0-9]+ *(ms|s|m|h)$" },
+            { "type": "integer", "minimum": 1 },
+        ],
+    })
+}
+
+fn size() -> Value {
+    json!({
+        "description": "`64MiB`, `512KiB`, `1GiB`, or bytes.",
+        "oneOf": [
+            { "type": "string", "pattern": "^[0-9]+ *(B|[kK]B|MB|GB|TB|KiB|MiB|GiB|TiB)$" },
+            { "type": "integer", "minimum": 1 },
+        ],
+    })
+}
+
+fn bound(messages_min: u64, messages_max: u64) -> Value {
+    json!({
+        "type": "object",
+        "additionalProperties": false,
+        "properties": {
+            "messages": { "type": "integer", "minimum": messages_min, "maximum": messages_max },
+            "bytes": { "$ref": "#/$defs/size" },
+        },
+    })
+}
+
+/// Refused by the parser in this version; an editor marks it too.
+fn later() -> Value {
+    json!({ "not": {}, "description": "Not available in this version." })
+}
+
+fn bee() -> Value {
+    let label = json!({ "$ref": "#/$defs/label" });
+    json!({
+        "type": "object",
+        "required": ["name", "module", "input"],
+        "additionalProperties": false,
+        "dependentRequired": { "order": ["key"] },
+        "if": { "properties": { "state": { "const": true } }, "required": ["state"] },
+        "then": { "required": ["key"] },
+        "properties": {
+            "name": label,
+            "module": {
+                "type": "string",
+                "description": "NAME, NAME:TAG or NAME@sha256:DIGEST; in `skep up` also a path to a component.",
+            },
+            "bee": described("The Bee's name in the module; by default `name`.", &label),
+            "input": {
+                "oneOf": [
+                    { "$ref": "#/$defs/input" },
+                    { "type": "array", "minItems": 1, "items": { "$ref": "#/$defs/input" } },
+                ],
+            },
+            "key": {
+                "type": "string",
+                "description": "`message`, `header:NAME` or `json:/pointer`: messages of one key keep their order.",
+                "pattern": "^(message|header:.+|json:/.*)$",
+            },
+            "state": { "type": "boolean", "description": "Grants state and timers. Needs `key`." },
+            "order": {
+                "enum": ["hold", "relaxed"],
+                "description": "Whether later messages of a key wait behind one that is retried.",
+            },
+            "retry": {
+                "type": "object",
+                "additionalProperties": false,
+                "properties": {
+                    "attempts": { "type": "integer", "minimum": 1, "maximum": limits::ATTEMPTS_MAX },
+                    "backoff": {
+                        "type": "object",
+                        "additionalProperties": false,
+                        "properties": {
+                            "first": { "$ref": "#/$defs/duration" },
+                            "max": { "$ref": "#/$defs/duration" },
+                        },
+                    },
+                },
+            },
+            "timeout": described("CPU and wall time of one batch.", &json!({ "$ref": "#/$defs/duration" })),
+            "batch": bound(1, u64::from(limits::BATCH_MESSAGES_MAX)),
+            "partitions": { "type": "integer", "minimum": 1, "maximum": limits::PARTITIONS_MAX },
+            "concurrency": { "type": "integer", "minimum": 1, "maximum": limits::CONCURRENCY_MAX },
+            "inbox": bound(limits::INBOX_MESSAGES_MIN, limits::INBOX_MESSAGES_MAX),
+            "dead_letters": bound(1, limits::DEAD_LETTERS_MAX),
+            "instances": {
+                "oneOf": [
+                    { "enum": ["fresh", "pooled"] },
+                    {
+                        "type": "object",
+                        "required": ["pooled"],
+                        "additionalProperties": false,
+                        "properties": {
+                            "pooled": {
+                                "type": "object",
+                                "additionalProperties": false,
+                                "properties": {
+                                    "calls": { "type": "integer", "minimum": 1, "maximum": limits::POOLED_CALLS_MAX },
+                                    "age": { "$ref": "#/$defs/duration" },
+                                },
+                            },
+                        },
+                    },
+                ],
+            },
+            "memory": { "$ref": "#/$defs/size" },
+            "config": {
+                "type": "object",
+                "maxProperties": limits::CONFIG_ENTRIES_MAX,
+                "additionalProperties": { "type": "string" },
+            },
+            "clock": { "enum": ["recorded", "real"] },
+            "http": later(),
+            "models": later(),
+            "dirs": later(),
+            "was": later(),
+        },
+    })
+}
+
+fn input() -> Value {
+    let label = json!({ "$ref": "#/$defs/label" });
+    json!({
+        "type": "object",
+        "additionalProperties": false,
+        "oneOf": [
+            { "required": ["gateway"] },
+            { "required": ["bee"] },
+            { "required": ["name"] },
+            { "required": ["stack"] },
+        ],
+        "dependentRequired": { "type": ["name"] },
+        "properties": {
+            "gateway": described("A subject that clients call.", &label),
+            "bee": described("A Bee of this Swarm.", &label),
+            "output": described("Only what that Bee publishes to this named output.", &label),
+            "name": described("A Bee or, when no Bee has the name, a gateway.", &label),
+            "type": { "enum": ["gateway", "bee"] },
+            "stack": {
+                "description": "Several sources; fires for each message as it arrives.",
+                "type": "array",
+                "minItems": 1,
+                "items": { "oneOf": [{ "$ref": "#/$defs/label" }, { "$ref": "#/$defs/input" }] },
+            },
+            "join": later(),
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fields::{self, Shape};
+    use super::*;
+
+    #[test]
+    fn the_schema_has_the_fields_that_the_parser_reads_and_no_others() {
+        let schema = json_schema();
+        let cases: [(&str, &Shape); 10] = [
+            ("", &fields::SWARM),
+            ("/$defs/bee", &fields::BEE),
+            ("/$defs/input", &fields::INPUT),
+            ("/$defs/bee/properties/retry", &fields::RETRY),
+            ("/$defs/bee/properties/retry/properties/backoff", &fields::BACKOFF),
+            ("/$defs/bee/properties/batch", &fields::BATCH),
+            ("/$defs/bee/properties/inbox", &fields::BOUND),
+            ("/$defs/bee/properties/dead_letters", &fields::BOUND),
+            ("/$defs/bee/properties/instances/oneOf/1", &fields::INSTANCES),
+            (
+                "/$defs/bee/properties/instances/oneOf/1/properties/pooled",
+                &fields::POOLED,
+            ),
+        ];
+        for (at, shape) in cases {
+            let object = schema.pointer(at).unwrap_or_else(|| panic!("{at}"));
+            let mut published: Vec<&str> = object["properties"]
+                .as_object()
+                .unwrap()
+                .keys()
+                .map(String::as_str)
+                .collect();
+            let mut read = shape.fields.to_vec();
+            published.sort_unstable();
+            read.sort_unstable();
+            assert_eq!(published, read, "{at}");
+            assert_eq!(object["additionalProperties"], json!(false), "{at}");
+        }
+    }
+}

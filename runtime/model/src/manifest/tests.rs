@@ -1,0 +1,372 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::swarm::{GuestClock, Instances, KeySource, Order, StageInput};
+
+const HELLO: &str = "\
+name: hello-world
+bees:
+  - name: hello
+    module: hello            # name[:tag] or name@sha256:…
+    bee: hello
+    input: { gateway: hello-world }
+  - name: goodbye
+    module: hello
+    bee: goodbye
+    input: { bee: hello }
+";
+
+const FULL: &str = "\
+name: full
+description: every field
+bees:
+  - name: a
+    module: m:v1
+    input: { gateway: in }
+    retry: &retry { attempts: 3, backoff: { first: 50ms, max: 2s } }
+    timeout: 500
+    batch: { messages: 10, bytes: 1MiB }
+    concurrency: 2
+    instances: { pooled: { calls: 9, age: 30s } }
+  - name: b
+    module: m
+    bee: other
+    input:
+      - { bee: a, output: loud }
+      - { type: gateway, name: side }
+      - { name: a }
+    key: json:/customer/id
+    state: true
+    order: relaxed
+    retry: *retry
+    partitions: 16
+    inbox: { messages: 1000, bytes: 8MiB }
+    dead_letters: { messages: 5, bytes: 2MiB }
+    memory: 64MiB
+    config: { lang: en, level: '3' }
+    clock: real
+  - name: c
+    module: m
+    input: { stack: [a, b] }
+    key: header:user-id
+    instances: pooled
+";
+
+fn lines(text: &str) -> Vec<String> {
+    match parse(text) {
+        Ok(swarm) => panic!("accepted: {swarm:?}"),
+        Err(mistakes) => mistakes.to_string().lines().map(str::to_owned).collect(),
+    }
+}
+
+/// One Bee with more fields; the first of them stands on line 6.
+fn with(extra: &str) -> String {
+    format!("name: s\nbees:\n  - name: a\n    module: m\n    input: {{ gateway: g }}\n{extra}")
+}
+
+#[test]
+fn the_example_reads_as_it_looks() {
+    let swarm = parse(HELLO).unwrap();
+    assert_eq!(swarm.name.as_str(), "hello-world");
+    assert_eq!(
+        swarm.stages[1].inputs,
+        [StageInput::Bee {
+            stage: "hello".parse().unwrap(),
+            output: None
+        }]
+    );
+    assert_eq!(swarm.stages[0].timeout_ms, 30_000);
+    assert!(swarm.pure(&"hello-world".parse().unwrap()));
+}
+
+#[test]
+fn every_field_arrives() {
+    let swarm = parse(FULL).unwrap_or_else(|e| panic!("{e}"));
+    let [a, b, c] = swarm.stages.as_slice() else { panic!() };
+    assert_eq!((a.retry.attempts, a.retry.first_ms, a.retry.max_ms), (3, 50, 2_000));
+    assert_eq!(
+        (a.timeout_ms, a.batch.messages, a.batch.bytes, a.concurrency),
+        (500, 10, 1 << 20, 2)
+    );
+    assert_eq!(a.instances, Instances::Pooled { calls: 9, age_s: 30 });
+    assert_eq!((b.retry, b.bee.as_str(), b.partitions), (a.retry, "other", 16));
+    assert_eq!(b.key, Some(KeySource::Json("/customer/id".into())));
+    assert_eq!(
+        (b.state, b.order, b.clock, b.memory_bytes),
+        (true, Order::Relaxed, GuestClock::Real, 64 << 20)
+    );
+    assert_eq!(
+        (b.inbox.messages, b.inbox.bytes, b.dead_letters.messages),
+        (1_000, 8 << 20, 5)
+    );
+    assert_eq!(b.config["level"], "3");
+    assert_eq!(b.inputs.len(), 3);
+    assert_eq!(b.inputs[1], StageInput::Gateway("side".parse().unwrap()));
+    assert_eq!(c.key, Some(KeySource::Header("user-id".into())));
+    assert_eq!(c.inputs.len(), 2);
+}
+
+#[test]
+fn json_is_yaml() {
+    let json = r#"{"name": "s", "bees": [{"name": "a", "module": "m", "input": {"gateway": "g"}}]}"#;
+    assert_eq!(parse(json).unwrap().stages.len(), 1);
+}
+
+#[test]
+fn merge_keys_share_settings() {
+    let text =
+        "name: s\nbees:\n  - &a { name: a, module: m, input: { gateway: g }, timeout: 5s }\n  - { <<: *a, name: b }\n";
+    let swarm = parse(text).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(
+        (swarm.stages[1].name.as_str(), swarm.stages[1].timeout_ms),
+        ("b", 5_000)
+    );
+}
+
+#[test]
+fn all_mistakes_come_at_once_in_order_of_place() {
+    let text = "\
+nmae: x
+name: Hello_World
+bees:
+  - name: a
+    modul: m
+    input: { bee: b }
+  - name: b
+    module: m
+    input: [{ bee: a }, { bee: zzz }]
+    partitions: many
+  - name: b
+    module: ../m.wasm
+    input: { gateway: g, bee: a }
+    timeout: 2 years
+";
+    assert_eq!(
+        lines(text),
+        [
+            "swarm.yaml:1:1: nmae: unknown field; did you mean `name`?",
+            "swarm.yaml:2:7: name: `Hello_World` is not a name: use a-z, 0-9 and `-`, first and last a letter or digit; write `hello-world`",
+            "swarm.yaml:5:5: bees[0].modul: unknown field; did you mean `module`?",
+            "swarm.yaml:9:20: bees[1].input[0].bee: a cycle: a → b → a; take one of these inputs away",
+            "swarm.yaml:9:32: bees[1].input[1].bee: unknown Bee `zzz`; this Swarm has: a, b, b",
+            "swarm.yaml:10:17: bees[1].partitions: expected a whole number, found text `many`; 1 to 256",
+            "swarm.yaml:11:11: bees[2].name: a second Bee named `b`; the first is bees[1] at 7:11; give each Bee of a Swarm its own name",
+            "swarm.yaml:12:13: bees[2].module: `../m.wasm` is a path; push the module with `skep push FILE --name NAME` and write its name, or use `skep up`",
+            "swarm.yaml:13:12: bees[2].input: both `gateway` and `bee`; give one; several sources are a list of inputs",
+            "swarm.yaml:14:14: bees[2].timeout: expected a duration, found text `2 years`; write `500ms`, `30s`, `2m`, `1h` or milliseconds as a whole number",
+        ]
+    );
+}
+
+#[test]
+fn single_mistakes_name_place_and_remedy() {
+    for (extra, expected) in [
+        ("    state: true\n", "6:12: bees[0].state: state needs a key"),
+        ("    state: yes\n", "expected true or false, found text `yes`"),
+        ("    order: hold\n", "order means nothing without a key"),
+        ("    key: messag\n", "did you mean `message`?"),
+        ("    key: json:customer\n", "not a JSON pointer"),
+        ("    key: 'header:'\n", "not a header's name"),
+        (
+            "    key: 7\n",
+            "expected text, found the number `7`; put it in quotes: \"7\"",
+        ),
+        (
+            "    partitions: 257\n",
+            "6:17: bees[0].partitions: `257` is out of bounds: 1 to 256",
+        ),
+        ("    partitions: 0\n", "1 to 256"),
+        (
+            "    partitions: 99999999999999999999999999999999999999999999\n",
+            "1 to 256",
+        ),
+        ("    timeout: 2h\n", "`2h` is out of bounds: 1ms to 1h"),
+        ("    timeout: -5\n", "out of bounds"),
+        (
+            "    retry: { attempts: 0 }\n",
+            "bees[0].retry.attempts: `0` is out of bounds: 1 to 1000",
+        ),
+        (
+            "    retry: { backoff: { first: 5s, max: 1s } }\n",
+            "`first` (5s) is longer than `max` (1s)",
+        ),
+        ("    retry: 3\n", "expected a mapping, found the number `3`"),
+        ("    batch: { bytes: 1GiB }\n", "out of bounds: 512KiB to 16MiB"),
+        ("    memory: lots\n", "expected a size, found text `lots`"),
+        ("    memory: 2GiB\n", "1MiB to 1GiB"),
+        (
+            "    instances: warm\n",
+            "expected `fresh` or `pooled`, found text `warm`",
+        ),
+        ("    instances: { pooled: { calls: 0 } }\n", "1 to 1000000"),
+        (
+            "    config: { port: 8080 }\n",
+            "expected text, found the number `8080`; put it in quotes: \"8080\"",
+        ),
+        ("    clock: reel\n", "did you mean `real`?"),
+        (
+            "    http: [example.org]\n",
+            "6:5: bees[0].http: not available in this version",
+        ),
+        ("    was: old\n", "not available in this version"),
+        ("    name: b\n", "bees[0].name: given twice, first at 3:5"),
+        ("    7: b\n", "a field's name must be text"),
+        ("    \"a\\e[2J\": b\n", "a\\u{1b}[2J: unknown field"),
+        ("  - 7\n", "bees[1]: expected a mapping, found the number `7`"),
+        (
+            "  - { name: b, module: m, input: { bee: aa } }\n",
+            "unknown Bee `aa`; did you mean `a`?",
+        ),
+        ("  - { name: b, module: m, input: { bee: b } }\n", "a cycle: b → b"),
+        ("  - { name: b, module: m }\n", "bees[1]: no input reaches this Bee"),
+        ("  - { name: b, module: m, input: [] }\n", "no input reaches this Bee"),
+        (
+            "  - { name: b, module: m, input: a }\n",
+            "write `{ gateway: a }` or `{ bee: a }`",
+        ),
+        (
+            "  - { name: b, module: m, input: { join: [a] } }\n",
+            "join is not available in this version",
+        ),
+        ("  - { name: b, module: m, input: { output: x } }\n", "names no source"),
+        (
+            "  - { name: b, module: m, input: { gateway: g, output: x } }\n",
+            "only a Bee has named outputs",
+        ),
+        ("  - { name: b, module: m, input: { type: bee } }\n", "names no source"),
+        (
+            "  - { name: b, module: m, input: { type: bee, name: c } }\n",
+            "unknown Bee `c`",
+        ),
+        (
+            "  - { name: b, module: m, input: [{ bee: a }, { bee: a }] }\n",
+            "the same input is listed twice",
+        ),
+        (
+            "  - { name: b, module: 'm@sha256:12', input: { bee: a } }\n",
+            "does not name a module",
+        ),
+        (
+            "  - { name: b, module: 'm:', input: { bee: a } }\n",
+            "does not name a module",
+        ),
+    ] {
+        let lines = lines(&with(extra));
+        assert_eq!(lines.len(), 1, "{extra}: {lines:#?}");
+        assert!(lines[0].contains(expected), "{extra}: {}", lines[0]);
+    }
+}
+
+#[test]
+fn whole_texts_that_are_no_manifest() {
+    for (text, expected) in [
+        ("", "the manifest is empty"),
+        ("# only a comment\n", "the manifest is empty"),
+        ("- a\n", "expected a mapping, found a list"),
+        ("name: s\n", "`bees` is missing"),
+        ("name: s\nbees: []\n", "a Swarm has at least one Bee"),
+        ("name: s\nbees: {}\n", "expected a list, found a mapping"),
+        ("name: [\n", "not YAML"),
+        ("name: s\n---\nname: t\n", "a second document"),
+        ("name: !foo s\nbees: []\n", "the tag"),
+        ("name: {]\n", "not YAML"),
+    ] {
+        let lines = lines(text);
+        assert!(lines[0].contains(expected), "{text:?}: {lines:#?}");
+    }
+}
+
+#[test]
+fn no_flood_of_mistakes() {
+    let fields: String = (0..500).map(|i| format!("    zz{i}: 1\n")).collect();
+    let lines = lines(&with(&fields));
+    assert_eq!(lines.len(), limits::MISTAKES_MAX);
+    assert!(
+        lines.last().unwrap().contains("401 more mistakes"),
+        "{:?}",
+        lines.last()
+    );
+}
+
+#[test]
+fn local_paths_are_for_up_only_and_can_be_replaced() {
+    let text = HELLO.replace("module: hello  ", "module: ./é.wasm");
+    assert!(parse(&text).is_err());
+    assert_eq!(parse_local(&text).unwrap().stages[0].module, "./é.wasm");
+    let replaced = replace_modules(&text, |m| m.ends_with(".wasm").then(|| "e".to_owned())).unwrap();
+    assert_eq!(parse(&replaced).unwrap().stages[0].module, "e");
+    assert!(replaced.contains("# name[:tag]"), "comments stay");
+    assert_eq!(replaced, text.replace("./é.wasm", "\"e\""));
+}
+
+struct Catalog;
+
+impl Modules for Catalog {
+    fn bees(&self, module: &ModuleRef) -> Option<Vec<BeeName>> {
+        (module.name.as_str() == "hello").then(|| vec!["hello".parse().unwrap(), "goodbye".parse().unwrap()])
+    }
+
+    fn names(&self) -> Vec<String> {
+        vec!["hello".to_owned()]
+    }
+}
+
+#[test]
+fn unknown_modules_and_bees_stand_among_the_other_mistakes() {
+    assert!(parse_with(HELLO, &Catalog).is_ok());
+    let text = HELLO
+        .replace("bee: goodbye", "bee: godbye")
+        .replacen("module: hello ", "module: helo ", 1)
+        + "extra: 1\n";
+    let mistakes = parse_with(&text, &Catalog).unwrap_err().in_file("my.yaml").to_string();
+    let lines: Vec<&str> = mistakes.lines().collect();
+    assert_eq!(lines.len(), 3, "{mistakes}");
+    assert!(
+        lines[0].starts_with("my.yaml:4:13: bees[0].module: unknown module `helo`; did you mean `hello`?"),
+        "{mistakes}"
+    );
+    assert!(
+        lines[1].contains("9:10: bees[1].bee: the module has no Bee `godbye`; did you mean `goodbye`?"),
+        "{mistakes}"
+    );
+}
+
+#[test]
+fn a_long_chain_and_many_bees_do_not_recurse() {
+    let mut text = "name: s\nbees:\n  - { name: b0, module: m, input: { gateway: g } }\n".to_owned();
+    for i in 1..limits::STAGES_MAX {
+        text += &format!("  - {{ name: b{i}, module: m, input: {{ bee: b{} }} }}\n", i - 1);
+    }
+    assert_eq!(parse(&text).unwrap().stages.len(), limits::STAGES_MAX);
+    text += "  - { name: more, module: m, input: { gateway: g } }\n";
+    assert!(lines(&text)[0].contains("at most 256 Bees"));
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_text_never_panics(text in "\\PC{0,200}") {
+        let _ = parse(&text);
+    }
+
+    #[test]
+    fn yaml_like_text_never_panics(text in "[a-c:&*<!|>{}\\[\\], \n\t'\"#~-]{0,120}") {
+        let _ = parse(&text);
+        let _ = replace_modules(&text, |_| Some("x".to_owned()));
+    }
+
+    #[test]
+    fn mutated_manifests_never_panic_and_places_are_inside(
+        at in 0..FULL.len(), gone in 0_usize..12, new in "[a-z:&*{}\\[\\], \n\t'\"#~0-9é-]{0,6}",
+    ) {
+        let end = (at + gone).min(FULL.len());
+        prop_assume!(FULL.is_char_boundary(at) && FULL.is_char_boundary(end));
+        let text = format!("{}{new}{}", &FULL[..at], &FULL[end..]);
+        if let Err(mistakes) = parse(&text) {
+            prop_assert!(!mistakes.0.is_empty());
+            for m in &mistakes.0 {
+                prop_assert!(m.line >= 1 && m.column >= 1 && m.line <= text.lines().count() + 1, "{m}");
+            }
+        }
+        let _ = replace_modules(&text, |_| Some("x".to_owned()));
+    }
+}

@@ -1,0 +1,204 @@
+//! The graph that a manifest describes, validated.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::limits;
+use crate::name::{BeeName, OutputName, StageName, Subject, SwarmName};
+
+/// A validated Swarm: names are unique, inputs exist, the graph has no cycle.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Swarm {
+    pub name: SwarmName,
+    /// In manifest order.
+    pub stages: Vec<Stage>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stage {
+    pub name: StageName,
+    /// As written: `name`, `name:tag`, `name@sha256:…` or, in `skep up` only, a local path.
+    pub module: String,
+    pub bee: BeeName,
+    pub inputs: Vec<StageInput>,
+    pub key: Option<KeySource>,
+    /// Grants state and timers. Needs `key`.
+    pub state: bool,
+    pub order: Order,
+    pub retry: RetryPolicy,
+    /// CPU and wall time of one batch, milliseconds.
+    pub timeout_ms: u64,
+    pub batch: BatchPolicy,
+    pub partitions: u16,
+    /// Batches of this stage under way at once on the in-memory lane.
+    pub concurrency: u16,
+    pub inbox: Bound,
+    pub dead_letters: Bound,
+    pub instances: Instances,
+    pub memory_bytes: u64,
+    /// Read by the Bee through `wasi:config`.
+    pub config: BTreeMap<String, String>,
+    pub clock: GuestClock,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StageInput {
+    Gateway(Subject),
+    Bee {
+        stage: StageName,
+        /// Only what was published to this named output; none: what was published to no name.
+        output: Option<OutputName>,
+    },
+}
+
+/// Where a keyed stage takes the key of a message from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeySource {
+    /// The key that the publisher set.
+    Message,
+    Header(String),
+    /// A JSON pointer (RFC 6901) into the payload.
+    Json(String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum Order {
+    /// Later messages of a key wait behind a parked one.
+    #[default]
+    Hold,
+    /// They pass it.
+    Relaxed,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetryPolicy {
+    /// Attempts in all, the first included. At least 1.
+    pub attempts: u32,
+    pub first_ms: u64,
+    pub max_ms: u64,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self {
+            attempts: limits::ATTEMPTS_DEFAULT,
+            first_ms: limits::BACKOFF_FIRST_MS_DEFAULT,
+            max_ms: limits::BACKOFF_MAX_MS_DEFAULT,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchPolicy {
+    pub messages: u32,
+    pub bytes: u64,
+}
+
+impl Default for BatchPolicy {
+    fn default() -> Self {
+        Self {
+            messages: limits::BATCH_MESSAGES_DEFAULT,
+            bytes: limits::BATCH_BYTES_DEFAULT,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bound {
+    pub messages: u64,
+    pub bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum Instances {
+    /// A new instance for each batch: nothing leaks from batch to batch.
+    #[default]
+    Fresh,
+    /// Warm reuse, bounded in calls and age (seconds).
+    Pooled { calls: u32, age_s: u32 },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum GuestClock {
+    /// The current input's accept time, so that attempts and replays compare.
+    #[default]
+    Recorded,
+    Real,
+}
+
+impl Swarm {
+    #[must_use]
+    pub fn stage(&self, name: &StageName) -> Option<&Stage> {
+        self.stages.iter().find(|s| &s.name == name)
+    }
+
+    /// Every subject that the Swarm listens to, in order of first mention.
+    #[must_use]
+    pub fn subjects(&self) -> Vec<Subject> {
+        let mut out = Vec::new();
+        for input in self.stages.iter().flat_map(|s| &s.inputs) {
+            if let StageInput::Gateway(subject) = input
+                && !out.contains(subject)
+            {
+                out.push(subject.clone());
+            }
+        }
+        out
+    }
+
+    /// The stages that a subject feeds.
+    pub fn fed_by<'a, 'b>(&'a self, subject: &'b Subject) -> impl Iterator<Item = &'a Stage> + use<'a, 'b> {
+        self.stages.iter().filter(move |s| {
+            s.inputs
+                .iter()
+                .any(|i| matches!(i, StageInput::Gateway(g) if g == subject))
+        })
+    }
+
+    /// The stages that read what `stage` publishes to `output` (`None`: to no name).
+    pub fn downstream<'a, 'b>(
+        &'a self,
+        stage: &'b StageName,
+        output: Option<&'b str>,
+    ) -> impl Iterator<Item = &'a Stage> + use<'a, 'b> {
+        self.stages.iter().filter(move |s| {
+            s.inputs.iter().any(|i| {
+                matches!(i, StageInput::Bee { stage: from, output: o }
+                    if from == stage && o.as_ref().map(OutputName::as_str) == output)
+            })
+        })
+    }
+
+    /// All stages that a message of this subject can reach.
+    #[must_use]
+    pub fn reachable(&self, subject: &Subject) -> Vec<&Stage> {
+        let mut found: Vec<&Stage> = self.fed_by(subject).collect();
+        let mut next = 0;
+        while next < found.len() {
+            let from = found[next];
+            next += 1;
+            for stage in &self.stages {
+                let reads = stage
+                    .inputs
+                    .iter()
+                    .any(|i| matches!(i, StageInput::Bee { stage: s, .. } if *s == from.name));
+                if reads && !found.iter().any(|f| f.name == stage.name) {
+                    found.push(stage);
+                }
+            }
+        }
+        found
+    }
+
+    /// A subject is *pure* when no stage on its path keeps anything: its requests may travel the in-memory lane.
+    #[must_use]
+    pub fn pure(&self, subject: &Subject) -> bool {
+        self.reachable(subject).iter().all(|s| !s.state)
+    }
+}

@@ -1,0 +1,239 @@
+//! Desired state: which modules exist and which Swarms run what. Records of the backend's catalog, always gated.
+//!
+//! Every write names the version it builds on; whoever loses a race reads again and decides again. Records are JSON with a
+//! format version in front: newer is refused.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use serde::{Deserialize, Serialize};
+use skep_model::Bytes;
+use skep_model::id::{Digest, Incarnation};
+use skep_model::name::{ModuleName, StageName, SwarmName, TenantId};
+use skep_model::scope::{Scope, SwarmId};
+use skep_model::swarm::Swarm;
+use skep_topic::Backend;
+
+/// Format of every catalog record.
+const FORMAT: u32 = 1;
+/// Lost races after which a write gives up: with eight writers at once this is never seen.
+const RACES_MAX: usize = 64;
+
+/// A module name with its tags and everything that was pushed under it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModuleRecord {
+    pub tags: BTreeMap<String, String>,
+    /// By lower-case hex digest.
+    pub versions: BTreeMap<String, ModuleVersion>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModuleVersion {
+    pub size: u64,
+    pub bees: Vec<String>,
+    pub pushed_ms: u64,
+}
+
+/// A Swarm's current revision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwarmRecord {
+    /// Hex.
+    pub incarnation: String,
+    pub revision: u64,
+    pub created_ms: u64,
+    pub applied_ms: u64,
+    pub manifest: String,
+    pub swarm: Swarm,
+    /// What each stage's module reference meant when it was applied, as hex digest: a revision is immutable, a tag is not.
+    pub modules: BTreeMap<StageName, String>,
+    pub deleting: bool,
+}
+
+impl SwarmRecord {
+    /// # Errors
+    /// Only if the record was damaged.
+    pub fn id(&self, scope: &Scope) -> anyhow::Result<SwarmId> {
+        let incarnation: Incarnation = self.incarnation.parse().context("the incarnation in the catalog")?;
+        Ok(scope.swarm(&self.swarm.name, incarnation))
+    }
+
+    /// # Errors
+    /// Only if the record was damaged.
+    pub fn digest(&self, stage: &StageName) -> anyhow::Result<Digest> {
+        let hex = self
+            .modules
+            .get(stage)
+            .with_context(|| format!("the catalog names no module for stage `{stage}`"))?;
+        hex.parse().context("the digest in the catalog")
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Stored<T> {
+    format: u32,
+    record: T,
+}
+
+/// What was read, and the version to build on.
+#[derive(Debug, Clone)]
+pub struct Versioned<T> {
+    pub version: u64,
+    pub record: T,
+}
+
+/// The catalog of one tenant. Keys are made from the scope, so no tenant can name another's.
+#[derive(Clone)]
+pub struct Catalog {
+    backend: Arc<dyn Backend>,
+    scope: Scope,
+}
+
+impl Catalog {
+    #[must_use]
+    pub fn new(backend: Arc<dyn Backend>, scope: Scope) -> Self {
+        Self { backend, scope }
+    }
+
+    #[must_use]
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    fn tenant(&self) -> &TenantId {
+        self.scope.tenant()
+    }
+
+    fn module_key(&self, name: &str) -> String {
+        format!("module/{}/{name}", self.tenant())
+    }
+
+    fn swarm_key(&self, name: &str) -> String {
+        format!("swarm/{}/{name}", self.tenant())
+    }
+
+    pub async fn modules(&self) -> anyhow::Result<BTreeMap<ModuleName, ModuleRecord>> {
+        self.list(&self.module_key("")).await
+    }
+
+    pub async fn swarms(&self) -> anyhow::Result<BTreeMap<SwarmName, SwarmRecord>> {
+        self.list(&self.swarm_key("")).await
+    }
+
+    pub async fn module(&self, name: &ModuleName) -> anyhow::Result<Option<Versioned<ModuleRecord>>> {
+        self.get(&self.module_key(name.as_str())).await
+    }
+
+    pub async fn swarm(&self, name: &SwarmName) -> anyhow::Result<Option<Versioned<SwarmRecord>>> {
+        self.get(&self.swarm_key(name.as_str())).await
+    }
+
+    /// Reads, changes and writes one module record until no other write came between. `change` may be called several times.
+    pub async fn change_module<T>(
+        &self,
+        name: &ModuleName,
+        mut change: impl FnMut(&mut ModuleRecord) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let key = self.module_key(name.as_str());
+        for _ in 0..RACES_MAX {
+            let (version, mut record) = match self.get::<ModuleRecord>(&key).await? {
+                Some(found) => (found.version, found.record),
+                None => (0, ModuleRecord::default()),
+            };
+            let told = change(&mut record)?;
+            let lost = if record.versions.is_empty() {
+                version != 0 && self.backend.catalog_delete(&key, version).await?.is_err()
+            } else {
+                self.put(&key, version, &record).await?.is_err()
+            };
+            if !lost {
+                return Ok(told);
+            }
+        }
+        bail!("module `{name}` is being changed by too many at once: try again")
+    }
+
+    /// `Err(current)` when the record is not at version `expect` any more.
+    pub async fn put_swarm(&self, expect: u64, record: &SwarmRecord) -> anyhow::Result<Result<u64, u64>> {
+        self.put(&self.swarm_key(record.swarm.name.as_str()), expect, record)
+            .await
+    }
+
+    pub async fn delete_swarm(&self, name: &SwarmName, expect: u64) -> anyhow::Result<Result<(), u64>> {
+        Ok(self
+            .backend
+            .catalog_delete(&self.swarm_key(name.as_str()), expect)
+            .await?)
+    }
+
+    async fn put<T: Serialize>(&self, key: &str, expect: u64, record: &T) -> anyhow::Result<Result<u64, u64>> {
+        let stored = Stored { format: FORMAT, record };
+        let value = Bytes::from(serde_json::to_vec(&stored)?);
+        Ok(self.backend.catalog_put(key, expect, value).await?)
+    }
+
+    async fn get<T: for<'a> Deserialize<'a>>(&self, key: &str) -> anyhow::Result<Option<Versioned<T>>> {
+        for (found, record) in self.backend.catalog_list(key).await? {
+            if found == key {
+                return Ok(Some(Versioned {
+                    version: record.version,
+                    record: decode(key, &record.value)?,
+                }));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn list<K, T>(&self, prefix: &str) -> anyhow::Result<BTreeMap<K, T>>
+    where
+        K: std::str::FromStr<Err = skep_model::name::BadName> + Ord,
+        T: for<'a> Deserialize<'a>,
+    {
+        let mut out = BTreeMap::new();
+        for (key, record) in self.backend.catalog_list(prefix).await? {
+            let name = key.strip_prefix(prefix).unwrap_or(&key).parse()?;
+            out.insert(name, decode(&key, &record.value)?);
+        }
+        Ok(out)
+    }
+}
+
+/// Reads the format alone first: a newer record need not have today's fields.
+fn decode<T: for<'a> Deserialize<'a>>(key: &str, bytes: &[u8]) -> anyhow::Result<T> {
+    #[derive(Deserialize)]
+    struct Head {
+        format: u32,
+    }
+    let head: Head = serde_json::from_slice(bytes).with_context(|| format!("catalog record `{key}` is damaged"))?;
+    if head.format > FORMAT {
+        bail!(
+            "catalog record `{key}` has format {}, this skep reads up to {FORMAT}: it was written by a newer skep; upgrade this one",
+            head.format
+        );
+    }
+    let stored: Stored<T> =
+        serde_json::from_slice(bytes).with_context(|| format!("catalog record `{key}` is damaged"))?;
+    Ok(stored.record)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_newer_record_is_refused_and_a_damaged_one_is_named() {
+        let newer = decode::<ModuleRecord>("module/default/x", br#"{"format":2,"other":true}"#).unwrap_err();
+        assert!(newer.to_string().contains("format 2"), "{newer}");
+        let damaged = decode::<ModuleRecord>("module/default/x", br#"{"format":1,"rec"#).unwrap_err();
+        assert!(damaged.to_string().contains("module/default/x"), "{damaged}");
+    }
+
+    #[test]
+    fn the_golden_record_reads() {
+        let golden = include_bytes!("../tests/golden/swarm-record-1.json");
+        let record: SwarmRecord = decode("swarm/default/hello-world", golden).unwrap();
+        assert_eq!(record.revision, 3);
+        let again = serde_json::to_value(Stored { format: FORMAT, record }).unwrap();
+        assert_eq!(again, serde_json::from_slice::<serde_json::Value>(golden).unwrap());
+    }
+}

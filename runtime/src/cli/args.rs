@@ -1,0 +1,387 @@
+//! What may be typed.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use super::failure::EXIT_CODES;
+
+pub const NODE_DEFAULT: &str = "http://127.0.0.1:4020";
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Yellow.on_default().bold())
+    .usage(AnsiColor::Yellow.on_default().bold())
+    .literal(AnsiColor::Green.on_default());
+
+/// Real-time pipelines of sandboxed WebAssembly Bees, in one binary.
+#[derive(Debug, Parser)]
+#[command(name = "skep", version, styles = STYLES, after_help = EXIT_CODES, max_term_width = 110)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// The node to talk to
+    #[arg(long, global = true, env = "SKEP_NODE", default_value = NODE_DEFAULT, value_name = "URL")]
+    pub node: String,
+    /// Tables for people, JSON for programs (streams: one JSON line an item)
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    pub output: Format,
+    /// When to use colours
+    #[arg(long, global = true, value_enum, default_value_t = When::Auto)]
+    pub color: When,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum When {
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a node in the foreground
+    Serve(Serve),
+    /// See it work: build sample Bees, start a node, apply two Swarms, call them
+    Demo,
+    /// The limited process in which a node checks and compiles an upload
+    #[command(name = "compile-module", hide = true)]
+    CompileModule,
+
+    /// Upload a module (a WebAssembly component with Bees)
+    Push(Push),
+    /// Make a Swarm as its manifest says, showing what changes
+    Apply(Apply),
+    /// Call a subject and wait for the response
+    Request(Box<Request>),
+    /// Append messages to a subject; returns once they are durable
+    Submit(Box<Submit>),
+
+    /// List modules and their Bees
+    Bees,
+    /// List Swarms
+    Swarms,
+    /// Show a Swarm's stages
+    Describe { swarm: String },
+    /// Show what a Swarm's Bees logged
+    Logs(Logs),
+    /// Look at or discard dead letters
+    Dlq(Dlq),
+    /// Show one key's state of a stage
+    State { swarm: String, stage: String, key: String },
+    /// Delete a Swarm once it is drained
+    Delete(Delete),
+    /// Remove a module, or one of its tags
+    DeleteModule {
+        name: String,
+        /// Only this tag
+        #[arg(long)]
+        tag: Option<String>,
+    },
+
+    /// Build, serve and apply the project in a folder, again at each edit
+    Up(Up),
+    /// Write a new Bee project
+    New(New),
+    /// Check a manifest without a node
+    Check {
+        #[arg(default_value = "swarm.yaml")]
+        file: PathBuf,
+    },
+    /// Print the manifest's JSON Schema, for editors
+    Schema,
+    /// Print a completion script for a shell
+    Completions { shell: Shell },
+    /// Print the version, and the node's if one answers
+    Version,
+}
+
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Everything that the node keeps
+    #[arg(long, env = "SKEP_DATA", value_name = "DIR")]
+    pub data: PathBuf,
+    /// gRPC and HTTP; port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:4020", value_name = "ADDRESS")]
+    pub listen: SocketAddr,
+    /// Metrics and health
+    #[arg(long, default_value = "127.0.0.1:4021", value_name = "ADDRESS")]
+    pub admin: SocketAddr,
+    /// No metrics and health
+    #[arg(long, conflicts_with = "admin")]
+    pub no_admin: bool,
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// Share of calls that are traced, 0 to 1
+    #[arg(long, default_value_t = 0.01, value_parser = ratio, value_name = "RATIO")]
+    pub sample_ratio: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub struct Push {
+    /// The component, as `cargo build --target wasm32-wasip2` writes it
+    pub file: PathBuf,
+    /// The module's name; by default the file's, with `_` as `-`
+    #[arg(long)]
+    pub name: Option<String>,
+    /// What manifests may follow
+    #[arg(long, default_value = "latest")]
+    pub tag: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Apply {
+    #[arg(default_value = "swarm.yaml")]
+    pub file: PathBuf,
+    /// Only show what would change
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do not ask before a running Swarm is changed
+    #[arg(short, long)]
+    pub yes: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Request {
+    pub subject: String,
+    /// What to send; `-` reads stdin
+    pub payload: Option<String>,
+    /// Send a file's content
+    #[arg(short, long, conflicts_with = "payload", value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// The message's key, for stages with `key: message`
+    #[arg(long)]
+    pub key: Option<String>,
+    /// A header of the message; may be repeated
+    #[arg(long = "header", value_parser = header, value_name = "NAME=VALUE")]
+    pub headers: Vec<(String, String)>,
+    /// How long to wait: `500ms`, `30s`, `2m`
+    #[arg(long, value_parser = duration, default_value = "30s")]
+    pub timeout: Duration,
+    /// A repeated call with the same key takes effect once and gets the same response
+    #[arg(long, value_name = "KEY")]
+    pub idempotency_key: Option<String>,
+    /// Show the stages passed and their times
+    #[arg(long)]
+    pub trace: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Submit {
+    pub subject: String,
+    /// The messages; `-` reads stdin, a line a message
+    #[arg(required_unless_present = "file")]
+    pub payloads: Vec<String>,
+    /// A file with a line a message
+    #[arg(short, long, conflicts_with = "payloads", value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// The key of every message
+    #[arg(long, conflicts_with = "key_json")]
+    pub key: Option<String>,
+    /// Take each message's key from its JSON, by pointer
+    #[arg(long, value_name = "/POINTER", value_parser = pointer)]
+    pub key_json: Option<String>,
+    /// A header of every message; may be repeated
+    #[arg(long = "header", value_parser = header, value_name = "NAME=VALUE")]
+    pub headers: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+pub struct Logs {
+    pub swarm: String,
+    /// Only this stage
+    pub stage: Option<String>,
+    /// Go on with new lines as they come
+    #[arg(short, long)]
+    pub follow: bool,
+    /// The last so many lines; 0: all that are kept
+    #[arg(short = 'n', long, default_value_t = 0)]
+    pub tail: u32,
+}
+
+#[derive(Debug, Args)]
+pub struct Dlq {
+    pub swarm: String,
+    #[command(subcommand)]
+    pub what: Option<DlqCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DlqCommand {
+    /// List dead letters (the default)
+    List {
+        /// Only this stage
+        #[arg(long)]
+        stage: Option<String>,
+        /// Only those after this id
+        #[arg(long, default_value_t = 0)]
+        after: u64,
+        /// At most so many
+        #[arg(long, default_value_t = 100)]
+        limit: u32,
+    },
+    /// Show one with its payload, cause and what the Bee wrote to stderr
+    Show { id: u64 },
+    /// Drop dead letters for good
+    Discard {
+        #[arg(required_unless_present = "all")]
+        ids: Vec<u64>,
+        #[arg(long, conflicts_with = "ids")]
+        all: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Delete {
+    pub swarm: String,
+    /// How long to let it drain
+    #[arg(long, value_parser = duration, default_value = "30s")]
+    pub timeout: Duration,
+    /// Drop what remains, dead letters and state included
+    #[arg(long)]
+    pub discard: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Up {
+    /// The folder with swarm.yaml and the Bees' crates
+    #[arg(default_value = ".")]
+    pub dir: PathBuf,
+    /// Where the embedded node listens
+    #[arg(long, default_value = "127.0.0.1:4020", value_name = "ADDRESS")]
+    pub listen: SocketAddr,
+    /// Build and apply once, do not watch; the node given by --node must run
+    #[arg(long)]
+    pub once: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct New {
+    /// Names package, module, Swarm and subject
+    pub name: String,
+    /// The folder to make; by default the name
+    #[arg(long, value_name = "DIR")]
+    pub path: Option<PathBuf>,
+}
+
+fn ratio(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(ratio),
+        _ => Err("a number from 0 to 1".to_owned()),
+    }
+}
+
+fn header(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("write NAME=VALUE".to_owned()),
+    }
+}
+
+fn pointer(text: &str) -> Result<String, String> {
+    if text.starts_with('/') {
+        Ok(text.to_owned())
+    } else {
+        Err("a JSON pointer (RFC 6901) starts with `/`, like /customer/id".to_owned())
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: Option<u64> = text[..end].parse().ok();
+    let unit_ms = match &text[end..] {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => 0,
+    };
+    match number.and_then(|n| n.checked_mul(unit_ms)) {
+        Some(ms) if ms > 0 => Ok(Duration::from_millis(ms)),
+        _ => Err("write `500ms`, `30s`, `2m` or `1h`".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn commands_read_as_the_readme_writes_them() {
+        for line in [
+            "skep serve --data d",
+            "skep push hello.wasm --name hello --tag v1",
+            "skep apply swarm.yaml --dry-run",
+            "skep apply",
+            "skep request hello-world {} --header a=b --timeout 500ms --trace",
+            "skep submit hello-world --file lines.txt",
+            "skep submit hello-world a b c -o json",
+            "skep logs s stage -f --tail 3",
+            "skep dlq s",
+            "skep dlq s list --stage a",
+            "skep dlq s show 7",
+            "skep dlq s discard 7 8",
+            "skep dlq s discard --all",
+            "skep state s stage key",
+            "skep delete s --timeout 2m --discard",
+            "skep --node http://h:1 swarms",
+            "skep up samples/hello-world",
+            "skep new bee --path /tmp/x",
+            "skep completions bash",
+            "skep compile-module",
+        ] {
+            parse(line).unwrap_or_else(|e| panic!("{line}: {e}"));
+        }
+    }
+
+    #[test]
+    fn what_is_not_meant_is_refused_as_usage() {
+        for line in [
+            "skep",
+            "skep serve",
+            "skep serve --data d --sample-ratio 2",
+            "skep request",
+            "skep request s --header nope",
+            "skep request s --timeout 30",
+            "skep submit s",
+            "skep submit s a --file f",
+            "skep submit s a --key-json id",
+            "skep dlq s discard",
+            "skep nonsense",
+        ] {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+}

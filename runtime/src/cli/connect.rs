@@ -1,0 +1,78 @@
+//! The way to a node.
+
+use std::time::Duration;
+
+use skep_client::Gateway;
+use skep_proto::v1::beekeeper_client::BeekeeperClient;
+use tonic::transport::{Channel, Endpoint};
+
+use super::failure::{Exit, Failure, Outcome};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Responses and lists may be larger than tonic's default; still bounded.
+const DECODE_BYTES_MAX: usize = 16 << 20;
+
+pub async fn beekeeper(node: &str) -> Outcome<BeekeeperClient<Channel>> {
+    Ok(BeekeeperClient::new(channel(node).await?).max_decoding_message_size(DECODE_BYTES_MAX))
+}
+
+pub async fn gateway(node: &str) -> Outcome<Gateway> {
+    // What the client would say of a bad URL or an absent node is said once, here, with its remedy.
+    let url = endpoint(node)?.uri().to_string();
+    Gateway::connect(url).await.map_err(|e| absent(e.message))
+}
+
+fn absent(message: String) -> Failure {
+    Failure::new(Exit::Unavailable, message)
+        .remedy("is it running? start one with `skep serve --data DIR`, or name another with --node URL")
+}
+
+async fn channel(node: &str) -> Outcome<Channel> {
+    let endpoint = endpoint(node)?;
+    endpoint.connect().await.map_err(|e| {
+        // tonic says "transport error"; the reason is at the end of the chain.
+        let mut cause: &dyn std::error::Error = &e;
+        while let Some(next) = cause.source() {
+            cause = next;
+        }
+        absent(format!("no node answers at {node}: {cause}"))
+    })
+}
+
+fn endpoint(node: &str) -> Outcome<Endpoint> {
+    let url = if node.contains("://") {
+        node.to_owned()
+    } else {
+        format!("http://{node}")
+    };
+    let bad = |why: &str| {
+        Failure::new(Exit::Usage, format!("`{node}` is not a node's URL: {why}"))
+            .remedy("write --node http://HOST:PORT")
+    };
+    if url.starts_with("https://") {
+        return Err(bad("TLS is not available in this version"));
+    }
+    if !url.starts_with("http://") {
+        return Err(bad("it does not begin with http://"));
+    }
+    let endpoint = Endpoint::from_shared(url).map_err(|e| bad(&e.to_string()))?;
+    if endpoint.uri().port().is_none() {
+        return Err(bad("it names no port"));
+    }
+    Ok(endpoint.connect_timeout(CONNECT_TIMEOUT).http2_adaptive_window(true))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_of_nodes() {
+        for good in ["http://127.0.0.1:4020", "localhost:4020", "http://[::1]:1"] {
+            assert!(endpoint(good).is_ok(), "{good}");
+        }
+        for bad in ["", "https://h:1", "ftp://h:1", "http://h", "http://a b:1"] {
+            assert_eq!(endpoint(bad).unwrap_err().exit, Exit::Usage, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! How a command ends: the exit code, one line that says what is wrong, one that says what to do.
+
+use std::fmt;
+use std::process::ExitCode;
+
+use skep_proto::v1;
+use tonic::{Code, Status};
+
+/// The exit codes. Programs rely on them: a number is never given another meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    Ok = 0,
+    /// The work was done and failed, or the command could not do its part.
+    Failed = 1,
+    Usage = 2,
+    /// The manifest, module or message is not acceptable as it is.
+    Refused = 3,
+    NotFound = 4,
+    /// What is there forbids it.
+    Conflict = 5,
+    Overloaded = 6,
+    Unavailable = 7,
+    Deadline = 8,
+    /// Perhaps done: only a retry with the same idempotency key is safe.
+    Unknown = 9,
+    Internal = 10,
+}
+
+/// Shown in `--help`.
+pub const EXIT_CODES: &str = "\
+Exit codes:
+   0  ok
+   1  failed: done with an error, or dead-lettered
+   2  usage: flags or arguments
+   3  refused: a manifest, module or message that is not valid
+   4  not found
+   5  conflict: what is there forbids it
+   6  overloaded: try again later
+   7  unavailable: no node answers
+   8  the deadline passed
+   9  unknown outcome: retry with the same idempotency key only
+  10  internal error";
+
+#[derive(Debug)]
+pub struct Failure {
+    pub exit: Exit,
+    pub message: String,
+    pub remedy: Option<String>,
+}
+
+pub type Outcome<T = ()> = Result<T, Failure>;
+
+impl Failure {
+    pub fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Self {
+            exit,
+            message: message.into(),
+            remedy: None,
+        }
+    }
+
+    #[must_use]
+    pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.remedy = Some(remedy.into());
+        self
+    }
+
+    /// The reader of our output went away, as `skep logs … | head` does: not worth a word.
+    pub fn reader_gone() -> Self {
+        Self::new(Exit::Ok, "")
+    }
+
+    /// Says it on stderr and gives the code for the process.
+    pub fn report(&self) -> ExitCode {
+        if self.exit != Exit::Ok {
+            eprintln!("{self}");
+        }
+        ExitCode::from(self.exit as u8)
+    }
+
+    /// A failed call, after which `outcome` holds for the work that it asked for.
+    pub fn of_call(code: Code, outcome: v1::Outcome, message: &str) -> Self {
+        let exit = match (code, outcome) {
+            (Code::DeadlineExceeded, _) => Exit::Deadline,
+            (_, v1::Outcome::Unknown) => Exit::Unknown,
+            (_, v1::Outcome::Done) => Exit::Failed,
+            _ => exit_of(code),
+        };
+        let failure = Self::new(exit, message);
+        match outcome {
+            v1::Outcome::NotDone => failure.remedy("certainly not done: a retry is safe"),
+            v1::Outcome::Unknown => {
+                failure.remedy("perhaps done: retry only with the same --idempotency-key, or look at the effects first")
+            }
+            v1::Outcome::Done | v1::Outcome::Unspecified => failure,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}", self.message.trim_end())?;
+        match &self.remedy {
+            Some(remedy) => write!(f, "\n  remedy: {remedy}"),
+            None => Ok(()),
+        }
+    }
+}
+
+pub fn exit_of(code: Code) -> Exit {
+    match code {
+        Code::Ok => Exit::Ok,
+        Code::InvalidArgument
+        | Code::OutOfRange
+        | Code::PermissionDenied
+        | Code::Unauthenticated
+        | Code::Unimplemented => Exit::Refused,
+        Code::NotFound => Exit::NotFound,
+        Code::AlreadyExists | Code::FailedPrecondition | Code::Aborted => Exit::Conflict,
+        Code::ResourceExhausted => Exit::Overloaded,
+        Code::Unavailable => Exit::Unavailable,
+        Code::DeadlineExceeded | Code::Cancelled => Exit::Deadline,
+        Code::Unknown | Code::Internal | Code::DataLoss => Exit::Internal,
+    }
+}
+
+/// What the Gateway says about the work, in a failed unary call's trailers.
+pub fn outcome_in(status: &Status) -> v1::Outcome {
+    match status.metadata().get("skep-outcome").and_then(|v| v.to_str().ok()) {
+        Some("done") => v1::Outcome::Done,
+        Some("not-done") => v1::Outcome::NotDone,
+        Some("unknown") => v1::Outcome::Unknown,
+        _ => v1::Outcome::Unspecified,
+    }
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        let failure = Self::of_call(status.code(), outcome_in(&status), status.message());
+        match status.code() {
+            Code::ResourceExhausted if failure.remedy.is_none() => failure.remedy("wait a little, then try again"),
+            Code::Unavailable if failure.remedy.is_none() => {
+                failure.remedy("look whether the node still runs, then try again")
+            }
+            Code::Unimplemented => {
+                failure.remedy("the node is of another version than this command: compare `skep version`")
+            }
+            _ => failure,
+        }
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(e: std::io::Error) -> Self {
+        if e.kind() == std::io::ErrorKind::BrokenPipe {
+            return Self::reader_gone();
+        }
+        Self::new(Exit::Failed, e.to_string())
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(e: anyhow::Error) -> Self {
+        match e.downcast::<Self>() {
+            Ok(failure) => failure,
+            Err(e) => Self::new(Exit::Failed, format!("{e:#}")),
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_status_has_its_exit_code() {
+        for (code, exit) in [
+            (Code::InvalidArgument, 3),
+            (Code::NotFound, 4),
+            (Code::Aborted, 5),
+            (Code::FailedPrecondition, 5),
+            (Code::ResourceExhausted, 6),
+            (Code::Unavailable, 7),
+            (Code::DeadlineExceeded, 8),
+            (Code::Internal, 10),
+        ] {
+            assert_eq!(Failure::from(Status::new(code, "x")).exit as u8, exit, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn the_outcome_decides_before_the_code() {
+        let call = |code, outcome| Failure::of_call(code, outcome, "x").exit;
+        assert_eq!(call(Code::Unavailable, v1::Outcome::Unknown), Exit::Unknown);
+        assert_eq!(call(Code::Aborted, v1::Outcome::Done), Exit::Failed);
+        assert_eq!(call(Code::DeadlineExceeded, v1::Outcome::Unknown), Exit::Deadline);
+        assert_eq!(call(Code::ResourceExhausted, v1::Outcome::NotDone), Exit::Overloaded);
+        let mut status = Status::unavailable("x");
+        status.metadata_mut().insert("skep-outcome", "unknown".parse().unwrap());
+        assert_eq!(Failure::from(status).exit, Exit::Unknown);
+    }
+
+    #[test]
+    fn every_code_is_in_the_help() {
+        for code in 0..=10 {
+            assert!(
+                EXIT_CODES
+                    .lines()
+                    .any(|l| l.trim_start().starts_with(&format!("{code} "))),
+                "{code}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_error_names_its_remedy() {
+        let failure = Failure::new(Exit::NotFound, "no Swarm `x`").remedy("look at `skep swarms`");
+        assert_eq!(
+            failure.to_string(),
+            "error: no Swarm `x`\n  remedy: look at `skep swarms`"
+        );
+        let wrapped = Failure::from(anyhow::Error::new(failure));
+        assert_eq!(wrapped.exit, Exit::NotFound);
+    }
+}

@@ -1,0 +1,111 @@
+//! The command line: what may be typed is in [`args`], each command in a file of its own, how it ends in [`failure`].
+
+pub mod args;
+pub mod build;
+mod call;
+mod connect;
+pub mod failure;
+mod modules;
+mod new;
+mod observe;
+mod offline;
+mod output;
+pub mod progress;
+mod swarms;
+mod up;
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use tracing_subscriber::EnvFilter;
+
+pub use args::Command;
+use args::{Cli, LogFormat};
+use failure::{Exit, Failure, Outcome};
+use output::Printer;
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            // A closed pipe after `--help | head` is no error.
+            let _ = e.print();
+            return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(Exit::Usage as u8));
+        }
+    };
+    // Before any thread exists: this process limits itself, and limits are for the whole of it.
+    if matches!(cli.command, Command::CompileModule) {
+        return skep_engine::child_main();
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => return Failure::new(Exit::Internal, format!("cannot start threads: {e}")).report(),
+    };
+    // On the heap: the future of all commands is as large as the largest.
+    let ended = runtime.block_on(Box::pin(run(cli)));
+    // A thread that still waits for stdin must not keep the process.
+    runtime.shutdown_background();
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+async fn run(cli: Cli) -> Outcome {
+    let out = Printer::new(&cli.global);
+    let node = cli.global.node.as_str();
+    match cli.command {
+        Command::Serve(args) => {
+            log_to_stderr("info", args.log_format);
+            let args = crate::serve::ServeArgs {
+                data: args.data,
+                listen: args.listen,
+                admin: (!args.no_admin).then_some(args.admin),
+                sample_ratio: args.sample_ratio,
+            };
+            Ok(Box::pin(crate::serve::run(args)).await?)
+        }
+        Command::Demo => {
+            log_to_stderr("warn", LogFormat::Text);
+            Ok(Box::pin(crate::demo::run()).await?)
+        }
+        Command::Up(args) => {
+            log_to_stderr("warn", LogFormat::Text);
+            Box::pin(up::run(args, node, out)).await
+        }
+        // Taken care of before the runtime.
+        Command::CompileModule => Ok(()),
+        Command::Push(args) => modules::push(args, node, out).await,
+        Command::Apply(args) => swarms::apply(args, node, out).await,
+        Command::Request(args) => call::request(*args, node, out).await,
+        Command::Submit(args) => call::submit(*args, node, out).await,
+        Command::Bees => modules::list(node, out).await,
+        Command::Swarms => swarms::list(node, out).await,
+        Command::Describe { swarm } => swarms::describe(swarm, node, out).await,
+        Command::Logs(args) => observe::logs(args, node, out).await,
+        Command::Dlq(args) => observe::dlq(args, node, out).await,
+        Command::State { swarm, stage, key } => observe::state(swarm, stage, key, node, out).await,
+        Command::Delete(args) => swarms::delete(args, node, out).await,
+        Command::DeleteModule { name, tag } => modules::delete(name, tag, node, out).await,
+        Command::New(args) => new::run(args, out),
+        Command::Check { file } => offline::check(&file, out),
+        Command::Schema => offline::schema(out),
+        Command::Completions { shell } => offline::completions(shell, out),
+        Command::Version => offline::version(node, out).await,
+    }
+}
+
+/// The node's own log, filtered by `SKEP_LOG` (as `RUST_LOG` elsewhere).
+fn log_to_stderr(default: &str, format: LogFormat) {
+    let filter = EnvFilter::try_from_env("SKEP_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    // Set already when tests run several commands in one process.
+    let _ = match format {
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).try_init(),
+        LogFormat::Json => log.json().try_init(),
+    };
+}

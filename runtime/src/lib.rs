@@ -1,0 +1,21 @@
+//! The host: one binary, `skep`, on a laptop, an edge node and a cluster.
+//!
+//! ```text
+//!   cli ─► serve ─► node ─► supervisor ─► stages ─► engine
+//!                    ├────► gateway (doors) ─► topics
+//!                    └────► beekeeper ─► catalog, store
+//! ```
+//! This library exists so that integration tests and `main.rs` share one build; nothing outside the workspace uses it.
+
+pub mod admin;
+pub mod beekeeper;
+pub mod catalog;
+pub mod cli;
+pub mod demo;
+pub mod logs;
+pub mod node;
+pub mod serve;
+pub mod spans;
+pub mod stats;
+pub mod store;
+pub mod supervisor;

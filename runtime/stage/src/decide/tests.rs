@@ -1,0 +1,434 @@
+use std::sync::Arc;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use skep_model::env::SeededEntropy;
+use skep_model::id::{Digest, Incarnation, RequestId};
+use skep_model::message::Request;
+use skep_model::name::TenantId;
+use skep_model::scope::Scope;
+use skep_model::step::{Outcome, Processed, StateWrite};
+use skep_model::swarm::{BatchPolicy, Bound, GuestClock, Instances, KeySource, Stage};
+use skep_topic::TopicSpec;
+use skep_topic::lane::Lane;
+
+use super::*;
+use crate::bee::Bee;
+
+struct NoBee;
+
+#[async_trait::async_trait]
+impl Bee for NoBee {
+    async fn process(&self, _: Batch) -> Processed {
+        Processed {
+            result: Ok(Vec::new()),
+            log: Vec::new(),
+        }
+    }
+}
+
+fn stage(key: Option<KeySource>, order: Order) -> Stage {
+    let bound = Bound {
+        messages: 1_000,
+        bytes: 1 << 20,
+    };
+    Stage {
+        name: "s".parse().unwrap(),
+        module: "m".to_owned(),
+        bee: "b".parse().unwrap(),
+        inputs: Vec::new(),
+        state: key.is_some(),
+        key,
+        order,
+        retry: RetryPolicy {
+            attempts: 3,
+            first_ms: 100,
+            max_ms: 1_000,
+        },
+        timeout_ms: 1_000,
+        batch: BatchPolicy::default(),
+        partitions: 1,
+        concurrency: 1,
+        inbox: bound,
+        dead_letters: bound,
+        instances: Instances::Fresh,
+        memory_bytes: 1 << 20,
+        config: BTreeMap::new(),
+        clock: GuestClock::Recorded,
+    }
+}
+
+fn plan_of(key: Option<KeySource>, order: Order, readers: Vec<Option<KeySource>>) -> Plan {
+    let swarm = Scope::of(TenantId::default_tenant()).swarm(&"w".parse().unwrap(), Incarnation([1; 16]));
+    let bound = Bound {
+        messages: 1_000,
+        bytes: 1 << 20,
+    };
+    let spec = |name: &str| {
+        Arc::new(TopicSpec {
+            id: swarm.topic(&name.parse().unwrap()),
+            partitions: 1,
+            inbox: bound,
+            dead_letters: bound,
+        })
+    };
+    let destination = |(i, key): (usize, Option<KeySource>)| Destination {
+        stage: format!("r{i}").parse().unwrap(),
+        topic: spec(&format!("r{i}")),
+        key,
+        lane: Lane::new(),
+    };
+    Plan {
+        stage: stage(key, order),
+        topic: spec("s"),
+        module: Digest::of(b"m"),
+        bee: Arc::new(NoBee),
+        unnamed: readers.into_iter().enumerate().map(destination).collect(),
+        named: BTreeMap::new(),
+    }
+}
+
+fn message(n: u8, key: Option<&str>) -> Message {
+    Message {
+        uid: Uid([n; 16]),
+        key: key.map(str::to_owned),
+        headers: Vec::new(),
+        payload: Bytes::from(vec![n]),
+        accepted_ms: 1_000,
+        request: None,
+        trace: None,
+        lineage: None,
+        hops: Vec::new(),
+    }
+}
+
+fn fetched(messages: Vec<Message>) -> Fetched {
+    let unread = messages.into_iter().enumerate().map(|(i, message)| Unread {
+        message,
+        after: Cursor {
+            entry: 1,
+            index: u32::try_from(i).unwrap() + 1,
+        },
+        entry: 1,
+        entry_uid: Uid([9; 16]),
+    });
+    Fetched {
+        messages: unread.collect(),
+        now_ms: 5_000,
+        ..Fetched::default()
+    }
+}
+
+fn done(publish: Vec<Emit>) -> Step {
+    Step {
+        outcome: Outcome {
+            publish,
+            respond: Vec::new(),
+            disposition: Disposition::Done,
+        },
+        state: Vec::new(),
+        timers: Vec::new(),
+    }
+}
+
+fn with(disposition: Disposition) -> Step {
+    Step {
+        outcome: Outcome {
+            publish: Vec::new(),
+            respond: Vec::new(),
+            disposition,
+        },
+        state: Vec::new(),
+        timers: Vec::new(),
+    }
+}
+
+fn emit(bytes: usize) -> Emit {
+    Emit {
+        to: None,
+        key: None,
+        headers: Vec::new(),
+        payload: Bytes::from(vec![0; bytes]),
+    }
+}
+
+fn failing() -> Step {
+    with(Disposition::Fail {
+        reason: "no".to_owned(),
+        detail: "because".to_owned(),
+    })
+}
+
+const STAMP: Stamp = Stamp {
+    id: CommitId([5; 16]),
+    seq: 7,
+    base: CommitId([4; 16]),
+    from: Cursor { entry: 1, index: 0 },
+};
+const RAN: Ran = Ran {
+    started_us: 0,
+    took_us: 1,
+    batch: 1,
+    span: None,
+};
+
+fn decided(plan: &Plan, fetched: Fetched, steps: impl FnMut(&Input) -> Result<Step, Trap>) -> Decision {
+    let (taken, batch) = arrange(plan, fetched);
+    let steps = batch.inputs.iter().map(steps).collect();
+    decide(plan, &taken, steps, STAMP, RAN, &SeededEntropy::new(1))
+}
+
+#[test]
+fn what_is_done_is_published_to_every_reader_under_the_childs_uid_and_consumed() {
+    let plan = plan_of(None, Order::Hold, vec![None, None]);
+    let decision = decided(&plan, fetched(vec![message(1, None), message(2, None)]), |_| {
+        Ok(done(vec![emit(3)]))
+    });
+    let commit = decision.commit;
+    assert_eq!((decision.consumed, decision.done, decision.failed), (2, 2, 0));
+    assert_eq!(commit.outputs.len(), 4);
+    assert_eq!(commit.outputs[0].message.uid, Uid([1; 16]).child("s", 0));
+    assert_eq!(commit.outputs[0].message.uid, commit.outputs[1].message.uid);
+    assert_ne!(commit.outputs[0].to.id, commit.outputs[1].to.id);
+    let span = commit.span.unwrap();
+    assert_eq!((span.from, span.to), (STAMP.from, Cursor { entry: 1, index: 2 }));
+    assert_eq!((commit.seq, commit.base, commit.id), (STAMP.seq, STAMP.base, STAMP.id));
+}
+
+#[test]
+fn a_failure_parks_its_key_and_what_follows_of_that_key_waits_behind_it_with_its_effects_discarded() {
+    let plan = plan_of(Some(KeySource::Message), Order::Hold, vec![None]);
+    let input = fetched(vec![
+        message(1, Some("a")),
+        message(2, Some("a")),
+        message(3, Some("b")),
+    ]);
+    let decision = decided(&plan, input, |input| {
+        Ok(if input.uid() == Uid([1; 16]) {
+            failing()
+        } else {
+            done(vec![emit(1)])
+        })
+    });
+    let commit = decision.commit;
+    assert_eq!((decision.consumed, decision.done, decision.failed), (3, 1, 1));
+    assert_eq!(commit.park.len(), 2);
+    assert_eq!((commit.park[0].attempts, commit.park[1].attempts), (1, 0));
+    assert_eq!((commit.park[0].lane.as_str(), commit.park[1].lane.as_str()), ("a", "a"));
+    assert!(commit.park[0].due_ms > 5_000 && commit.park[0].due_ms <= 5_100);
+    assert_eq!(commit.outputs.len(), 1, "only b's");
+
+    let relaxed = plan_of(Some(KeySource::Message), Order::Relaxed, vec![None]);
+    let input = fetched(vec![message(1, Some("a")), message(2, Some("a"))]);
+    let decision = decided(&relaxed, input, |input| {
+        Ok(if input.uid() == Uid([1; 16]) {
+            failing()
+        } else {
+            done(vec![emit(1)])
+        })
+    });
+    assert_eq!((decision.commit.park.len(), decision.commit.outputs.len()), (1, 1));
+}
+
+#[test]
+fn a_key_held_in_the_store_parks_what_arrives_without_asking_the_bee() {
+    let plan = plan_of(Some(KeySource::Message), Order::Hold, vec![]);
+    let mut input = fetched(vec![message(1, Some("a")), message(2, Some("b"))]);
+    input.held.insert("a".to_owned());
+    let (taken, batch) = arrange(&plan, input);
+    assert_eq!(batch.inputs.len(), 1);
+    let decision = decide(
+        &plan,
+        &taken,
+        vec![Ok(done(vec![]))],
+        STAMP,
+        RAN,
+        &SeededEntropy::new(1),
+    );
+    assert_eq!(
+        (decision.commit.park.len(), decision.consumed, decision.done),
+        (1, 2, 1)
+    );
+}
+
+#[test]
+fn the_last_attempt_and_a_reject_are_dead_letters_and_a_retry_keeps_its_place_before() {
+    let plan = plan_of(None, Order::Hold, vec![]);
+    let parked = |attempts| Parked {
+        uid: Uid([77; 16]),
+        lane: "lane".to_owned(),
+        work: Work::Message(message(1, None)),
+        attempts,
+        due_ms: 0,
+        cause: String::new(),
+    };
+    let retry = |attempts| Fetched {
+        retries: vec![parked(attempts)],
+        now_ms: 5_000,
+        ..Fetched::default()
+    };
+    let decision = decided(&plan, retry(1), |input| {
+        assert_eq!(input.attempt(), 2);
+        Ok(failing())
+    });
+    let again = decision.commit.retries[0].again.as_ref().unwrap();
+    assert_eq!((again.attempts, again.lane.as_str()), (2, "lane"));
+    assert!(decision.commit.dead.is_empty() && decision.commit.span.is_none());
+
+    let decision = decided(&plan, retry(2), |_| Ok(failing()));
+    assert!(decision.commit.retries[0].again.is_none());
+    assert_eq!(
+        (
+            decision.commit.dead[0].attempts,
+            decision.commit.dead[0].reason.as_str()
+        ),
+        (3, "no")
+    );
+
+    let decision = decided(&plan, fetched(vec![message(1, None)]), |_| {
+        Ok(with(Disposition::Reject("bad".to_owned())))
+    });
+    assert_eq!(
+        (decision.commit.dead.len(), decision.commit.dead[0].detail.as_str()),
+        (1, "bad")
+    );
+
+    let decision = decided(&plan, fetched(vec![message(1, None)]), |_| {
+        Ok(with(Disposition::RetryAfter(60_000)))
+    });
+    assert_eq!(decision.commit.park[0].due_ms, 65_000);
+}
+
+#[test]
+fn a_caller_learns_of_a_response_of_a_dead_letter_and_of_an_expired_deadline() {
+    let plan = plan_of(None, Order::Hold, vec![]);
+    let asking = |n, deadline_ms| Message {
+        request: Some(Request {
+            id: RequestId([n; 16]),
+            deadline_ms,
+            keyed: false,
+        }),
+        ..message(n, None)
+    };
+    let input = fetched(vec![asking(1, 9_000), asking(2, 9_000), asking(3, 4_000)]);
+    let decision = decided(&plan, input, |input| {
+        Ok(if input.uid() == Uid([1; 16]) {
+            let mut step = done(vec![]);
+            step.outcome.respond.push(Bytes::from_static(b"hi"));
+            step
+        } else {
+            with(Disposition::Reject("no".to_owned()))
+        })
+    });
+    let replies: Vec<&ReplyResult> = decision.commit.replies.iter().map(|r| &r.result).collect();
+    assert!(matches!(replies[0], ReplyResult::Response(b) if b == "hi"));
+    assert!(matches!(replies[1], ReplyResult::Failed { reason, .. } if reason == "reject"));
+    assert!(matches!(replies[2], ReplyResult::Expired { .. }));
+    assert_eq!(
+        decision.commit.dead.len(),
+        1,
+        "an expired request is consumed with its outcome, not dead-lettered"
+    );
+    assert_eq!(decision.consumed, 3);
+}
+
+#[test]
+fn a_batch_commits_the_longest_prefix_that_fits_and_one_message_over_its_bound_is_rejected() {
+    let plan = plan_of(None, Order::Hold, vec![None]);
+    let input = fetched((1..=5).map(|n| message(n, None)).collect());
+    let decision = decided(&plan, input, |_| Ok(done(vec![emit(700 << 10)])));
+    assert_eq!((decision.consumed, decision.commit.outputs.len()), (2, 2));
+    assert_eq!(decision.commit.span.unwrap().to.index, 2);
+
+    let decision = decided(&plan, fetched(vec![message(1, None)]), |_| {
+        Ok(done(vec![emit(700 << 10), emit(700 << 10)]))
+    });
+    assert_eq!(decision.commit.dead[0].reason, "effects-too-large");
+    assert!(decision.commit.outputs.is_empty());
+}
+
+#[test]
+fn a_reader_that_needs_a_key_gets_one_or_the_message_is_rejected_with_the_place() {
+    let plan = plan_of(None, Order::Hold, vec![Some(KeySource::Message)]);
+    let decision = decided(&plan, fetched(vec![message(1, None)]), |_| Ok(done(vec![emit(1)])));
+    assert_eq!(decision.commit.dead[0].reason, "no-key");
+    assert!(
+        decision.commit.dead[0].detail.contains("r0"),
+        "{}",
+        decision.commit.dead[0].detail
+    );
+    let keyed = Emit {
+        key: Some("k".to_owned()),
+        ..emit(1)
+    };
+    let decision = decided(&plan, fetched(vec![message(1, None)]), |_| {
+        Ok(done(vec![keyed.clone()]))
+    });
+    assert_eq!(decision.commit.outputs[0].message.key.as_deref(), Some("k"));
+    let lost = Emit {
+        to: Some("nobody".to_owned()),
+        ..emit(1)
+    };
+    let decision = decided(&plan, fetched(vec![message(1, None)]), |_| Ok(done(vec![lost.clone()])));
+    assert_eq!(decision.commit.dead[0].reason, "no-such-output");
+}
+
+#[test]
+fn state_is_coalesced_to_the_last_write_of_each_name() {
+    let plan = plan_of(Some(KeySource::Message), Order::Hold, vec![]);
+    let input = fetched((1..=3).map(|n| message(n, Some("a"))).collect());
+    let mut n = 0u8;
+    let decision = decided(&plan, input, |_| {
+        n += 1;
+        let mut step = done(vec![]);
+        step.state.push(StateWrite {
+            name: "sum".to_owned(),
+            value: Some(Bytes::from(vec![n])),
+        });
+        Ok(step)
+    });
+    assert_eq!(decision.commit.state.len(), 1);
+    assert_eq!(decision.commit.state[0].value.as_deref(), Some(&[3u8][..]));
+}
+
+proptest! {
+    /// Whatever the outcomes: each item is consumed at most once, in order, and has exactly one fate.
+    #[test]
+    fn every_consumed_item_has_one_fate(
+        keys in proptest::collection::vec(0u8..4, 1..40),
+        fates in proptest::collection::vec(0u8..5, 40),
+        held in proptest::collection::hash_set(0u8..4, 0..3),
+        sizes in proptest::collection::vec(0usize..(900 << 10), 40),
+    ) {
+        let plan = plan_of(Some(KeySource::Message), Order::Hold, vec![None]);
+        let messages: Vec<Message> =
+            keys.iter().enumerate().map(|(i, k)| message(u8::try_from(i).unwrap(), Some(&k.to_string()))).collect();
+        let mut input = fetched(messages);
+        input.held = held.iter().map(ToString::to_string).collect();
+        let decision = decided(&plan, input, |input| {
+            let i = usize::from(input.uid().0[0]);
+            Ok(match fates[i] {
+                0 => failing(),
+                1 => with(Disposition::Reject("r".to_owned())),
+                2 => with(Disposition::RetryAfter(1)),
+                _ => done(vec![emit(sizes[i])]),
+            })
+        });
+        let commit = &decision.commit;
+        let mut seen: Vec<u8> = Vec::new();
+        seen.extend(commit.outputs.iter().map(|o| o.message.lineage.as_ref().unwrap().parent.0[0]));
+        seen.extend(commit.park.iter().map(|p| p.work.uid().0[0]));
+        seen.extend(commit.dead.iter().map(|d| d.work.uid().0[0]));
+        seen.sort_unstable();
+        let expected: Vec<u8> = (0..u8::try_from(decision.consumed).unwrap()).collect();
+        prop_assert_eq!(seen, expected);
+        prop_assert_eq!(commit.span.unwrap().to.index as usize, decision.consumed);
+        // Order a key: once one is parked, none of its key after it is applied.
+        for (i, key) in keys.iter().enumerate().take(decision.consumed) {
+            let parked = |j: usize| commit.park.iter().any(|p| usize::from(p.work.uid().0[0]) == j);
+            if held.contains(key) || (0..i).any(|j| keys[j] == *key && parked(j)) {
+                prop_assert!(parked(i));
+            }
+        }
+    }
+}

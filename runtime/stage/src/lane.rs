@@ -1,0 +1,298 @@
+//! The in-memory path: requests on pure Swarms.
+//!
+//! Same Bee, same rules for outcomes, no cursor and no lease. Failures are tried again in memory within the caller's deadline,
+//! then the caller gets the cause. A lane keeps no order: a pure Swarm has no state that could tell.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use skep_model::id::Uid;
+use skep_model::message::{Message, Reply, ReplyResult};
+use skep_model::step::{Batch, Input, StateMap, Step, Trap, TrapKind};
+use skep_topic::lane::{Lane, Travelling};
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::decide::{Failure, Origin, Part, Ran, effects, retry_at};
+use crate::observe::{BatchReport, StageState};
+use crate::plan::Plan;
+use crate::worker::{Seams, links_of, span_of, span_record, with_uids};
+
+/// Makes this stage the lane's consumer: each push starts a drain unless `concurrency` of them are under way.
+pub(crate) fn consume(
+    lane: &Arc<Lane>,
+    plans: watch::Receiver<Arc<Plan>>,
+    seams: &Arc<Seams>,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) {
+    let permits = Arc::new(Semaphore::new(usize::from(plans.borrow().stage.concurrency.max(1))));
+    let consumer = Arc::new(Consumer {
+        lane: Arc::downgrade(lane),
+        plans,
+        seams: Arc::clone(seams),
+        stop: stop.clone(),
+        runtime: Handle::current(),
+        tasks: tasks.clone(),
+        permits,
+    });
+    lane.on_ready(move || Consumer::wake(&consumer));
+}
+
+struct Consumer {
+    /// Weak: the lane holds its consumer.
+    lane: std::sync::Weak<Lane>,
+    plans: watch::Receiver<Arc<Plan>>,
+    seams: Arc<Seams>,
+    stop: CancellationToken,
+    runtime: Handle,
+    tasks: TaskTracker,
+    permits: Arc<Semaphore>,
+}
+
+impl Consumer {
+    fn wake(self: &Arc<Self>) {
+        if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
+            let this = Arc::clone(self);
+            self.tasks.spawn_on(
+                async move {
+                    let permit = permit;
+                    this.drain().await;
+                    drop(permit);
+                    // Something may have been pushed after the last look and before the permit was given back.
+                    if this.lane.upgrade().is_some_and(|lane| !lane.is_empty()) && !this.stop.is_cancelled() {
+                        this.wake();
+                    }
+                },
+                &self.runtime,
+            );
+        }
+    }
+
+    async fn drain(self: &Arc<Self>) {
+        while let Some(lane) = self.lane.upgrade() {
+            if self.stop.is_cancelled() {
+                return;
+            }
+            let plan = Arc::clone(&self.plans.borrow());
+            let taken = lane.take(plan.stage.batch.messages as usize, plan.stage.batch.bytes);
+            if taken.is_empty() {
+                return;
+            }
+            self.batch(&plan, taken).await;
+        }
+    }
+
+    async fn batch(self: &Arc<Self>, plan: &Arc<Plan>, taken: Vec<Travelling>) {
+        let now_ms = self.seams.clock.now_ms();
+        let (taken, gone): (Vec<_>, Vec<_>) = taken.into_iter().partition(|t| self.wanted(&t.message, now_ms));
+        for late in gone {
+            self.answer(
+                &late.message,
+                ReplyResult::Expired {
+                    stage: plan.stage.name.clone(),
+                },
+            );
+        }
+        if taken.is_empty() {
+            return;
+        }
+        let began = Instant::now();
+        let (steps, mut log) = self.process(plan, &taken).await;
+        let steps = match steps {
+            Ok(steps) => steps.into_iter().map(Ok).collect(),
+            Err(trap) if taken.len() == 1 => vec![Err(trap)],
+            // The poison one fails alone, its neighbours go on.
+            Err(_) => {
+                let mut steps = Vec::with_capacity(taken.len());
+                for one in &taken {
+                    let (alone, more) = self.process(plan, std::slice::from_ref(one)).await;
+                    log.extend(more);
+                    steps.push(match alone {
+                        Ok(mut alone) if alone.len() == 1 => Ok(alone.remove(0)),
+                        Ok(_) => Err(Trap {
+                            kind: TrapKind::Contract,
+                            detail: "not one outcome for one input".to_owned(),
+                            stderr: String::new(),
+                        }),
+                        Err(trap) => Err(trap),
+                    });
+                }
+                steps
+            }
+        };
+        self.settle(plan, taken, steps, began, &log);
+    }
+
+    /// Work whose deadline passed, or whose caller went away, is not done.
+    fn wanted(&self, message: &Message, now_ms: u64) -> bool {
+        message
+            .request
+            .is_some_and(|r| r.deadline_ms >= now_ms && self.seams.backend.waiters().is_waiting(r.id))
+    }
+
+    async fn process(
+        &self,
+        plan: &Plan,
+        taken: &[Travelling],
+    ) -> (Result<Vec<Step>, Trap>, Vec<(Option<Uid>, skep_model::step::LogLine)>) {
+        let inputs: Vec<Input> = taken
+            .iter()
+            .map(|t| Input::Message {
+                message: t.message.clone(),
+                attempt: t.attempts + 1,
+            })
+            .collect();
+        let uids: Vec<Uid> = inputs.iter().map(Input::uid).collect();
+        let processed = plan
+            .bee
+            .process(Batch {
+                inputs,
+                state: StateMap::new(),
+            })
+            .await;
+        (processed.result, with_uids(processed.log, &uids))
+    }
+
+    fn settle(
+        self: &Arc<Self>,
+        plan: &Arc<Plan>,
+        taken: Vec<Travelling>,
+        steps: Vec<Result<Step, Trap>>,
+        began: Instant,
+        log: &[(Option<Uid>, skep_model::step::LogLine)],
+    ) {
+        let took = began.elapsed();
+        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let inputs: Vec<Input> = if taken.iter().any(|t| t.message.trace.is_some_and(|c| c.sampled)) {
+            taken
+                .iter()
+                .map(|t| Input::Message {
+                    message: t.message.clone(),
+                    attempt: 1,
+                })
+                .collect()
+        } else {
+            Vec::new()
+        };
+        let span = span_of(&inputs, self.seams.entropy.as_ref());
+        let ran = Ran {
+            started_us: self.seams.clock.now_us().saturating_sub(took_us),
+            took_us,
+            batch: u32::try_from(taken.len()).unwrap_or(u32::MAX),
+            span: span.map(|(own, _)| own),
+        };
+        let (count, mut done, mut failed, mut dead, mut error) = (taken.len(), 0, 0, 0, None::<String>);
+        for (travelling, step) in taken.into_iter().zip(steps) {
+            let origin = Origin::message(&travelling.message, travelling.attempts + 1);
+            match effects(plan, &origin, step, ran, self.seams.entropy.as_ref()) {
+                Ok(part) => {
+                    done += 1;
+                    self.apply(plan, part);
+                }
+                Err(failure) => {
+                    failed += 1;
+                    error.get_or_insert_with(|| format!("{}: {}", failure.reason, failure.detail));
+                    dead += usize::from(!self.again(plan, travelling, failure));
+                }
+            }
+        }
+        if let Some((own, parent)) = span {
+            let links = links_of(&inputs, Some(&own));
+            self.seams
+                .spans
+                .record(span_record(plan, own, parent, links, ran, error.as_deref()));
+        }
+        self.seams.observer.batch(
+            &plan.topic.id,
+            BatchReport {
+                inputs: count,
+                done,
+                failed,
+                dead,
+                took,
+                log,
+                error: error.as_deref(),
+            },
+        );
+    }
+
+    fn apply(&self, plan: &Plan, part: Part) {
+        for reply in part.replies {
+            self.seams.backend.waiters().deliver(reply);
+        }
+        for (to, message) in part.outputs {
+            let request = message.request;
+            if to.lane.push(Travelling { message, attempts: 0 }).is_err() {
+                self.seams.observer.state(
+                    &plan.topic.id,
+                    StageState::Paused {
+                        why: format!("the in-memory lane of stage `{}` is full", to.stage),
+                    },
+                );
+                if let Some(request) = request {
+                    self.seams.backend.waiters().deliver(Reply {
+                        request: request.id,
+                        result: ReplyResult::Overloaded { stage: to.stage },
+                        hops: Vec::new(),
+                    });
+                }
+            }
+        }
+    }
+
+    /// Another attempt within the deadline, or the cause to the caller. Returns whether there is another attempt.
+    fn again(self: &Arc<Self>, plan: &Arc<Plan>, travelling: Travelling, failure: Failure) -> bool {
+        let now_ms = self.seams.clock.now_ms();
+        let attempts = travelling.attempts + 1;
+        let due_ms = retry_at(
+            &plan.stage.retry,
+            attempts,
+            failure.again,
+            now_ms,
+            self.seams.entropy.as_ref(),
+        );
+        let in_time = |due: &u64| travelling.message.request.is_some_and(|r| *due < r.deadline_ms);
+        if let Some(due_ms) = due_ms.filter(in_time) {
+            let lane = self.lane.clone();
+            let stop = self.stop.clone();
+            // Bounded by admission: each waiting retry belongs to a call under way.
+            self.tasks.spawn_on(
+                async move {
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = tokio::time::sleep(Duration::from_millis(due_ms.saturating_sub(now_ms))) => {}
+                    }
+                    if let Some(lane) = lane.upgrade() {
+                        // A full lane loses the retry; its caller runs into the deadline, which says that a retry is safe.
+                        let _ = lane.push(Travelling { attempts, ..travelling });
+                    }
+                },
+                &self.runtime,
+            );
+            return true;
+        }
+        self.answer(
+            &travelling.message,
+            ReplyResult::Failed {
+                stage: plan.stage.name.clone(),
+                reason: failure.reason,
+                detail: failure.detail,
+                dead_letter: None,
+            },
+        );
+        false
+    }
+
+    fn answer(&self, message: &Message, result: ReplyResult) {
+        if let Some(request) = message.request {
+            self.seams.backend.waiters().deliver(Reply {
+                request: request.id,
+                result,
+                hops: message.hops.clone(),
+            });
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! One stage of a Swarm: fetch → process → decide → commit.
+//!
+//! ```text
+//!   topic ──fetch──► Work ──process──► Bee ──steps──► decide (pure) ──► Commit ──► topic
+//!   lane  ──take───► requests of pure Swarms take the same way, with answers instead of a commit
+//! ```
+//!
+//! - [`plan`]: what a stage is told, replaced as a whole when a new revision is applied.
+//! - [`bee`]: the seam to the engine.
+//! - [`decide`]: inputs + steps + policy → one [`skep_topic::Commit`]. No I/O, no clock of its own.
+//! - [`worker`]: the loop that owns a partition.
+//! - [`lane`]: the in-memory path.
+//! - [`observe`]: what is told to logs, metrics and traces.
+
+pub mod bee;
+pub mod decide;
+pub mod lane;
+pub mod observe;
+pub mod plan;
+pub mod worker;
+
+pub use bee::Bee;
+pub use observe::{BatchReport, Observer, StageState};
+pub use plan::{Destination, Plan};
+pub use worker::{Running, Seams, start};

@@ -1,0 +1,457 @@
+//! The loop that owns a partition: claim, then fetch → process → decide → commit until there is nothing left, then release.
+//!
+//! One task a partition is the only owner of that partition's cursor on this node. It holds a lease only while there is work (and
+//! [`IDLE_MS`] after it), so an idle stage costs nothing but a sleeping task. Commits are answered when they are applied, not when
+//! they are durable: whoever builds on one is rolled back with it, and what leaves is gated in the backend.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use skep_model::env::{Clock, Entropy};
+use skep_model::id::{CommitId, Token, Uid};
+use skep_model::limits::LEASE_TTL_MS;
+use skep_model::message::TraceContext;
+use skep_model::scope::PartitionId;
+use skep_model::span::{SpanKind, SpanRecord, SpanSink};
+use skep_model::step::{Batch, Input, LogLine, Processed, Step, Trap, TrapKind};
+use skep_topic::lane::Lane;
+use skep_topic::{Backend, Commit, Cursor, Error, Fetched, Lease, Want};
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::decide::{Decision, Ran, Stamp, arrange, decide};
+use crate::observe::{BatchReport, Observer, StageState};
+use crate::plan::Plan;
+
+/// How long an owner keeps its lease without work. Under the lease's time to live, so idling needs no renewal.
+const IDLE_MS: u64 = 1_000;
+/// The wait after a trouble of the host or the backend, before it is tried again.
+const TROUBLE_MS: u64 = 200;
+/// How long an owner waits for room before it asks again although no bell rang.
+const ROOM_MS: u64 = 1_000;
+
+/// What a stage is built from.
+pub struct Seams {
+    pub backend: Arc<dyn Backend>,
+    pub clock: Arc<dyn Clock>,
+    pub entropy: Arc<dyn Entropy>,
+    pub observer: Arc<dyn Observer>,
+    pub spans: Arc<dyn SpanSink>,
+}
+
+/// A stage at work on this node.
+pub struct Running {
+    plan: watch::Sender<Arc<Plan>>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Running {
+    /// Replaces the plan. Batches under way end on the old one.
+    pub fn replan(&self, plan: Arc<Plan>) {
+        self.plan.send_replace(plan);
+    }
+
+    #[must_use]
+    pub fn plan(&self) -> Arc<Plan> {
+        Arc::clone(&self.plan.borrow())
+    }
+
+    /// Ends after the batches under way, with their leases released.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+/// Starts the owners of all partitions and the consumer of the stage's lane. Must be called within a tokio runtime.
+#[must_use]
+pub fn start(plan: Arc<Plan>, lane: &Arc<Lane>, seams: &Arc<Seams>) -> Running {
+    let running = Running {
+        plan: watch::Sender::new(Arc::clone(&plan)),
+        stop: CancellationToken::new(),
+        tasks: TaskTracker::new(),
+    };
+    for index in 0..plan.topic.partitions {
+        let owner = Owner {
+            partition: plan.topic.id.partition(index),
+            plans: running.plan.subscribe(),
+            seams: Arc::clone(seams),
+            stop: running.stop.clone(),
+        };
+        running.tasks.spawn(owner.run());
+    }
+    crate::lane::consume(lane, running.plan.subscribe(), seams, &running.stop, &running.tasks);
+    running
+}
+
+struct Owner {
+    partition: PartitionId,
+    plans: watch::Receiver<Arc<Plan>>,
+    seams: Arc<Seams>,
+    stop: CancellationToken,
+}
+
+/// Where an owner stands between two commits.
+struct Position {
+    lease: Lease,
+    seq: u64,
+    last: CommitId,
+    cursor: Cursor,
+    /// So many items still go one at a time, after a batch ended in a trap: the poison one parks alone.
+    solo: usize,
+}
+
+/// Why an owner gave its partition up.
+enum Ended {
+    /// Nothing to do until a bell, or until this time by the store's clock.
+    Idle {
+        wait_ms: u64,
+    },
+    /// Somebody else holds it.
+    Held {
+        ms_left: u64,
+    },
+    /// Fenced, stale or input gone: everything known is dropped; claim anew.
+    Lost,
+    Trouble(String),
+    Gone,
+    Stopped,
+}
+
+impl Owner {
+    async fn run(mut self) {
+        let bell = self.seams.backend.bell(&self.partition);
+        let scan_ms = self.seams.backend.scan_every_ms();
+        loop {
+            let wait_ms = match self.own().await {
+                Ended::Stopped | Ended::Gone => return,
+                Ended::Idle { wait_ms } => wait_ms.min(scan_ms),
+                Ended::Held { ms_left } => ms_left.max(1),
+                Ended::Lost => 1,
+                Ended::Trouble(why) => {
+                    tracing::warn!(partition = %self.partition, %why, "stage is troubled, trying again");
+                    self.tell(StageState::Troubled { why });
+                    TROUBLE_MS
+                }
+            };
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return,
+                () = bell.notified() => {}
+                () = sleep(Duration::from_millis(wait_ms)) => {}
+            }
+        }
+    }
+
+    fn tell(&self, state: StageState) {
+        self.seams.observer.state(self.partition.topic(), state);
+    }
+
+    /// From claim to release.
+    async fn own(&mut self) -> Ended {
+        let backend = &self.seams.backend;
+        let token = Token::random(self.seams.entropy.as_ref());
+        let claim = match backend.claim(&self.partition, token, LEASE_TTL_MS).await {
+            Ok(Ok(claim)) => claim,
+            Ok(Err(held)) => return Ended::Held { ms_left: held.ms_left },
+            Err(e) => return ended(e),
+        };
+        let mut at = Position {
+            lease: Lease {
+                partition: self.partition.clone(),
+                token,
+            },
+            seq: claim.seq,
+            last: claim.last,
+            cursor: claim.cursor,
+            solo: 0,
+        };
+        let ended = self.work(&mut at).await;
+        if !matches!(ended, Ended::Lost | Ended::Gone)
+            && let Err(e) = self.seams.backend.release(&at.lease).await
+        {
+            tracing::debug!(partition = %self.partition, error = %e, "release failed; the lease will run out");
+        }
+        ended
+    }
+
+    async fn work(&mut self, at: &mut Position) -> Ended {
+        let bell = self.seams.backend.bell(&self.partition);
+        loop {
+            if self.stop.is_cancelled() {
+                return Ended::Stopped;
+            }
+            let plan = Arc::clone(&self.plans.borrow_and_update());
+            let want = Want {
+                from: at.cursor,
+                base: at.last,
+                messages: if at.solo > 0 { 1 } else { plan.stage.batch.messages },
+                bytes: plan.stage.batch.bytes,
+                state: plan.stage.state,
+            };
+            let mut fetched = match self.seams.backend.fetch(&at.lease, want).await {
+                Ok(fetched) => fetched,
+                Err(e) => return ended(e),
+            };
+            if at.solo > 0 {
+                first_only(&mut fetched);
+            }
+            if fetched.messages.is_empty() && fetched.retries.is_empty() && fetched.timers.is_empty() {
+                at.solo = 0;
+                let due_ms = fetched
+                    .next_due_ms
+                    .map_or(u64::MAX, |due| due.saturating_sub(fetched.now_ms).max(1));
+                tokio::select! {
+                    biased;
+                    () = self.stop.cancelled() => return Ended::Stopped,
+                    () = bell.notified() => continue,
+                    () = sleep(Duration::from_millis(due_ms.min(IDLE_MS))) => {
+                        if due_ms <= IDLE_MS { continue }
+                        return Ended::Idle { wait_ms: due_ms.saturating_sub(IDLE_MS) };
+                    }
+                }
+            }
+            if let Err(ended) = self.batch(&plan, at, fetched).await {
+                return ended;
+            }
+        }
+    }
+
+    async fn batch(&self, plan: &Arc<Plan>, at: &mut Position, fetched: Fetched) -> Result<(), Ended> {
+        let (taken, batch) = arrange(plan, fetched);
+        let inputs = batch.inputs.len();
+        let began = Instant::now();
+        let started_us = self.seams.clock.now_us();
+        let span = span_of(&batch.inputs, self.seams.entropy.as_ref());
+        let links = links_of(&batch.inputs, span.as_ref().map(|(own, _)| own));
+        let (steps, log) = if inputs == 0 {
+            (Vec::new(), Vec::new())
+        } else {
+            let uids: Vec<Uid> = batch.inputs.iter().map(Input::uid).collect();
+            let processed = self.process(plan, at, batch).await?;
+            let log = with_uids(processed.log, &uids);
+            match processed.result {
+                Ok(steps) => (steps.into_iter().map(Ok).collect(), log),
+                Err(trap) if trap.kind == TrapKind::Host => return Err(Ended::Trouble(trap.to_string())),
+                Err(trap) if inputs > 1 => {
+                    tracing::debug!(partition = %self.partition, inputs, %trap, "batch trapped, going one by one");
+                    self.report(began, 0, 0, &log, None);
+                    at.solo = taken.items.len();
+                    return Ok(());
+                }
+                Err(trap) => (vec![Err::<Step, Trap>(trap)], log),
+            }
+        };
+        let ran = Ran {
+            started_us,
+            took_us: u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX),
+            batch: u32::try_from(inputs).unwrap_or(u32::MAX),
+            span: span.as_ref().map(|(own, _)| *own),
+        };
+        let stamp = Stamp {
+            id: CommitId::random(self.seams.entropy.as_ref()),
+            seq: at.seq,
+            base: at.last,
+            from: at.cursor,
+        };
+        let decision = decide(plan, &taken, steps, stamp, ran, self.seams.entropy.as_ref());
+        if decision.consumed == 0 {
+            return Err(Ended::Trouble(
+                "the engine returned no step for the first input".to_owned(),
+            ));
+        }
+        let dead = decision.commit.dead.len();
+        let (to, id) = (decision.commit.span.map(|s| s.to), decision.commit.id);
+        self.commit(at, &decision.commit).await?;
+        at.seq += 1;
+        at.last = id;
+        at.cursor = to.unwrap_or(at.cursor);
+        at.solo = at.solo.saturating_sub(decision.consumed);
+        self.span(plan, span, links, ran, decision.error.as_deref());
+        self.report(began, inputs, dead, &log, Some(&decision));
+        Ok(())
+    }
+
+    /// Runs the Bee, prolonging the lease meanwhile.
+    async fn process(&self, plan: &Plan, at: &Position, batch: Batch) -> Result<Processed, Ended> {
+        let work = plan.bee.process(batch);
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                processed = &mut work => return Ok(processed),
+                () = sleep(Duration::from_millis(LEASE_TTL_MS / 3)) => {
+                    // A lost lease ends the work: its commit would be refused.
+                    match self.seams.backend.renew(&at.lease, LEASE_TTL_MS).await {
+                        Ok(()) | Err(Error::Unavailable(_) | Error::Unknown(_)) => {}
+                        Err(e) => return Err(ended(e)),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends one commit until it has an answer. The same id each time, so a repeat is recognised.
+    async fn commit(&self, at: &Position, commit: &Commit) -> Result<(), Ended> {
+        let mut paused = false;
+        loop {
+            match self.seams.backend.commit(&at.lease, commit.clone()).await {
+                Ok(_) => {
+                    if paused {
+                        self.tell(StageState::Running);
+                    }
+                    return Ok(());
+                }
+                Err(Error::Full { stage, what }) => {
+                    if !paused {
+                        paused = true;
+                        self.tell(StageState::Paused {
+                            why: format!("the {what} of stage `{stage}` is full"),
+                        });
+                    }
+                    let room = self.seams.backend.room(&self.partition.topic().swarm().topic(&stage));
+                    tokio::select! {
+                        biased;
+                        () = self.stop.cancelled() => return Err(Ended::Stopped),
+                        () = room.notified() => {}
+                        () = sleep(Duration::from_millis(ROOM_MS)) => {}
+                    }
+                }
+                Err(e @ (Error::Unavailable(_) | Error::Unknown(_))) => {
+                    if !paused {
+                        paused = true;
+                        self.tell(StageState::Troubled { why: e.to_string() });
+                    }
+                    tokio::select! {
+                        biased;
+                        () = self.stop.cancelled() => return Err(Ended::Stopped),
+                        () = sleep(Duration::from_millis(TROUBLE_MS)) => {}
+                    }
+                }
+                Err(e) => return Err(ended(e)),
+            }
+        }
+    }
+
+    fn span(
+        &self,
+        plan: &Plan,
+        span: Option<(TraceContext, TraceContext)>,
+        links: Vec<TraceContext>,
+        ran: Ran,
+        error: Option<&str>,
+    ) {
+        let Some((own, parent)) = span else { return };
+        self.seams
+            .spans
+            .record(span_record(plan, own, parent, links, ran, error));
+    }
+
+    fn report(
+        &self,
+        began: Instant,
+        inputs: usize,
+        dead: usize,
+        log: &[(Option<Uid>, LogLine)],
+        decision: Option<&Decision>,
+    ) {
+        self.seams.observer.batch(
+            self.partition.topic(),
+            BatchReport {
+                inputs,
+                done: decision.map_or(0, |d| d.done),
+                failed: decision.map_or(0, |d| d.failed),
+                dead,
+                took: began.elapsed(),
+                log,
+                error: decision.and_then(|d| d.error.as_deref()),
+            },
+        );
+    }
+}
+
+pub(crate) fn span_record(
+    plan: &Plan,
+    own: TraceContext,
+    parent: TraceContext,
+    links: Vec<TraceContext>,
+    ran: Ran,
+    error: Option<&str>,
+) -> SpanRecord {
+    SpanRecord {
+        context: own,
+        parent: Some(parent.span_id),
+        links,
+        name: format!("process {}", plan.stage.name),
+        kind: SpanKind::Consumer,
+        start_us: ran.started_us,
+        end_us: ran.started_us.saturating_add(ran.took_us),
+        attributes: vec![
+            ("skep.swarm", plan.topic.id.swarm().name().to_string()),
+            ("skep.stage", plan.stage.name.to_string()),
+            ("skep.bee", plan.stage.bee.to_string()),
+            ("skep.module", plan.module.to_string()),
+            ("messaging.batch.message_count", ran.batch.to_string()),
+        ],
+        error: error.map(str::to_owned),
+    }
+}
+
+fn ended(error: Error) -> Ended {
+    match error {
+        Error::Fenced | Error::Stale | Error::InputGone => Ended::Lost,
+        Error::Gone => Ended::Gone,
+        other => Ended::Trouble(other.to_string()),
+    }
+}
+
+/// Keeps the oldest item only.
+fn first_only(fetched: &mut Fetched) {
+    fetched.retries.truncate(1);
+    if !fetched.retries.is_empty() {
+        fetched.timers.clear();
+        fetched.messages.clear();
+    }
+    fetched.timers.truncate(1);
+    if !fetched.timers.is_empty() {
+        fetched.messages.clear();
+    }
+    fetched.messages.truncate(1);
+}
+
+/// The batch's own span and its parent: the first sampled message's.
+pub(crate) fn span_of(inputs: &[Input], entropy: &dyn Entropy) -> Option<(TraceContext, TraceContext)> {
+    let parent = inputs.iter().find_map(|input| match input {
+        Input::Message { message, .. } => message.trace.filter(|t| t.sampled),
+        Input::Timer(_) => None,
+    })?;
+    let mut span_id = [0; 8];
+    span_id.copy_from_slice(&entropy.bits128()[..8]);
+    Some((TraceContext { span_id, ..parent }, parent))
+}
+
+/// The other traces of the batch; at most 128, the standard's default bound on links.
+pub(crate) fn links_of(inputs: &[Input], own: Option<&TraceContext>) -> Vec<TraceContext> {
+    let Some(own) = own else { return Vec::new() };
+    inputs
+        .iter()
+        .filter_map(|input| match input {
+            Input::Message { message, .. } => message.trace.filter(|t| t.sampled && t.trace_id != own.trace_id),
+            Input::Timer(_) => None,
+        })
+        .take(128)
+        .collect()
+}
+
+pub(crate) fn with_uids(log: Vec<LogLine>, uids: &[Uid]) -> Vec<(Option<Uid>, LogLine)> {
+    log.into_iter()
+        .map(|line| {
+            let uid = line.input.and_then(|i| uids.get(i as usize).copied());
+            (uid, line)
+        })
+        .collect()
+}

@@ -1,0 +1,106 @@
+//! Bees for the whole-system tests and the bench: a ledger that notices a lost, repeated or swapped message, an echo, and
+//! Bees that misbehave on request.
+
+use serde::{Deserialize, Serialize};
+use skep::{Emit, Message, Swarm};
+
+/// One entry: the `n`th of `key`, named `id` wherever it takes effect.
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    key: String,
+    n: u64,
+    id: String,
+}
+
+/// Keyed by `key`. Takes entry `n` only right after `n - 1`; anything else is a lost, repeated or swapped message, and rejected.
+#[skep::bee]
+fn ledger(swarm: &mut Swarm, message: Message) -> skep::Result {
+    let entry: Entry = message.json()?;
+    let last: u64 = swarm.state().get_json("last")?.unwrap_or(0);
+    if entry.n != last + 1 {
+        return Err(skep::Error::reject(format!("{}: {} after {last}", entry.key, entry.n)));
+    }
+    let sum: u64 = swarm.state().get_json("sum")?.unwrap_or(0);
+    swarm.state().put_json("last", &entry.n)?;
+    swarm.state().put_json("sum", &(sum + entry.n))?;
+    swarm.emit(Emit::new(message.into_payload()).key(entry.id));
+    Ok(())
+}
+
+/// Keyed by the effect id: counts how often it took effect. A request is answered with the count.
+#[skep::bee]
+fn effect(swarm: &mut Swarm, _message: Message) -> skep::Result {
+    let times: u64 = swarm.state().get_json("times")?.unwrap_or(0);
+    swarm.state().put_json("times", &(times + 1))?;
+    swarm.respond((times + 1).to_string());
+    Ok(())
+}
+
+/// Answers with what it got.
+#[skep::bee]
+fn echo(swarm: &mut Swarm, message: Message) {
+    swarm.respond(message.into_payload());
+}
+
+/// Publishes what it got, under its key.
+#[skep::bee]
+fn pass(swarm: &mut Swarm, message: Message) {
+    let key = message.key().map(str::to_owned);
+    let mut emit = Emit::new(message.into_payload());
+    if let Some(key) = key {
+        emit = emit.key(key);
+    }
+    swarm.emit(emit);
+}
+
+/// Keyed: counts, and says nothing.
+#[skep::bee]
+fn tally(swarm: &mut Swarm, _message: Message) -> skep::Result {
+    let count: u64 = swarm.state().get_json("count")?.unwrap_or(0);
+    swarm.state().put_json("count", &(count + 1))?;
+    Ok(())
+}
+
+/// Does what the payload says; anything else is echoed.
+#[skep::bee]
+fn rascal(swarm: &mut Swarm, message: Message) -> skep::Result {
+    let what = message.text()?.to_owned();
+    match what.as_str() {
+        "panic" => panic!("the rascal panicked as it was told"),
+        "loop" => loop {
+            std::hint::black_box(0);
+        },
+        "sleep" => std::thread::sleep(std::time::Duration::from_secs(3_600)),
+        "memory" => {
+            let mut hoard = Vec::new();
+            loop {
+                hoard.push(vec![1u8; 1 << 20]);
+                std::hint::black_box(&hoard);
+            }
+        }
+        "stack" => {
+            fn deeper(n: u64) -> u64 {
+                let frame = [n; 64];
+                std::hint::black_box(&frame);
+                if n == u64::MAX { 0 } else { deeper(n + 1) + frame[1] }
+            }
+            swarm.respond(deeper(0).to_string());
+        }
+        "stderr" => {
+            for _ in 0..100_000 {
+                eprintln!("{}", "noise ".repeat(100));
+            }
+        }
+        "output" => {
+            for _ in 0..4_000 {
+                swarm.publish(vec![0u8; 256 << 10]);
+            }
+        }
+        "fail" => return Err(skep::Error::fail("told-to", "the payload said so")),
+        "reject" => return Err(skep::Error::reject("the payload said so")),
+        _ if what.starts_with("slow") => std::thread::sleep(std::time::Duration::from_millis(200)),
+        _ => {}
+    }
+    swarm.respond(what);
+    Ok(())
+}

@@ -1,0 +1,6 @@
+//! Whole-system tests: the real binary, real clients, free ports on loopback, and kills.
+
+mod bad_input;
+mod first_steps;
+mod kills;
+mod node;

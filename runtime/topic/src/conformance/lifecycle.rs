@@ -1,0 +1,214 @@
+//! Leases, the catalog, deletion, stops and starts.
+
+use bytes::Bytes;
+use skep_model::limits::LEASE_TTL_MS;
+
+use super::actors::{Reason, World, output, put};
+use super::{Harness, Stop, Verdict, holds, refused, same};
+use crate::{Error, Once, Refused};
+
+pub(super) async fn a_lease_is_exclusive_and_ends_by_the_store_s_clock(harness: Box<dyn Harness>) -> Verdict {
+    let world = World::new(harness);
+    let spec = world.spec("a", 2);
+    let mut first = world.own(&spec, 0).await?;
+    same!(first.claim.unclean, 0, "clean at first");
+    match world.try_own(&spec, 0, 1_000).await? {
+        Err(held) => holds!(held.ms_left > 0 && held.ms_left <= 1_000, "how long it is held"),
+        Ok(_) => return Err("two owners".to_owned()),
+    }
+    world.own(&spec, 1).await?;
+    world.harness.advance(800).await;
+    first.backend.renew(&first.lease, 1_000).await.why()?;
+    world.harness.advance(800).await;
+    holds!(world.try_own(&spec, 0, 1).await?.is_err(), "a renewal prolongs");
+    let commit = world.commit(&first);
+    first.must(commit).await?;
+    world.harness.advance(LEASE_TTL_MS - 500).await;
+    holds!(world.try_own(&spec, 0, 1).await?.is_err(), "a commit prolongs");
+    world.harness.advance(1_000).await;
+    let second = world.own(&spec, 0).await?;
+    same!(second.claim.unclean, 1, "the former lease ran out");
+    same!((second.claim.seq, second.claim.last), (first.claim.seq, first.claim.last), "where it stands");
+    refused!(first.backend.renew(&first.lease, 1_000).await, Error::Fenced, "the first is fenced");
+    world.let_leases_end().await;
+    let mut third = world.own(&spec, 0).await?;
+    same!(third.claim.unclean, 2, "twice");
+    let commit = world.commit(&third);
+    third.must(commit).await?;
+    third.backend.release(&third.lease).await.why()?;
+    same!(world.own(&spec, 0).await?.claim.unclean, 0, "a commit and a release are clean");
+    Ok(())
+}
+
+pub(super) async fn release_is_clean(harness: Box<dyn Harness>) -> Verdict {
+    let world = World::new(harness);
+    let spec = world.spec("a", 1);
+    let first = world.own(&spec, 0).await?;
+    first.backend.release(&first.lease).await.why()?;
+    let second = world.own(&spec, 0).await?;
+    same!(second.claim.unclean, 0, "released");
+    first.backend.release(&first.lease).await.why()?;
+    second.fetch(1).await?;
+    refused!(first.backend.fetch(&first.lease, first.want(1)).await, Error::Fenced, "given back");
+    // A claim that is sent twice is one claim.
+    let again = second.backend.claim(&second.lease.partition, second.lease.token, 1_000).await.why()?;
+    same!(again, Ok(second.claim.clone()), "the same claim again");
+    Ok(())
+}
+
+pub(super) async fn the_catalog_compares_and_sets(harness: Box<dyn Harness>) -> Verdict {
+    let mut world = World::new(harness);
+    let backend = world.backend();
+    let value = |s: &'static str| Bytes::from_static(s.as_bytes());
+    same!(backend.catalog_put("swarm/a", 0, value("1")).await.why()?, Ok(1), "made");
+    same!(backend.catalog_put("swarm/a", 0, value("2")).await.why()?, Err(1), "exists");
+    same!(backend.catalog_put("swarm/a", 1, value("2")).await.why()?, Ok(2), "version 2");
+    same!(backend.catalog_put("swarm/b", 0, value("b")).await.why()?, Ok(1), "another");
+    same!(backend.catalog_put("swarm/é", 0, value("e")).await.why()?, Ok(1), "not ASCII");
+    same!(backend.catalog_put("swarn", 0, value("x")).await.why()?, Ok(1), "another prefix");
+    same!(backend.catalog_put("swarm/b", 7, value("b")).await.why()?, Err(1), "not the version");
+    same!(backend.catalog_delete("swarm/b", 2).await.why()?, Err(1), "not the version");
+    same!(backend.catalog_delete("swarm/b", 1).await.why()?, Ok(()), "deleted");
+    same!(backend.catalog_put("swarm/b", 1, value("b")).await.why()?, Err(0), "gone");
+    drop(backend);
+    for _ in 0..2 {
+        let listed = world.backend().catalog_list("swarm/").await.why()?;
+        let keys: Vec<_> = listed.iter().map(|(k, r)| (k.as_str(), r.version, &r.value[..])).collect();
+        same!(keys, [("swarm/a", 2, &b"2"[..]), ("swarm/é", 1, &b"e"[..])], "by prefix");
+        same!(world.backend().catalog_list("").await.why()?.len(), 3, "all");
+        world.harness.reopen(Stop::Kill).await;
+    }
+    Ok(())
+}
+
+pub(super) async fn a_removed_swarm_is_gone(harness: Box<dyn Harness>) -> Verdict {
+    let mut world = World::new(harness);
+    let spec = world.spec("a", 1);
+    world.words(&spec, Some("k"), &["1", "2"]).await?;
+    let mut owner = world.own(&spec, 0).await?;
+    let fetched = owner.fetch(1).await?;
+    let mut commit = world.consuming(&owner, &fetched, 1);
+    commit.state.push(put("k", "n", "v"));
+    commit.park.push(world.parked(&fetched.messages[0].message, 1, 0));
+    commit.set_timers.push(world.timer("k", "t", 0));
+    owner.must(commit).await?;
+    let backend = world.backend();
+    same!(backend.lives().await.why()?, [world.swarm.clone()], "it lives");
+    backend.remove_swarm(&world.swarm).await.why()?;
+    same!(backend.lives().await.why()?, [], "no rows are left");
+    backend.remove_swarm(&world.swarm).await.why()?;
+    let next = world.commit(&owner);
+    refused!(owner.send(next).await, Error::Gone, "a commit");
+    refused!(backend.fetch(&owner.lease, owner.want(1)).await, Error::Gone, "a fetch");
+    drop((backend, owner));
+    for _ in 0..2 {
+        let call = world.call(&spec, vec![world.message(None, "3")], Once::No).await?;
+        same!(call, Err(Refused::Gone), "a publish");
+        refused!(world.backend().state(&spec.id, "k").await, Error::Gone, "a look at state");
+        refused!(world.backend().status(&world.swarm).await, Error::Gone, "a look at status");
+        let claim = world.try_own(&spec, 0, 1).await;
+        holds!(claim.is_err_and(|e| e.contains("Gone")), "a claim");
+        world.harness.reopen(Stop::Kill).await;
+    }
+    Ok(())
+}
+
+pub(super) async fn a_removed_topic_begins_anew(harness: Box<dyn Harness>) -> Verdict {
+    let mut world = World::new(harness);
+    let (a, b) = (world.spec("a", 1), world.spec("b", 1));
+    world.words(&a, Some("k"), &["1"]).await?;
+    world.words(&b, Some("k"), &["1"]).await?;
+    let mut owner = world.own(&a, 0).await?;
+    let mut commit = world.commit(&owner);
+    commit.state.push(put("k", "n", "v"));
+    owner.must(commit).await?;
+    world.backend().remove_topic(&a.id).await.why()?;
+    let next = world.commit(&owner);
+    refused!(owner.send(next).await, Error::Fenced, "its owner");
+    drop(owner);
+    for _ in 0..2 {
+        holds!(world.backend().state(&a.id, "k").await.why()?.is_empty(), "its state");
+        let owner = world.own(&a, 0).await?;
+        same!(owner.payloads().await?, [""; 0], "its messages");
+        owner.backend.release(&owner.lease).await.why()?;
+        drop(owner);
+        let other = world.own(&b, 0).await?;
+        same!(other.payloads().await?, ["1"], "the neighbour's stay");
+        other.backend.release(&other.lease).await.why()?;
+        drop(other);
+        world.harness.reopen(Stop::Kill).await;
+    }
+    Ok(())
+}
+
+pub(super) async fn a_clean_reopen_keeps_everything(harness: Box<dyn Harness>) -> Verdict {
+    let mut world = World::new(harness);
+    let (a, b) = (world.spec("a", 1), world.spec("b", 2));
+    world.words(&a, Some("k"), &["1", "2", "3"]).await?;
+    let mut owner = world.own(&a, 0).await?;
+    let fetched = owner.fetch(2).await?;
+    let mut commit = world.consuming(&owner, &fetched, 2);
+    commit.outputs.push(output(&b, world.message(None, "x")));
+    commit.park.push(world.parked(&fetched.messages[1].message, 1, 0));
+    commit.set_timers.push(world.timer("o", "t", 0));
+    commit.dead.push(world.letter(crate::Work::Message(fetched.messages[0].message.clone())));
+    owner.must(commit).await?;
+    let before = owner.fetch(9).await?;
+    let status = world.backend().status(&world.swarm).await.why()?;
+    let claim = owner.claim.clone();
+    owner.backend.release(&owner.lease).await.why()?;
+    drop(owner);
+    if !world.harness.reopen(Stop::Clean).await {
+        return Ok(());
+    }
+    let owner = world.own(&a, 0).await?;
+    same!(owner.claim, claim, "the partition, clean");
+    let mut after = owner.fetch(9).await?;
+    after.now_ms = before.now_ms;
+    same!(after, before, "what an owner sees");
+    same!(world.backend().status(&world.swarm).await.why()?, status, "the counts");
+    Ok(())
+}
+
+pub(super) async fn a_kill_keeps_what_was_promised_and_counts_unclean(harness: Box<dyn Harness>) -> Verdict {
+    let mut world = World::new(harness);
+    let spec = world.spec("a", 1);
+    world.words(&spec, Some("k"), &["1", "2", "3"]).await?;
+    let mut owner = world.own(&spec, 0).await?;
+    let fetched = owner.fetch(2).await?;
+    owner.must(world.consuming(&owner, &fetched, 2)).await?;
+    owner.backend.flushed().await.why()?;
+    let mut lease = owner.lease.clone();
+    drop(owner);
+    if !world.harness.reopen(Stop::Kill).await {
+        return Ok(());
+    }
+    let owner = world.own(&spec, 0).await?;
+    same!(owner.claim.unclean, 1, "unclean");
+    same!(owner.payloads().await?, ["3"], "what was flushed stays");
+    refused!(world.backend().renew(&lease, 1_000).await, Error::Fenced, "the old lease");
+    lease.token = owner.lease.token;
+    drop(owner);
+    world.harness.reopen(Stop::Kill).await;
+    same!(world.own(&spec, 0).await?.claim.unclean, 2, "twice");
+    Ok(())
+}
+
+pub(super) async fn status_counts(harness: Box<dyn Harness>) -> Verdict {
+    let world = World::new(harness);
+    let spec = world.spec("a", 1);
+    let messages = vec![world.message(Some("key"), "12345"), world.message(Some("key"), "1")];
+    world.put(&spec, messages).await?;
+    let status = |all: Vec<crate::TopicStatus>| all.into_iter().next().ok_or("no status".to_owned());
+    let before = status(world.backend().status(&world.swarm).await.why()?)?;
+    same!((before.unread, before.unread_bytes), (2, 12), "unread");
+    let mut owner = world.own(&spec, 0).await?;
+    let fetched = owner.fetch(1).await?;
+    let mut commit = world.consuming(&owner, &fetched, 1);
+    commit.dead.push(world.letter(crate::Work::Message(fetched.messages[0].message.clone())));
+    owner.must(commit).await?;
+    let after = status(world.backend().status(&world.swarm).await.why()?)?;
+    same!((after.unread, after.unread_bytes, after.dead), (1, 4, 1), "one consumed, inside a frame");
+    holds!(after.dead_bytes > 0, "bytes of dead letters");
+    Ok(())
+}

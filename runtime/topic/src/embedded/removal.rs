@@ -1,0 +1,170 @@
+//! Deletion: of dead letters one by one, of topics and lives in slices so that others are not held up.
+//!
+//! A life is marked as gone first, which is what everybody sees; its rows follow. A node that dies between finds the life in
+//! `lives` and removes it again.
+
+use rusqlite::{OptionalExtension, params};
+use skep_model::limits;
+use skep_model::scope::{SwarmId, TopicId};
+
+use super::schema::ENTRY_BITS;
+use super::store::{Fault, Store, db, un};
+use super::writer::Answer;
+use crate::Error;
+
+/// Marks the life as gone; returns the rows of its topics.
+pub(super) fn forget_swarm(store: &mut Store, swarm: &SwarmId) -> Result<Answer<Vec<i64>>, Fault> {
+    store.begin()?;
+    let names = params![swarm.tenant().as_str(), swarm.name().as_str(), swarm.incarnation().0];
+    store.conn.execute(
+        "INSERT OR IGNORE INTO gone (tenant, name, incarnation) VALUES (?1, ?2, ?3)",
+        names,
+    )?;
+    store.conn.execute(
+        "DELETE FROM gone WHERE id <= (SELECT max(id) FROM gone) - ?1",
+        [db(limits::GONE_SWARMS_MAX)],
+    )?;
+    store.gone.insert(swarm.clone());
+    store.lives.remove(swarm);
+    let topics: Vec<TopicId> = store.topics.keys().filter(|id| id.swarm() == swarm).cloned().collect();
+    for id in &topics {
+        store.forget_topic(id);
+    }
+    store.shared.forget(|id| id.swarm() == swarm);
+    let mut query = store.conn.prepare(
+        "SELECT t.id FROM topic t JOIN swarm s ON s.id = t.swarm
+         WHERE s.tenant = ?1 AND s.name = ?2 AND s.incarnation = ?3",
+    )?;
+    let rows = query.query_map(names, |r| r.get(0))?.collect::<Result<_, _>>()?;
+    Answer::gated(rows)
+}
+
+/// Takes one topic out of service; returns its row.
+pub(super) fn forget_topic(store: &mut Store, id: &TopicId) -> Result<Answer<Option<i64>>, Fault> {
+    if store.gone.contains(id.swarm()) {
+        return Err(Error::Gone.into());
+    }
+    let row = store.forget_topic(id).map(|topic| topic.row);
+    store.shared.forget(|topic| topic == id);
+    if let Some(row) = row {
+        // Renamed at once, so that a topic of the same name may begin anew while the rows go.
+        store.begin()?;
+        store
+            .conn
+            .execute("UPDATE topic SET stage = id || '.gone' WHERE id = ?1", [row])?;
+    }
+    Answer::now(row)
+}
+
+/// Finishes the removal of topics that a stop interrupted.
+pub(super) fn finish_removals(store: &mut Store) -> Result<(), Fault> {
+    let rows: Vec<i64> = store
+        .conn
+        .prepare("SELECT id FROM topic WHERE stage LIKE '%.gone'")?
+        .query_map([], |r| r.get(0))?
+        .collect::<Result<_, _>>()?;
+    for row in rows {
+        while remove_rows(store, row)?.value {}
+        store.commit_tx()?;
+    }
+    Ok(())
+}
+
+/// Deletes a slice of a topic's rows. Returns whether there are more.
+pub(super) fn remove_rows(store: &mut Store, topic: i64) -> Result<Answer<bool>, Fault> {
+    store.begin()?;
+    let max = db(limits::REMOVE_ROWS_MAX as u64);
+    let part: Option<i64> = store
+        .conn
+        .prepare_cached("SELECT id FROM part WHERE topic = ?1 LIMIT 1")?
+        .query_row([topic], |r| r.get(0))
+        .optional()?;
+    if let Some(part) = part {
+        let (from, to) = (part << ENTRY_BITS, ((part + 1) << ENTRY_BITS) - 1);
+        let mut gone = store
+            .conn
+            .prepare_cached(
+                "DELETE FROM frame WHERE id IN (SELECT id FROM frame WHERE id BETWEEN ?1 AND ?2 ORDER BY id LIMIT ?3)",
+            )?
+            .execute(params![from, to, max])?;
+        gone += store
+            .conn
+            .prepare_cached("DELETE FROM parked WHERE ord IN (SELECT ord FROM parked WHERE part = ?1 LIMIT ?2)")?
+            .execute(params![part, max])?;
+        gone += store
+            .conn
+            .prepare_cached(
+                "DELETE FROM timer WHERE part = ?1 AND (key, name) IN
+                 (SELECT key, name FROM timer WHERE part = ?1 LIMIT ?2)",
+            )?
+            .execute(params![part, max])?;
+        if gone == 0 {
+            store.conn.execute("DELETE FROM part WHERE id = ?1", [part])?;
+        }
+        return Answer::now(true);
+    }
+    let mut gone = store
+        .conn
+        .prepare_cached(
+            "DELETE FROM state WHERE topic = ?1 AND (grp, key, name) IN
+             (SELECT grp, key, name FROM state WHERE topic = ?1 LIMIT ?2)",
+        )?
+        .execute(params![topic, max])?;
+    gone += store
+        .conn
+        .prepare_cached("DELETE FROM dead WHERE id IN (SELECT id FROM dead WHERE topic = ?1 LIMIT ?2)")?
+        .execute(params![topic, max])?;
+    if gone == 0 {
+        store.conn.execute("DELETE FROM topic WHERE id = ?1", [topic])?;
+    }
+    Answer::now(gone > 0)
+}
+
+/// The last rows of a life, after its topics'.
+pub(super) fn remove_life(store: &mut Store, swarm: &SwarmId) -> Result<Answer<()>, Fault> {
+    store.begin()?;
+    let names = params![swarm.tenant().as_str(), swarm.name().as_str(), swarm.incarnation().0];
+    let row: Option<i64> = store
+        .conn
+        .query_row(
+            "SELECT id FROM swarm WHERE tenant = ?1 AND name = ?2 AND incarnation = ?3",
+            names,
+            |r| r.get(0),
+        )
+        .optional()?;
+    if let Some(row) = row {
+        store.conn.execute("DELETE FROM dedup WHERE swarm = ?1", [row])?;
+        store.conn.execute("DELETE FROM session WHERE swarm = ?1", [row])?;
+        store.conn.execute("DELETE FROM swarm WHERE id = ?1", [row])?;
+    }
+    Answer::gated(())
+}
+
+pub(super) fn discard_dead_letters(store: &mut Store, swarm: &SwarmId, ids: &[u64]) -> Result<Answer<u64>, Fault> {
+    if store.gone.contains(swarm) {
+        return Err(Error::Gone.into());
+    }
+    let mut discarded = 0;
+    let mut touched = Vec::new();
+    for (topic_id, topic) in store.topics.iter_mut().filter(|(id, _)| id.swarm() == swarm) {
+        for id in ids {
+            let found: Option<i64> = store
+                .conn
+                .prepare_cached("SELECT bytes FROM dead WHERE id = ?1 AND topic = ?2")?
+                .query_row(params![db(*id), topic.row], |r| r.get(0))
+                .optional()?;
+            let Some(bytes) = found else { continue };
+            touched.push((topic_id.clone(), *id));
+            topic.dead -= 1;
+            topic.dead_bytes -= un(bytes);
+        }
+    }
+    if !touched.is_empty() {
+        store.begin()?;
+    }
+    for (topic_id, id) in touched {
+        discarded += store.conn.execute("DELETE FROM dead WHERE id = ?1", [db(id)])? as u64;
+        store.ring_room(&topic_id);
+    }
+    Answer::gated(discarded)
+}

@@ -1,0 +1,783 @@
+//! What the writer owns: the connection, and a mirror of the small rows in memory.
+//!
+//! The mirror (cursors, which frames exist, how full things are) makes the checks of a commit plain comparisons. It is built from
+//! the tables at open and thrown away with the transaction when anything fails, so it never disagrees with them.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use rusqlite::{Connection, OptionalExtension, params};
+use skep_model::env::{Clock, Entropy};
+use skep_model::id::{CommitId, Incarnation, Token, Uid};
+use skep_model::limits;
+use skep_model::message::Reply;
+use skep_model::name::Subject;
+use skep_model::scope::{Scope, SwarmId, TopicId};
+use skep_model::swarm::Bound;
+
+use super::schema::{self, ENTRY_BITS};
+use super::{OpenError, Shared};
+use crate::guard::Guards;
+use crate::record::{self, FrameBuilder, Partition};
+use crate::{Bell, Cursor, Error, TopicSpec};
+
+/// Why an operation ended without a result.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// Refused before its first write.
+    Refused(Error),
+    /// The database failed, perhaps in the middle: the transaction must go.
+    Broken(rusqlite::Error),
+}
+
+impl From<Error> for Fault {
+    fn from(e: Error) -> Self {
+        Self::Refused(e)
+    }
+}
+
+impl From<rusqlite::Error> for Fault {
+    fn from(e: rusqlite::Error) -> Self {
+        Self::Broken(e)
+    }
+}
+
+impl Fault {
+    /// What was read makes no sense: nothing is wrong with the transaction, and others can go on.
+    pub(super) fn damage(&self) -> Option<Error> {
+        match self {
+            Self::Refused(e @ Error::Corrupt(_)) => Some(e.clone()),
+            Self::Broken(
+                e @ (rusqlite::Error::InvalidColumnType(..)
+                | rusqlite::Error::FromSqlConversionFailure(..)
+                | rusqlite::Error::IntegralValueOutOfRange(..)),
+            ) => Some(Error::Corrupt(e.to_string())),
+            _ => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Refused(e) => e.fmt(f),
+            Self::Broken(e) => e.fmt(f),
+        }
+    }
+}
+
+/// SQLite's integers are signed; ours never come near the difference.
+pub(super) fn db(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+pub(super) fn un(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Held {
+    pub token: Token,
+    pub until_ms: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Frame {
+    pub entry: u64,
+    pub uid: Uid,
+    pub messages: u32,
+    pub bytes: u64,
+    /// Kept between append and fetch while there is room for it.
+    pub body: Option<Bytes>,
+}
+
+#[derive(Debug)]
+pub(super) struct Part {
+    /// None until its first row is written.
+    pub row: Option<i64>,
+    pub at: Partition,
+    pub lease: Option<Held>,
+    pub next_entry: u64,
+    pub frames: VecDeque<Frame>,
+    pub unread: u64,
+    pub parked: u64,
+    pub timers: u64,
+    pub bell: Bell,
+}
+
+#[derive(Debug)]
+pub(super) struct Topic {
+    pub row: i64,
+    /// As the last publisher told. Kept in the row, because a commit that dead-letters does not carry it.
+    pub dead_bound: Bound,
+    pub parts: Vec<Part>,
+    pub unread: u64,
+    pub unread_bytes: u64,
+    pub parked: u64,
+    pub parked_bytes: u64,
+    pub dead: u64,
+    pub dead_bytes: u64,
+    /// Bounds that refused somebody since the room bell last rang.
+    pub refused_inbox: Option<Bound>,
+    pub refused_dead: Option<Bound>,
+}
+
+impl Topic {
+    /// Unread and parked together have reached `percent` of the bound.
+    pub fn full(&self, bound: Bound, percent: u64) -> bool {
+        let reached = |have: u64, max: u64| u128::from(have) * 100 >= u128::from(max) * u128::from(percent);
+        reached(self.unread + self.parked, bound.messages)
+            || reached(self.unread_bytes + self.parked_bytes, bound.bytes)
+    }
+
+    /// The partition with the shortest inbox.
+    pub fn shortest(&self, partitions: u16) -> u16 {
+        (0..partitions)
+            .min_by_key(|p| self.parts.get(usize::from(*p)).map_or(0, |part| part.unread + part.parked))
+            .unwrap_or(0)
+    }
+}
+
+/// What a subject remembers of idempotency keys.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Window {
+    pub keys: u64,
+    pub reply_bytes: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Life {
+    pub row: i64,
+    pub windows: HashMap<Subject, Window>,
+    pub sessions: u64,
+}
+
+#[derive(Debug)]
+struct OpenTx {
+    since: Instant,
+    bytes: usize,
+}
+
+pub(super) struct Store {
+    pub conn: Connection,
+    pub dir: PathBuf,
+    pub clock: Arc<dyn Clock>,
+    pub entropy: Arc<dyn Entropy>,
+    pub guards: Arc<Guards>,
+    pub shared: Arc<Shared>,
+    pub lives: HashMap<SwarmId, Life>,
+    pub gone: HashSet<SwarmId>,
+    pub topics: HashMap<TopicId, Topic>,
+    /// Replies of commits in the open transaction.
+    pub outbox: Vec<Reply>,
+    /// When the first idempotency key expires.
+    pub next_expiry: u64,
+    cached_bytes: usize,
+    tx: Option<OpenTx>,
+    /// Whether the operation under way has begun to write.
+    pub wrote: bool,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("dir", &self.dir).finish_non_exhaustive()
+    }
+}
+
+/// Opens the file and brings its tables to this skep's schema. Returns whether the last close was clean.
+pub(super) fn connect(dir: &Path, entropy: &dyn Entropy, wal_bytes: u64) -> Result<Connection, OpenError> {
+    let path = dir.join("skep.db");
+    let sql = |source| OpenError::Database { path: path.clone(), source };
+    let conn = Connection::open(&path).map_err(sql)?;
+    conn.execute_batch(schema::PRAGMAS).map_err(sql)?;
+    conn.execute_batch(&format!(
+        "PRAGMA cache_size = -{}; PRAGMA wal_autocheckpoint = {}; PRAGMA journal_size_limit = {};",
+        limits::PAGE_CACHE_BYTES >> 10,
+        wal_bytes / 8192,
+        2 * wal_bytes,
+    ))
+    .map_err(sql)?;
+    conn.set_prepared_statement_cache_capacity(128);
+    let made: i64 = conn
+        .query_row("SELECT count(*) FROM sqlite_master WHERE name = 'meta'", [], |r| r.get(0))
+        .map_err(sql)?;
+    if made == 0 {
+        conn.execute_batch("BEGIN IMMEDIATE").map_err(sql)?;
+        conn.execute_batch(schema::TABLES).map_err(sql)?;
+        conn.execute("INSERT INTO meta VALUES ('schema', ?1)", [schema::SCHEMA]).map_err(sql)?;
+        conn.execute("INSERT INTO meta VALUES ('store', ?1)", [entropy.bits128()]).map_err(sql)?;
+        conn.execute("INSERT INTO meta VALUES ('clean', 1)", []).map_err(sql)?;
+        conn.execute_batch("COMMIT").map_err(sql)?;
+    }
+    let found: i64 = conn
+        .query_row("SELECT value FROM meta WHERE name = 'schema'", [], |r| r.get(0))
+        .map_err(sql)?;
+    if found != schema::SCHEMA {
+        return Err(OpenError::Newer {
+            path,
+            found,
+            known: schema::SCHEMA,
+        });
+    }
+    Ok(conn)
+}
+
+impl Store {
+    pub(super) fn new(
+        conn: Connection,
+        dir: PathBuf,
+        clock: Arc<dyn Clock>,
+        entropy: Arc<dyn Entropy>,
+        guards: Arc<Guards>,
+        shared: Arc<Shared>,
+    ) -> Result<Self, Fault> {
+        let mut store = Self {
+            conn,
+            dir,
+            clock,
+            entropy,
+            guards,
+            shared,
+            lives: HashMap::new(),
+            gone: HashSet::new(),
+            topics: HashMap::new(),
+            outbox: Vec::new(),
+            next_expiry: u64::MAX,
+            cached_bytes: 0,
+            tx: None,
+            wrote: false,
+        };
+        store.load()?;
+        Ok(store)
+    }
+
+    pub(super) fn now(&self) -> u64 {
+        self.clock.now_ms()
+    }
+
+    // ------------------------------------------------------------------------------------------- transaction
+
+    /// Opens a transaction if none is.
+    pub(super) fn begin(&mut self) -> Result<(), rusqlite::Error> {
+        self.wrote = true;
+        if self.tx.is_none() {
+            self.conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+            self.tx = Some(OpenTx {
+                since: Instant::now(),
+                bytes: 0,
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether there is anything to flush.
+    pub(super) fn dirty(&self) -> bool {
+        self.tx.is_some()
+    }
+
+    /// Since when, and how many bytes, the open transaction has gathered.
+    pub(super) fn open_since(&self) -> Option<(Instant, usize)> {
+        self.tx.as_ref().map(|tx| (tx.since, tx.bytes))
+    }
+
+    pub(super) fn grew(&mut self, bytes: usize) {
+        if let Some(tx) = &mut self.tx {
+            tx.bytes += bytes;
+        }
+    }
+
+    /// One flush of the disk.
+    pub(super) fn commit_tx(&mut self) -> Result<(), rusqlite::Error> {
+        if self.tx.is_some() {
+            self.conn.prepare_cached("COMMIT")?.execute([])?;
+            self.tx = None;
+        }
+        Ok(())
+    }
+
+    // ------------------------------------------------------------------------------------------------- rows
+
+    /// The life's row, made if it is new.
+    pub(super) fn life(&mut self, swarm: &SwarmId) -> Result<&mut Life, rusqlite::Error> {
+        if !self.lives.contains_key(swarm) {
+            self.begin()?;
+            self.conn.execute(
+                "INSERT INTO swarm (tenant, name, incarnation) VALUES (?1, ?2, ?3)",
+                params![swarm.tenant().as_str(), swarm.name().as_str(), swarm.incarnation().0],
+            )?;
+            let row = self.conn.last_insert_rowid();
+            self.lives.insert(
+                swarm.clone(),
+                Life {
+                    row,
+                    ..Life::default()
+                },
+            );
+        }
+        Ok(self.lives.get_mut(swarm).expect("just made"))
+    }
+
+    /// The topic's row, made if it is new, its dead-letter bound as the caller knows it.
+    pub(super) fn topic(&mut self, id: &TopicId, dead_bound: Option<Bound>) -> Result<&mut Topic, rusqlite::Error> {
+        if !self.topics.contains_key(id) {
+            let swarm_row = self.life(id.swarm())?.row;
+            let bound = dead_bound.unwrap_or(Bound {
+                messages: limits::DEAD_LETTERS_DEFAULT,
+                bytes: limits::DEAD_LETTER_BYTES_DEFAULT,
+            });
+            self.begin()?;
+            self.conn.execute(
+                "INSERT INTO topic (swarm, stage, dead_messages, dead_bytes) VALUES (?1, ?2, ?3, ?4)",
+                params![swarm_row, id.stage().as_str(), db(bound.messages), db(bound.bytes)],
+            )?;
+            let topic = Topic::new(self.conn.last_insert_rowid(), bound);
+            self.topics.insert(id.clone(), topic);
+        }
+        if let Some(bound) = dead_bound
+            && self.topics[id].dead_bound != bound
+        {
+            self.begin()?;
+            let topic = self.topics.get_mut(id).expect("just made");
+            self.conn.execute(
+                "UPDATE topic SET dead_messages = ?2, dead_bytes = ?3 WHERE id = ?1",
+                params![topic.row, db(bound.messages), db(bound.bytes)],
+            )?;
+            topic.dead_bound = bound;
+        }
+        Ok(self.topics.get_mut(id).expect("just made"))
+    }
+
+    /// The partition in memory, made if it is new. Writes nothing.
+    pub(super) fn part<'a>(topic: &'a mut Topic, id: &TopicId, index: u16, shared: &Shared) -> &'a mut Part {
+        while topic.parts.len() <= usize::from(index) {
+            let next = u16::try_from(topic.parts.len()).expect("at most u16::MAX partitions");
+            topic.parts.push(Part::unborn(shared.bell(&id.partition(next))));
+        }
+        &mut topic.parts[usize::from(index)]
+    }
+
+    /// The partition's row id, made if it is new.
+    pub(super) fn part_row(&mut self, id: &TopicId, index: u16) -> Result<i64, rusqlite::Error> {
+        self.begin()?;
+        let shared = Arc::clone(&self.shared);
+        let topic = self.topics.get_mut(id).expect("the topic was made before");
+        let topic_row = topic.row;
+        let part = Self::part(topic, id, index, &shared);
+        if let Some(row) = part.row {
+            return Ok(row);
+        }
+        self.conn
+            .prepare_cached("INSERT INTO part (topic, idx, body) VALUES (?1, ?2, ?3)")?
+            .execute(params![topic_row, index, record::encode_partition(&part.at)])?;
+        let row = self.conn.last_insert_rowid();
+        part.row = Some(row);
+        Ok(row)
+    }
+
+    /// Appends a frame.
+    pub(super) fn append(&mut self, id: &TopicId, index: u16, frame: FrameBuilder) -> Result<(), rusqlite::Error> {
+        let row = self.part_row(id, index)?;
+        let uid = Uid::random(&*self.entropy);
+        let (messages, bytes, body) = (frame.messages(), frame.size(), frame.finish());
+        let room = self.cached_bytes + body.len() <= limits::FRAME_CACHE_BYTES_MAX;
+        let topic = self.topics.get_mut(id).expect("the topic was made before");
+        let part = &mut topic.parts[usize::from(index)];
+        let entry = part.next_entry;
+        self.conn
+            .prepare_cached("INSERT INTO frame (id, n, bytes, uid, body) VALUES (?1, ?2, ?3, ?4, ?5)")?
+            .execute(params![frame_id(row, entry), messages, db(bytes), uid.0, &body[..]])?;
+        if room {
+            self.cached_bytes += body.len();
+        }
+        let len = body.len();
+        part.frames.push_back(Frame {
+            entry,
+            uid,
+            messages,
+            bytes,
+            body: room.then_some(body),
+        });
+        part.next_entry += 1;
+        part.unread += u64::from(messages);
+        topic.unread += u64::from(messages);
+        topic.unread_bytes += bytes;
+        part.bell.notify_one();
+        self.grew(len);
+        Ok(())
+    }
+
+    /// The bytes of a frame, from memory or from disk.
+    pub(super) fn body(conn: &Connection, row: i64, frame: &Frame) -> Result<Bytes, Fault> {
+        if let Some(body) = &frame.body {
+            return Ok(body.clone());
+        }
+        let body: Option<Vec<u8>> = conn
+            .prepare_cached("SELECT body FROM frame WHERE id = ?1")?
+            .query_row([frame_id(row, frame.entry)], |r| r.get(0))
+            .optional()?;
+        body.map(Bytes::from)
+            .ok_or_else(|| Error::Corrupt("frame: its row is missing".to_owned()).into())
+    }
+
+    /// Removes the frames of a partition that lie before `cursor`, and counts what `cursor` consumed.
+    pub(super) fn consume(&mut self, id: &TopicId, index: u16, cursor: Cursor) -> Result<(), Fault> {
+        let topic = self.topics.get_mut(id).expect("the commit was checked");
+        let part = &mut topic.parts[usize::from(index)];
+        let from = part.at.cursor;
+        let row = part.row.unwrap_or_default();
+        let mut first = None;
+        let mut last = None;
+        let mut counted = (0u64, 0u64);
+        while let Some(frame) = part.frames.front() {
+            let read = if frame.entry == from.entry { from.index } else { 0 };
+            let until = match frame.entry.cmp(&cursor.entry) {
+                std::cmp::Ordering::Less => frame.messages,
+                std::cmp::Ordering::Equal => cursor.index,
+                std::cmp::Ordering::Greater => break,
+            };
+            let bytes = if read == 0 && until == frame.messages {
+                frame.bytes
+            } else if until > read {
+                prefix_bytes(Self::body(&self.conn, row, frame)?, read, until)?
+            } else {
+                0
+            };
+            counted.0 += u64::from(until.saturating_sub(read));
+            counted.1 += bytes;
+            if frame.entry >= cursor.entry {
+                break;
+            }
+            self.cached_bytes -= frame.body.as_ref().map_or(0, Bytes::len);
+            first.get_or_insert(frame.entry);
+            last = Some(frame.entry);
+            part.frames.pop_front();
+        }
+        part.unread -= counted.0;
+        topic.unread -= counted.0;
+        topic.unread_bytes = topic.unread_bytes.saturating_sub(counted.1);
+        if let (Some(first), Some(last)) = (first, last) {
+            self.conn
+                .prepare_cached("DELETE FROM frame WHERE id BETWEEN ?1 AND ?2")?
+                .execute([frame_id(row, first), frame_id(row, last)])?;
+        }
+        Ok(())
+    }
+
+    /// Rings those who were refused, once under half of what refused them.
+    pub(super) fn ring_room(&mut self, id: &TopicId) {
+        let Some(topic) = self.topics.get_mut(id) else { return };
+        let mut ring = false;
+        if let Some(bound) = topic.refused_inbox
+            && !topic.full(bound, 50)
+        {
+            topic.refused_inbox = None;
+            ring = true;
+        }
+        if let Some(bound) = topic.refused_dead
+            && topic.dead * 2 < bound.messages
+            && topic.dead_bytes * 2 < bound.bytes
+        {
+            topic.refused_dead = None;
+            ring = true;
+        }
+        if ring {
+            self.shared.ring_room(id);
+        }
+    }
+
+    /// Takes everything of a topic out of memory. Owners that hold a lease find themselves fenced.
+    pub(super) fn forget_topic(&mut self, id: &TopicId) -> Option<Topic> {
+        let topic = self.topics.remove(id)?;
+        let cached: usize = topic
+            .parts
+            .iter()
+            .flat_map(|p| &p.frames)
+            .filter_map(|f| f.body.as_ref().map(Bytes::len))
+            .sum();
+        self.cached_bytes -= cached;
+        self.shared.ring_room(id);
+        Some(topic)
+    }
+
+    // ------------------------------------------------------------------------------------------------- load
+
+    fn load(&mut self) -> Result<(), Fault> {
+        let mut swarms = HashMap::new();
+        for (row, swarm) in lives_in(&self.conn, "SELECT id, tenant, name, incarnation FROM swarm")? {
+            swarms.insert(row, swarm);
+        }
+        self.gone = lives_in(&self.conn, "SELECT id, tenant, name, incarnation FROM gone")?
+            .into_iter()
+            .map(|(_, swarm)| swarm)
+            .collect();
+        for (row, swarm) in &swarms {
+            // A life whose removal was interrupted stays in its table for `lives` to find, and is not served.
+            if !self.gone.contains(swarm) {
+                self.lives.insert(
+                    swarm.clone(),
+                    Life {
+                        row: *row,
+                        ..Life::default()
+                    },
+                );
+            }
+        }
+        let topics = self.load_topics(&swarms)?;
+        let parts = self.load_parts(&topics)?;
+        self.load_frames(&parts)?;
+        self.load_counts(&topics, &parts)?;
+        self.load_windows(&swarms)
+    }
+
+    fn load_topics(&mut self, swarms: &HashMap<i64, SwarmId>) -> Result<HashMap<i64, TopicId>, Fault> {
+        let mut by_row = HashMap::new();
+        let mut query = self
+            .conn
+            .prepare("SELECT id, swarm, stage, dead_messages, dead_bytes FROM topic")?;
+        let mut rows = query.query([])?;
+        while let Some(r) = rows.next()? {
+            let (row, swarm_row): (i64, i64) = (r.get(0)?, r.get(1)?);
+            let stage: String = r.get(2)?;
+            // A removal that was interrupted: no stage is named so.
+            if stage.ends_with(".gone") {
+                continue;
+            }
+            let Some(swarm) = swarms.get(&swarm_row).filter(|s| self.lives.contains_key(s)) else {
+                continue;
+            };
+            let stage = stage.parse().map_err(|e| damaged("topic", &e))?;
+            let bound = Bound {
+                messages: un(r.get(3)?),
+                bytes: un(r.get(4)?),
+            };
+            let id = swarm.topic(&stage);
+            self.topics.insert(id.clone(), Topic::new(row, bound));
+            by_row.insert(row, id);
+        }
+        Ok(by_row)
+    }
+
+    fn load_parts(&mut self, topics: &HashMap<i64, TopicId>) -> Result<HashMap<i64, (TopicId, u16)>, Fault> {
+        let mut by_row = HashMap::new();
+        let mut query = self.conn.prepare("SELECT id, topic, idx, body FROM part")?;
+        let mut rows = query.query([])?;
+        while let Some(r) = rows.next()? {
+            let (row, topic_row, index): (i64, i64, u16) = (r.get(0)?, r.get(1)?, r.get(2)?);
+            let Some(id) = topics.get(&topic_row) else { continue };
+            let at = record::decode_partition(Bytes::from(r.get::<_, Vec<u8>>(3)?))?;
+            let topic = self.topics.get_mut(id).expect("loaded before");
+            let part = Self::part(topic, id, index, &self.shared);
+            part.row = Some(row);
+            part.next_entry = at.cursor.entry + u64::from(at.cursor.index > 0);
+            part.at = at;
+            by_row.insert(row, (id.clone(), index));
+        }
+        Ok(by_row)
+    }
+
+    fn load_frames(&mut self, parts: &HashMap<i64, (TopicId, u16)>) -> Result<(), Fault> {
+        let mut query = self.conn.prepare("SELECT id, n, bytes, uid FROM frame ORDER BY id")?;
+        let mut rows = query.query([])?;
+        while let Some(r) = rows.next()? {
+            let id: i64 = r.get(0)?;
+            let row = id >> ENTRY_BITS;
+            let Some((topic_id, index)) = parts.get(&row) else { continue };
+            let topic = self.topics.get_mut(topic_id).expect("loaded before");
+            let part = &mut topic.parts[usize::from(*index)];
+            let frame = Frame {
+                entry: un(id & ((1 << ENTRY_BITS) - 1)),
+                messages: r.get(1)?,
+                bytes: un(r.get(2)?),
+                uid: Uid(r.get(3)?),
+                body: None,
+            };
+            let (mut unread, mut bytes) = (u64::from(frame.messages), frame.bytes);
+            if frame.entry == part.at.cursor.entry && part.at.cursor.index > 0 {
+                let read = part.at.cursor.index;
+                unread -= u64::from(read.min(frame.messages));
+                let body = Self::body(&self.conn, row, &frame)?;
+                bytes = bytes.saturating_sub(prefix_bytes(body, 0, read)?);
+            }
+            part.next_entry = frame.entry + 1;
+            part.unread += unread;
+            topic.unread += unread;
+            topic.unread_bytes += bytes;
+            part.bell.notify_one();
+            part.frames.push_back(frame);
+        }
+        Ok(())
+    }
+
+    fn load_counts(
+        &mut self,
+        topics: &HashMap<i64, TopicId>,
+        parts: &HashMap<i64, (TopicId, u16)>,
+    ) -> Result<(), Fault> {
+        let counts = |sql: &str, each: &mut dyn FnMut(i64, u64, u64)| -> Result<(), Fault> {
+            let mut query = self.conn.prepare(sql)?;
+            let mut rows = query.query([])?;
+            while let Some(r) = rows.next()? {
+                each(r.get(0)?, un(r.get(1)?), un(r.get(2)?));
+            }
+            Ok(())
+        };
+        let all = &mut self.topics;
+        counts("SELECT part, count(*), sum(bytes) FROM parked GROUP BY part", &mut |row, n, bytes| {
+            if let Some((id, index)) = parts.get(&row) {
+                let topic = all.get_mut(id).expect("loaded before");
+                let part = &mut topic.parts[usize::from(*index)];
+                part.parked = n;
+                part.bell.notify_one();
+                topic.parked += n;
+                topic.parked_bytes += bytes;
+            }
+        })?;
+        counts("SELECT part, count(*), 0 FROM timer GROUP BY part", &mut |row, n, _| {
+            if let Some((id, index)) = parts.get(&row) {
+                let part = &mut all.get_mut(id).expect("loaded before").parts[usize::from(*index)];
+                part.timers = n;
+                part.bell.notify_one();
+            }
+        })?;
+        counts("SELECT topic, count(*), sum(bytes) FROM dead GROUP BY topic", &mut |row, n, bytes| {
+            if let Some(topic) = topics.get(&row).and_then(|id| all.get_mut(id)) {
+                topic.dead = n;
+                topic.dead_bytes = bytes;
+            }
+        })
+    }
+
+    fn load_windows(&mut self, swarms: &HashMap<i64, SwarmId>) -> Result<(), Fault> {
+        let mut query = self.conn.prepare(
+            "SELECT swarm, subject, count(*), sum(coalesce(length(reply), 0)) FROM dedup GROUP BY swarm, subject",
+        )?;
+        let mut rows = query.query([])?;
+        while let Some(r) = rows.next()? {
+            let Some(life) = swarms.get(&r.get(0)?).and_then(|s| self.lives.get_mut(s)) else {
+                continue;
+            };
+            let subject: String = r.get(1)?;
+            let subject = subject.parse().map_err(|e| damaged("idempotency key", &e))?;
+            life.windows.insert(
+                subject,
+                Window {
+                    keys: un(r.get(2)?),
+                    reply_bytes: un(r.get(3)?),
+                },
+            );
+        }
+        let mut query = self.conn.prepare("SELECT swarm, count(*) FROM session GROUP BY swarm")?;
+        let mut rows = query.query([])?;
+        while let Some(r) = rows.next()? {
+            if let Some(life) = swarms.get(&r.get(0)?).and_then(|s| self.lives.get_mut(s)) {
+                life.sessions = un(r.get(1)?);
+            }
+        }
+        let next: Option<i64> = self.conn.query_row("SELECT min(expires) FROM dedup", [], |r| r.get(0))?;
+        self.next_expiry = next.map_or(u64::MAX, un);
+        Ok(())
+    }
+
+    /// Whether the last close was clean; takes the mark away, counts every partition as unclean if it was absent, and notes
+    /// this boot.
+    pub(super) fn note_open(&mut self) -> Result<bool, Fault> {
+        self.begin()?;
+        let clean = self.conn.execute("DELETE FROM meta WHERE name = 'clean'", [])? > 0;
+        self.conn
+            .execute("INSERT OR REPLACE INTO meta VALUES ('boot', ?1)", [self.entropy.bits128()])?;
+        if !clean {
+            for topic in self.topics.values_mut() {
+                for part in &mut topic.parts {
+                    let Some(row) = part.row else { continue };
+                    part.at.unclean += 1;
+                    write_part(&self.conn, row, &part.at)?;
+                }
+            }
+        }
+        self.commit_tx()?;
+        Ok(clean)
+    }
+}
+
+impl Topic {
+    fn new(row: i64, dead_bound: Bound) -> Self {
+        Self {
+            row,
+            dead_bound,
+            parts: Vec::new(),
+            unread: 0,
+            unread_bytes: 0,
+            parked: 0,
+            parked_bytes: 0,
+            dead: 0,
+            dead_bytes: 0,
+            refused_inbox: None,
+            refused_dead: None,
+        }
+    }
+}
+
+impl Part {
+    fn unborn(bell: Bell) -> Self {
+        Self {
+            row: None,
+            at: Partition {
+                last: CommitId::NONE,
+                ..Partition::default()
+            },
+            lease: None,
+            next_entry: 0,
+            frames: VecDeque::new(),
+            unread: 0,
+            parked: 0,
+            timers: 0,
+            bell,
+        }
+    }
+}
+
+pub(super) fn write_part(conn: &Connection, row: i64, at: &Partition) -> Result<(), rusqlite::Error> {
+    conn.prepare_cached("UPDATE part SET body = ?2 WHERE id = ?1")?
+        .execute(params![row, record::encode_partition(at)])?;
+    Ok(())
+}
+
+pub(super) fn frame_id(part_row: i64, entry: u64) -> i64 {
+    part_row << ENTRY_BITS | db(entry)
+}
+
+/// What messages `from..to` of a frame count for.
+fn prefix_bytes(body: Bytes, from: u32, to: u32) -> Result<u64, Fault> {
+    Ok(record::decode_frame(body)?
+        .iter()
+        .take(to as usize)
+        .skip(from as usize)
+        .map(record::message_bytes)
+        .sum())
+}
+
+fn damaged(what: &str, e: &dyn std::fmt::Display) -> Fault {
+    Fault::Refused(Error::Corrupt(format!("{what}: {e}")))
+}
+
+/// Every life of a table with columns id, tenant, name, incarnation.
+pub(super) fn lives_in(conn: &Connection, sql: &str) -> Result<Vec<(i64, SwarmId)>, Fault> {
+    let mut query = conn.prepare(sql)?;
+    let mut rows = query.query([])?;
+    let mut out = Vec::new();
+    while let Some(r) = rows.next()? {
+        let (tenant, name): (String, String) = (r.get(1)?, r.get(2)?);
+        let tenant = tenant.parse().map_err(|e| damaged("swarm", &e))?;
+        let name = name.parse().map_err(|e| damaged("swarm", &e))?;
+        out.push((r.get(0)?, Scope::of(tenant).swarm(&name, Incarnation(r.get(3)?))));
+    }
+    Ok(out)
+}
+
+/// The bound that a caller's spec names, for [`Store::topic`].
+pub(super) fn dead_bound(spec: &TopicSpec) -> Option<Bound> {
+    Some(spec.dead_letters)
+}

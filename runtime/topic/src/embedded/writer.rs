@@ -1,0 +1,301 @@
+//! The one thread that owns the store. It runs every operation in order and groups their flushes.
+//!
+//! ```text
+//!   queue ──► run inside the open transaction ──► answered at once (fetch, claim, commit, publish without gate)
+//!                                            └──► held (gated) ──► join what is queued ──► COMMIT = one flush ──► answer
+//! ```
+//! Writes that nobody waits for keep the transaction open a few milliseconds to share a flush, then it is closed too, so an idle
+//! node writes nothing and nothing stays open.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use skep_model::limits;
+
+use super::disk::Reserve;
+use super::store::{Fault, Store};
+use super::{Shared, open_store};
+use crate::guard::Guard;
+use crate::{Error, failpoint};
+
+/// An answer that waits for the flush.
+pub(super) type Waiting = Box<dyn FnOnce(Result<(), Error>) + Send>;
+
+/// How an operation ended, as far as the writer cares.
+pub(super) enum Ran {
+    Answered,
+    Waits(Waiting),
+    /// It failed, perhaps half done: all of the transaction goes. The answer is given afterwards.
+    Broken(Fault, Waiting),
+    Close(Waiting),
+}
+
+pub(super) type Run = Box<dyn FnOnce(Result<&mut Store, Error>) -> Ran + Send>;
+
+pub(super) struct Job {
+    pub run: Run,
+    /// Its place in the queue, given back when it is taken out.
+    pub place: tokio::sync::OwnedSemaphorePermit,
+}
+
+/// The value of an operation, and whether it may leave only once everything before it is durable.
+pub(super) struct Answer<T> {
+    pub value: T,
+    pub gated: bool,
+}
+
+impl<T> Answer<T> {
+    pub fn now(value: T) -> Result<Self, Fault> {
+        Ok(Self { value, gated: false })
+    }
+
+    pub fn gated(value: T) -> Result<Self, Fault> {
+        Ok(Self { value, gated: true })
+    }
+}
+
+pub(super) struct Writer {
+    store: Option<Store>,
+    /// Why there is no store, when there is none.
+    down: Error,
+    retry_at: Instant,
+    waiting: Vec<Waiting>,
+    reserve: Reserve,
+    reserve_at: Instant,
+    shared: Arc<Shared>,
+    parts: super::Parts,
+}
+
+/// How long to wait between attempts to reopen, or to make the reserve again.
+const RETRY: Duration = Duration::from_millis(500);
+
+impl Writer {
+    pub fn new(store: Store, reserve: Reserve, shared: Arc<Shared>, parts: super::Parts) -> Self {
+        Self {
+            store: Some(store),
+            down: Error::Unavailable("the store is not open".to_owned()),
+            retry_at: Instant::now(),
+            waiting: Vec::new(),
+            reserve,
+            reserve_at: Instant::now(),
+            shared,
+            parts,
+        }
+    }
+
+    /// Until the queue is closed or a close is asked for. What is not flushed then was promised to nobody.
+    pub fn run(mut self, queue: &Receiver<Job>) {
+        loop {
+            let open = self.store.as_ref().and_then(Store::open_since);
+            let job = match open {
+                None => match queue.recv() {
+                    Ok(job) => job,
+                    Err(_) => return,
+                },
+                Some((since, _)) => {
+                    let left = Duration::from_millis(limits::FLUSH_SHARE_MS).saturating_sub(since.elapsed());
+                    match queue.recv_timeout(left) {
+                        Ok(job) => job,
+                        Err(RecvTimeoutError::Timeout) => {
+                            self.flush();
+                            continue;
+                        }
+                        Err(RecvTimeoutError::Disconnected) => return,
+                    }
+                }
+            };
+            if self.execute(job) {
+                return;
+            }
+            if self.must_flush() {
+                let first = Instant::now();
+                for _ in 0..limits::FLUSH_JOIN_MAX {
+                    if self.too_much() || first.elapsed() >= Duration::from_millis(limits::FLUSH_JOIN_MS) {
+                        break;
+                    }
+                    let Ok(job) = queue.try_recv() else { break };
+                    if self.execute(job) {
+                        return;
+                    }
+                }
+                self.flush();
+            } else if self.too_much() || open.is_some_and(|(since, _)| since.elapsed() >= SHARE) {
+                self.flush();
+            }
+        }
+    }
+
+    fn must_flush(&self) -> bool {
+        !self.waiting.is_empty() || self.store.as_ref().is_some_and(|s| !s.outbox.is_empty())
+    }
+
+    fn too_much(&self) -> bool {
+        self.store
+            .as_ref()
+            .and_then(Store::open_since)
+            .is_some_and(|(_, bytes)| bytes >= limits::FLUSH_SHARE_BYTES)
+    }
+
+    /// Returns whether it was the close.
+    fn execute(&mut self, job: Job) -> bool {
+        drop(job.place);
+        failpoint::hit("before-apply");
+        if self.store.is_none() {
+            self.reopen();
+        }
+        self.hold_reserve();
+        let ran = match self.store.as_mut() {
+            Some(store) => (job.run)(Ok(store)),
+            None => (job.run)(Err(self.down.clone())),
+        };
+        match ran {
+            Ran::Answered => {}
+            Ran::Waits(answer) => {
+                // The planted bug: nobody waits for the flush, which comes all the same.
+                if self.store.as_ref().is_some_and(|s| !s.guards.on(Guard::Gate)) {
+                    answer(Ok(()));
+                    self.waiting.push(Box::new(|_| ()));
+                } else {
+                    self.waiting.push(answer);
+                }
+            }
+            Ran::Broken(e, answer) => {
+                let error = self.abandon(&e, false);
+                answer(Err(error));
+            }
+            Ran::Close(answer) => {
+                answer(self.close());
+                return true;
+            }
+        }
+        false
+    }
+
+    fn flush(&mut self) {
+        failpoint::hit("after-apply-before-flush");
+        let Some(store) = self.store.as_mut() else { return };
+        let dirty = store.dirty();
+        match store.commit_tx() {
+            Ok(()) => {
+                if dirty {
+                    self.shared.flushes.fetch_add(1, Ordering::Relaxed);
+                }
+                failpoint::hit("after-flush-before-ack");
+                for answer in self.waiting.drain(..) {
+                    answer(Ok(()));
+                }
+                let store = self.store.as_mut().expect("it was there");
+                for reply in store.outbox.drain(..) {
+                    self.shared.waiters.deliver(reply);
+                }
+            }
+            Err(e) => {
+                self.abandon(&Fault::Broken(e), true);
+            }
+        }
+    }
+
+    /// Throws the transaction and everything known of it away. Whether a failed flush happened cannot be known, so it is never
+    /// tried again: the next operation opens the file anew, and every owner has to claim anew.
+    fn abandon(&mut self, cause: &Fault, in_flush: bool) -> Error {
+        let full = matches!(cause, Fault::Broken(e) if e.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull));
+        let dir = self.parts.dir.display();
+        let error = if full {
+            // Writing the log failed, so its end mark cannot be there: certainly not done.
+            Error::Unavailable(format!("the disk under {dir} is full: free some space; queued work keeps draining"))
+        } else if in_flush {
+            Error::Unknown(format!("the flush of {dir} failed: {cause}"))
+        } else {
+            Error::Unavailable(format!("the database in {dir} failed: {cause}"))
+        };
+        tracing::error!(%cause, in_flush, "the transaction is lost; the store is opened anew");
+        for answer in self.waiting.drain(..) {
+            answer(Err(error.clone()));
+        }
+        // Closing the connection rolls back.
+        self.store = None;
+        if full {
+            self.shared.disk_full.store(true, Ordering::Relaxed);
+            self.reserve.free();
+            self.reserve_at = Instant::now() + RETRY;
+        }
+        self.down = error.clone();
+        self.retry_at = Instant::now();
+        self.reopen();
+        error
+    }
+
+    fn reopen(&mut self) {
+        if Instant::now() < self.retry_at {
+            return;
+        }
+        failpoint::hit("in-reopen");
+        match open_store(&self.parts, &self.shared) {
+            Ok(store) => self.store = Some(store),
+            Err(e) => {
+                tracing::error!(error = %e, "the store cannot be opened anew; trying again");
+                self.down = Error::Unavailable(e.to_string());
+                self.retry_at = Instant::now() + RETRY;
+            }
+        }
+    }
+
+    /// Puts the reserve back once there is room for it, which ends the refusal of publishes.
+    fn hold_reserve(&mut self) {
+        if !self.shared.disk_full.load(Ordering::Relaxed) || Instant::now() < self.reserve_at {
+            return;
+        }
+        self.reserve_at = Instant::now() + RETRY;
+        let held = self.reserve.hold() || self.shrink() && self.reserve.hold();
+        if held {
+            tracing::info!("there is room on the disk again: publishes are taken");
+            self.shared.disk_full.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Gives pages that drained work has freed back to the file system. Returns whether any were.
+    fn shrink(&mut self) -> bool {
+        let Some(store) = self.store.as_mut().filter(|s| !s.dirty()) else { return false };
+        let free = |store: &Store| {
+            let count = store.conn.query_row("PRAGMA freelist_count", [], |r| r.get::<_, i64>(0));
+            count.unwrap_or(0)
+        };
+        let before = free(store);
+        for _ in 0..SHRINK_STEPS {
+            // In steps, folding the log between them: the moved pages go through it, and the disk is full.
+            let step = store
+                .conn
+                .execute_batch("PRAGMA incremental_vacuum(64); PRAGMA wal_checkpoint(TRUNCATE);");
+            if step.is_err() || free(store) == 0 {
+                break;
+            }
+        }
+        free(store) < before
+    }
+
+    fn close(&mut self) -> Result<(), Error> {
+        self.flush();
+        let Some(mut store) = self.store.take() else {
+            return Err(self.down.clone());
+        };
+        let marked = store
+            .begin()
+            .and_then(|()| store.conn.execute("INSERT OR REPLACE INTO meta VALUES ('clean', 1)", []))
+            .and_then(|_| store.commit_tx());
+        self.down = Error::Unavailable("the store is closed".to_owned());
+        marked.map_err(|e| Error::Unknown(format!("closing {}: {e}", self.parts.dir.display())))?;
+        failpoint::hit("in-checkpoint");
+        // The log is folded into the database when the last connection closes.
+        store
+            .conn
+            .close()
+            .map_err(|(_, e)| Error::Unknown(format!("closing {}: {e}", self.parts.dir.display())))
+    }
+}
+
+/// Steps of half a MiB by which one attempt shrinks the database.
+const SHRINK_STEPS: usize = 32;
+
+const SHARE: Duration = Duration::from_millis(limits::FLUSH_SHARE_MS);

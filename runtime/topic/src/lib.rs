@@ -1,0 +1,541 @@
+//! Topics: durable inboxes with leases and one atomic commit.
+//!
+//! A topic is the inbox of one stage, split into partitions. A partition has one owner at a time; the owner reads after the
+//! cursor, lets a Bee process what it read, and commits in order. Gateway and stage meet here and nowhere else.
+//!
+//! ```text
+//!   publish ──► [ frame | frame | frame | frame ]        frame = a run of messages stored as one entry
+//!                 └consumed┘ ▲cursor (entry, index)      read after the cursor, whole or part frames
+//!                            └── fetch ──► process ──► commit(token, seq, base, span, effects)
+//!   one commit = cursor + outputs + replies + state + timers + parked retries + dead letters, or nothing
+//! ```
+//!
+//! [`Backend`] is the contract and `conformance` the suite that every backend runs. [`memory`] is the reference,
+//! [`embedded`] the durable default. [`lane`] is the in-memory path of requests on pure Swarms.
+
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
+pub mod embedded;
+pub mod failpoint;
+pub mod guard;
+pub mod lane;
+pub mod memory;
+pub mod record;
+mod waiters;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use skep_model::id::{CommitId, Digest, RequestId, Token, Uid};
+use skep_model::limits::KEY_GROUPS;
+use skep_model::message::{Message, Reply};
+use skep_model::name::{StageName, Subject};
+use skep_model::scope::{PartitionId, SwarmId, TopicId};
+use skep_model::step::StateMap;
+use skep_model::swarm::Bound;
+use tokio::sync::Notify;
+
+pub use waiters::{Ticket, Waiter, Waiters};
+
+/// What a publisher and a commit need to know of a destination. Carried by the caller, so a backend keeps no registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicSpec {
+    pub id: TopicId,
+    pub partitions: u16,
+    /// Unread and parked messages together, over all partitions.
+    pub inbox: Bound,
+    pub dead_letters: Bound,
+}
+
+impl TopicSpec {
+    /// The partition that owns a key: each owns a run of the [`KEY_GROUPS`] groups.
+    #[must_use]
+    pub fn partition_of_key(&self, key: &str) -> u16 {
+        let group = u32::from(key_group(key));
+        u16::try_from(group * u32::from(self.partitions) / u32::from(KEY_GROUPS)).expect("less than `partitions`")
+    }
+}
+
+/// The key group of a key, `0..KEY_GROUPS`. Fixed for life: state lies under it. First byte of sha256 of the key.
+#[must_use]
+pub fn key_group(key: &str) -> u16 {
+    u16::from(Digest::of(key.as_bytes()).0[0])
+}
+
+/// A place in a partition: after `index` messages of entry `entry`. `(e, 0)` is before the first message of `e`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Cursor {
+    pub entry: u64,
+    pub index: u32,
+}
+
+// ------------------------------------------------------------------------------------------------------- publish
+
+/// Calls that a Gateway groups into one step. Each is accepted or refused alone; each accepted one is atomic over all its topics.
+#[derive(Debug, Clone)]
+pub struct Publish {
+    pub swarm: SwarmId,
+    pub calls: Vec<Call>,
+    /// Whether the answer waits for durability. A request's append is acknowledged to nobody, so it does not: it shares the
+    /// flush of the commit that consumes it.
+    pub gate: Gate,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// Answer once durable.
+    Durable,
+    /// Answer once appended. A crash may take it back; nothing that left depends on it.
+    Appended,
+}
+
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// Every stage that the subject feeds, with the messages for it (their keys differ by stage).
+    pub to: Vec<(Arc<TopicSpec>, Vec<Message>)>,
+    pub once: Once,
+}
+
+/// How a repeated call is recognised.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Once {
+    /// Not at all.
+    No,
+    /// An idempotency key of a subject. `fingerprint` is of the payload: the same key with another one is [`Refused::KeyReused`].
+    Key {
+        subject: Subject,
+        key: String,
+        fingerprint: Digest,
+        /// Ms since the Unix epoch.
+        expires_ms: u64,
+    },
+    /// A streaming submit: `first` is the sequence number of the first message; one high-water mark a session. Messages at or
+    /// below it were appended before and are skipped.
+    Session { id: Uid, first: u64, expires_ms: u64 },
+}
+
+/// The answer to one call.
+pub type CallResult = Result<Accepted, Refused>;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Accepted {
+    /// `skipped`: how many messages (of each topic) a session's high-water mark showed to be repeats.
+    Appended { skipped: u64 },
+    /// A call with this idempotency key was accepted before. `reply` if it is finished, else wait for `request`.
+    Duplicate { request: Option<RequestId>, reply: Option<Reply> },
+}
+
+/// Certainly not done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    #[error("the inbox of stage `{stage}` is full")]
+    Full { stage: StageName },
+    #[error("the idempotency key was used before with another payload")]
+    KeyReused,
+    #[error("subject `{subject}` remembers as many idempotency keys as it may")]
+    TooManyKeys { subject: Subject },
+    #[error("session sequence jumps from {high} to {first}: a part of the stream is missing")]
+    SessionGap { high: u64, first: u64 },
+    /// The Swarm was deleted.
+    #[error("the Swarm is gone")]
+    Gone,
+}
+
+// --------------------------------------------------------------------------------------------------------- lease
+
+/// Ownership of a partition, as its owner holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    pub partition: PartitionId,
+    pub token: Token,
+}
+
+/// What a claim finds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    pub seq: u64,
+    /// The id of the last commit, which the next one must name as its base.
+    pub last: CommitId,
+    pub cursor: Cursor,
+    /// How many times a lease ran out, or the node died, since the last commit: the owner goes into suspect mode.
+    pub unclean: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the partition is held for another {ms_left} ms")]
+pub struct Held {
+    pub ms_left: u64,
+}
+
+// --------------------------------------------------------------------------------------------------------- fetch
+
+/// What an owner wants to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Want {
+    /// The owner's own position and base; [`Error::Fenced`] or [`Error::Stale`] if the store's differ.
+    pub from: Cursor,
+    pub base: CommitId,
+    pub messages: u32,
+    /// Payload and header bytes. One message is always given, however large.
+    pub bytes: u64,
+    /// Load the state of the touched keys.
+    pub state: bool,
+}
+
+/// One consistent read of everything that a batch needs.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Fetched {
+    /// Messages after the cursor, in order.
+    pub messages: Vec<Unread>,
+    /// The first parked message of each key (or lane) whose time has come, at most `messages` of them.
+    pub retries: Vec<Parked>,
+    /// Timers whose time has come and whose key has no parked message, by due time, at most `messages` of them.
+    pub timers: Vec<TimerDue>,
+    /// Lanes of `messages` (see [`Parked::lane`]) that have parked entries: what is read of them must park behind.
+    pub held: HashSet<String>,
+    /// State of every key in `messages`, `retries` and `timers`.
+    pub state: StateMap,
+    /// The store's clock at this read, ms since the Unix epoch.
+    pub now_ms: u64,
+    /// When the next parked message or timer that is not yet due falls due.
+    pub next_due_ms: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Unread {
+    pub message: Message,
+    /// The cursor that consumes up to and with this message.
+    pub after: Cursor,
+    /// Its frame's entry and uid, the proof that a commit gives.
+    pub entry: u64,
+    pub entry_uid: Uid,
+}
+
+/// A message waiting for a retry, or waiting behind one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Parked {
+    /// Fresh for each parking: the proof that a commit gives.
+    pub uid: Uid,
+    /// What waits in order: the key under `order: hold`, else the message's own uid.
+    pub lane: String,
+    pub work: Work,
+    /// Attempts made so far. 0: it only waits behind another, and is due when it is first of its lane.
+    pub attempts: u32,
+    pub due_ms: u64,
+    /// Why it waits, for people.
+    pub cause: String,
+}
+
+/// What can be parked: a message, or a timer that fired and failed.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Work {
+    Message(Message),
+    Timer { uid: Uid, key: String, name: String, at_ms: u64 },
+}
+
+impl Work {
+    #[must_use]
+    pub fn uid(&self) -> Uid {
+        match self {
+            Self::Message(m) => m.uid,
+            Self::Timer { uid, .. } => *uid,
+        }
+    }
+
+    #[must_use]
+    pub fn key(&self) -> Option<&str> {
+        match self {
+            Self::Message(m) => m.key.as_deref(),
+            Self::Timer { key, .. } => Some(key),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TimerDue {
+    /// Fresh for each setting: the proof that a commit gives.
+    pub uid: Uid,
+    pub key: String,
+    pub name: String,
+    pub at_ms: u64,
+}
+
+// -------------------------------------------------------------------------------------------------------- commit
+
+/// The whole effect of a batch, as a value.
+#[derive(Debug, Clone)]
+pub struct Commit {
+    pub id: CommitId,
+    /// The sequence and the commit that it builds on.
+    pub seq: u64,
+    pub base: CommitId,
+    pub span: Option<Span>,
+    /// Timers that it consumes. An [`TimerSet`] of the same key and name comes after and replaces.
+    pub timers: Vec<TimerDue>,
+    /// Parked entries that it consumes or replaces.
+    pub retries: Vec<Retry>,
+    /// Messages parked behind the last of their lane.
+    pub park: Vec<Parked>,
+    pub outputs: Vec<Output>,
+    pub state: Vec<StatePut>,
+    pub set_timers: Vec<TimerSet>,
+    pub replies: Vec<Reply>,
+    pub dead: Vec<DeadLetter>,
+}
+
+/// The part of the inbox that a commit consumes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    pub from: Cursor,
+    pub to: Cursor,
+    /// The entry that holds the last consumed message, and its uid.
+    pub last_entry: u64,
+    pub last_entry_uid: Uid,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Retry {
+    /// The parked entry's uid and lane.
+    pub uid: Uid,
+    pub lane: String,
+    /// `None`: it leaves (done or dead-lettered) and the next of its lane falls due. `Some`: it failed again and keeps its place.
+    pub again: Option<Parked>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Output {
+    pub to: Arc<TopicSpec>,
+    pub message: Message,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StatePut {
+    pub key: String,
+    pub name: String,
+    /// `None` deletes.
+    pub value: Option<Bytes>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TimerSet {
+    pub key: String,
+    pub name: String,
+    /// `None` cancels. The same name replaces.
+    pub at_ms: Option<u64>,
+    pub uid: Uid,
+}
+
+/// A message set aside after its last attempt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DeadLetter {
+    pub work: Work,
+    pub attempts: u32,
+    /// A short stable word: `fail`, `reject`, `trap`, `cpu-time`, `expired`…
+    pub reason: String,
+    pub detail: String,
+    /// The end of what the guest wrote to stderr.
+    pub stderr: String,
+    pub module: Digest,
+    pub at_ms: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Committed {
+    Ok,
+    /// This very commit was applied before.
+    Done,
+}
+
+/// Why nothing of a commit was applied. The order of the checks is DELIVERY.md's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    #[error("fenced: another owner holds the partition")]
+    Fenced,
+    #[error("stale: the partition moved on underneath")]
+    Stale,
+    #[error("input gone: what the batch consumed is no longer there")]
+    InputGone,
+    /// Keep the batch and wait for the room bell.
+    #[error("full: the {what} of stage `{stage}`")]
+    Full { stage: StageName, what: Room },
+    #[error("too large: {0}")]
+    TooLarge(String),
+    #[error("the Swarm is gone")]
+    Gone,
+    /// Certainly not done; the backend cannot serve now.
+    #[error("unavailable: {0}")]
+    Unavailable(String),
+    /// Perhaps done. Ask again with the same commit id.
+    #[error("unknown outcome: {0}")]
+    Unknown(String),
+    /// Something stored cannot be read: a newer format version, or damage.
+    #[error("damaged or newer record: {0}")]
+    Corrupt(String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    Inbox,
+    DeadLetters,
+}
+
+impl std::fmt::Display for Room {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Inbox => "inbox",
+            Self::DeadLetters => "dead-letter topic",
+        })
+    }
+}
+
+// --------------------------------------------------------------------------------------------------------- views
+
+/// How full a topic is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicStatus {
+    pub topic: TopicId,
+    pub unread: u64,
+    pub unread_bytes: u64,
+    pub parked: u64,
+    pub timers: u64,
+    pub dead: u64,
+    pub dead_bytes: u64,
+    /// Distinct keys with state.
+    pub keys: u64,
+}
+
+/// A dead letter as stored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoredDeadLetter {
+    /// Unique in its backend, rising.
+    pub id: u64,
+    pub topic: TopicId,
+    pub letter: DeadLetter,
+}
+
+/// A record of desired state. `version` rises by one at each write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CatalogRecord {
+    pub version: u64,
+    pub value: Bytes,
+}
+
+/// Counts since the backend was opened, for reports and metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    pub commits: u64,
+    pub publishes: u64,
+    /// Transactions made durable: each is one flush.
+    pub flushes: u64,
+    pub refused: u64,
+}
+
+/// Rung when there may be work. A bell may be lost only where the backend says so; permits do not add up.
+pub type Bell = Arc<Notify>;
+
+/// The contract.
+///
+/// Rules that every implementation keeps, and the suite checks:
+/// 1. **Atomic.** A call or a commit is applied whole or not at all; all its checks come before its first write.
+/// 2. **Order of a commit's checks**: token, else `Fenced`; last commit id equals own, then `Done`; last commit id equals base
+///    and seq equal, else `Stale`; cursor equals `span.from`, else `Stale`; the last consumed entry and each consumed timer and
+///    retry exist with their uid, due by the store's clock, else `InputGone`; every destination has room, else `Full`; sizes.
+/// 3. **One history.** A crash keeps a prefix of what was applied, and everything that left depends on that prefix only:
+///    publish acks under [`Gate::Durable`], replies, catalog answers. Commits are answered when applied: they need no flush of
+///    their own, for whoever builds on one is rolled back with it.
+/// 4. Any other operation that changes state, timers, retries or a cursor writes a fresh last commit id.
+/// 5. A cursor moves forward only, and what is consumed is deleted.
+/// 6. Publishes see an inbox as full at [`skep_model::limits::INBOX_GATEWAY_PERCENT`], commits at 100 % (a commit that starts
+///    below is taken whole). Parking moves a message inside its inbox's bound and never fails.
+#[async_trait]
+pub trait Backend: Send + Sync + 'static {
+    /// # Errors
+    /// [`Error::Unavailable`] (nothing appended) or [`Error::Unknown`]; refusals of single calls are in the result, in order.
+    async fn publish(&self, publish: Publish) -> Result<Vec<CallResult>, Error>;
+
+    /// Takes a free or run-out partition for `ttl_ms`, under a fresh random token that the caller made.
+    ///
+    /// # Errors
+    /// `Ok(Err(Held))` while another lease runs.
+    async fn claim(&self, partition: &PartitionId, token: Token, ttl_ms: u64) -> Result<Result<Claim, Held>, Error>;
+
+    /// Prolongs. A commit does so too.
+    ///
+    /// # Errors
+    /// [`Error::Fenced`] when the lease is another's.
+    async fn renew(&self, lease: &Lease, ttl_ms: u64) -> Result<(), Error>;
+
+    /// Gives the partition back, clean. Does nothing if it is another's by now.
+    async fn release(&self, lease: &Lease) -> Result<(), Error>;
+
+    /// # Errors
+    /// [`Error::Fenced`], [`Error::Stale`] as in [`Want`]; the owner then drops everything it knows and claims anew.
+    async fn fetch(&self, lease: &Lease, want: Want) -> Result<Fetched, Error>;
+
+    /// Applies a batch's effects. Prolongs the lease by [`skep_model::limits::LEASE_TTL_MS`]. Replies are delivered to
+    /// [`Backend::waiters`] after the gate.
+    ///
+    /// # Errors
+    /// See [`Error`]. After `Fenced`, `Stale` or `InputGone` the owner drops every cache and claims anew; it never re-stamps a
+    /// batch. On `Full` it keeps the batch and sends the same commit again.
+    async fn commit(&self, lease: &Lease, commit: Commit) -> Result<Committed, Error>;
+
+    /// Returns once everything applied before this call is durable.
+    async fn flushed(&self) -> Result<(), Error>;
+
+    /// Rung when a partition may have work: appended, or a parked message or timer set. Due times are the owner's to wait for.
+    fn bell(&self, partition: &PartitionId) -> Bell;
+
+    /// Rung (all waiters) when a consumer freed a topic's inbox or dead letters to under half of a bound that refused somebody.
+    fn room(&self, topic: &TopicId) -> Bell;
+
+    /// The callers waiting on this node.
+    fn waiters(&self) -> &Arc<Waiters>;
+
+    /// How often an owner scans although no bell rang. Embedded bells are never lost, so its scan is slow.
+    fn scan_every_ms(&self) -> u64;
+
+    async fn status(&self, swarm: &SwarmId) -> Result<Vec<TopicStatus>, Error>;
+
+    /// Every Swarm life that has rows, so that a node can finish a deletion that was interrupted.
+    async fn lives(&self) -> Result<Vec<SwarmId>, Error>;
+
+    /// Removes everything of a Swarm's life. Later calls on it answer `Gone`.
+    async fn remove_swarm(&self, swarm: &SwarmId) -> Result<(), Error>;
+
+    /// Removes everything of one stage's topic, e.g. after its removal from the manifest and its drain.
+    async fn remove_topic(&self, topic: &TopicId) -> Result<(), Error>;
+
+    /// One key's state, as committed.
+    async fn state(&self, topic: &TopicId, key: &str) -> Result<HashMap<String, Bytes>, Error>;
+
+    /// Dead letters of a Swarm (or one stage) with an id above `after`, oldest first.
+    async fn dead_letters(
+        &self,
+        swarm: &SwarmId,
+        stage: Option<&StageName>,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<StoredDeadLetter>, Error>;
+
+    /// Returns how many of `ids` existed and are gone.
+    async fn discard_dead_letters(&self, swarm: &SwarmId, ids: &[u64]) -> Result<u64, Error>;
+
+    /// # Errors
+    /// `Ok(Err(current))` when the stored version is not `expect` (0: must not exist).
+    async fn catalog_put(&self, key: &str, expect: u64, value: Bytes) -> Result<Result<u64, u64>, Error>;
+
+    /// Every record whose key starts with `prefix`, by key.
+    async fn catalog_list(&self, prefix: &str) -> Result<Vec<(String, CatalogRecord)>, Error>;
+
+    /// # Errors
+    /// `Ok(Err(current))` as for [`Backend::catalog_put`].
+    async fn catalog_delete(&self, key: &str, expect: u64) -> Result<Result<(), u64>, Error>;
+
+    fn counters(&self) -> Counters;
+
+    /// Makes everything durable, writes the clean-shutdown mark and closes. Later calls answer `Unavailable`.
+    async fn close(&self) -> Result<(), Error>;
+}

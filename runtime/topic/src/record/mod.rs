@@ -1,0 +1,150 @@
+//! Every persisted record: a format version, a checksum and a prost body.
+//!
+//! ```text
+//!   byte 0       1..5                     5..
+//!   format = 1   crc32 (little endian)    body
+//! ```
+//! The checksum covers the kind of the record too, so a record read from the wrong place is damage and not data. A newer format
+//! is refused with a message that says so; nothing in here panics on any bytes.
+
+mod frame;
+mod wire;
+
+use bytes::{Buf, Bytes};
+use skep_model::id::CommitId;
+use skep_model::message::Reply;
+
+use crate::{Cursor, DeadLetter, Error, Parked, TimerDue};
+
+pub use frame::{FrameBuilder, Run, decode_frame, message_bytes};
+
+/// The format that this skep writes, and the newest that it reads.
+pub const FORMAT: u8 = 1;
+
+/// Bytes before the body.
+const HEAD: usize = 5;
+
+/// What a record is. The numbers are part of the format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Frame = 1,
+    Parked = 2,
+    Timer = 3,
+    DeadLetter = 4,
+    Reply = 5,
+    Partition = 6,
+    State = 7,
+    Catalog = 8,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Frame => "frame",
+            Self::Parked => "parked message",
+            Self::Timer => "timer",
+            Self::DeadLetter => "dead letter",
+            Self::Reply => "stored reply",
+            Self::Partition => "partition",
+            Self::State => "state value",
+            Self::Catalog => "catalog record",
+        }
+    }
+}
+
+/// A partition's row.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Partition {
+    pub seq: u64,
+    pub last: CommitId,
+    pub cursor: Cursor,
+    pub unclean: u32,
+}
+
+fn checksum(kind: Kind, body: &[u8]) -> u32 {
+    let mut hash = crc32fast::Hasher::new();
+    hash.update(&[kind as u8, FORMAT]);
+    hash.update(body);
+    hash.finalize()
+}
+
+/// Writes the head into the space left for it at the start of `record`.
+fn finish(kind: Kind, record: &mut [u8]) {
+    let (head, body) = record.split_at_mut(HEAD);
+    head[0] = FORMAT;
+    head[1..].copy_from_slice(&checksum(kind, body).to_le_bytes());
+}
+
+/// Wraps raw bytes (a state value, a catalog record).
+#[must_use]
+pub fn seal(kind: Kind, body: &[u8]) -> Vec<u8> {
+    let mut record = Vec::with_capacity(HEAD + body.len());
+    record.extend_from_slice(&[0; HEAD]);
+    record.extend_from_slice(body);
+    finish(kind, &mut record);
+    record
+}
+
+fn seal_message(kind: Kind, body: &impl prost::Message) -> Vec<u8> {
+    let mut record = Vec::with_capacity(HEAD + body.encoded_len());
+    record.extend_from_slice(&[0; HEAD]);
+    body.encode_raw(&mut record);
+    finish(kind, &mut record);
+    record
+}
+
+/// The body of a record, a slice of it.
+///
+/// # Errors
+/// [`Error::Corrupt`]: a newer format, or damage.
+pub fn unseal(kind: Kind, mut record: Bytes) -> Result<Bytes, Error> {
+    let damaged = |what: &str| Error::Corrupt(format!("{}: {what}", kind.name()));
+    let format = *record.first().ok_or_else(|| damaged("empty"))?;
+    if format > FORMAT {
+        return Err(damaged(&format!("format {format}, this skep reads up to {FORMAT}: upgrade")));
+    }
+    if format == 0 || record.len() < HEAD {
+        return Err(damaged("not a record"));
+    }
+    record.advance(1);
+    let stored = record.get_u32_le();
+    if stored != checksum(kind, &record) {
+        return Err(damaged("the checksum does not match: the disk or the file is damaged"));
+    }
+    Ok(record)
+}
+
+fn unseal_message<M: prost::Message + Default>(kind: Kind, record: Bytes) -> Result<M, Error> {
+    M::decode(unseal(kind, record)?).map_err(|e| Error::Corrupt(format!("{}: {e}", kind.name())))
+}
+
+/// A value that the checksum vouches for but that makes no sense: written by a defect, not by a disk.
+fn senseless(kind: Kind, what: &str) -> Error {
+    Error::Corrupt(format!("{}: {what}", kind.name()))
+}
+
+macro_rules! record {
+    ($encode:ident, $decode:ident, $kind:expr, $wire:ty, $model:ty) => {
+        #[must_use]
+        pub fn $encode(value: &$model) -> Vec<u8> {
+            seal_message($kind, &<$wire>::from(value))
+        }
+
+        /// # Errors
+        /// [`Error::Corrupt`]: a newer format, or damage.
+        pub fn $decode(record: Bytes) -> Result<$model, Error> {
+            unseal_message::<$wire>($kind, record)?
+                .into_model()
+                .map_err(|what| senseless($kind, what))
+        }
+    };
+}
+
+record!(encode_parked, decode_parked, Kind::Parked, wire::Parked, Parked);
+record!(encode_timer, decode_timer, Kind::Timer, wire::Timer, TimerDue);
+record!(encode_dead_letter, decode_dead_letter, Kind::DeadLetter, wire::DeadLetter, DeadLetter);
+record!(encode_reply, decode_reply, Kind::Reply, wire::Reply, Reply);
+record!(encode_partition, decode_partition, Kind::Partition, wire::Partition, Partition);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,8 @@
+//! The suite on every backend of this crate, and what only a real process can show.
+
+mod folder;
+mod guards;
+mod harness;
+mod histories;
+mod kills;
+mod suite;
