@@ -20,7 +20,8 @@ use skep_proto::v1::gateway_client::GatewayClient;
 use skep_proto::v1::gateway_server::{Gateway, GatewayServer};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
-use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -240,9 +241,9 @@ async fn serve_echo() -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     println!("http://{}", listener.local_addr()?);
     Server::builder()
-        .tcp_nodelay(true)
         .add_service(GatewayServer::new(Echo))
-        .serve_with_incoming(TcpListenerStream::new(listener))
+        // The builder's own `tcp_nodelay` has no effect on a listener that is handed in.
+        .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)))
         .await?;
     Ok(())
 }

@@ -27,7 +27,10 @@ impl Gateway for Echo {
 
     type RequestsStream = Out<v1::Reply>;
 
-    async fn requests(&self, calls: Request<Streaming<v1::RequestCall>>) -> Result<Response<Self::RequestsStream>, Status> {
+    async fn requests(
+        &self,
+        calls: Request<Streaming<v1::RequestCall>>,
+    ) -> Result<Response<Self::RequestsStream>, Status> {
         Ok(Response::new(Box::pin(calls.into_inner().map(|call| call.map(reply)))))
     }
 
@@ -37,7 +40,10 @@ impl Gateway for Echo {
 
     type SubmitStreamStream = Out<v1::SubmitAck>;
 
-    async fn submit_stream(&self, _: Request<Streaming<v1::SubmitFrame>>) -> Result<Response<Self::SubmitStreamStream>, Status> {
+    async fn submit_stream(
+        &self,
+        _: Request<Streaming<v1::SubmitFrame>>,
+    ) -> Result<Response<Self::SubmitStreamStream>, Status> {
         Err(Status::unimplemented("an echo"))
     }
 }

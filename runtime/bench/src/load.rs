@@ -13,7 +13,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
 pub async fn connect(url: &str) -> anyhow::Result<GatewayClient<Channel>> {
-    let channel = Endpoint::from_shared(url.to_owned())?.tcp_nodelay(true).connect().await?;
+    let channel = Endpoint::from_shared(url.to_owned())?
+        .tcp_nodelay(true)
+        .connect()
+        .await?;
     Ok(GatewayClient::new(channel))
 }
 
@@ -35,7 +38,13 @@ fn check(reply: &v1::Reply) -> anyhow::Result<()> {
 }
 
 /// One call after another; each one's time.
-pub async fn one_by_one(url: &str, subject: &str, payload: &Bytes, keys: u64, span: Duration) -> anyhow::Result<Vec<Duration>> {
+pub async fn one_by_one(
+    url: &str,
+    subject: &str,
+    payload: &Bytes,
+    keys: u64,
+    span: Duration,
+) -> anyhow::Result<Vec<Duration>> {
     let mut gateway = connect(url).await?;
     let mut times = Vec::new();
     let began = Instant::now();
@@ -58,7 +67,8 @@ pub async fn unary(url: &str, subject: &str, payload: &Bytes, callers: u64, span
     let began = Instant::now();
     let mut tasks = tokio::task::JoinSet::new();
     for id in 0..callers {
-        let (mut gateway, payload, subject, done) = (gateway.clone(), payload.clone(), subject.to_owned(), Arc::clone(&done));
+        let (mut gateway, payload, subject, done) =
+            (gateway.clone(), payload.clone(), subject.to_owned(), Arc::clone(&done));
         tasks.spawn(async move {
             while began.elapsed() < span {
                 let reply = gateway.request(call(&subject, id, &payload, None)).await?;
@@ -75,7 +85,13 @@ pub async fn unary(url: &str, subject: &str, payload: &Bytes, callers: u64, span
 }
 
 /// One stream with `window` calls under way; calls a second.
-pub async fn pipelined(url: &str, subject: &str, payload: &Bytes, window: usize, span: Duration) -> anyhow::Result<f64> {
+pub async fn pipelined(
+    url: &str,
+    subject: &str,
+    payload: &Bytes,
+    window: usize,
+    span: Duration,
+) -> anyhow::Result<f64> {
     let mut gateway = connect(url).await?;
     let (tx, rx) = mpsc::channel(window);
     let (subject, payload) = (subject.to_owned(), payload.clone());
@@ -172,7 +188,10 @@ pub async fn submit(
         }
         feeder.abort();
     }
-    Ok(Streamed { messages, took: began.elapsed() })
+    Ok(Streamed {
+        messages,
+        took: began.elapsed(),
+    })
 }
 
 /// The middle one; the list is sorted by this.

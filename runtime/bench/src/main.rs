@@ -5,12 +5,10 @@
 //! - [`echo`]: the raw tonic server that does nothing but echo, in a process of its own like the node.
 //! - [`load`]: one load generator for both.
 //! - [`sqlite`]: the raw SQLite loops.
-//! - [`instances`]: the bare wasmtime loop.
 //! - [`node`]: starts and feeds a node.
 //! - [`report`]: runs all of it and writes the table.
 
 mod echo;
-mod instances;
 mod load;
 mod node;
 mod report;
@@ -22,10 +20,8 @@ fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match words.as_slice() {
-        // The engine's compiler runs in a child process, which is this program.
-        ["compile-module"] => std::process::exit(i32::from(skep_engine::child_main() != std::process::ExitCode::SUCCESS)),
         ["echo-server"] => echo::serve(),
-        ["report", skep, bees, out] => report::run(skep, bees, out),
-        _ => bail!("usage: skep-bench report SKEP_BINARY TEST_BEES_WASM OUT.md (use ci/bench)"),
+        ["report", bin, bees, out] => report::run(bin.as_ref(), bees.as_ref(), out.as_ref()),
+        _ => bail!("usage: skep-bench report FOLDER_OF_BINARIES TEST_BEES_WASM OUT.md (use ci/bench)"),
     }
 }

@@ -21,7 +21,11 @@ impl Raw {
              CREATE TABLE place(id INTEGER PRIMARY KEY, cursor INTEGER);
              INSERT INTO place VALUES (1, 0);",
         )?;
-        Ok(Self { db, next: 0, payload: vec![7; frame_bytes] })
+        Ok(Self {
+            db,
+            next: 0,
+            payload: vec![7; frame_bytes],
+        })
     }
 
     /// One transaction of `frames`: append each.

@@ -193,9 +193,9 @@ async fn a_crash_at_each_named_point_of_a_commit_loses_and_repeats_nothing() {
     let port = node.port();
     assert!(node.stop().success());
     let (mut durable, mut sent) = (0, 0);
-    for point in ["before-apply", "after-apply-before-flush", "after-flush-before-ack"] {
+    for point in ["inside-publish", "before-apply", "after-apply-before-flush", "after-flush-before-ack"] {
         for hit in [3, 40] {
-            let spec = format!("{point}={hit}*abort");
+            let spec = format!("{point}=abort@{hit}");
             let mut node = Start {
                 port,
                 ..Start::new(dir.path())

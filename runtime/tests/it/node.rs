@@ -118,10 +118,6 @@ impl Node {
             .expect("a port")
     }
 
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     pub fn stderr(&self) -> String {
         self.stderr.lock().expect("stderr").clone()
     }

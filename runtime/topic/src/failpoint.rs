@@ -27,8 +27,13 @@ struct Armed {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Action {
     /// As kill -9 would: nothing is written or closed on the way out.
-    Abort { at: u64, after_ms: u64 },
-    Sleep { ms: u64 },
+    Abort {
+        at: u64,
+        after_ms: u64,
+    },
+    Sleep {
+        ms: u64,
+    },
 }
 
 static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
@@ -83,9 +88,18 @@ mod tests {
 
     #[test]
     fn specs_are_read_and_nonsense_is_not() {
-        assert_eq!(parse("a=abort").map(|a| a.action), Some(Action::Abort { at: 1, after_ms: 0 }));
-        assert_eq!(parse("a=abort@7").map(|a| a.action), Some(Action::Abort { at: 7, after_ms: 0 }));
-        assert_eq!(parse("a=abort@7+9").map(|a| a.action), Some(Action::Abort { at: 7, after_ms: 9 }));
+        assert_eq!(
+            parse("a=abort").map(|a| a.action),
+            Some(Action::Abort { at: 1, after_ms: 0 })
+        );
+        assert_eq!(
+            parse("a=abort@7").map(|a| a.action),
+            Some(Action::Abort { at: 7, after_ms: 0 })
+        );
+        assert_eq!(
+            parse("a=abort@7+9").map(|a| a.action),
+            Some(Action::Abort { at: 7, after_ms: 9 })
+        );
         assert_eq!(parse("a=sleep:5").map(|a| a.action), Some(Action::Sleep { ms: 5 }));
         for bad in ["", "a", "a=", "a=die", "a=abort@x"] {
             assert!(parse(bad).is_none(), "{bad}");

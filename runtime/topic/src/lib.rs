@@ -111,8 +111,8 @@ pub enum Once {
         /// Ms since the Unix epoch.
         expires_ms: u64,
     },
-    /// A streaming submit: `first` is the sequence number of the first message; one high-water mark a session. Messages at or
-    /// below it were appended before and are skipped.
+    /// A streaming submit: `first` is the sequence number of the first message, counted from 1; one high-water mark a session.
+    /// Messages at or below it were appended before and are skipped. A `first` of 0 is refused as a gap.
     Session { id: Uid, first: u64, expires_ms: u64 },
 }
 
@@ -124,7 +124,10 @@ pub enum Accepted {
     /// `skipped`: how many messages (of each topic) a session's high-water mark showed to be repeats.
     Appended { skipped: u64 },
     /// A call with this idempotency key was accepted before. `reply` if it is finished, else wait for `request`.
-    Duplicate { request: Option<RequestId>, reply: Option<Reply> },
+    Duplicate {
+        request: Option<RequestId>,
+        reply: Option<Reply>,
+    },
 }
 
 /// Certainly not done.
@@ -232,7 +235,12 @@ pub struct Parked {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Work {
     Message(Message),
-    Timer { uid: Uid, key: String, name: String, at_ms: u64 },
+    Timer {
+        uid: Uid,
+        key: String,
+        name: String,
+        at_ms: u64,
+    },
 }
 
 impl Work {
@@ -281,6 +289,7 @@ pub struct Commit {
     pub outputs: Vec<Output>,
     pub state: Vec<StatePut>,
     pub set_timers: Vec<TimerSet>,
+    /// A `Failed` one without a dead letter's id gets that of the letter in `dead` whose message carries its request.
     pub replies: Vec<Reply>,
     pub dead: Vec<DeadLetter>,
 }
@@ -488,6 +497,7 @@ pub trait Backend: Send + Sync + 'static {
     /// Rung when a partition may have work: appended, or a parked message or timer set. Due times are the owner's to wait for.
     fn bell(&self, partition: &PartitionId) -> Bell;
 
+    /// Make the `notified()` future before the call that may be refused, so that no ring falls between the two.
     /// Rung (all waiters) when a consumer freed a topic's inbox or dead letters to under half of a bound that refused somebody.
     fn room(&self, topic: &TopicId) -> Bell;
 

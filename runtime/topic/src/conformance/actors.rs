@@ -12,8 +12,8 @@ use skep_model::swarm::Bound;
 
 use super::Harness;
 use crate::{
-    Backend, Call, CallResult, Claim, Commit, Committed, Cursor, DeadLetter, Error, Fetched, Gate, Held, Lease, Once, Output,
-    Parked, Publish, Retry, Span, StatePut, TimerDue, TimerSet, TopicSpec, Want, Work,
+    Backend, Call, CallResult, Claim, Commit, Committed, Cursor, DeadLetter, Error, Fetched, Gate, Held, Lease, Once,
+    Output, Parked, Publish, Retry, Span, StatePut, TimerDue, TimerSet, TopicSpec, Want, Work,
 };
 
 /// A store with one Swarm on it.
@@ -25,7 +25,9 @@ pub struct World {
 
 impl std::fmt::Debug for World {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("World").field("swarm", &self.swarm).finish_non_exhaustive()
+        f.debug_struct("World")
+            .field("swarm", &self.swarm)
+            .finish_non_exhaustive()
     }
 }
 
@@ -151,7 +153,9 @@ impl World {
     /// # Errors
     /// If the partition is held, or the backend fails.
     pub async fn own(&self, spec: &Arc<TopicSpec>, index: u16) -> Result<Owner, String> {
-        self.try_own(spec, index, 1_000).await?.map_err(|held| format!("unexpected {held:?}"))
+        self.try_own(spec, index, 1_000)
+            .await?
+            .map_err(|held| format!("unexpected {held:?}"))
     }
 
     /// # Errors
@@ -254,7 +258,10 @@ pub struct Owner {
 
 impl std::fmt::Debug for Owner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Owner").field("lease", &self.lease).field("claim", &self.claim).finish_non_exhaustive()
+        f.debug_struct("Owner")
+            .field("lease", &self.lease)
+            .field("claim", &self.claim)
+            .finish_non_exhaustive()
     }
 }
 

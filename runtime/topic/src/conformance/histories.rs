@@ -21,8 +21,8 @@ use skep_model::swarm::Bound;
 use super::actors::{finished, output, stage};
 use super::{Harness, Verdict};
 use crate::{
-    Accepted, Backend, Call, Claim, Commit, Committed, DeadLetter, Error, Fetched, Gate, Lease, Once, Parked, Publish, Retry,
-    Span, StatePut, TimerDue, TimerSet, TopicSpec, Want, Work,
+    Accepted, Backend, Call, Claim, Commit, Committed, DeadLetter, Error, Fetched, Gate, Lease, Once, Parked, Publish,
+    Retry, Span, StatePut, TimerDue, TimerSet, TopicSpec, Want, Work,
 };
 
 /// A store that faults can be put into.
@@ -243,7 +243,11 @@ impl History<'_> {
     }
 
     async fn publish(&mut self) -> Verdict {
-        let gate = if self.percent(15) { Gate::Durable } else { Gate::Appended };
+        let gate = if self.percent(15) {
+            Gate::Durable
+        } else {
+            Gate::Appended
+        };
         if self.sent.len() < self.shape.messages && self.percent(70) {
             let key = format!("k{}", self.below(self.shape.keys));
             let message = Message {
@@ -290,7 +294,11 @@ impl History<'_> {
             }],
             gate,
         };
-        let results = self.backend().publish(publish).await.map_err(|e| format!("publish: {e}"))?;
+        let results = self
+            .backend()
+            .publish(publish)
+            .await
+            .map_err(|e| format!("publish: {e}"))?;
         match results.first() {
             Some(Ok(Accepted::Appended { .. })) => {
                 self.sent[i].appended = Some(self.step);
@@ -304,7 +312,11 @@ impl History<'_> {
 
     async fn claim(&mut self) -> Verdict {
         // A new owner takes a free place first, so that the former one lives on as a zombie.
-        let owner = self.views.iter().position(Option::is_none).unwrap_or_else(|| self.below(2));
+        let owner = self
+            .views
+            .iter()
+            .position(Option::is_none)
+            .unwrap_or_else(|| self.below(2));
         self.faults.advance(LEASE_TTL_MS + 1).await;
         self.views[owner] = self.load(Token(self.chance.bits128())).await?;
         Ok(())
@@ -334,7 +346,9 @@ impl History<'_> {
 
     async fn build(&mut self) -> Verdict {
         let owner = self.below(2);
-        let Some(view) = self.views[owner].clone() else { return Ok(()) };
+        let Some(view) = self.views[owner].clone() else {
+            return Ok(());
+        };
         if !view.in_flight.is_empty() {
             return Ok(());
         }
@@ -560,7 +574,9 @@ impl History<'_> {
         for _ in 0..10 * self.shape.messages + 50 {
             let fetched = self.fetch(&view, 10).await.map_err(|e| format!("drain: {e}"))?;
             let mut overlay = Overlay::of(&fetched, &Fetched::default());
-            let Some(commit) = self.process(&view.claim, &fetched, &mut overlay, false) else { return Ok(()) };
+            let Some(commit) = self.process(&view.claim, &fetched, &mut overlay, false) else {
+                return Ok(());
+            };
             let answer = self.backend().commit(&view.lease, commit.clone()).await;
             answer.map_err(|e| format!("drain: {e}"))?;
             advance(&mut view.claim, &commit);
@@ -575,13 +591,19 @@ impl History<'_> {
             token: Token(self.chance.bits128()),
         };
         let claim = backend.claim(&lease.partition, lease.token, LEASE_TTL_MS).await;
-        let claim = claim.map_err(|e| format!("sink: {e}"))?.map_err(|e| format!("sink: {e}"))?;
+        let claim = claim
+            .map_err(|e| format!("sink: {e}"))?
+            .map_err(|e| format!("sink: {e}"))?;
         let view = View {
             lease,
             claim,
             in_flight: Vec::new(),
         };
-        let out = self.fetch(&view, u32::MAX).await.map_err(|e| format!("sink: {e}"))?.messages;
+        let out = self
+            .fetch(&view, u32::MAX)
+            .await
+            .map_err(|e| format!("sink: {e}"))?
+            .messages;
         let letters = backend.dead_letters(&self.swarm, None, 0, u32::MAX).await;
         let letters = letters.map_err(|e| format!("dead letters: {e}"))?;
         let mut fates: HashMap<Uid, u32> = HashMap::new();
@@ -605,14 +627,19 @@ impl History<'_> {
             let fired = fates.remove(&timer_effect(uid)).unwrap_or(0);
             let expected = u32::from(sets_timer(uid) && applied.contains(&uid));
             if fired > expected || (fired < expected && !self.taken.contains(&timer_effect(uid))) {
-                return Err(format!("the timer of message {uid} fired {fired} times and not {expected}"));
+                return Err(format!(
+                    "the timer of message {uid} fired {fired} times and not {expected}"
+                ));
             }
         }
         if let Some(uid) = fates.keys().next() {
             return Err(format!("effect {uid} without its input"));
         }
         for (key, effects) in &by_key {
-            let state = backend.state(&self.topic.id, key).await.map_err(|e| format!("state: {e}"))?;
+            let state = backend
+                .state(&self.topic.id, key)
+                .await
+                .map_err(|e| format!("state: {e}"))?;
             let list = state.get("l").map_or_else(Vec::new, |v| effects_in(v));
             if list != *effects {
                 return Err(format!("the state of {key} is not its effects in order"));

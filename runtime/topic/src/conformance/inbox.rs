@@ -107,9 +107,17 @@ pub(super) async fn outputs_reach_the_next_stage(harness: Box<dyn Harness>) -> V
         commit.outputs.push(output(&c, world.message(Some("k"), word)));
     }
     owner.must(commit).await?;
-    same!(world.own(&b, 0).await?.payloads().await?, ["x", "y"], "first destination");
+    same!(
+        world.own(&b, 0).await?.payloads().await?,
+        ["x", "y"],
+        "first destination"
+    );
     let at = c.partition_of_key("k");
-    same!(world.own(&c, at).await?.payloads().await?, ["x", "y"], "second destination");
+    same!(
+        world.own(&c, at).await?.payloads().await?,
+        ["x", "y"],
+        "second destination"
+    );
     Ok(())
 }
 
@@ -163,9 +171,17 @@ pub(super) async fn every_field_of_a_message_survives(harness: Box<dyn Harness>)
         }],
     };
     world.put(&spec, vec![message.clone()]).await?;
-    same!(world.own(&spec, 0).await?.fetch(1).await?.messages[0].message, message, "before");
+    same!(
+        world.own(&spec, 0).await?.fetch(1).await?.messages[0].message,
+        message,
+        "before"
+    );
     if world.harness.reopen(super::Stop::Clean).await {
-        same!(world.own(&spec, 0).await?.fetch(1).await?.messages[0].message, message, "after reopening");
+        same!(
+            world.own(&spec, 0).await?.fetch(1).await?.messages[0].message,
+            message,
+            "after reopening"
+        );
     }
     Ok(())
 }
@@ -173,7 +189,11 @@ pub(super) async fn every_field_of_a_message_survives(harness: Box<dyn Harness>)
 pub(super) async fn bells_ring(harness: Box<dyn Harness>) -> Verdict {
     let world = World::new(harness);
     let (a, b) = (world.spec("a", 1), world.spec("b", 1));
-    let ring = async |id| tokio::time::timeout(Duration::from_secs(2), world.backend().bell(&id).notified()).await.is_ok();
+    let ring = async |id| {
+        tokio::time::timeout(Duration::from_secs(2), world.backend().bell(&id).notified())
+            .await
+            .is_ok()
+    };
     world.words(&a, None, &["1"]).await?;
     holds!(ring(a.id.partition(0)).await, "a publish rings");
     let mut owner = world.own(&a, 0).await?;

@@ -10,7 +10,10 @@ pub(super) async fn state_moves_with_the_commit(harness: Box<dyn Harness>) -> Ve
     world.words(&spec, Some("k"), &["1", "2"]).await?;
     let mut owner = world.own(&spec, 0).await?;
     let fetched = owner.fetch(1).await?;
-    holds!(fetched.state.get("k").is_some_and(|s| s.is_empty()), "no state at first");
+    holds!(
+        fetched.state.get("k").is_some_and(|s| s.is_empty()),
+        "no state at first"
+    );
     let mut commit = world.consuming(&owner, &fetched, 1);
     commit.state = vec![put("k", "a", "1"), put("k", "b", ""), put("k", "a", "2")];
     owner.must(commit).await?;
@@ -19,7 +22,10 @@ pub(super) async fn state_moves_with_the_commit(harness: Box<dyn Harness>) -> Ve
     same!(fetched.state["k"]["b"], b""[..], "an empty value is a value");
     let mut want = owner.want(1);
     want.state = false;
-    holds!(owner.backend.fetch(&owner.lease, want).await.why()?.state.is_empty(), "only when wanted");
+    holds!(
+        owner.backend.fetch(&owner.lease, want).await.why()?.state.is_empty(),
+        "only when wanted"
+    );
     drop(owner);
     if world.harness.reopen(Stop::Clean).await {
         let state = world.backend().state(&spec.id, "k").await.why()?;
@@ -34,14 +40,22 @@ pub(super) async fn a_key_s_state_is_its_own(harness: Box<dyn Harness>) -> Verdi
     let mut owner = world.own(&a, 0).await?;
     let mut commit = world.commit(&owner);
     // Keys that would be one if key and name were joined without care.
-    commit.state = vec![put("k", "x/y", "1"), put("k/x", "y", "2"), put("", "z", "3"), put("K", "x/y", "4")];
+    commit.state = vec![
+        put("k", "x/y", "1"),
+        put("k/x", "y", "2"),
+        put("", "z", "3"),
+        put("K", "x/y", "4"),
+    ];
     owner.must(commit).await?;
     for (key, name, value) in [("k", "x/y", "1"), ("k/x", "y", "2"), ("", "z", "3"), ("K", "x/y", "4")] {
         let state = world.backend().state(&a.id, key).await.why()?;
         same!(state.len(), 1, format!("key `{key}`"));
         same!(state[name], value.as_bytes(), format!("key `{key}`"));
     }
-    holds!(world.backend().state(&b.id, "k").await.why()?.is_empty(), "another stage's");
+    holds!(
+        world.backend().state(&b.id, "k").await.why()?.is_empty(),
+        "another stage's"
+    );
     same!(world.backend().status(&world.swarm).await.why()?[0].keys, 4, "counted");
     Ok(())
 }
@@ -66,6 +80,10 @@ pub(super) async fn state_is_deleted(harness: Box<dyn Harness>) -> Verdict {
     let mut commit = world.commit(&owner);
     commit.state = vec![delete("b")];
     owner.must(commit).await?;
-    same!(world.backend().status(&world.swarm).await.why()?[0].keys, 0, "none left");
+    same!(
+        world.backend().status(&world.swarm).await.why()?[0].keys,
+        0,
+        "none left"
+    );
     Ok(())
 }

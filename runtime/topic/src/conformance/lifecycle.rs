@@ -28,15 +28,27 @@ pub(super) async fn a_lease_is_exclusive_and_ends_by_the_store_s_clock(harness: 
     world.harness.advance(1_000).await;
     let second = world.own(&spec, 0).await?;
     same!(second.claim.unclean, 1, "the former lease ran out");
-    same!((second.claim.seq, second.claim.last), (first.claim.seq, first.claim.last), "where it stands");
-    refused!(first.backend.renew(&first.lease, 1_000).await, Error::Fenced, "the first is fenced");
+    same!(
+        (second.claim.seq, second.claim.last),
+        (first.claim.seq, first.claim.last),
+        "where it stands"
+    );
+    refused!(
+        first.backend.renew(&first.lease, 1_000).await,
+        Error::Fenced,
+        "the first is fenced"
+    );
     world.let_leases_end().await;
     let mut third = world.own(&spec, 0).await?;
     same!(third.claim.unclean, 2, "twice");
     let commit = world.commit(&third);
     third.must(commit).await?;
     third.backend.release(&third.lease).await.why()?;
-    same!(world.own(&spec, 0).await?.claim.unclean, 0, "a commit and a release are clean");
+    same!(
+        world.own(&spec, 0).await?.claim.unclean,
+        0,
+        "a commit and a release are clean"
+    );
     Ok(())
 }
 
@@ -49,9 +61,17 @@ pub(super) async fn release_is_clean(harness: Box<dyn Harness>) -> Verdict {
     same!(second.claim.unclean, 0, "released");
     first.backend.release(&first.lease).await.why()?;
     second.fetch(1).await?;
-    refused!(first.backend.fetch(&first.lease, first.want(1)).await, Error::Fenced, "given back");
+    refused!(
+        first.backend.fetch(&first.lease, first.want(1)).await,
+        Error::Fenced,
+        "given back"
+    );
     // A claim that is sent twice is one claim.
-    let again = second.backend.claim(&second.lease.partition, second.lease.token, 1_000).await.why()?;
+    let again = second
+        .backend
+        .claim(&second.lease.partition, second.lease.token, 1_000)
+        .await
+        .why()?;
     same!(again, Ok(second.claim.clone()), "the same claim again");
     Ok(())
 }
@@ -60,21 +80,64 @@ pub(super) async fn the_catalog_compares_and_sets(harness: Box<dyn Harness>) -> 
     let mut world = World::new(harness);
     let backend = world.backend();
     let value = |s: &'static str| Bytes::from_static(s.as_bytes());
-    same!(backend.catalog_put("swarm/a", 0, value("1")).await.why()?, Ok(1), "made");
-    same!(backend.catalog_put("swarm/a", 0, value("2")).await.why()?, Err(1), "exists");
-    same!(backend.catalog_put("swarm/a", 1, value("2")).await.why()?, Ok(2), "version 2");
-    same!(backend.catalog_put("swarm/b", 0, value("b")).await.why()?, Ok(1), "another");
-    same!(backend.catalog_put("swarm/é", 0, value("e")).await.why()?, Ok(1), "not ASCII");
-    same!(backend.catalog_put("swarn", 0, value("x")).await.why()?, Ok(1), "another prefix");
-    same!(backend.catalog_put("swarm/b", 7, value("b")).await.why()?, Err(1), "not the version");
-    same!(backend.catalog_delete("swarm/b", 2).await.why()?, Err(1), "not the version");
+    same!(
+        backend.catalog_put("swarm/a", 0, value("1")).await.why()?,
+        Ok(1),
+        "made"
+    );
+    same!(
+        backend.catalog_put("swarm/a", 0, value("2")).await.why()?,
+        Err(1),
+        "exists"
+    );
+    same!(
+        backend.catalog_put("swarm/a", 1, value("2")).await.why()?,
+        Ok(2),
+        "version 2"
+    );
+    same!(
+        backend.catalog_put("swarm/b", 0, value("b")).await.why()?,
+        Ok(1),
+        "another"
+    );
+    same!(
+        backend.catalog_put("swarm/é", 0, value("e")).await.why()?,
+        Ok(1),
+        "not ASCII"
+    );
+    same!(
+        backend.catalog_put("swarn", 0, value("x")).await.why()?,
+        Ok(1),
+        "another prefix"
+    );
+    same!(
+        backend.catalog_put("swarm/b", 7, value("b")).await.why()?,
+        Err(1),
+        "not the version"
+    );
+    same!(
+        backend.catalog_delete("swarm/b", 2).await.why()?,
+        Err(1),
+        "not the version"
+    );
     same!(backend.catalog_delete("swarm/b", 1).await.why()?, Ok(()), "deleted");
-    same!(backend.catalog_put("swarm/b", 1, value("b")).await.why()?, Err(0), "gone");
+    same!(
+        backend.catalog_put("swarm/b", 1, value("b")).await.why()?,
+        Err(0),
+        "gone"
+    );
     drop(backend);
     for _ in 0..2 {
         let listed = world.backend().catalog_list("swarm/").await.why()?;
-        let keys: Vec<_> = listed.iter().map(|(k, r)| (k.as_str(), r.version, &r.value[..])).collect();
-        same!(keys, [("swarm/a", 2, &b"2"[..]), ("swarm/é", 1, &b"e"[..])], "by prefix");
+        let keys: Vec<_> = listed
+            .iter()
+            .map(|(k, r)| (k.as_str(), r.version, &r.value[..]))
+            .collect();
+        same!(
+            keys,
+            [("swarm/a", 2, &b"2"[..]), ("swarm/é", 1, &b"e"[..])],
+            "by prefix"
+        );
         same!(world.backend().catalog_list("").await.why()?.len(), 3, "all");
         world.harness.reopen(Stop::Kill).await;
     }
@@ -104,8 +167,16 @@ pub(super) async fn a_removed_swarm_is_gone(harness: Box<dyn Harness>) -> Verdic
     for _ in 0..2 {
         let call = world.call(&spec, vec![world.message(None, "3")], Once::No).await?;
         same!(call, Err(Refused::Gone), "a publish");
-        refused!(world.backend().state(&spec.id, "k").await, Error::Gone, "a look at state");
-        refused!(world.backend().status(&world.swarm).await, Error::Gone, "a look at status");
+        refused!(
+            world.backend().state(&spec.id, "k").await,
+            Error::Gone,
+            "a look at state"
+        );
+        refused!(
+            world.backend().status(&world.swarm).await,
+            Error::Gone,
+            "a look at status"
+        );
         let claim = world.try_own(&spec, 0, 1).await;
         holds!(claim.is_err_and(|e| e.contains("Gone")), "a claim");
         world.harness.reopen(Stop::Kill).await;
@@ -151,7 +222,9 @@ pub(super) async fn a_clean_reopen_keeps_everything(harness: Box<dyn Harness>) -
     commit.outputs.push(output(&b, world.message(None, "x")));
     commit.park.push(world.parked(&fetched.messages[1].message, 1, 0));
     commit.set_timers.push(world.timer("o", "t", 0));
-    commit.dead.push(world.letter(crate::Work::Message(fetched.messages[0].message.clone())));
+    commit
+        .dead
+        .push(world.letter(crate::Work::Message(fetched.messages[0].message.clone())));
     owner.must(commit).await?;
     let before = owner.fetch(9).await?;
     let status = world.backend().status(&world.swarm).await.why()?;
@@ -186,7 +259,11 @@ pub(super) async fn a_kill_keeps_what_was_promised_and_counts_unclean(harness: B
     let owner = world.own(&spec, 0).await?;
     same!(owner.claim.unclean, 1, "unclean");
     same!(owner.payloads().await?, ["3"], "what was flushed stays");
-    refused!(world.backend().renew(&lease, 1_000).await, Error::Fenced, "the old lease");
+    refused!(
+        world.backend().renew(&lease, 1_000).await,
+        Error::Fenced,
+        "the old lease"
+    );
     lease.token = owner.lease.token;
     drop(owner);
     world.harness.reopen(Stop::Kill).await;
@@ -205,10 +282,16 @@ pub(super) async fn status_counts(harness: Box<dyn Harness>) -> Verdict {
     let mut owner = world.own(&spec, 0).await?;
     let fetched = owner.fetch(1).await?;
     let mut commit = world.consuming(&owner, &fetched, 1);
-    commit.dead.push(world.letter(crate::Work::Message(fetched.messages[0].message.clone())));
+    commit
+        .dead
+        .push(world.letter(crate::Work::Message(fetched.messages[0].message.clone())));
     owner.must(commit).await?;
     let after = status(world.backend().status(&world.swarm).await.why()?)?;
-    same!((after.unread, after.unread_bytes, after.dead), (1, 4, 1), "one consumed, inside a frame");
+    same!(
+        (after.unread, after.unread_bytes, after.dead),
+        (1, 4, 1),
+        "one consumed, inside a frame"
+    );
     holds!(after.dead_bytes > 0, "bytes of dead letters");
     Ok(())
 }

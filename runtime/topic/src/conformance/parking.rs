@@ -30,7 +30,9 @@ fn what(parked: &[Parked]) -> Vec<String> {
 async fn finish_first(world: &World, owner: &mut Owner) -> Result<Fetched, String> {
     let fetched = owner.fetch(10).await?;
     let mut commit = world.commit(owner);
-    commit.retries.push(finished(fetched.retries.first().ok_or("nothing is due")?));
+    commit
+        .retries
+        .push(finished(fetched.retries.first().ok_or("nothing is due")?));
     owner.must(commit).await?;
     owner.fetch(10).await
 }
@@ -43,10 +45,15 @@ pub(super) async fn a_lane_waits_in_order(harness: Box<dyn Harness>) -> Verdict 
     world.words(&spec, Some("free"), &["5"]).await?;
     let fetched = owner.fetch(10).await?;
     same!(what(&fetched.retries), ["1"], "only the first of a lane");
-    holds!(fetched.held.contains("k") && !fetched.held.contains("free"), "which lanes hold");
+    holds!(
+        fetched.held.contains("k") && !fetched.held.contains("free"),
+        "which lanes hold"
+    );
     let mut commit = world.consuming(&owner, &fetched, 2);
     let behind = fetched.messages.iter().find(|u| u.message.key.as_deref() == Some("k"));
-    commit.park.push(world.parked(&behind.ok_or("4 is missing")?.message, 0, 0));
+    commit
+        .park
+        .push(world.parked(&behind.ok_or("4 is missing")?.message, 0, 0));
     owner.must(commit).await?;
     let mut order = Vec::new();
     let mut fetched = owner.fetch(10).await?;
@@ -87,7 +94,11 @@ pub(super) async fn a_failing_retry_keeps_its_place(harness: Box<dyn Harness>) -
     world.harness.advance(400).await;
     let fetched = owner.fetch(10).await?;
     same!(fetched.retries, [again], "first of its lane");
-    same!(what(&finish_first(&world, &mut owner).await?.retries), ["2"], "then the next");
+    same!(
+        what(&finish_first(&world, &mut owner).await?.retries),
+        ["2"],
+        "then the next"
+    );
     drop(owner);
     if world.harness.reopen(Stop::Clean).await {
         let owner = world.own(&spec, 0).await?;
@@ -107,7 +118,11 @@ pub(super) async fn the_next_falls_due_when_the_first_leaves(harness: Box<dyn Ha
     commit.dead.push(world.letter(fetched.retries[0].work.clone()));
     owner.must(commit).await?;
     same!(what(&owner.fetch(10).await?.retries), ["2"], "due at once");
-    same!(what(&finish_first(&world, &mut owner).await?.retries), ["3"], "and the next");
+    same!(
+        what(&finish_first(&world, &mut owner).await?.retries),
+        ["3"],
+        "and the next"
+    );
     Ok(())
 }
 
@@ -153,7 +168,11 @@ pub(super) async fn a_failed_timer_is_parked_and_retried(harness: Box<dyn Harnes
     let fetched = owner.fetch(1).await?;
     same!(fetched.timers, [], "it does not fire again");
     same!(fetched.retries, [parked], "it is retried");
-    same!(what(&finish_first(&world, &mut owner).await?.retries), [""; 0], "and done");
+    same!(
+        what(&finish_first(&world, &mut owner).await?.retries),
+        [""; 0],
+        "and done"
+    );
     Ok(())
 }
 
@@ -177,7 +196,11 @@ pub(super) async fn timers_fire_replace_and_cancel(harness: Box<dyn Harness>) ->
     owner.must(commit).await?;
     world.harness.advance(100).await;
     let fetched = owner.fetch(10).await?;
-    let fired: Vec<_> = fetched.timers.iter().map(|t| (t.name.as_str(), t.at_ms - now)).collect();
+    let fired: Vec<_> = fetched
+        .timers
+        .iter()
+        .map(|t| (t.name.as_str(), t.at_ms - now))
+        .collect();
     same!(fired, [("early", 20), ("replaced", 30)], "by due time");
     same!(fetched.next_due_ms, Some(now + 1_000), "the next");
     // Consumed and set again in one commit: what is set comes after.
@@ -186,7 +209,11 @@ pub(super) async fn timers_fire_replace_and_cancel(harness: Box<dyn Harness>) ->
     commit.set_timers = vec![world.timer("k", "early", now + 50)];
     owner.must(commit).await?;
     let fetched = owner.fetch(10).await?;
-    same!(fetched.timers.iter().map(|t| t.at_ms - now).collect::<Vec<_>>(), [50], "set anew");
+    same!(
+        fetched.timers.iter().map(|t| t.at_ms - now).collect::<Vec<_>>(),
+        [50],
+        "set anew"
+    );
     let status = world.backend().status(&world.swarm).await.why()?;
     same!(status[0].timers, 2, "counted");
     Ok(())
@@ -209,15 +236,41 @@ pub(super) async fn dead_letters_are_kept_listed_and_discarded(harness: Box<dyn 
     let all = backend.dead_letters(&world.swarm, None, 0, 10).await.why()?;
     same!(all.len(), 4, "all stages");
     holds!(all.windows(2).all(|w| w[0].id < w[1].id), "oldest first");
-    let only = backend.dead_letters(&world.swarm, Some(a.id.stage()), 0, 10).await.why()?;
-    same!(only, all.iter().filter(|l| l.topic == a.id).cloned().collect::<Vec<_>>(), "one stage");
-    same!(backend.dead_letters(&world.swarm, None, all[0].id, 2).await.why()?, all[1..3], "a page");
-    same!(backend.discard_dead_letters(&world.swarm, &[all[0].id, 99_999]).await.why()?, 1, "discarded");
+    let only = backend
+        .dead_letters(&world.swarm, Some(a.id.stage()), 0, 10)
+        .await
+        .why()?;
+    same!(
+        only,
+        all.iter().filter(|l| l.topic == a.id).cloned().collect::<Vec<_>>(),
+        "one stage"
+    );
+    same!(
+        backend.dead_letters(&world.swarm, None, all[0].id, 2).await.why()?,
+        all[1..3],
+        "a page"
+    );
+    same!(
+        backend
+            .discard_dead_letters(&world.swarm, &[all[0].id, 99_999])
+            .await
+            .why()?,
+        1,
+        "discarded"
+    );
     let rest: &[StoredDeadLetter] = &all[1..];
-    same!(backend.dead_letters(&world.swarm, None, 0, 10).await.why()?, rest, "the rest");
+    same!(
+        backend.dead_letters(&world.swarm, None, 0, 10).await.why()?,
+        rest,
+        "the rest"
+    );
     drop(backend);
     if world.harness.reopen(Stop::Kill).await {
-        same!(world.backend().dead_letters(&world.swarm, None, 0, 10).await.why()?, rest, "after a crash");
+        same!(
+            world.backend().dead_letters(&world.swarm, None, 0, 10).await.why()?,
+            rest,
+            "after a crash"
+        );
     }
     Ok(())
 }

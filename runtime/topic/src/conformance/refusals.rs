@@ -24,7 +24,11 @@ async fn busy(world: &World) -> Result<(Owner, crate::Fetched), String> {
 }
 
 fn same_counts(fetched: &crate::Fetched) -> Verdict {
-    same!((fetched.messages.len(), fetched.retries.len(), fetched.timers.len()), (1, 1, 1), "one of each");
+    same!(
+        (fetched.messages.len(), fetched.retries.len(), fetched.timers.len()),
+        (1, 1, 1),
+        "one of each"
+    );
     Ok(())
 }
 
@@ -36,7 +40,10 @@ async fn untouched(world: &World, owner: &Owner) -> Verdict {
     let state = world.backend().state(&spec.id, "k").await.why()?;
     same!(state["n"], b"before"[..], "state as it was");
     let status = world.backend().status(&world.swarm).await.why()?;
-    holds!(status.iter().all(|s| s.topic.stage().as_str() == "a"), "no output was written");
+    holds!(
+        status.iter().all(|s| s.topic.stage().as_str() == "a"),
+        "no output was written"
+    );
     Ok(())
 }
 
@@ -45,7 +52,9 @@ fn everything(world: &World, owner: &Owner, fetched: &crate::Fetched) -> crate::
     let mut commit = world.consuming(owner, fetched, 1);
     commit.retries.push(finished(&fetched.retries[0]));
     commit.timers.push(fetched.timers[0].clone());
-    commit.outputs.push(output(&world.spec("b", 1), world.message(None, "out")));
+    commit
+        .outputs
+        .push(output(&world.spec("b", 1), world.message(None, "out")));
     commit.state.push(put("k", "n", "after"));
     commit
 }
@@ -65,7 +74,11 @@ pub(super) async fn fenced_by_token(harness: Box<dyn Harness>) -> Verdict {
         Error::Fenced,
         "a fetch under another token"
     );
-    refused!(zombie.backend.renew(&zombie.lease, 5).await, Error::Fenced, "a renewal under another token");
+    refused!(
+        zombie.backend.renew(&zombie.lease, 5).await,
+        Error::Fenced,
+        "a renewal under another token"
+    );
     untouched(&world, &owner).await?;
     // The owner before the owner: its lease ran out and another took over.
     world.let_leases_end().await;
@@ -118,12 +131,24 @@ pub(super) async fn done_when_repeated(harness: Box<dyn Harness>) -> Verdict {
     let mut first = owner.clone();
     same!(first.send(commit.clone()).await.why()?, Committed::Ok, "the first time");
     let mut again = owner.clone();
-    same!(again.send(commit.clone()).await.why()?, Committed::Done, "the same again");
-    same!(world.own(&world.spec("b", 1), 0).await?.payloads().await?, ["out"], "applied once");
+    same!(
+        again.send(commit.clone()).await.why()?,
+        Committed::Done,
+        "the same again"
+    );
+    same!(
+        world.own(&world.spec("b", 1), 0).await?.payloads().await?,
+        ["out"],
+        "applied once"
+    );
     // Once another commit is on top, the same one is stale, not done.
     let next = world.commit(&first);
     first.must(next).await?;
-    refused!(owner.clone().send(commit).await, Error::Stale, "the same again, after the next");
+    refused!(
+        owner.clone().send(commit).await,
+        Error::Stale,
+        "the same again, after the next"
+    );
     Ok(())
 }
 
@@ -216,7 +241,11 @@ pub(super) async fn input_gone_before_its_time(harness: Box<dyn Harness>) -> Ver
         name: timer.name,
         at_ms: later,
     });
-    refused!(owner.send(commit.clone()).await, Error::InputGone, "a timer before its time");
+    refused!(
+        owner.send(commit.clone()).await,
+        Error::InputGone,
+        "a timer before its time"
+    );
     world.harness.advance(501).await;
     commit.retries.push(finished(&parked));
     owner.must(commit).await
@@ -238,7 +267,11 @@ pub(super) async fn a_span_must_end_where_it_says(harness: Box<dyn Harness>) -> 
         if let Some(span) = &mut commit.span {
             span.to = to;
         }
-        refused!(owner.send(commit).await, Error::InputGone, format!("a span that ends at {to:?}"));
+        refused!(
+            owner.send(commit).await,
+            Error::InputGone,
+            format!("a span that ends at {to:?}")
+        );
     }
     same!(owner.payloads().await?, ["1", "2"], "nothing was consumed");
     Ok(())
@@ -250,9 +283,15 @@ pub(super) async fn too_large_is_refused(harness: Box<dyn Harness>) -> Verdict {
     let mut commit = everything(&world, &owner, &fetched);
     let large = "x".repeat(COMMIT_BYTES_MAX / 4);
     for _ in 0..5 {
-        commit.outputs.push(output(&world.spec("b", 1), world.message(None, &large)));
+        commit
+            .outputs
+            .push(output(&world.spec("b", 1), world.message(None, &large)));
     }
-    refused!(owner.send(commit).await, Error::TooLarge(_), "more than a commit may hold");
+    refused!(
+        owner.send(commit).await,
+        Error::TooLarge(_),
+        "more than a commit may hold"
+    );
     untouched(&world, &owner).await
 }
 
@@ -261,9 +300,17 @@ pub(super) async fn a_fetch_proves_its_base(harness: Box<dyn Harness>) -> Verdic
     let (owner, _) = busy(&world).await?;
     let mut want = owner.want(1);
     want.base = CommitId::NONE;
-    refused!(owner.backend.fetch(&owner.lease, want).await, Error::Stale, "another base");
+    refused!(
+        owner.backend.fetch(&owner.lease, want).await,
+        Error::Stale,
+        "another base"
+    );
     let mut want = owner.want(1);
     want.from = Cursor::default();
-    refused!(owner.backend.fetch(&owner.lease, want).await, Error::Stale, "another cursor");
+    refused!(
+        owner.backend.fetch(&owner.lease, want).await,
+        Error::Stale,
+        "another cursor"
+    );
     Ok(())
 }

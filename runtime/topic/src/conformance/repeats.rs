@@ -33,16 +33,26 @@ pub(super) async fn a_key_is_remembered(harness: Box<dyn Harness>) -> Verdict {
         request: Some(id),
         reply: None,
     });
-    same!(world.call(&a, vec![again.clone()], key("x", "1", LATE)).await?, running, "the same");
     same!(
-        world.call(&a, vec![world.message(None, "2")], key("x", "2", LATE)).await?,
+        world.call(&a, vec![again.clone()], key("x", "1", LATE)).await?,
+        running,
+        "the same"
+    );
+    same!(
+        world
+            .call(&a, vec![world.message(None, "2")], key("x", "2", LATE))
+            .await?,
         Err(Refused::KeyReused),
         "another payload"
     );
-    let submit = world.call(&a, vec![world.message(None, "3")], key("y", "3", LATE)).await?;
+    let submit = world
+        .call(&a, vec![world.message(None, "3")], key("y", "3", LATE))
+        .await?;
     same!(submit, Ok(Accepted::Appended { skipped: 0 }), "another key");
     same!(
-        world.call(&a, vec![world.message(None, "3")], key("y", "3", LATE)).await?,
+        world
+            .call(&a, vec![world.message(None, "3")], key("y", "3", LATE))
+            .await?,
         Ok(Accepted::Duplicate {
             request: None,
             reply: None
@@ -56,9 +66,16 @@ pub(super) async fn a_key_is_remembered(harness: Box<dyn Harness>) -> Verdict {
         once: key("z", "4", LATE),
     });
     let results = world.calls(calls.to_vec()).await?;
-    holds!(matches!(results[1], Ok(Accepted::Duplicate { .. })), "twice in one publish");
+    holds!(
+        matches!(results[1], Ok(Accepted::Duplicate { .. })),
+        "twice in one publish"
+    );
     if world.harness.reopen(Stop::Kill).await {
-        same!(world.call(&a, vec![again], key("x", "1", LATE)).await?, running, "after a crash");
+        same!(
+            world.call(&a, vec![again], key("x", "1", LATE)).await?,
+            running,
+            "after a crash"
+        );
     }
     Ok(())
 }
@@ -68,7 +85,13 @@ pub(super) async fn a_finished_key_answers_with_its_reply(harness: Box<dyn Harne
     let a = world.spec("a", 1);
     let (id, message) = world.request("1", true);
     let waiter = world.backend().waiters().wait(id);
-    holds!(world.call(&a, vec![message.clone()], key("x", "1", LATE)).await?.is_ok(), "taken");
+    holds!(
+        world
+            .call(&a, vec![message.clone()], key("x", "1", LATE))
+            .await?
+            .is_ok(),
+        "taken"
+    );
     let mut owner = world.own(&a, 0).await?;
     let fetched = owner.fetch(1).await?;
     let mut commit = world.consuming(&owner, &fetched, 1);
@@ -80,16 +103,27 @@ pub(super) async fn a_finished_key_answers_with_its_reply(harness: Box<dyn Harne
     commit.replies.push(response("first"));
     commit.replies.push(response("second"));
     owner.must(commit).await?;
-    let got = tokio::time::timeout(Duration::from_secs(2), waiter).await.why()?.why()?;
+    let got = tokio::time::timeout(Duration::from_secs(2), waiter)
+        .await
+        .why()?
+        .why()?;
     same!(got, response("first"), "the waiter gets the first reply");
     let stored = Ok(Accepted::Duplicate {
         request: Some(id),
         reply: Some(response("first")),
     });
-    same!(world.call(&a, vec![message.clone()], key("x", "1", LATE)).await?, stored, "stored");
+    same!(
+        world.call(&a, vec![message.clone()], key("x", "1", LATE)).await?,
+        stored,
+        "stored"
+    );
     drop(owner);
     if world.harness.reopen(Stop::Kill).await {
-        same!(world.call(&a, vec![message], key("x", "1", LATE)).await?, stored, "stored, after a crash");
+        same!(
+            world.call(&a, vec![message], key("x", "1", LATE)).await?,
+            stored,
+            "stored, after a crash"
+        );
     }
     Ok(())
 }
@@ -100,12 +134,22 @@ pub(super) async fn keys_expire(harness: Box<dyn Harness>) -> Verdict {
     let owner = world.own(&a, 0).await?;
     let now = owner.fetch(1).await?.now_ms;
     for (word, expires) in [("1", now + 100), ("2", now + 100_000)] {
-        holds!(world.call(&a, vec![world.message(None, word)], key(word, word, expires)).await?.is_ok(), "taken");
+        holds!(
+            world
+                .call(&a, vec![world.message(None, word)], key(word, word, expires))
+                .await?
+                .is_ok(),
+            "taken"
+        );
     }
     world.harness.advance(200).await;
-    let again = world.call(&a, vec![world.message(None, "1")], key("1", "other", now + 900)).await?;
+    let again = world
+        .call(&a, vec![world.message(None, "1")], key("1", "other", now + 900))
+        .await?;
     same!(again, Ok(Accepted::Appended { skipped: 0 }), "an expired key is new");
-    let other = world.call(&a, vec![world.message(None, "2")], key("2", "2", now + 900)).await?;
+    let other = world
+        .call(&a, vec![world.message(None, "2")], key("2", "2", now + 900))
+        .await?;
     holds!(matches!(other, Ok(Accepted::Duplicate { .. })), "the other is not");
     Ok(())
 }
@@ -118,7 +162,9 @@ pub(super) async fn one_call_refused_leaves_the_others(harness: Box<dyn Harness>
         to: vec![(Arc::clone(to), vec![world.message(None, word)])],
         once: Once::No,
     };
-    let results = world.calls(vec![call(&a, "1"), call(&full, "2"), call(&a, "3")]).await?;
+    let results = world
+        .calls(vec![call(&a, "1"), call(&full, "2"), call(&a, "3")])
+        .await?;
     holds!(results[0].is_ok() && results[2].is_ok(), "the others are taken");
     refused!(results[1].clone(), Refused::Full { .. }, "the full one is refused");
     same!(world.own(&a, 0).await?.payloads().await?, ["1", "3"], "in order");
@@ -130,7 +176,12 @@ pub(super) async fn sessions_skip_repeats_and_refuse_gaps(harness: Box<dyn Harne
     let (a, b) = (world.spec("a", 1), world.spec("b", 2));
     let id = Uid([9; 16]);
     let part = |first: u64, words: &[&str]| {
-        let messages = |keyed: bool| words.iter().map(|w| world.message(keyed.then_some(*w), w)).collect::<Vec<_>>();
+        let messages = |keyed: bool| {
+            words
+                .iter()
+                .map(|w| world.message(keyed.then_some(*w), w))
+                .collect::<Vec<_>>()
+        };
         vec![Call {
             to: vec![(Arc::clone(&a), messages(false)), (Arc::clone(&b), messages(true))],
             once: Once::Session {
@@ -152,7 +203,11 @@ pub(super) async fn sessions_skip_repeats_and_refuse_gaps(harness: Box<dyn Harne
         let results = world.calls(part(first, words)).await?;
         same!(results[0], expected, format!("from {first}"));
     }
-    same!(world.own(&a, 0).await?.payloads().await?, ["1", "2", "3", "4"], "each once");
+    same!(
+        world.own(&a, 0).await?.payloads().await?,
+        ["1", "2", "3", "4"],
+        "each once"
+    );
     let mut keyed = world.own(&b, 0).await?.payloads().await?;
     keyed.extend(world.own(&b, 1).await?.payloads().await?);
     keyed.sort();
@@ -193,7 +248,10 @@ pub(super) async fn replies_reach_their_waiters(harness: Box<dyn Harness>) -> Ve
     commit.dead.push(world.letter(Work::Message(message)));
     commit.replies.push(failed(id));
     owner.must(commit).await?;
-    let reply = tokio::time::timeout(Duration::from_secs(2), waiter).await.why()?.why()?;
+    let reply = tokio::time::timeout(Duration::from_secs(2), waiter)
+        .await
+        .why()?
+        .why()?;
     let letters = world.backend().dead_letters(&world.swarm, None, 0, 9).await.why()?;
     match reply.result {
         ReplyResult::Failed { dead_letter, .. } => same!(dead_letter, Some(letters[0].id), "the dead letter's id"),

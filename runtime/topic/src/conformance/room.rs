@@ -24,7 +24,10 @@ pub(super) async fn a_full_inbox_refuses_and_writes_nothing(harness: Box<dyn Har
     commit.outputs.push(output(&b, world.message(None, "more")));
     commit.state.push(super::actors::put("k", "n", "v"));
     match owner.send(commit.clone()).await {
-        Err(Error::Full { stage, what: Room::Inbox }) => same!(stage.as_str(), "b", "which stage"),
+        Err(Error::Full {
+            stage,
+            what: Room::Inbox,
+        }) => same!(stage.as_str(), "b", "which stage"),
         other => return Err(format!("a full inbox: got {other:?}")),
     }
     same!(owner.payloads().await?, ["2", "3"], "nothing was consumed");
@@ -47,12 +50,16 @@ pub(super) async fn a_full_dead_letter_topic_refuses(harness: Box<dyn Harness>) 
     for _ in 0..2 {
         let fetched = owner.fetch(1).await?;
         let mut commit = world.consuming(&owner, &fetched, 1);
-        commit.dead.push(world.letter(crate::Work::Message(fetched.messages[0].message.clone())));
+        commit
+            .dead
+            .push(world.letter(crate::Work::Message(fetched.messages[0].message.clone())));
         owner.must(commit).await?;
     }
     let fetched = owner.fetch(1).await?;
     let mut commit = world.consuming(&owner, &fetched, 1);
-    commit.dead.push(world.letter(crate::Work::Message(fetched.messages[0].message.clone())));
+    commit
+        .dead
+        .push(world.letter(crate::Work::Message(fetched.messages[0].message.clone())));
     refused!(
         owner.send(commit.clone()).await,
         Error::Full {
@@ -66,8 +73,15 @@ pub(super) async fn a_full_dead_letter_topic_refuses(harness: Box<dyn Harness>) 
     same!(letters.len(), 2, "as many as may be");
     let ids: Vec<u64> = letters.iter().map(|l| l.id).collect();
     let room = bell.notified();
-    same!(world.backend().discard_dead_letters(&world.swarm, &ids).await.why()?, 2, "discarded");
-    holds!(tokio::time::timeout(Duration::from_secs(2), room).await.is_ok(), "the room bell rings");
+    same!(
+        world.backend().discard_dead_letters(&world.swarm, &ids).await.why()?,
+        2,
+        "discarded"
+    );
+    holds!(
+        tokio::time::timeout(Duration::from_secs(2), room).await.is_ok(),
+        "the room bell rings"
+    );
     owner.must(commit).await
 }
 
@@ -87,9 +101,18 @@ pub(super) async fn doors_stop_before_stages(harness: Box<dyn Harness>) -> Verdi
         (std::sync::Arc::clone(&a), vec![world.message(None, "x")]),
         (std::sync::Arc::clone(&b), vec![world.message(None, "x")]),
     ];
-    let results = world.calls(vec![Call { to: both, once: Once::No }]).await?;
+    let results = world
+        .calls(vec![Call {
+            to: both,
+            once: Once::No,
+        }])
+        .await?;
     refused!(results[0].clone(), Refused::Full { .. }, "one of two is full");
-    same!(world.own(&a, 0).await?.payloads().await?, [""; 0], "nothing reached the other");
+    same!(
+        world.own(&a, 0).await?.payloads().await?,
+        [""; 0],
+        "nothing reached the other"
+    );
     // A stage goes on to the bound.
     world.words(&a, None, &["go"]).await?;
     let mut owner = world.try_own(&a, 0, 5).await?;
@@ -142,7 +165,10 @@ pub(super) async fn the_room_bell_rings_under_half(harness: Box<dyn Harness>) ->
     let room = bell.notified();
     let fetched = owner.fetch(1).await?;
     owner.must(world.consuming(&owner, &fetched, 1)).await?;
-    holds!(tokio::time::timeout(Duration::from_secs(2), room).await.is_ok(), "it rings under half");
+    holds!(
+        tokio::time::timeout(Duration::from_secs(2), room).await.is_ok(),
+        "it rings under half"
+    );
     Ok(())
 }
 
@@ -154,7 +180,9 @@ pub(super) async fn parking_never_fails(harness: Box<dyn Harness>) -> Verdict {
     let fetched = owner.fetch(9).await?;
     let mut commit = world.consuming(&owner, &fetched, 6);
     for (i, unread) in (0u32..).zip(&fetched.messages) {
-        commit.park.push(world.parked(&unread.message, u32::from(i == 0), u64::MAX / 4));
+        commit
+            .park
+            .push(world.parked(&unread.message, u32::from(i == 0), u64::MAX / 4));
     }
     owner.must(commit).await?;
     let status = world.backend().status(&world.swarm).await.why()?;

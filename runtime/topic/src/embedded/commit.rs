@@ -40,7 +40,7 @@ impl From<Commit> for Prepared {
                     outputs.len() - 1
                 }
             };
-            outputs[at].push(&output.message, 0);
+            outputs[at].push(&output.message);
         }
         for put in &commit.state {
             bytes += (put.key.len() + put.name.len() + put.value.as_ref().map_or(0, Bytes::len)) as u64;
@@ -89,11 +89,10 @@ fn check(
         Err(Error::Fenced) if !store.guards.on(Guard::Token) => {}
         other => other?,
     }
-    let Some(topic) = store.topics.get(id) else { return Err(Error::Fenced.into()) };
-    let part = topic
-        .parts
-        .get(usize::from(partition.index()))
-        .ok_or(Error::Fenced)?;
+    let Some(topic) = store.topics.get(id) else {
+        return Err(Error::Fenced.into());
+    };
+    let part = topic.parts.get(usize::from(partition.index())).ok_or(Error::Fenced)?;
     if part.at.last == commit.id {
         return Ok(Some(Committed::Done));
     }
@@ -170,7 +169,9 @@ fn check(
 /// Whether the last consumed entry is there, and the span ends in it or right behind it.
 fn consumable(part: &super::store::Part, span: &Span, proof: bool) -> bool {
     let at = part.frames.binary_search_by_key(&span.last_entry, |f| f.entry);
-    let Some(frame) = at.ok().map(|i| &part.frames[i]) else { return false };
+    let Some(frame) = at.ok().map(|i| &part.frames[i]) else {
+        return false;
+    };
     let behind = Cursor {
         entry: frame.entry + 1,
         index: 0,
@@ -243,7 +244,9 @@ fn apply(store: &mut Store, partition: &PartitionId, token: Token, prepared: Pre
     let row = store.part_row(id, index)?;
     if let Some(span) = &commit.span {
         store.consume(id, index, span.to)?;
-        store.topics.get_mut(id).expect("checked").parts[usize::from(index)].at.cursor = span.to;
+        store.topics.get_mut(id).expect("checked").parts[usize::from(index)]
+            .at
+            .cursor = span.to;
     }
     for retry in &commit.retries {
         settle(store, id, index, row, retry)?;
@@ -258,8 +261,16 @@ fn apply(store: &mut Store, partition: &PartitionId, token: Token, prepared: Pre
         match &put.value {
             Some(value) => store
                 .conn
-                .prepare_cached("INSERT OR REPLACE INTO state (topic, grp, key, name, value) VALUES (?1, ?2, ?3, ?4, ?5)")?
-                .execute(params![topic_row, group, put.key, put.name, record::seal(Kind::State, value)])?,
+                .prepare_cached(
+                    "INSERT OR REPLACE INTO state (topic, grp, key, name, value) VALUES (?1, ?2, ?3, ?4, ?5)",
+                )?
+                .execute(params![
+                    topic_row,
+                    group,
+                    put.key,
+                    put.name,
+                    record::seal(Kind::State, value)
+                ])?,
             None => store
                 .conn
                 .prepare_cached("DELETE FROM state WHERE topic = ?1 AND grp = ?2 AND key = ?3 AND name = ?4")?
@@ -293,7 +304,9 @@ fn apply(store: &mut Store, partition: &PartitionId, token: Token, prepared: Pre
 }
 
 fn settle(store: &mut Store, id: &TopicId, index: u16, row: i64, retry: &Retry) -> Result<(), Fault> {
-    let Some(first) = head(store, row, &retry.lane)? else { return Ok(()) };
+    let Some(first) = head(store, row, &retry.lane)? else {
+        return Ok(());
+    };
     let in_place = store.guards.on(Guard::InPlace);
     let wake = store.guards.on(Guard::Wake);
     let topic = store.topics.get_mut(id).expect("checked");
@@ -348,7 +361,14 @@ fn park(store: &mut Store, id: &TopicId, index: u16, row: i64, parked: &Parked) 
             "INSERT INTO parked (part, lane, head, due, bytes, uid, body)
              VALUES (?1, ?2, NOT EXISTS (SELECT 1 FROM parked WHERE part = ?1 AND lane = ?2), ?3, ?4, ?5, ?6)",
         )?
-        .execute(params![row, parked.lane, db(due(parked)), db(bytes), parked.uid.0, body])?;
+        .execute(params![
+            row,
+            parked.lane,
+            db(due(parked)),
+            db(bytes),
+            parked.uid.0,
+            body
+        ])?;
     store.grew(body.len());
     let topic = store.topics.get_mut(id).expect("checked");
     let part = &mut topic.parts[usize::from(index)];

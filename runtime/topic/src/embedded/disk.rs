@@ -25,7 +25,10 @@ impl Drop for Lock {
 impl Lock {
     pub(super) fn take(dir: &Path) -> Result<Self, OpenError> {
         let path = dir.join("lock");
-        let io = |source| OpenError::Folder { dir: dir.to_owned(), source };
+        let io = |source| OpenError::Folder {
+            dir: dir.to_owned(),
+            source,
+        };
         let mut file = OpenOptions::new()
             .create(true)
             .read(true)

@@ -53,7 +53,11 @@ fn unread(store: &Store, part: &Part, want: Want) -> Result<Vec<Unread>, Fault> 
     let mut bytes = 0;
     let Some(row) = part.row else { return Ok(out) };
     for frame in &part.frames {
-        let skip = if frame.entry == want.from.entry { want.from.index } else { 0 };
+        let skip = if frame.entry == want.from.entry {
+            want.from.index
+        } else {
+            0
+        };
         let messages = record::decode_frame(Store::body(&store.conn, row, frame)?)?;
         for (i, message) in (0u32..).zip(messages).skip(skip as usize) {
             bytes += message_bytes(&message);

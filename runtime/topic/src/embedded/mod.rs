@@ -1,18 +1,19 @@
 //! The durable default: SQLite in a data folder, one row a frame, one writer thread.
 //!
-//! - [`schema`]: every table and row with its lifetime.
-//! - [`writer`]: the thread, and how it groups flushes.
-//! - [`store`]: the connection and the mirror of the small rows.
-//! - [`publish`], [`window`]: appends, and how a repeated call is recognised.
-//! - [`lease`], [`fetch`], [`commit`]: an owner's life.
-//! - [`catalog`], [`views`], [`removal`]: desired state, what people look at, deletion.
-//! - [`disk`]: the file lock and the reserve.
+//! - `schema`: every table and row with its lifetime.
+//! - `writer`: the thread, and how it groups flushes.
+//! - `store`, `load`: the connection and the mirror of the small rows, and how it is built.
+//! - `publish`, `window`: appends, and how a repeated call is recognised.
+//! - `lease`, `fetch`, `commit`: an owner's life.
+//! - `catalog`, `views`, `removal`: desired state, what people look at, deletion.
+//! - `disk`: the file lock and the reserve.
 
 mod catalog;
 mod commit;
 mod disk;
 mod fetch;
 mod lease;
+mod load;
 mod publish;
 mod removal;
 mod schema;
@@ -81,7 +82,11 @@ impl Shared {
         if let Some(bell) = bells.get(partition) {
             return Arc::clone(bell);
         }
-        Arc::clone(bells.entry(partition.clone()).or_insert_with(|| Arc::new(Notify::new())))
+        Arc::clone(
+            bells
+                .entry(partition.clone())
+                .or_insert_with(|| Arc::new(Notify::new())),
+        )
     }
 
     fn room(&self, topic: &TopicId) -> Bell {
@@ -98,28 +103,32 @@ impl Shared {
         }
     }
 
-    /// Wakes whoever waits for a topic that is gone, so that they learn it.
-    fn forget(&self, gone: impl Fn(&TopicId) -> bool) {
-        self.bells
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|partition, bell| {
-                let stays = !gone(partition.topic());
-                if !stays {
-                    bell.notify_one();
-                }
-                stays
-            });
-        self.rooms
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|topic, bell| {
-                let stays = !gone(topic);
-                if !stays {
-                    bell.notify_waiters();
-                }
-                stays
-            });
+    /// Wakes the owners of a topic that is gone, so that they learn it. Their bells stay: the topic may begin anew.
+    fn ring_topic(&self, topic: &TopicId) {
+        let bells = self.bells.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, bell) in bells.iter().filter(|(partition, _)| partition.topic() == topic) {
+            bell.notify_one();
+        }
+    }
+
+    /// Wakes whoever waits for anything of a life that is gone, and forgets its bells.
+    fn forget(&self, swarm: &SwarmId) {
+        let mut bells = self.bells.lock().unwrap_or_else(PoisonError::into_inner);
+        bells.retain(|partition, bell| {
+            let stays = partition.topic().swarm() != swarm;
+            if !stays {
+                bell.notify_one();
+            }
+            stays
+        });
+        let mut rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
+        rooms.retain(|topic, bell| {
+            let stays = topic.swarm() != swarm;
+            if !stays {
+                bell.notify_waiters();
+            }
+            stays
+        });
     }
 }
 
@@ -308,8 +317,12 @@ fn check_in_background(path: PathBuf) {
         let opened = Connection::open_with_flags(&path, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY);
         let found = opened.and_then(|conn| conn.query_row("PRAGMA quick_check(1)", [], |r| r.get::<_, String>(0)));
         match found {
-            Ok(ok) if ok == "ok" => tracing::info!(path = %path.display(), "the database is sound after an unclean stop"),
-            Ok(found) => tracing::error!(path = %path.display(), found, "the database is damaged: restore it from a copy"),
+            Ok(ok) if ok == "ok" => {
+                tracing::info!(path = %path.display(), "the database is sound after an unclean stop")
+            }
+            Ok(found) => {
+                tracing::error!(path = %path.display(), found, "the database is damaged: restore it from a copy")
+            }
             Err(error) => tracing::warn!(path = %path.display(), %error, "the database could not be checked"),
         }
     };
@@ -323,7 +336,7 @@ impl Backend for Embedded {
     async fn publish(&self, publish: Publish) -> Result<Vec<CallResult>, Error> {
         if self.shared.disk_full.load(Ordering::Relaxed) {
             // The writer looks for room each time it is asked anything.
-            self.run(|store| publish::room_on_disk(store)).await?;
+            self.run(publish::room_on_disk).await?;
         }
         let prepared = publish::Prepared::from(publish);
         self.run(move |store| publish::publish(store, &prepared)).await
@@ -331,7 +344,8 @@ impl Backend for Embedded {
 
     async fn claim(&self, partition: &PartitionId, token: Token, ttl_ms: u64) -> Result<Result<Claim, Held>, Error> {
         let partition = partition.clone();
-        self.run(move |store| lease::claim(store, &partition, token, ttl_ms)).await
+        self.run(move |store| lease::claim(store, &partition, token, ttl_ms))
+            .await
     }
 
     async fn renew(&self, lease: &Lease, ttl_ms: u64) -> Result<(), Error> {
@@ -353,7 +367,8 @@ impl Backend for Embedded {
         let partition = lease.partition.clone();
         let token = lease.token;
         let prepared = commit::Prepared::from(commit);
-        self.run(move |store| commit::commit(store, &partition, token, prepared)).await
+        self.run(move |store| commit::commit(store, &partition, token, prepared))
+            .await
     }
 
     async fn flushed(&self) -> Result<(), Error> {
@@ -383,7 +398,7 @@ impl Backend for Embedded {
     }
 
     async fn lives(&self) -> Result<Vec<SwarmId>, Error> {
-        self.run(|store| views::lives(store)).await
+        self.run(views::lives).await
     }
 
     async fn remove_swarm(&self, swarm: &SwarmId) -> Result<(), Error> {
@@ -424,7 +439,8 @@ impl Backend for Embedded {
 
     async fn discard_dead_letters(&self, swarm: &SwarmId, ids: &[u64]) -> Result<u64, Error> {
         let (swarm, ids) = (swarm.clone(), ids.to_vec());
-        self.run(move |store| removal::discard_dead_letters(store, &swarm, &ids)).await
+        self.run(move |store| removal::discard_dead_letters(store, &swarm, &ids))
+            .await
     }
 
     async fn catalog_put(&self, key: &str, expect: u64, value: Bytes) -> Result<Result<u64, u64>, Error> {

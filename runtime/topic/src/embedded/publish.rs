@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use skep_model::id::Uid;
 use skep_model::limits;
+use skep_model::message::Message;
 use skep_model::scope::{SwarmId, TopicId};
 
 use super::store::{Fault, Store, dead_bound};
@@ -14,30 +15,28 @@ use crate::guard::Guard;
 use crate::record::{FrameBuilder, Run};
 use crate::{Accepted, CallResult, Error, Gate, Once, Publish, Refused, TopicSpec, failpoint};
 
-/// Messages for one topic, encoded and sorted by partition.
+/// Messages for one topic, encoded, in order.
 #[derive(Debug)]
 pub(super) struct Bundle {
     pub to: Arc<TopicSpec>,
-    /// Each partition with its messages, and the ordinal of each in the call. `None`: wherever the inbox is shortest.
-    pub runs: Vec<(Option<u16>, Run, Vec<u32>)>,
+    run: Run,
+    /// The partition of each message. `None`: wherever the inbox is shortest.
+    places: Vec<Option<u16>>,
 }
 
 impl Bundle {
     pub fn new(to: Arc<TopicSpec>) -> Self {
-        Self { to, runs: Vec::new() }
+        Self {
+            to,
+            run: Run::default(),
+            places: Vec::new(),
+        }
     }
 
-    pub fn push(&mut self, message: &skep_model::message::Message, ordinal: u32) {
-        let place = message.key.as_deref().map(|key| self.to.partition_of_key(key));
-        let run = match self.runs.iter().position(|(p, ..)| *p == place) {
-            Some(i) => &mut self.runs[i],
-            None => {
-                self.runs.push((place, Run::default(), Vec::new()));
-                self.runs.last_mut().expect("just pushed")
-            }
-        };
-        run.1.push(message);
-        run.2.push(ordinal);
+    pub fn push(&mut self, message: &Message) {
+        self.places
+            .push(message.key.as_deref().map(|key| self.to.partition_of_key(key)));
+        self.run.push(message);
     }
 }
 
@@ -77,9 +76,7 @@ impl From<Publish> for Prepared {
             for (spec, messages) in call.to {
                 longest = longest.max(messages.len() as u64);
                 let mut bundle = Bundle::new(spec);
-                for (i, message) in messages.iter().enumerate() {
-                    bundle.push(message, u32::try_from(i).unwrap_or(u32::MAX));
-                }
+                messages.iter().for_each(|message| bundle.push(message));
                 bundles.push(bundle);
             }
             let once = match call.once {
@@ -121,43 +118,50 @@ pub(super) struct Filling {
 }
 
 impl Filling {
-    /// Adds what `skip` leaves of a bundle. The topic's row must exist.
+    /// Adds all but the first `skip` messages of a bundle. The topic's row must exist.
     pub fn add(&mut self, store: &mut Store, bundle: &Bundle, skip: u64) -> Result<(), Fault> {
         let id = &bundle.to.id;
-        for (place, run, ordinals) in &bundle.runs {
-            let from = ordinals.partition_point(|o| u64::from(*o) < skip);
-            if from == run.len() {
-                continue;
-            }
-            let index = match place {
-                Some(index) => *index,
-                None => match self.loose.iter().find(|(t, _)| t == id) {
-                    Some((_, index)) => *index,
-                    None => {
-                        let index = store.topics[id].shortest(bundle.to.partitions);
-                        self.loose.push((id.clone(), index));
-                        index
-                    }
-                },
+        let skip = usize::try_from(skip).unwrap_or(usize::MAX).min(bundle.places.len());
+        // Neighbours mostly share their place.
+        let mut last: Option<(Option<u16>, usize)> = None;
+        for (place, (encoded, size)) in bundle.places[skip..].iter().zip(bundle.run.pieces(skip)) {
+            let at = match last {
+                Some((former, at)) if former == *place => at,
+                _ => self.frame_at(store, bundle, *place),
             };
-            let at = match self.frames.iter().position(|(t, p, _)| *p == index && t == id) {
-                Some(at) => at,
-                None => {
-                    self.frames.push((id.clone(), index, FrameBuilder::default()));
-                    self.frames.len() - 1
-                }
-            };
-            for (encoded, size) in run.pieces(from) {
-                let frame = &mut self.frames[at].2;
-                let too_many = frame.messages() as usize >= limits::FRAME_MESSAGES_MAX;
-                if too_many || (frame.messages() > 0 && frame.size() + size > limits::FRAME_BYTES_MAX as u64) {
-                    let full = std::mem::take(frame);
-                    store.append(id, index, full)?;
-                }
-                self.frames[at].2.push(encoded, size);
+            last = Some((*place, at));
+            let (_, index, frame) = &mut self.frames[at];
+            let many = frame.messages() as usize >= limits::FRAME_MESSAGES_MAX;
+            if many || (frame.messages() > 0 && frame.size() + size > limits::FRAME_BYTES_MAX as u64) {
+                let (index, full) = (*index, std::mem::take(frame));
+                store.append(id, index, full)?;
             }
+            self.frames[at].2.push(encoded, size);
         }
         Ok(())
+    }
+
+    /// The frame for a place, begun if there is none.
+    fn frame_at(&mut self, store: &Store, bundle: &Bundle, place: Option<u16>) -> usize {
+        let id = &bundle.to.id;
+        let index = match place {
+            Some(index) => index,
+            None => match self.loose.iter().find(|(t, _)| t == id) {
+                Some((_, index)) => *index,
+                None => {
+                    let index = store.topics[id].shortest(bundle.to.partitions);
+                    self.loose.push((id.clone(), index));
+                    index
+                }
+            },
+        };
+        match self.frames.iter().position(|(t, p, _)| *p == index && t == id) {
+            Some(at) => at,
+            None => {
+                self.frames.push((id.clone(), index, FrameBuilder::default()));
+                self.frames.len() - 1
+            }
+        }
     }
 
     pub fn finish(self, store: &mut Store) -> Result<(), Fault> {
@@ -172,7 +176,9 @@ impl Filling {
     /// What is in frames that are not appended yet, for the bounds.
     pub fn pending(&self, id: &TopicId) -> (u64, u64) {
         let of_topic = self.frames.iter().filter(|(t, ..)| t == id);
-        of_topic.fold((0, 0), |(n, bytes), (_, _, f)| (n + u64::from(f.messages()), bytes + f.size()))
+        of_topic.fold((0, 0), |(n, bytes), (_, _, f)| {
+            (n + u64::from(f.messages()), bytes + f.size())
+        })
     }
 }
 
@@ -233,7 +239,7 @@ fn one(store: &mut Store, filling: &mut Filling, swarm: &SwarmId, call: &Prepare
     }
     if skip < call.messages {
         for bundle in &call.to {
-            if bundle.runs.is_empty() {
+            if bundle.places.is_empty() {
                 continue;
             }
             let id = &bundle.to.id;

@@ -7,6 +7,7 @@ use rusqlite::{OptionalExtension, params};
 use skep_model::limits;
 use skep_model::scope::{SwarmId, TopicId};
 
+use super::load::lives_in;
 use super::schema::ENTRY_BITS;
 use super::store::{Fault, Store, db, un};
 use super::writer::Answer;
@@ -25,12 +26,16 @@ pub(super) fn forget_swarm(store: &mut Store, swarm: &SwarmId) -> Result<Answer<
         [db(limits::GONE_SWARMS_MAX)],
     )?;
     store.gone.insert(swarm.clone());
+    if store.gone.len() as u64 > limits::GONE_SWARMS_MAX {
+        let kept = lives_in(&store.conn, "SELECT id, tenant, name, incarnation FROM gone")?;
+        store.gone = kept.into_iter().map(|(_, swarm)| swarm).collect();
+    }
     store.lives.remove(swarm);
     let topics: Vec<TopicId> = store.topics.keys().filter(|id| id.swarm() == swarm).cloned().collect();
     for id in &topics {
         store.forget_topic(id);
     }
-    store.shared.forget(|id| id.swarm() == swarm);
+    store.shared.forget(swarm);
     let mut query = store.conn.prepare(
         "SELECT t.id FROM topic t JOIN swarm s ON s.id = t.swarm
          WHERE s.tenant = ?1 AND s.name = ?2 AND s.incarnation = ?3",
@@ -45,7 +50,7 @@ pub(super) fn forget_topic(store: &mut Store, id: &TopicId) -> Result<Answer<Opt
         return Err(Error::Gone.into());
     }
     let row = store.forget_topic(id).map(|topic| topic.row);
-    store.shared.forget(|topic| topic == id);
+    store.shared.ring_topic(id);
     if let Some(row) = row {
         // Renamed at once, so that a topic of the same name may begin anew while the rows go.
         store.begin()?;

@@ -8,7 +8,8 @@ use skep_model::name::StageName;
 use skep_model::scope::{SwarmId, TopicId};
 
 use super::fetch::values;
-use super::store::{Fault, Store, db, lives_in, un};
+use super::load::lives_in;
+use super::store::{Fault, Store, db, un};
 use super::writer::Answer;
 use crate::{Error, StoredDeadLetter, TopicStatus, record};
 

@@ -25,7 +25,9 @@ pub(super) struct Key {
 pub(super) fn look(store: &mut Store, swarm: &SwarmId, key: &Key) -> Result<Option<Result<Accepted, Refused>>, Fault> {
     let now = store.now();
     collect(store, now)?;
-    let Some(life) = store.lives.get(swarm) else { return Ok(None) };
+    let Some(life) = store.lives.get(swarm) else {
+        return Ok(None);
+    };
     let row = life.row;
     let found = store
         .conn
@@ -35,7 +37,12 @@ pub(super) fn look(store: &mut Store, swarm: &SwarmId, key: &Key) -> Result<Opti
         .query_row(params![row, key.subject.as_str(), key.key], |r| {
             let fingerprint: [u8; 32] = r.get(0)?;
             let request: Option<[u8; 16]> = r.get(1)?;
-            Ok((fingerprint, request, r.get::<_, i64>(2)?, r.get::<_, Option<Vec<u8>>>(3)?))
+            Ok((
+                fingerprint,
+                request,
+                r.get::<_, i64>(2)?,
+                r.get::<_, Option<Vec<u8>>>(3)?,
+            ))
         })
         .optional()?;
     let Some((fingerprint, request, expires, reply)) = found else {
@@ -84,7 +91,9 @@ pub(super) fn remember(store: &mut Store, swarm: &SwarmId, key: &Key) -> Result<
 
 /// Stores the reply beside its key, if it has one. The first reply stays.
 pub(super) fn store_reply(store: &mut Store, swarm: &SwarmId, reply: &Reply) -> Result<(), Fault> {
-    let Some(life) = store.lives.get_mut(swarm) else { return Ok(()) };
+    let Some(life) = store.lives.get_mut(swarm) else {
+        return Ok(());
+    };
     if life.windows.values().all(|w| w.keys == 0) {
         return Ok(());
     }
@@ -154,13 +163,18 @@ fn collect(store: &mut Store, now: u64) -> Result<(), Fault> {
 
 /// The high-water mark of a session; 0 when it is new or expired.
 pub(super) fn high(store: &Store, swarm: &SwarmId, id: Uid) -> Result<u64, Fault> {
-    let Some(life) = store.lives.get(swarm) else { return Ok(0) };
+    let Some(life) = store.lives.get(swarm) else {
+        return Ok(0);
+    };
     let found: Option<(i64, i64)> = store
         .conn
         .prepare_cached("SELECT high, expires FROM session WHERE swarm = ?1 AND id = ?2")?
         .query_row(params![life.row, id.0], |r| Ok((r.get(0)?, r.get(1)?)))
         .optional()?;
-    Ok(found.map_or(0, |(high, expires)| if un(expires) > store.now() { un(high) } else { 0 }))
+    Ok(found.map_or(
+        0,
+        |(high, expires)| if un(expires) > store.now() { un(high) } else { 0 },
+    ))
 }
 
 pub(super) fn set_high(store: &mut Store, swarm: &SwarmId, id: Uid, high: u64, expires_ms: u64) -> Result<(), Fault> {

@@ -204,7 +204,9 @@ impl Writer {
         let dir = self.parts.dir.display();
         let error = if full {
             // Writing the log failed, so its end mark cannot be there: certainly not done.
-            Error::Unavailable(format!("the disk under {dir} is full: free some space; queued work keeps draining"))
+            Error::Unavailable(format!(
+                "the disk under {dir} is full: free some space; queued work keeps draining"
+            ))
         } else if in_flush {
             Error::Unknown(format!("the flush of {dir} failed: {cause}"))
         } else {
@@ -257,9 +259,13 @@ impl Writer {
 
     /// Gives pages that drained work has freed back to the file system. Returns whether any were.
     fn shrink(&mut self) -> bool {
-        let Some(store) = self.store.as_mut().filter(|s| !s.dirty()) else { return false };
+        let Some(store) = self.store.as_mut().filter(|s| !s.dirty()) else {
+            return false;
+        };
         let free = |store: &Store| {
-            let count = store.conn.query_row("PRAGMA freelist_count", [], |r| r.get::<_, i64>(0));
+            let count = store
+                .conn
+                .query_row("PRAGMA freelist_count", [], |r| r.get::<_, i64>(0));
             count.unwrap_or(0)
         };
         let before = free(store);
@@ -282,7 +288,11 @@ impl Writer {
         };
         let marked = store
             .begin()
-            .and_then(|()| store.conn.execute("INSERT OR REPLACE INTO meta VALUES ('clean', 1)", []))
+            .and_then(|()| {
+                store
+                    .conn
+                    .execute("INSERT OR REPLACE INTO meta VALUES ('clean', 1)", [])
+            })
             .and_then(|_| store.commit_tx());
         self.down = Error::Unavailable("the store is closed".to_owned());
         marked.map_err(|e| Error::Unknown(format!("closing {}: {e}", self.parts.dir.display())))?;

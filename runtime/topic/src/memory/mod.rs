@@ -4,6 +4,8 @@
 //! [`Memory::rollback`] returns to it, unless something that left depends on what came after. [`Memory::restart`] is the crash of
 //! a node that keeps its disk.
 
+mod commit;
+mod publish;
 mod store;
 
 use std::collections::HashMap;
@@ -117,8 +119,7 @@ impl Memory {
         let mut inner = lock(&self.inner);
         for life in inner.store.lives.values_mut() {
             for part in life.topics.values_mut().flat_map(|t| t.parts.values_mut()) {
-                part.lease = None;
-                part.unclean += 1;
+                part.crash();
             }
         }
     }
@@ -190,8 +191,25 @@ impl Memory {
         }
     }
 
+    /// Wakes the owners of what is gone, so that they learn it.
+    fn ring_gone(&self, gone: impl Fn(&TopicId) -> bool) {
+        for (_, bell) in lock(&self.bells)
+            .iter()
+            .filter(|(partition, _)| gone(partition.topic()))
+        {
+            bell.notify_one();
+        }
+        for (_, bell) in lock(&self.rooms).iter().filter(|(topic, _)| gone(topic)) {
+            bell.notify_waiters();
+        }
+    }
+
     fn live(inner: &Inner, swarm: &SwarmId) -> Result<(), Error> {
-        if inner.store.gone.contains(swarm) { Err(Error::Gone) } else { Ok(()) }
+        if inner.store.gone.contains(swarm) {
+            Err(Error::Gone)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -308,6 +326,7 @@ impl Backend for Memory {
         inner.store.gone.insert(swarm.clone());
         inner.applied += 1;
         self.release_all(&mut inner);
+        self.ring_gone(|topic| topic.swarm() == swarm);
         Ok(())
     }
 
@@ -319,6 +338,7 @@ impl Backend for Memory {
         }
         inner.applied += 1;
         self.release_all(&mut inner);
+        self.ring_gone(|id| id == topic);
         Ok(())
     }
 
@@ -340,7 +360,9 @@ impl Backend for Memory {
         let mut inner = self.open()?;
         Self::live(&inner, swarm)?;
         self.release_all(&mut inner);
-        let Some(life) = inner.store.lives.get(swarm) else { return Ok(Vec::new()) };
+        let Some(life) = inner.store.lives.get(swarm) else {
+            return Ok(Vec::new());
+        };
         let topics = life.topics.iter().filter(|(name, _)| stage.is_none_or(|s| *name == s));
         let letters = topics.flat_map(|(name, topic)| {
             topic.dead.iter().map(|(id, letter)| StoredDeadLetter {

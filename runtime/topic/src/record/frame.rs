@@ -37,7 +37,8 @@ impl Run {
         encode_varint(self.scratch.len() as u64, &mut self.bytes);
         self.bytes.extend_from_slice(&self.scratch);
         let end = u32::try_from(self.bytes.len()).expect("a run is far below 4 GiB: doors bound a call");
-        self.marks.push((end, u32::try_from(message_bytes(message)).unwrap_or(u32::MAX)));
+        self.marks
+            .push((end, u32::try_from(message_bytes(message)).unwrap_or(u32::MAX)));
     }
 
     #[must_use]
@@ -48,12 +49,6 @@ impl Run {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.marks.is_empty()
-    }
-
-    /// What the messages from `from` on count for.
-    #[must_use]
-    pub fn size(&self, from: usize) -> u64 {
-        self.marks.iter().skip(from).map(|(_, size)| u64::from(*size)).sum()
     }
 
     /// The encoding and the size of each message from `from` on.
@@ -203,7 +198,11 @@ fn encode_message(m: &Message, buf: &mut Vec<u8>) {
 fn encode_lineage(l: &Lineage, buf: &mut Vec<u8>) {
     let (hi, lo) = halves(&l.parent.0);
     let stage = l.stage.as_str().as_bytes();
-    put_nested(9, fixed_len(hi) + fixed_len(lo) + some_len(stage) + some_len(&l.module.0), buf);
+    put_nested(
+        9,
+        fixed_len(hi) + fixed_len(lo) + some_len(stage) + some_len(&l.module.0),
+        buf,
+    );
     put_fixed(1, hi, buf);
     put_fixed(2, lo, buf);
     put_some(3, stage, buf);
@@ -213,7 +212,11 @@ fn encode_lineage(l: &Lineage, buf: &mut Vec<u8>) {
 fn encode_hop(h: &Hop, buf: &mut Vec<u8>) {
     let stage = h.stage.as_str().as_bytes();
     let batch = u64::from(h.batch);
-    put_nested(10, some_len(stage) + uint_len(h.started_us) + uint_len(h.took_us) + uint_len(batch), buf);
+    put_nested(
+        10,
+        some_len(stage) + uint_len(h.started_us) + uint_len(h.took_us) + uint_len(batch),
+        buf,
+    );
     put_some(1, stage, buf);
     put_uint(2, h.started_us, buf);
     put_uint(3, h.took_us, buf);

@@ -101,7 +101,9 @@ pub fn unseal(kind: Kind, mut record: Bytes) -> Result<Bytes, Error> {
     let damaged = |what: &str| Error::Corrupt(format!("{}: {what}", kind.name()));
     let format = *record.first().ok_or_else(|| damaged("empty"))?;
     if format > FORMAT {
-        return Err(damaged(&format!("format {format}, this skep reads up to {FORMAT}: upgrade")));
+        return Err(damaged(&format!(
+            "format {format}, this skep reads up to {FORMAT}: upgrade"
+        )));
     }
     if format == 0 || record.len() < HEAD {
         return Err(damaged("not a record"));
@@ -142,9 +144,21 @@ macro_rules! record {
 
 record!(encode_parked, decode_parked, Kind::Parked, wire::Parked, Parked);
 record!(encode_timer, decode_timer, Kind::Timer, wire::Timer, TimerDue);
-record!(encode_dead_letter, decode_dead_letter, Kind::DeadLetter, wire::DeadLetter, DeadLetter);
+record!(
+    encode_dead_letter,
+    decode_dead_letter,
+    Kind::DeadLetter,
+    wire::DeadLetter,
+    DeadLetter
+);
 record!(encode_reply, decode_reply, Kind::Reply, wire::Reply, Reply);
-record!(encode_partition, decode_partition, Kind::Partition, wire::Partition, Partition);
+record!(
+    encode_partition,
+    decode_partition,
+    Kind::Partition,
+    wire::Partition,
+    Partition
+);
 
 #[cfg(test)]
 mod tests;

@@ -74,14 +74,32 @@ fn a_folder_that_cannot_be_made_is_named() {
 async fn damage_and_newer_records_are_errors_and_nothing_else_is_lost() {
     let mut disk = OnDisk::new(1);
     let store = Arc::clone(disk.store());
-    store.catalog_put("a", 0, Bytes::from_static(b"1")).await.unwrap().unwrap();
-    store.catalog_put("b", 0, Bytes::from_static(b"1")).await.unwrap().unwrap();
-    store.catalog_put("d", 0, Bytes::from_static(b"1")).await.unwrap().unwrap();
+    store
+        .catalog_put("a", 0, Bytes::from_static(b"1"))
+        .await
+        .unwrap()
+        .unwrap();
+    store
+        .catalog_put("b", 0, Bytes::from_static(b"1"))
+        .await
+        .unwrap()
+        .unwrap();
+    store
+        .catalog_put("d", 0, Bytes::from_static(b"1"))
+        .await
+        .unwrap()
+        .unwrap();
     store.close().await.unwrap();
     drop(store);
     drop(disk.embedded.take());
-    sql(disk.dir.path(), "UPDATE catalog SET value = CAST(x'0100000000' || 'x' AS BLOB) WHERE key = 'a'");
-    sql(disk.dir.path(), "UPDATE catalog SET value = CAST(x'0200000000' || 'x' AS BLOB) WHERE key = 'b'");
+    sql(
+        disk.dir.path(),
+        "UPDATE catalog SET value = CAST(x'0100000000' || 'x' AS BLOB) WHERE key = 'a'",
+    );
+    sql(
+        disk.dir.path(),
+        "UPDATE catalog SET value = CAST(x'0200000000' || 'x' AS BLOB) WHERE key = 'b'",
+    );
     sql(disk.dir.path(), "UPDATE catalog SET value = 'text' WHERE key = 'd'");
     disk.open();
     let world = World::new(Box::new(disk));
@@ -95,7 +113,11 @@ async fn damage_and_newer_records_are_errors_and_nothing_else_is_lost() {
     assert!(why.contains("damaged"), "{why}");
     // The store itself goes on, and leases with it.
     owner.fetch(1).await.unwrap();
-    store.catalog_put("c", 0, Bytes::from_static(b"1")).await.unwrap().unwrap();
+    store
+        .catalog_put("c", 0, Bytes::from_static(b"1"))
+        .await
+        .unwrap()
+        .unwrap();
     store.catalog_list("c").await.unwrap();
 }
 
@@ -103,7 +125,11 @@ async fn damage_and_newer_records_are_errors_and_nothing_else_is_lost() {
 async fn an_idle_store_writes_nothing() {
     let disk = OnDisk::new(1);
     let store = Arc::clone(disk.store());
-    store.catalog_put("a", 0, Bytes::from_static(b"1")).await.unwrap().unwrap();
+    store
+        .catalog_put("a", 0, Bytes::from_static(b"1"))
+        .await
+        .unwrap()
+        .unwrap();
     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     let (flushes, bytes) = (store.counters().flushes, files(disk.dir.path()));
     tokio::time::sleep(std::time::Duration::from_millis(200)).await;
@@ -141,12 +167,17 @@ async fn a_full_disk_refuses_publishes_and_lets_work_drain() {
     let mut refused = 0;
     for i in 0..400 {
         let word = format!("{i} {}", "x".repeat(60 << 10));
-        let call = world.call(&wide(&spec), vec![world.message(None, &word)], skep_topic::Once::No).await;
+        let call = world
+            .call(&wide(&spec), vec![world.message(None, &word)], skep_topic::Once::No)
+            .await;
         match call {
             Ok(Ok(_)) => taken.push(word),
             Ok(Err(e)) => panic!("{e}"),
             Err(e) => {
-                assert!(e.contains("Unavailable") && e.contains("is full: free some space"), "{e}");
+                assert!(
+                    e.contains("Unavailable") && e.contains("is full: free some space"),
+                    "{e}"
+                );
                 refused += 1;
             }
         }
@@ -154,7 +185,11 @@ async fn a_full_disk_refuses_publishes_and_lets_work_drain() {
             break;
         }
     }
-    assert!(refused > 0 && !taken.is_empty(), "{} taken, {refused} refused", taken.len());
+    assert!(
+        refused > 0 && !taken.is_empty(),
+        "{} taken, {refused} refused",
+        taken.len()
+    );
     let mut owner = world.own(&spec, 0).await.unwrap();
     let mut drained = Vec::new();
     loop {
@@ -206,6 +241,9 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
+        let _ = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(self.0.path())
+            .status();
     }
 }

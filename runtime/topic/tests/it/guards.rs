@@ -15,7 +15,10 @@ async fn broken_on_memory(guard: Guard) -> Vec<&'static str> {
 }
 
 async fn broken_on_disk(guard: Guard, rule: &str) -> Result<(), String> {
-    let rule = conformance::RULES.iter().find(|r| r.name == rule).expect("a rule of that name");
+    let rule = conformance::RULES
+        .iter()
+        .find(|r| r.name == rule)
+        .expect("a rule of that name");
     let on = OnDisk::new(1);
     on.store().guards().remove(guard);
     (rule.judge)(Box::new(on)).await

@@ -3,12 +3,12 @@
 use async_trait::async_trait;
 use skep_model::id::Uid;
 use skep_model::scope::PartitionId;
+use skep_topic::Backend;
 use skep_topic::conformance::actors::World;
 use skep_topic::conformance::histories::{Faults, Shape, run};
 use skep_topic::conformance::{Harness, Stop};
 use skep_topic::guard::Guard;
 use skep_topic::memory::Mark;
-use skep_topic::Backend;
 use std::sync::Arc;
 
 use crate::harness::{OnDisk, OnMemory};

@@ -16,9 +16,7 @@ use skep_model::scope::{Scope, SwarmId};
 use skep_model::swarm::Bound;
 use skep_topic::embedded::Embedded;
 use skep_topic::guard::Guard;
-use skep_topic::{
-    Backend, Call, Commit, Gate, Lease, Once, Output, Publish, Span, StatePut, TopicSpec, Want,
-};
+use skep_topic::{Backend, Call, Commit, Gate, Lease, Once, Output, Publish, Span, StatePut, TopicSpec, Want};
 
 const DIR: &str = "SKEP_TEST_DIR";
 const FROM: &str = "SKEP_TEST_FROM";
@@ -92,7 +90,11 @@ async fn owner(store: Arc<Embedded>) {
         partition: spec("a").id.partition(0),
         token: Token(OsEntropy.bits128()),
     };
-    let mut claim = store.claim(&lease.partition, lease.token, 60_000).await.unwrap().unwrap();
+    let mut claim = store
+        .claim(&lease.partition, lease.token, 60_000)
+        .await
+        .unwrap()
+        .unwrap();
     let sink = spec("sink");
     loop {
         let want = Want {
@@ -219,7 +221,11 @@ async fn look(store: &Embedded, name: &str) -> Vec<u64> {
         partition: spec(name).id.partition(0),
         token: Token(OsEntropy.bits128()),
     };
-    let claim = store.claim(&lease.partition, lease.token, 60_000).await.unwrap().unwrap();
+    let claim = store
+        .claim(&lease.partition, lease.token, 60_000)
+        .await
+        .unwrap()
+        .unwrap();
     let want = Want {
         from: claim.cursor,
         base: claim.last,
@@ -299,6 +305,8 @@ async fn an_ack_before_the_flush_is_caught() {
     let dir = tempfile::tempdir().unwrap();
     let child = start(dir.path(), 1, Some("after-apply-before-flush=abort@12+200"), true);
     let acked = acks(child, None);
-    let why = judge(dir.path(), &acked).await.expect_err("the planted bug went unnoticed");
+    let why = judge(dir.path(), &acked)
+        .await
+        .expect_err("the planted bug went unnoticed");
     assert!(why.contains("was acknowledged and is lost"), "{why}");
 }

@@ -1,0 +1,359 @@
+//! Runs every measure and writes the table. The rounds of a pair alternate, ours and the ceiling's, so that a machine whose speed
+//! drifts drifts for both; the figure is the median of the rounds.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use bytes::Bytes;
+
+use crate::load;
+use crate::node::{self, Server};
+use crate::sqlite;
+
+const ROUNDS: usize = 5;
+const SPAN: Duration = Duration::from_millis(1_500);
+const PAYLOAD_BYTES: usize = 200;
+/// What a stored message of 200 bytes takes with its key and uid.
+const STORED_BYTES: usize = 240;
+const FRAME: usize = 256;
+/// Frames a transaction of the raw loop: about what the node's writer groups under this load.
+const GROUP: usize = 8;
+
+const SWARMS: &str = "
+name: echo
+bees:
+  - { name: echo, module: test-bees, input: { gateway: echo } }
+---
+name: effects
+bees:
+  - { name: effect, module: test-bees, input: { gateway: effects }, key: message, state: true }
+---
+name: sink
+bees:
+  - { name: tally, module: test-bees, input: { gateway: sink }, key: message, state: true, inbox: { messages: 1000000, bytes: 512MiB } }
+---
+name: two-stages
+bees:
+  - { name: pass, module: test-bees, input: { gateway: two-stages }, key: message, inbox: { messages: 1000000, bytes: 512MiB } }
+  - { name: tally, module: test-bees, input: { bee: pass }, key: message, state: true, inbox: { messages: 1000000, bytes: 512MiB } }
+";
+
+struct Row {
+    measure: &'static str,
+    ours: String,
+    ceiling: String,
+    ratio: String,
+    goal: &'static str,
+    met: bool,
+}
+
+pub fn run(binaries: &Path, bees: &Path, out: &Path) -> anyhow::Result<()> {
+    let wasm = std::fs::read(bees).with_context(|| format!("read {}", bees.display()))?;
+    let rows = tokio::runtime::Runtime::new()?.block_on(measure(binaries, &wasm, bees))?;
+    let mut text = String::from(
+        "# Benchmarks\n\nWritten by `ci/bench`. Each figure of ours stands beside the raw ceiling, measured in the same run on the same machine with the\n\
+         same load generator; look at the ratios, for absolute times wander with the machine. Release build, data folder on disk.\n\n",
+    );
+    writeln!(text, "Machine: {}\n", machine())?;
+    text.push_str("| measure | ours | ceiling | ratio | goal | |\n| --- | --- | --- | --- | --- | --- |\n");
+    for row in &rows {
+        let mark = if row.met { "met" } else { "**missed**" };
+        writeln!(
+            text,
+            "| {} | {} | {} | {} | {} | {mark} |",
+            row.measure, row.ours, row.ceiling, row.ratio, row.goal
+        )?;
+    }
+    writeln!(
+        text,
+        "\nMedians of {ROUNDS} alternating rounds of {:.1} s, payload {PAYLOAD_BYTES} bytes. Ceilings: a tonic server that echoes the same messages; SQLite in WAL mode \
+         with `synchronous=FULL` and rows of {FRAME} messages of {STORED_BYTES} bytes, {GROUP} a transaction; wasmtime with the node's settings and a host that does nothing.",
+        SPAN.as_secs_f64()
+    )?;
+    print!("{text}");
+    std::fs::write(out, text).with_context(|| format!("write {}", out.display()))
+}
+
+async fn measure(binaries: &Path, wasm: &[u8], bees: &Path) -> anyhow::Result<Vec<Row>> {
+    // Beside the binaries, which are on a disk; /tmp may be in memory.
+    let dir = tempfile::Builder::new().prefix("bench-").tempdir_in(binaries)?;
+    let mut rows = Vec::new();
+    let echo = Server::echo()?;
+    let skep = Server::skep(&binaries.join("skep"), &dir.path().join("data"))?;
+    let mut keeper = skep.keeper().await?;
+    node::push(&mut keeper, "test-bees", wasm).await?;
+    for manifest in SWARMS.split("---") {
+        node::apply(&mut keeper, manifest).await?;
+    }
+    let payload = Bytes::from(vec![b'x'; PAYLOAD_BYTES]);
+    // Warm both: first calls open connections and fill caches.
+    load::unary(&echo.url, "echo", &payload, 8, SPAN / 4).await?;
+    load::unary(&skep.url, "echo", &payload, 8, SPAN / 4).await?;
+
+    rows.push(one_by_one(&echo, &skep, &payload).await?);
+    rows.extend(throughput(&echo, &skep, &payload).await?);
+    rows.push(durable_request(&echo, &skep, &payload, dir.path()).await?);
+    rows.push(instances(binaries, bees)?);
+    rows.extend(streams(&skep, &payload, dir.path()).await?);
+    drop(skep);
+    rows.push(first_answer(binaries, wasm, dir.path()).await?);
+    rows.extend(idle(binaries, wasm, dir.path()).await?);
+    Ok(rows)
+}
+
+async fn one_by_one(echo: &Server, skep: &Server, payload: &Bytes) -> anyhow::Result<Row> {
+    let (mut ours, mut raw) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        raw.push(load::median(
+            &mut load::one_by_one(&echo.url, "echo", payload, 0, SPAN).await?,
+        )?);
+        ours.push(load::median(
+            &mut load::one_by_one(&skep.url, "echo", payload, 0, SPAN).await?,
+        )?);
+    }
+    let (ours, raw) = (load::median(&mut ours)?, load::median(&mut raw)?);
+    let ratio = ours.as_secs_f64() / raw.as_secs_f64();
+    Ok(Row {
+        measure: "request p50, one Bee of a pure Swarm, one caller",
+        ours: us(ours),
+        ceiling: format!("{} raw tonic echo", us(raw)),
+        ratio: format!("{ratio:.2} ×"),
+        goal: "≤ 3.0 ×",
+        met: ratio <= 3.0,
+    })
+}
+
+async fn throughput(echo: &Server, skep: &Server, payload: &Bytes) -> anyhow::Result<Vec<Row>> {
+    let (mut unary, mut raw_unary, mut piped, mut raw_piped) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        raw_unary.push(load::unary(&echo.url, "echo", payload, 64, SPAN).await?);
+        unary.push(load::unary(&skep.url, "echo", payload, 64, SPAN).await?);
+        raw_piped.push(load::pipelined(&echo.url, "echo", payload, 1_024, SPAN).await?);
+        piped.push(load::pipelined(&skep.url, "echo", payload, 1_024, SPAN).await?);
+    }
+    let (unary, raw_unary) = (middle(&mut unary), middle(&mut raw_unary));
+    let (piped, raw_piped) = (middle(&mut piped), middle(&mut raw_piped));
+    Ok(vec![
+        Row {
+            measure: "requests a second, the same, 64 callers, unary",
+            ours: count(unary),
+            ceiling: format!("{} raw tonic echo", count(raw_unary)),
+            ratio: format!("{:.2} ×", unary / raw_unary),
+            goal: "≥ 0.5 ×",
+            met: unary / raw_unary >= 0.5,
+        },
+        Row {
+            measure: "requests a second, the same, pipelined on one stream",
+            ours: count(piped),
+            ceiling: format!("{} raw tonic stream", count(raw_piped)),
+            ratio: format!("{:.2} ×", piped / raw_piped),
+            goal: "≥ 0.1 ×",
+            met: piped / raw_piped >= 0.1,
+        },
+        Row {
+            measure: "… against our own unary",
+            ours: count(piped),
+            ceiling: format!("{} our unary", count(unary)),
+            ratio: format!("{:.2} ×", piped / unary),
+            goal: "≥ 3 ×",
+            met: piped / unary >= 3.0,
+        },
+    ])
+}
+
+async fn durable_request(echo: &Server, skep: &Server, payload: &Bytes, dir: &Path) -> anyhow::Result<Row> {
+    let (mut ours, mut raw) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        let place = dir.join(format!("commits-{round}"));
+        std::fs::create_dir(&place)?;
+        let commit = load::median(&mut sqlite::commits(&place, SPAN)?)?;
+        let reply = load::median(&mut load::one_by_one(&echo.url, "echo", payload, 0, SPAN / 2).await?)?;
+        raw.push(commit + reply);
+        ours.push(load::median(
+            &mut load::one_by_one(&skep.url, "effects", payload, 100, SPAN).await?,
+        )?);
+    }
+    let (ours, raw) = (load::median(&mut ours)?, load::median(&mut raw)?);
+    let ratio = ours.as_secs_f64() / raw.as_secs_f64();
+    Ok(Row {
+        measure: "durable, stateful request p50, one caller",
+        ours: us(ours),
+        ceiling: format!("{} one SQLite FULL commit + echo", us(raw)),
+        ratio: format!("{ratio:.2} ×"),
+        goal: "≤ 1.5 ×",
+        met: ratio <= 1.5,
+    })
+}
+
+/// `runtime/engine/examples/bare.rs` measures both sides in one process, in turns.
+fn instances(binaries: &Path, bees: &Path) -> anyhow::Result<Row> {
+    let output = Command::new(binaries.join("examples/bare"))
+        .arg(bees)
+        .args(["echo", "2000", "1"])
+        .output()?;
+    ensure!(
+        output.status.success(),
+        "examples/bare: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).context("examples/bare prints JSON")?;
+    let number = |name: &str| {
+        told[name]
+            .as_f64()
+            .with_context(|| format!("examples/bare tells {name}: {told}"))
+    };
+    let (bare, fresh) = (number("bare_ns")?, number("fresh_ns")?);
+    Ok(Row {
+        measure: "fresh instance + call + drop",
+        ours: format!("{:.1} us", fresh / 1e3),
+        ceiling: format!("{:.1} us bare wasmtime loop", bare / 1e3),
+        ratio: format!("{:.2} ×", fresh / bare),
+        goal: "≤ 1.3 ×",
+        met: fresh / bare <= 1.3,
+    })
+}
+
+async fn streams(skep: &Server, payload: &Bytes, dir: &Path) -> anyhow::Result<Vec<Row>> {
+    let mut keeper = skep.keeper().await?;
+    let (mut submits, mut flows, mut appends, mut hops) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut flush_submit, mut flush_flow) = (0, 0);
+    const MESSAGES: u64 = 200_000;
+    for round in 0..ROUNDS {
+        let place = dir.join(format!("streams-{round}"));
+        std::fs::create_dir(&place)?;
+        let session = u8::try_from(round + 1)?;
+        appends.push(sqlite::appends(&place, FRAME, STORED_BYTES, GROUP, SPAN)?);
+        let before = node::flushes(&mut keeper).await?;
+        let done = load::submit(&skep.url, "sink", payload, 1_000, MESSAGES, FRAME as u64, session).await?;
+        flush_submit = node::flushes(&mut keeper).await? - before;
+        submits.push(done.messages as f64 / done.took.as_secs_f64());
+        node::processed(&mut keeper, "sink", MESSAGES * (round as u64 + 1)).await?;
+
+        hops.push(sqlite::hops(&place, FRAME, STORED_BYTES, GROUP, SPAN)?);
+        let before = node::flushes(&mut keeper).await?;
+        let began = Instant::now();
+        load::submit(&skep.url, "two-stages", payload, 1_000, MESSAGES, FRAME as u64, session).await?;
+        let ended = node::processed(&mut keeper, "two-stages", MESSAGES * (round as u64 + 1)).await?;
+        flush_flow = node::flushes(&mut keeper).await? - before;
+        flows.push(MESSAGES as f64 / ended.duration_since(began).as_secs_f64());
+    }
+    let (submit, append) = (middle(&mut submits), middle(&mut appends));
+    let (flow, hop) = (middle(&mut flows), middle(&mut hops));
+    Ok(vec![
+        Row {
+            measure: "streaming durable submit, messages a second",
+            ours: format!("{} ({flush_submit} flushes for {MESSAGES})", count(submit)),
+            ceiling: format!("{} raw SQLite FULL appends", count(append)),
+            ratio: format!("{:.2} ×", submit / append),
+            goal: "≥ 0.4 ×",
+            met: submit / append >= 0.4,
+        },
+        Row {
+            measure: "through a keyed Swarm of two stages, durable, messages a second",
+            ours: format!("{} ({flush_flow} flushes for {MESSAGES})", count(flow)),
+            ceiling: format!("{} raw SQLite FULL hops", count(hop)),
+            ratio: format!("{:.2} ×", flow / hop),
+            goal: "≥ 0.2 ×",
+            met: flow / hop >= 0.2,
+        },
+    ])
+}
+
+async fn first_answer(binaries: &Path, wasm: &[u8], dir: &Path) -> anyhow::Result<Row> {
+    let mut times = Vec::new();
+    for round in 0..ROUNDS {
+        // A node that has never seen the module, so that it compiles.
+        let skep = Server::skep(&binaries.join("skep"), &dir.join(format!("first-{round}")))?;
+        let mut keeper = skep.keeper().await?;
+        let began = Instant::now();
+        node::push(&mut keeper, "test-bees", wasm).await?;
+        node::apply(&mut keeper, SWARMS.split("---").next().context("a manifest")?).await?;
+        load::one_by_one(&skep.url, "echo", &Bytes::from_static(b"x"), 0, Duration::from_nanos(1)).await?;
+        times.push(began.elapsed());
+    }
+    let took = load::median(&mut times)?;
+    Ok(Row {
+        measure: "upload to first answer",
+        ours: format!("{} ms for {} KB", took.as_millis(), wasm.len() / 1_000),
+        ceiling: "–".to_owned(),
+        ratio: "–".to_owned(),
+        goal: "≤ 1 s for 200 KB",
+        met: took <= Duration::from_secs(1),
+    })
+}
+
+async fn idle(binaries: &Path, wasm: &[u8], dir: &Path) -> anyhow::Result<Vec<Row>> {
+    let skep = Server::skep(&binaries.join("skep"), &dir.join("idle"))?;
+    let mut keeper = skep.keeper().await?;
+    node::push(&mut keeper, "test-bees", wasm).await?;
+    for manifest in SWARMS.split("---") {
+        node::apply(&mut keeper, manifest).await?;
+    }
+    drop(keeper);
+    // What the start still writes and frees is not idling.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let (cpu, written) = (skep.cpu()?, skep.written_bytes()?);
+    let span = Duration::from_secs(60);
+    tokio::time::sleep(span).await;
+    let share = (skep.cpu()? - cpu).as_secs_f64() / span.as_secs_f64() * 100.0;
+    let written = skep.written_bytes()? - written;
+    let rss = skep.rss_mb()?;
+    let size = std::fs::metadata(binaries.join("skep"))?.len() as f64 / f64::from(1 << 20);
+    let row = |measure, ours: String, goal, met| Row {
+        measure,
+        ours,
+        ceiling: "–".to_owned(),
+        ratio: "–".to_owned(),
+        goal,
+        met,
+    };
+    Ok(vec![
+        row(
+            "idle node with four Swarms: RSS",
+            format!("{rss:.1} MB"),
+            "≤ 40 MB",
+            rss <= 40.0,
+        ),
+        row(
+            "… disk writes in a minute",
+            format!("{written:.0} bytes"),
+            "0",
+            written == 0.0,
+        ),
+        row("… CPU", format!("{share:.3} % of a core"), "< 0.1 %", share < 0.1),
+        row("binary, stripped", format!("{size:.1} MB"), "≤ 40 MB", size <= 40.0),
+    ])
+}
+
+fn middle(list: &mut [f64]) -> f64 {
+    list.sort_by(f64::total_cmp);
+    list.get(list.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn us(d: Duration) -> String {
+    format!("{} us", d.as_micros())
+}
+
+fn count(n: f64) -> String {
+    if n >= 1e6 {
+        format!("{:.2} M", n / 1e6)
+    } else {
+        format!("{:.1} k", n / 1e3)
+    }
+}
+
+fn machine() -> String {
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu
+        .lines()
+        .find_map(|l| l.strip_prefix("model name").and_then(|l| l.split(": ").nth(1)))
+        .unwrap_or("unknown CPU")
+        .to_owned();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().unwrap_or("?").to_owned();
+    format!("{cores} cores ({model}), load average {load} at the end of the run")
+}
