@@ -411,8 +411,6 @@ pub struct TopicStatus {
     pub timers: u64,
     pub dead: u64,
     pub dead_bytes: u64,
-    /// Distinct keys with state.
-    pub keys: u64,
 }
 
 /// A dead letter as stored.
@@ -507,16 +505,22 @@ pub trait Backend: Send + Sync + 'static {
     /// How often an owner scans although no bell rang. Embedded bells are never lost, so its scan is slow.
     fn scan_every_ms(&self) -> u64;
 
+    /// Cheap: what was applied so far, durable or not.
     async fn status(&self, swarm: &SwarmId) -> Result<Vec<TopicStatus>, Error>;
+
+    /// Distinct keys with state of one stage. Costs a look at each.
+    async fn keys(&self, topic: &TopicId) -> Result<u64, Error>;
 
     /// Every Swarm life that has rows, so that a node can finish a deletion that was interrupted.
     async fn lives(&self) -> Result<Vec<SwarmId>, Error>;
 
-    /// Removes everything of a Swarm's life. Later calls on it answer `Gone`.
-    async fn remove_swarm(&self, swarm: &SwarmId) -> Result<(), Error>;
+    /// Removes everything of a Swarm's life. Later calls on it answer `Gone`. With `if_empty` only if nothing is unread, parked or
+    /// dead-lettered at that very moment; `false`: nothing was removed. Removing what is gone is no error.
+    async fn remove_swarm(&self, swarm: &SwarmId, if_empty: bool) -> Result<bool, Error>;
 
     /// Removes everything of one stage's topic, e.g. after its removal from the manifest and its drain.
-    async fn remove_topic(&self, topic: &TopicId) -> Result<(), Error>;
+    /// Only if nothing is unread, parked, dead-lettered or waiting for its time; `false`: nothing was removed.
+    async fn remove_topic(&self, topic: &TopicId) -> Result<bool, Error>;
 
     /// One key's state, as committed.
     async fn state(&self, topic: &TopicId, key: &str) -> Result<HashMap<String, Bytes>, Error>;

@@ -56,7 +56,7 @@ pub(super) async fn a_key_s_state_is_its_own(harness: Box<dyn Harness>) -> Verdi
         world.backend().state(&b.id, "k").await.why()?.is_empty(),
         "another stage's"
     );
-    same!(world.backend().status(&world.swarm).await.why()?[0].keys, 4, "counted");
+    same!(world.backend().keys(&a.id).await.why()?, 4, "counted");
     Ok(())
 }
 
@@ -80,10 +80,6 @@ pub(super) async fn state_is_deleted(harness: Box<dyn Harness>) -> Verdict {
     let mut commit = world.commit(&owner);
     commit.state = vec![delete("b")];
     owner.must(commit).await?;
-    same!(
-        world.backend().status(&world.swarm).await.why()?[0].keys,
-        0,
-        "none left"
-    );
+    same!(world.backend().keys(&spec.id).await.why()?, 0, "none left");
     Ok(())
 }

@@ -5,7 +5,7 @@ use skep_model::limits::LEASE_TTL_MS;
 
 use super::actors::{Reason, World, output, put};
 use super::{Harness, Stop, Verdict, holds, refused, same};
-use crate::{Error, Once, Refused};
+use crate::{Error, Once, Refused, TimerSet};
 
 pub(super) async fn a_lease_is_exclusive_and_ends_by_the_store_s_clock(harness: Box<dyn Harness>) -> Verdict {
     let world = World::new(harness);
@@ -157,9 +157,20 @@ pub(super) async fn a_removed_swarm_is_gone(harness: Box<dyn Harness>) -> Verdic
     owner.must(commit).await?;
     let backend = world.backend();
     same!(backend.lives().await.why()?, [world.swarm.clone()], "it lives");
-    backend.remove_swarm(&world.swarm).await.why()?;
+    holds!(
+        !backend.remove_swarm(&world.swarm, true).await.why()?,
+        "it is not empty"
+    );
+    same!(backend.lives().await.why()?, [world.swarm.clone()], "it lives on");
+    holds!(
+        backend.remove_swarm(&world.swarm, false).await.why()?,
+        "it goes all the same"
+    );
     same!(backend.lives().await.why()?, [], "no rows are left");
-    backend.remove_swarm(&world.swarm).await.why()?;
+    holds!(
+        backend.remove_swarm(&world.swarm, true).await.why()?,
+        "again is no error"
+    );
     let next = world.commit(&owner);
     refused!(owner.send(next).await, Error::Gone, "a commit");
     refused!(backend.fetch(&owner.lease, owner.want(1)).await, Error::Gone, "a fetch");
@@ -193,7 +204,19 @@ pub(super) async fn a_removed_topic_begins_anew(harness: Box<dyn Harness>) -> Ve
     let mut commit = world.commit(&owner);
     commit.state.push(put("k", "n", "v"));
     owner.must(commit).await?;
-    world.backend().remove_topic(&a.id).await.why()?;
+    holds!(!world.backend().remove_topic(&a.id).await.why()?, "something is unread");
+    let fetched = owner.fetch(1).await?;
+    let mut commit = world.consuming(&owner, &fetched, 1);
+    commit.set_timers.push(world.timer("k", "t", 0));
+    owner.must(commit).await?;
+    holds!(!world.backend().remove_topic(&a.id).await.why()?, "a timer is set");
+    let mut commit = world.commit(&owner);
+    commit.set_timers.push(TimerSet {
+        at_ms: None,
+        ..world.timer("k", "t", 0)
+    });
+    owner.must(commit).await?;
+    holds!(world.backend().remove_topic(&a.id).await.why()?, "now it is empty");
     let next = world.commit(&owner);
     refused!(owner.send(next).await, Error::Fenced, "its owner");
     drop(owner);

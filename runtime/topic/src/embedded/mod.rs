@@ -401,23 +401,34 @@ impl Backend for Embedded {
         self.run(views::lives).await
     }
 
-    async fn remove_swarm(&self, swarm: &SwarmId) -> Result<(), Error> {
+    async fn keys(&self, topic: &TopicId) -> Result<u64, Error> {
+        let topic = topic.clone();
+        self.run(move |store| views::keys(store, &topic)).await
+    }
+
+    async fn remove_swarm(&self, swarm: &SwarmId, if_empty: bool) -> Result<bool, Error> {
         let life = swarm.clone();
-        let rows = self.run(move |store| removal::forget_swarm(store, &life)).await?;
+        let forget = self.run(move |store| removal::forget_swarm(store, &life, if_empty));
+        let Some(rows) = forget.await? else { return Ok(false) };
         for topic in rows {
             while self.run(move |store| removal::remove_rows(store, topic)).await? {}
         }
         let life = swarm.clone();
-        self.run(move |store| removal::remove_life(store, &life)).await
+        self.run(move |store| removal::remove_life(store, &life)).await?;
+        Ok(true)
     }
 
-    async fn remove_topic(&self, topic: &TopicId) -> Result<(), Error> {
+    async fn remove_topic(&self, topic: &TopicId) -> Result<bool, Error> {
         let topic = topic.clone();
-        if let Some(row) = self.run(move |store| removal::forget_topic(store, &topic)).await? {
-            while self.run(move |store| removal::remove_rows(store, row)).await? {}
-            self.flushed().await?;
+        match self.run(move |store| removal::forget_topic(store, &topic)).await? {
+            None => return Ok(false),
+            Some(None) => {}
+            Some(Some(row)) => {
+                while self.run(move |store| removal::remove_rows(store, row)).await? {}
+                self.flushed().await?;
+            }
         }
-        Ok(())
+        Ok(true)
     }
 
     async fn state(&self, topic: &TopicId, key: &str) -> Result<HashMap<String, Bytes>, Error> {

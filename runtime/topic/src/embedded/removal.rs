@@ -13,8 +13,16 @@ use super::store::{Fault, Store, db, un};
 use super::writer::Answer;
 use crate::Error;
 
-/// Marks the life as gone; returns the rows of its topics.
-pub(super) fn forget_swarm(store: &mut Store, swarm: &SwarmId) -> Result<Answer<Vec<i64>>, Fault> {
+/// Marks the life as gone; returns the rows of its topics, or `None` when it was to be empty and is not.
+pub(super) fn forget_swarm(
+    store: &mut Store,
+    swarm: &SwarmId,
+    if_empty: bool,
+) -> Result<Answer<Option<Vec<i64>>>, Fault> {
+    let mut topics = store.topics.iter().filter(|(id, _)| id.swarm() == swarm);
+    if if_empty && topics.any(|(_, t)| t.unread + t.parked + t.dead > 0) {
+        return Answer::now(None);
+    }
     store.begin()?;
     let names = params![swarm.tenant().as_str(), swarm.name().as_str(), swarm.incarnation().0];
     store.conn.execute(
@@ -41,13 +49,18 @@ pub(super) fn forget_swarm(store: &mut Store, swarm: &SwarmId) -> Result<Answer<
          WHERE s.tenant = ?1 AND s.name = ?2 AND s.incarnation = ?3",
     )?;
     let rows = query.query_map(names, |r| r.get(0))?.collect::<Result<_, _>>()?;
-    Answer::gated(rows)
+    Answer::gated(Some(rows))
 }
 
-/// Takes one topic out of service; returns its row.
-pub(super) fn forget_topic(store: &mut Store, id: &TopicId) -> Result<Answer<Option<i64>>, Fault> {
+/// Takes one empty topic out of service; returns its row, if there is one. `None`: it is not empty.
+pub(super) fn forget_topic(store: &mut Store, id: &TopicId) -> Result<Answer<Option<Option<i64>>>, Fault> {
     if store.gone.contains(id.swarm()) {
         return Err(Error::Gone.into());
+    }
+    if let Some(topic) = store.topics.get(id)
+        && topic.unread + topic.parked + topic.dead + topic.parts.iter().map(|p| p.timers).sum::<u64>() > 0
+    {
+        return Answer::now(None);
     }
     let row = store.forget_topic(id).map(|topic| topic.row);
     store.shared.ring_topic(id);
@@ -58,7 +71,7 @@ pub(super) fn forget_topic(store: &mut Store, id: &TopicId) -> Result<Answer<Opt
             .conn
             .execute("UPDATE topic SET stage = id || '.gone' WHERE id = ?1", [row])?;
     }
-    Answer::now(row)
+    Answer::now(Some(row))
 }
 
 /// Finishes the removal of topics that a stop interrupted.

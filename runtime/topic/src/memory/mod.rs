@@ -310,36 +310,48 @@ impl Backend for Memory {
     }
 
     async fn status(&self, swarm: &SwarmId) -> Result<Vec<TopicStatus>, Error> {
-        let mut inner = self.open()?;
+        let inner = self.open()?;
         Self::live(&inner, swarm)?;
-        self.release_all(&mut inner);
         Ok(inner.store.status(swarm))
+    }
+
+    async fn keys(&self, topic: &TopicId) -> Result<u64, Error> {
+        let mut inner = self.open()?;
+        Ok(inner.store.topic_mut(topic).map_or(0, |t| t.state.len() as u64))
     }
 
     async fn lives(&self) -> Result<Vec<SwarmId>, Error> {
         Ok(self.open()?.store.lives.keys().cloned().collect())
     }
 
-    async fn remove_swarm(&self, swarm: &SwarmId) -> Result<(), Error> {
+    async fn remove_swarm(&self, swarm: &SwarmId, if_empty: bool) -> Result<bool, Error> {
         let mut inner = self.open()?;
+        let mut topics = inner.store.status(swarm).into_iter();
+        if if_empty && topics.any(|t| t.unread + t.parked + t.dead > 0) {
+            return Ok(false);
+        }
         inner.store.lives.remove(swarm);
         inner.store.gone.insert(swarm.clone());
         inner.applied += 1;
         self.release_all(&mut inner);
         self.ring_gone(|topic| topic.swarm() == swarm);
-        Ok(())
+        Ok(true)
     }
 
-    async fn remove_topic(&self, topic: &TopicId) -> Result<(), Error> {
+    async fn remove_topic(&self, topic: &TopicId) -> Result<bool, Error> {
         let mut inner = self.open()?;
         Self::live(&inner, topic.swarm())?;
+        let mut topics = inner.store.status(topic.swarm()).into_iter();
+        if topics.any(|t| t.topic == *topic && t.unread + t.parked + t.timers + t.dead > 0) {
+            return Ok(false);
+        }
         if let Some(life) = inner.store.lives.get_mut(topic.swarm()) {
             life.topics.remove(topic.stage());
         }
         inner.applied += 1;
         self.release_all(&mut inner);
         self.ring_gone(|id| id == topic);
-        Ok(())
+        Ok(true)
     }
 
     async fn state(&self, topic: &TopicId, key: &str) -> Result<HashMap<String, Bytes>, Error> {

@@ -447,7 +447,6 @@ impl Store {
                 timers: topic.parts.values().map(|p| p.timers.len() as u64).sum(),
                 dead,
                 dead_bytes,
-                keys: topic.state.len() as u64,
             }
         });
         status.collect()
