@@ -1,7 +1,7 @@
-//! The durable default: SQLite in a data folder, one row a frame, one writer thread.
+//! The durable default: SQLite in a data folder, one row a frame, one writer.
 //!
 //! - `schema`: every table and row with its lifetime.
-//! - `writer`: the thread, and how it groups flushes.
+//! - `writer`: the desk at which operations run one by one, and the thread that groups their flushes.
 //! - `store`, `load`: the connection and the mirror of the small rows, and how it is built.
 //! - `publish`, `window`: appends, and how a repeated call is recognised.
 //! - `lease`, `fetch`, `commit`: an owner's life.
@@ -40,7 +40,7 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 
 use self::disk::{Lock, Reserve};
 use self::store::{Fault, Store};
-use self::writer::{Answer, Job, Ran, Writer};
+use self::writer::{Answer, Due, Job, Ran, Writer};
 use crate::guard::Guards;
 use crate::{
     Backend, Bell, CallResult, CatalogRecord, Claim, Commit, Committed, Counters, Error, Fetched, Held, Lease, Publish,
@@ -164,8 +164,8 @@ fn open_fault(path: PathBuf, fault: Fault) -> OpenError {
 }
 
 /// The embedded backend. Dropping it without [`Backend::close`] is as a crash: what was promised stays.
-#[derive(Debug)]
 pub struct Embedded {
+    desk: Arc<Mutex<Writer>>,
     queue: Mutex<Option<Sender<Job>>>,
     places: Arc<Semaphore>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
@@ -205,19 +205,23 @@ impl Embedded {
             .and_then(|clean| removal::finish_removals(&mut store).map(|()| clean))
             .map_err(|fault| open_fault(dir.join("skep.db"), fault))?;
         let (send, jobs) = std::sync::mpsc::channel();
-        let writer = Writer::new(store, reserve, Arc::clone(&shared), parts);
+        let desk = Arc::new(Mutex::new(Writer::new(
+            store,
+            reserve,
+            Arc::clone(&shared),
+            parts,
+            lock,
+        )));
+        let threads = Arc::clone(&desk);
         let thread = std::thread::Builder::new()
             .name("skep-topic".to_owned())
-            .spawn(move || {
-                // Held by the thread, so that the folder is free only when nothing writes to it any more.
-                let _lock = lock;
-                writer.run(&jobs);
-            })
+            .spawn(move || Writer::run(&threads, &jobs))
             .map_err(folder)?;
         if !clean {
             check_in_background(dir.join("skep.db"));
         }
         Ok(Arc::new(Self {
+            desk,
             queue: Mutex::new(Some(send)),
             places: Arc::new(Semaphore::new(limits::WRITER_QUEUE_MAX)),
             thread: Mutex::new(Some(thread)),
@@ -244,60 +248,112 @@ impl Embedded {
         let place = Arc::clone(&self.places).acquire_owned().await.map_err(|_| closed())?;
         let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let queue = queue.as_ref().ok_or_else(closed)?;
-        queue.send(Job { run, place }).map_err(|_| closed())
+        queue.send(Job::Run { run, place }).map_err(|_| closed())
     }
 
-    /// Runs an operation on the writer and waits for its answer, if it is gated for the flush too.
+    /// Runs a short operation here and now if nobody is at the desk or waits for it; gives it back otherwise.
+    fn at_the_desk(&self, run: writer::Run) -> Result<(), writer::Run> {
+        if self.places.available_permits() < limits::WRITER_QUEUE_MAX {
+            return Err(run);
+        }
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let (Some(queue), Ok(mut writer)) = (queue.as_ref(), self.desk.try_lock()) else {
+            return Err(run);
+        };
+        let before = writer.due();
+        writer.operate(run);
+        let after = writer.due();
+        drop(writer);
+        if after > before || after == Due::Flush {
+            // A thread that is gone needs no telling: the next operation meets a closed queue.
+            let _ = queue.send(Job::Look);
+        }
+        Ok(())
+    }
+
+    /// Runs an operation on the writer's thread and waits for its answer, if it is gated for the flush too.
     async fn run<T: Send + 'static>(
         &self,
         op: impl FnOnce(&mut Store) -> Result<Answer<T>, Fault> + Send + 'static,
     ) -> Result<T, Error> {
-        let (send, answer) = oneshot::channel::<Result<T, Error>>();
-        // Whoever asked may have gone; the operation is done all the same.
-        let run = move |store: Result<&mut Store, Error>| {
-            let store = match store {
-                Ok(store) => store,
-                Err(e) => {
-                    let _ = send.send(Err(e));
-                    return Ran::Answered;
-                }
-            };
-            store.wrote = false;
-            match op(store) {
-                Ok(Answer { value, gated }) if gated && store.dirty() => Ran::Waits(Box::new(move |flushed| {
-                    let _ = send.send(flushed.map(|()| value));
-                })),
-                Ok(Answer { value, .. }) => {
-                    let _ = send.send(Ok(value));
-                    Ran::Answered
-                }
-                Err(fault) => {
-                    let damage = fault.damage();
-                    match (fault, damage) {
-                        // Only this reader is touched.
-                        (_, Some(damage)) if !store.wrote => {
-                            let _ = send.send(Err(damage));
-                            Ran::Answered
-                        }
-                        (Fault::Refused(e), None) => {
-                            let _ = send.send(Err(e));
-                            Ran::Answered
-                        }
-                        (fault, damage) => Ran::Broken(
-                            fault,
-                            Box::new(move |lost| {
-                                let unavailable = || Error::Unavailable("the store failed".to_owned());
-                                let _ = send.send(Err(damage.or(lost.err()).unwrap_or_else(unavailable)));
-                            }),
-                        ),
-                    }
-                }
+        let (run, answer) = job(op);
+        self.submit(run).await?;
+        answered(answer).await
+    }
+
+    /// The same for an operation that is always short: where its caller is, if the desk is free.
+    async fn run_short<T: Send + 'static>(
+        &self,
+        op: impl FnOnce(&mut Store) -> Result<Answer<T>, Fault> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (run, answer) = job(op);
+        if let Err(run) = self.at_the_desk(run) {
+            self.submit(run).await?;
+        }
+        answered(answer).await
+    }
+}
+
+async fn answered<T>(answer: oneshot::Receiver<Result<T, Error>>) -> Result<T, Error> {
+    answer
+        .await
+        .unwrap_or_else(|_| Err(Error::Unknown("the store stopped before it answered".to_owned())))
+}
+
+/// An operation with its way back.
+fn job<T: Send + 'static>(
+    op: impl FnOnce(&mut Store) -> Result<Answer<T>, Fault> + Send + 'static,
+) -> (writer::Run, oneshot::Receiver<Result<T, Error>>) {
+    let (send, answer) = oneshot::channel::<Result<T, Error>>();
+    // Whoever asked may have gone; the operation is done all the same.
+    let run = move |store: Result<&mut Store, Error>| {
+        let store = match store {
+            Ok(store) => store,
+            Err(e) => {
+                let _ = send.send(Err(e));
+                return Ran::Answered;
             }
         };
-        self.submit(Box::new(run)).await?;
-        answer
-            .await
-            .unwrap_or_else(|_| Err(Error::Unknown("the store stopped before it answered".to_owned())))
+        store.wrote = false;
+        match op(store) {
+            Ok(Answer { value, gated }) if gated && store.dirty() => Ran::Waits(Box::new(move |flushed| {
+                let _ = send.send(flushed.map(|()| value));
+            })),
+            Ok(Answer { value, .. }) => {
+                let _ = send.send(Ok(value));
+                Ran::Answered
+            }
+            Err(fault) => {
+                let damage = fault.damage();
+                match (fault, damage) {
+                    // Only this reader is touched.
+                    (_, Some(damage)) if !store.wrote => {
+                        let _ = send.send(Err(damage));
+                        Ran::Answered
+                    }
+                    (Fault::Refused(e), None) => {
+                        let _ = send.send(Err(e));
+                        Ran::Answered
+                    }
+                    (fault, damage) => Ran::Broken(
+                        fault,
+                        Box::new(move |lost| {
+                            let unavailable = || Error::Unavailable("the store failed".to_owned());
+                            let _ = send.send(Err(damage.or(lost.err()).unwrap_or_else(unavailable)));
+                        }),
+                    ),
+                }
+            }
+        }
+    };
+    (Box::new(run), answer)
+}
+
+impl std::fmt::Debug for Embedded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Embedded")
+            .field("shared", &self.shared)
+            .finish_non_exhaustive()
     }
 }
 
@@ -339,35 +395,35 @@ impl Backend for Embedded {
             self.run(publish::room_on_disk).await?;
         }
         let prepared = publish::Prepared::from(publish);
-        self.run(move |store| publish::publish(store, &prepared)).await
+        self.run_short(move |store| publish::publish(store, &prepared)).await
     }
 
     async fn claim(&self, partition: &PartitionId, token: Token, ttl_ms: u64) -> Result<Result<Claim, Held>, Error> {
         let partition = partition.clone();
-        self.run(move |store| lease::claim(store, &partition, token, ttl_ms))
+        self.run_short(move |store| lease::claim(store, &partition, token, ttl_ms))
             .await
     }
 
     async fn renew(&self, lease: &Lease, ttl_ms: u64) -> Result<(), Error> {
         let lease = lease.clone();
-        self.run(move |store| lease::renew(store, &lease, ttl_ms)).await
+        self.run_short(move |store| lease::renew(store, &lease, ttl_ms)).await
     }
 
     async fn release(&self, lease: &Lease) -> Result<(), Error> {
         let lease = lease.clone();
-        self.run(move |store| lease::release(store, &lease)).await
+        self.run_short(move |store| lease::release(store, &lease)).await
     }
 
     async fn fetch(&self, lease: &Lease, want: Want) -> Result<Fetched, Error> {
         let lease = lease.clone();
-        self.run(move |store| fetch::fetch(store, &lease, want)).await
+        self.run_short(move |store| fetch::fetch(store, &lease, want)).await
     }
 
     async fn commit(&self, lease: &Lease, commit: Commit) -> Result<Committed, Error> {
         let partition = lease.partition.clone();
         let token = lease.token;
         let prepared = commit::Prepared::from(commit);
-        self.run(move |store| commit::commit(store, &partition, token, prepared))
+        self.run_short(move |store| commit::commit(store, &partition, token, prepared))
             .await
     }
 
@@ -492,7 +548,7 @@ impl Backend for Embedded {
         *self.queue.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
-            // The lock is released when the thread has ended; it has answered, so this takes no time.
+            // It has answered, so this takes no time.
             let _ = thread.join();
         }
         result
