@@ -3,7 +3,12 @@
 
 /// Generated; see `proto/gen`.
 pub mod v1 {
-    #![allow(clippy::all, clippy::allow_attributes_without_reason, missing_docs, reason = "generated code")]
+    #![allow(
+        clippy::all,
+        clippy::allow_attributes_without_reason,
+        missing_docs,
+        reason = "generated code"
+    )]
     include!("gen/skep.v1.rs");
 }
 

@@ -1,17 +1,22 @@
 //! The Beekeeper: uploads, applies, deletions, logs and dead letters, over gRPC.
 
+mod deletion;
+mod uploads;
+
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
 use futures::{Stream, StreamExt as _};
 use skep_model::env::{Clock, Entropy};
 use skep_model::id::{Digest, Incarnation};
-use skep_model::limits::{MANIFEST_BYTES_MAX, UPLOAD_BYTES_MAX};
+use skep_model::limits::{
+    KEEPER_REPLY_BYTES_MAX, MANIFEST_BYTES_MAX, MODULE_LOOSE_VERSIONS_MAX, MODULE_TAGS_MAX, MODULES_MAX,
+    SWARM_PARTITIONS_MAX, SWARMS_MAX,
+};
 use skep_model::manifest::{self, Modules};
-use skep_model::name::{BeeName, ModuleName, ModuleRef, ModuleVersion as Wanted, StageName, SwarmName, Tag};
+use skep_model::name::{BeeName, ModuleName, ModuleRef, ModuleVersion as Wanted, StageName, SwarmName};
 use skep_model::scope::SwarmId;
 use skep_model::swarm::{Stage, StageInput, Swarm};
 use skep_model::{Bytes, diff};
@@ -20,6 +25,7 @@ use skep_proto::v1::beekeeper_server::{Beekeeper, BeekeeperServer};
 use skep_topic::{Backend, Work};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, Streaming};
 
@@ -28,21 +34,34 @@ use crate::logs::Kept;
 use crate::stats::Stats;
 use crate::store::ModuleStore;
 use crate::supervisor::{Refused, Supervisor};
+use deletion::{Deletions, Order};
 
 const DELETE_TIMEOUT_MS_DEFAULT: u64 = 30_000;
 const DELETE_TIMEOUT_MS_MAX: u64 = 3_600_000;
 const DEAD_LETTERS_PAGE_DEFAULT: u32 = 100;
 const DEAD_LETTERS_PAGE_MAX: u32 = 1_000;
-/// How long an upload may pause between two chunks.
-const UPLOAD_IDLE: Duration = Duration::from_secs(30);
 /// Uploads received at once: each may hold [`UPLOAD_BYTES_MAX`] in memory.
 const UPLOADS_MAX: usize = 4;
-/// Progress lines of a deletion that wait for a slow client.
-const PROGRESS_MAX: usize = 16;
+/// Dead letters read in one step of the backend while a page is filled.
+const DEAD_LETTERS_STEP: u32 = 16;
+/// Log lines that wait for a slow client.
+const FOLLOW_LINES_MAX: usize = 16;
 
 static UPLOADS: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(UPLOADS_MAX);
 
-pub struct Keeper {
+#[derive(Clone)]
+pub struct Keeper(Arc<Parts>, Deletions);
+
+impl std::ops::Deref for Keeper {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+/// What a Beekeeper works with.
+pub struct Parts {
     pub supervisor: Arc<Supervisor>,
     pub backend: Arc<dyn Backend>,
     pub store: ModuleStore,
@@ -56,6 +75,11 @@ pub struct Keeper {
 }
 
 impl Keeper {
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        Self(Arc::new(parts), Deletions::default())
+    }
+
     #[must_use]
     pub fn routes(self) -> tonic::service::Routes {
         tonic::service::Routes::new(
@@ -143,71 +167,18 @@ type Out<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 #[tonic::async_trait]
 impl Beekeeper for Keeper {
     async fn push_module(&self, request: Request<Streaming<v1::PushModuleRequest>>) -> Reply<v1::PushModuleReply> {
-        let _place = UPLOADS.try_acquire().map_err(|_| {
+        let place = UPLOADS.try_acquire().map_err(|_| {
             Status::resource_exhausted(format!(
                 "{UPLOADS_MAX} uploads are under way, no more fit: try again soon"
             ))
         })?;
-        let (head, bytes) = receive(request.into_inner()).await?;
-        let name: ModuleName = head.name.parse().map_err(|e| invalid(format!("module name: {e}")))?;
-        let tag: Tag = if head.tag.is_empty() { "latest" } else { &head.tag }
-            .parse()
-            .map_err(|e| invalid(format!("tag: {e}")))?;
-        let digest = Digest::of(&bytes);
-        let size = bytes.len() as u64;
-        let began = std::time::Instant::now();
-        let module = self
-            .supervisor
-            .admit(digest, bytes.clone())
-            .await
-            .map_err(|e| refused(&e))?;
-        let compile_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let bees: Vec<String> = module.bees().iter().map(ToString::to_string).collect();
-        // Bytes before the record: a crash between the two leaves bytes that nobody names, never a name without bytes.
-        self.store.put(&digest, bytes).await.map_err(internal)?;
-        let pushed_ms = self.clock.now_ms();
-        let (known, replaced) = self
-            .supervisor
-            .catalog
-            .change_module(&name, |record| {
-                let known = record.versions.contains_key(&digest.to_hex());
-                record.versions.entry(digest.to_hex()).or_insert_with(|| ModuleVersion {
-                    size,
-                    bees: bees.clone(),
-                    pushed_ms,
-                });
-                let replaced = record.tags.insert(tag.to_string(), digest.to_hex());
-                Ok((known, replaced))
-            })
-            .await
-            .map_err(internal)?;
-        let followers = self.supervisor.catalog.swarms().await.map_err(internal)?;
-        let reference = ModuleRef {
-            name,
-            version: Wanted::Tag(tag),
-        };
-        let followers = followers
-            .iter()
-            .filter(|(_, record)| {
-                record
-                    .swarm
-                    .stages
-                    .iter()
-                    .any(|s| s.module.parse::<ModuleRef>().is_ok_and(|m| m == reference))
-            })
-            .map(|(name, _)| name.to_string())
-            .collect();
-        Ok(Response::new(v1::PushModuleReply {
-            digest: digest.to_string(),
-            bees,
-            known,
-            replaced: replaced
-                .filter(|hex| *hex != digest.to_hex())
-                .map(|hex| format!("sha256:{hex}"))
-                .unwrap_or_default(),
-            compile_ms,
-            followers,
-        }))
+        let upload = uploads::receive(request.into_inner()).await?;
+        let this = self.clone();
+        detached(async move {
+            let _place = place;
+            this.push(upload).await
+        })
+        .await
     }
 
     async fn list_modules(&self, _: Request<v1::ListModulesRequest>) -> Reply<v1::ListModulesReply> {
@@ -236,163 +207,13 @@ impl Beekeeper for Keeper {
     }
 
     async fn delete_module(&self, request: Request<v1::DeleteModuleRequest>) -> Reply<v1::DeleteModuleReply> {
-        let asked = request.into_inner();
-        let name: ModuleName = asked.name.parse().map_err(invalid)?;
-        let swarms = self.supervisor.catalog.swarms().await.map_err(internal)?;
-        let mut dropped = Vec::new();
-        let removed = self
-            .supervisor
-            .catalog
-            .change_module(&name, |record| {
-                dropped.clear();
-                let tags: Vec<String> = record
-                    .tags
-                    .keys()
-                    .filter(|t| asked.tag.is_empty() || **t == asked.tag)
-                    .cloned()
-                    .collect();
-                if tags.is_empty() {
-                    return Err(NoSuch(format!("module `{name}` has no such tag")).into());
-                }
-                for tag in &tags {
-                    record.tags.remove(tag);
-                }
-                let loose: Vec<String> = record
-                    .versions
-                    .keys()
-                    .filter(|hex| !record.tags.values().any(|d| d == *hex))
-                    .cloned()
-                    .collect();
-                for hex in loose {
-                    let used = users(&swarms, &hex);
-                    if !used.is_empty() {
-                        return Err(InUse(format!(
-                            "module `{name}` ({}) is used by {}: delete or re-apply those Swarms first",
-                            &hex[..12],
-                            used.join(", ")
-                        ))
-                        .into());
-                    }
-                    record.versions.remove(&hex);
-                    dropped.push(hex);
-                }
-                Ok(tags)
-            })
-            .await
-            .map_err(|e| match (e.downcast_ref::<NoSuch>(), e.downcast_ref::<InUse>()) {
-                (Some(no), _) => Status::not_found(no.to_string()),
-                (_, Some(used)) => Status::failed_precondition(used.to_string()),
-                _ => internal(e),
-            })?;
-        // The same bytes may have been pushed under another name.
-        let left = self.supervisor.catalog.modules().await.map_err(internal)?;
-        for hex in dropped {
-            if left.values().any(|m| m.versions.contains_key(&hex)) {
-                continue;
-            }
-            if let Ok(digest) = hex.parse() {
-                self.store.remove(&digest).await.map_err(internal)?;
-            }
-        }
-        Ok(Response::new(v1::DeleteModuleReply { removed_tags: removed }))
+        let this = self.clone();
+        detached(async move { this.remove_module(request.into_inner()).await }).await
     }
 
     async fn apply_swarm(&self, request: Request<v1::ApplySwarmRequest>) -> Reply<v1::ApplySwarmReply> {
-        let asked = request.into_inner();
-        if asked.manifest.len() > MANIFEST_BYTES_MAX {
-            return Err(invalid(format!(
-                "the manifest has {} bytes, at most {MANIFEST_BYTES_MAX} are taken",
-                asked.manifest.len()
-            )));
-        }
-        let modules = self.supervisor.catalog.modules().await.map_err(internal)?;
-        let known = Known(&modules);
-        let swarm = manifest::parse_with(&asked.manifest, &known).map_err(invalid)?;
-        let mut digests = BTreeMap::new();
-        for stage in &swarm.stages {
-            let wanted: ModuleRef = stage.module.parse().map_err(invalid)?;
-            let (digest, _) = known
-                .resolve(&wanted)
-                .ok_or_else(|| invalid(format!("stage `{}`: no module `{wanted}`: push it first", stage.name)))?;
-            digests.insert(stage.name.clone(), digest.to_hex());
-        }
-        let now_ms = self.clock.now_ms();
-        let current = self.supervisor.catalog.swarm(&swarm.name).await.map_err(internal)?;
-        let name = swarm.name.clone();
-        self.check_subjects(&swarm).await?;
-        let (expect, record) = match &current {
-            Some(found) if found.record.deleting => {
-                return Err(Status::failed_precondition(format!(
-                    "Swarm `{name}` is being deleted: wait until it is gone, or finish with `skep delete {name} --discard`"
-                )));
-            }
-            Some(found) => {
-                let old = &found.record;
-                if asked.expect_revision != 0 && asked.expect_revision != old.revision {
-                    return Err(Status::aborted(format!(
-                        "Swarm `{name}` is at revision {}, not {}: look at the difference, then apply again",
-                        old.revision, asked.expect_revision
-                    )));
-                }
-                let refusals = diff::refusals(&old.swarm, &swarm);
-                if !refusals.is_empty() {
-                    return Err(Status::failed_precondition(refusals.join("\n")));
-                }
-                let mut next = old.clone();
-                next.revision += 1;
-                next.applied_ms = now_ms;
-                next.manifest = asked.manifest;
-                next.swarm = swarm;
-                next.modules = digests;
-                (found.version, next)
-            }
-            None => (
-                0,
-                SwarmRecord {
-                    incarnation: Incarnation::random(self.entropy.as_ref()).to_string(),
-                    revision: 1,
-                    created_ms: now_ms,
-                    applied_ms: now_ms,
-                    manifest: asked.manifest,
-                    swarm,
-                    modules: digests,
-                    deleting: false,
-                },
-            ),
-        };
-        let changes = changes(current.as_ref().map(|c| &c.record), &record);
-        let revision = match &current {
-            // Nothing to do is not a revision.
-            Some(found) if changes.is_empty() => found.record.revision,
-            _ if asked.dry_run => record.revision,
-            _ => {
-                if let Err(now) = self
-                    .supervisor
-                    .catalog
-                    .put_swarm(expect, &record)
-                    .await
-                    .map_err(internal)?
-                {
-                    return Err(Status::aborted(format!(
-                        "Swarm `{name}` was changed by somebody else meanwhile (record {now}): look again, then apply again"
-                    )));
-                }
-                self.supervisor.reconcile().await.map_err(internal)?;
-                if let Some(trouble) = self.supervisor.trouble(&name) {
-                    return Err(Status::internal(format!(
-                        "revision {} of `{name}` is stored, but this node cannot run it: {trouble}",
-                        record.revision
-                    )));
-                }
-                record.revision
-            }
-        };
-        Ok(Response::new(v1::ApplySwarmReply {
-            swarm: name.to_string(),
-            revision,
-            changes,
-            dry_run: asked.dry_run,
-        }))
+        let this = self.clone();
+        detached(async move { this.apply(request.into_inner()).await }).await
     }
 
     async fn list_swarms(&self, _: Request<v1::ListSwarmsRequest>) -> Reply<v1::ListSwarmsReply> {
@@ -406,7 +227,12 @@ impl Beekeeper for Keeper {
     async fn describe_swarm(&self, request: Request<v1::DescribeSwarmRequest>) -> Reply<v1::DescribeSwarmReply> {
         let (name, found, id) = self.find(&request.into_inner().name).await?;
         let record = found.record;
-        let topics = self.backend.status(&id).await.map_err(topic_error)?;
+        let topics = depths(self.backend.as_ref(), &id).await?;
+        let mut keys = BTreeMap::new();
+        for stage in record.swarm.stages.iter().filter(|s| s.state) {
+            let count = self.backend.keys(&id.topic(&stage.name)).await.unwrap_or_default();
+            keys.insert(stage.name.clone(), count);
+        }
         let stages = record
             .swarm
             .stages
@@ -426,7 +252,7 @@ impl Beekeeper for Keeper {
                     parked: depth.map_or(0, |d| d.parked),
                     timers: depth.map_or(0, |d| d.timers),
                     dead: depth.map_or(0, |d| d.dead),
-                    keys: depth.map_or(0, |d| d.keys),
+                    keys: keys.get(&stage.name).copied().unwrap_or_default(),
                     processed: numbers.processed,
                     failed: numbers.failed,
                     batches: numbers.batches,
@@ -448,58 +274,39 @@ impl Beekeeper for Keeper {
 
     async fn delete_swarm(&self, request: Request<v1::DeleteSwarmRequest>) -> Reply<Self::DeleteSwarmStream> {
         let asked = request.into_inner();
-        let (name, mut found, id) = self.find(&asked.name).await?;
-        if !found.record.deleting {
-            found.record.deleting = true;
-            match self
-                .supervisor
-                .catalog
-                .put_swarm(found.version, &found.record)
-                .await
-                .map_err(internal)?
-            {
-                Ok(version) => found.version = version,
-                Err(_) => {
-                    return Err(Status::aborted(format!(
-                        "Swarm `{name}` was changed meanwhile: try again"
-                    )));
+        let this = self.clone();
+        let told = detached(async move { this.begin_deletion(asked).await }).await?;
+        // A number that a slow reader misses is replaced by the next.
+        let stop = self.stop.clone();
+        let stream = futures::stream::unfold(Some((told, None)), move |state| {
+            let stop = stop.clone();
+            async move {
+                let (mut told, mut shown) = state?;
+                loop {
+                    let now = told.borrow_and_update().clone();
+                    if let Some(end) = now.end {
+                        return Some((end, None));
+                    }
+                    if shown != Some(now.remaining) {
+                        shown = Some(now.remaining);
+                        let progress = v1::DeleteSwarmProgress {
+                            remaining: now.remaining,
+                            ..v1::DeleteSwarmProgress::default()
+                        };
+                        return Some((Ok(progress), Some((told, shown))));
+                    }
+                    let left = tokio::select! {
+                        changed = told.changed() => changed.is_err() && told.borrow().end.is_none(),
+                        () = stop.cancelled() => true,
+                    };
+                    if left {
+                        let status = Status::unavailable("the node stops: delete again once it is back");
+                        return Some((Err(status), None));
+                    }
                 }
             }
-        }
-        // Closes the routes; the stages go on and drain.
-        self.supervisor.reconcile().await.map_err(internal)?;
-        let timeout_ms = if asked.timeout_ms == 0 {
-            DELETE_TIMEOUT_MS_DEFAULT
-        } else {
-            asked.timeout_ms
-        };
-        let timeout = if asked.discard {
-            0
-        } else {
-            timeout_ms.min(DELETE_TIMEOUT_MS_MAX)
-        };
-        let supervisor = Arc::clone(&self.supervisor);
-        let backend = Arc::clone(&self.backend);
-        let (tell, progress) = mpsc::channel(PROGRESS_MAX);
-        // On its own: a client that goes away does not leave a deletion half done.
-        tokio::spawn(async move {
-            let last = delete(
-                &supervisor,
-                &backend,
-                &name,
-                &id,
-                found.version,
-                timeout,
-                asked.discard,
-                &tell,
-            )
-            .await;
-            // The client may be gone; the deletion is not for it alone.
-            let _ = tell.send(last).await;
         });
-        Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(
-            progress,
-        ))))
+        Ok(Response::new(Box::pin(stream)))
     }
 
     type LogsStream = Out<v1::LogEntry>;
@@ -514,7 +321,7 @@ impl Beekeeper for Keeper {
             return Ok(Response::new(Box::pin(past)));
         }
         let stop = self.stop.clone();
-        let (tell, follow) = mpsc::channel(PROGRESS_MAX);
+        let (tell, follow) = mpsc::channel(FOLLOW_LINES_MAX);
         tokio::spawn(async move {
             loop {
                 let next = tokio::select! {
@@ -556,14 +363,30 @@ impl Beekeeper for Keeper {
             0 => DEAD_LETTERS_PAGE_DEFAULT,
             n => n.min(DEAD_LETTERS_PAGE_MAX),
         };
-        let letters = self
-            .backend
-            .dead_letters(&id, stage.as_ref(), asked.after, limit)
-            .await
-            .map_err(topic_error)?;
-        Ok(Response::new(v1::ListDeadLettersReply {
-            letters: letters.into_iter().map(dead_letter).collect(),
-        }))
+        let (mut letters, mut bytes, mut after) = (Vec::new(), 0, asked.after);
+        'page: while (letters.len() as u64) < u64::from(limit) {
+            let step = DEAD_LETTERS_STEP.min(limit.saturating_sub(u32::try_from(letters.len()).unwrap_or(u32::MAX)));
+            let found = self
+                .backend
+                .dead_letters(&id, stage.as_ref(), after, step)
+                .await
+                .map_err(topic_error)?;
+            let more = found.len() as u64 == u64::from(step);
+            for stored in found {
+                after = stored.id;
+                let letter = dead_letter(stored);
+                bytes += reply_len(&letter);
+                // A short page: the client goes on after its last letter.
+                if bytes > KEEPER_REPLY_BYTES_MAX && !letters.is_empty() {
+                    break 'page;
+                }
+                letters.push(letter);
+            }
+            if !more {
+                break;
+            }
+        }
+        Ok(Response::new(v1::ListDeadLettersReply { letters }))
     }
 
     async fn discard_dead_letters(
@@ -577,6 +400,7 @@ impl Beekeeper for Keeper {
             .discard_dead_letters(&id, &asked.ids)
             .await
             .map_err(topic_error)?;
+        self.supervisor.discarded(&id).await.map_err(internal)?;
         Ok(Response::new(v1::DiscardDeadLettersReply { discarded }))
     }
 
@@ -596,6 +420,15 @@ impl Beekeeper for Keeper {
             .map(|(name, value)| v1::StateValue { name, value })
             .collect();
         values.sort_by(|a, b| a.name.cmp(&b.name));
+        let bytes: usize = values.iter().map(|v| v.name.len() + v.value.len() + 16).sum();
+        if bytes > KEEPER_REPLY_BYTES_MAX {
+            return Err(Status::out_of_range(format!(
+                "key `{}` has {} values of {bytes} bytes together, and one reply takes {KEEPER_REPLY_BYTES_MAX}: \
+                 keep large things under several keys",
+                asked.key,
+                values.len()
+            )));
+        }
         Ok(Response::new(v1::GetStateReply { values }))
     }
 
@@ -613,21 +446,394 @@ impl Beekeeper for Keeper {
 }
 
 impl Keeper {
-    /// A subject feeds one Swarm.
-    async fn check_subjects(&self, swarm: &Swarm) -> Result<(), Status> {
-        let mine = swarm.subjects();
-        for (name, other) in self.supervisor.catalog.swarms().await.map_err(internal)? {
-            if name == swarm.name {
+    async fn push(&self, upload: uploads::Upload) -> Reply<v1::PushModuleReply> {
+        let uploads::Upload {
+            name,
+            tag,
+            digest,
+            bytes,
+        } = upload;
+        let size = bytes.len() as u64;
+        let began = std::time::Instant::now();
+        let modules = &self.supervisor.modules;
+        let module = modules.admit(digest, bytes.clone()).await.map_err(|e| refused(&e))?;
+        let compile_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let bees: Vec<String> = module.bees().iter().map(ToString::to_string).collect();
+        let (hex, pushed_ms) = (digest.to_hex(), self.clock.now_ms());
+        let writes = self.supervisor.writes.lock().await;
+        let known_names = self.supervisor.catalog.modules().await.map_err(internal)?;
+        if !known_names.contains_key(&name) && known_names.len() >= MODULES_MAX {
+            return Err(Status::resource_exhausted(format!(
+                "there are {MODULES_MAX} modules, no more fit: remove one with `skep delete-module`"
+            )));
+        }
+        // Bytes before the record: a crash between the two leaves bytes that nobody names, never a name without bytes.
+        self.store.put(&digest, bytes).await.map_err(internal)?;
+        let swarms = self.supervisor.catalog.swarms().await.map_err(internal)?;
+        let mut dropped = Vec::new();
+        let (known, replaced) = self
+            .supervisor
+            .catalog
+            .change_module(&name, |record| {
+                let known = record.versions.contains_key(&hex);
+                record.versions.entry(hex.clone()).or_insert_with(|| ModuleVersion {
+                    size,
+                    bees: bees.clone(),
+                    pushed_ms,
+                });
+                let replaced = record.tags.insert(tag.to_string(), hex.clone());
+                if record.tags.len() > MODULE_TAGS_MAX {
+                    return Err(TooMany(format!(
+                        "module `{name}` has {MODULE_TAGS_MAX} tags, no more fit: remove one with `skep delete-module --tag`"
+                    ))
+                    .into());
+                }
+                dropped = superseded(record, &swarms);
+                Ok((known, replaced))
+            })
+            .await
+            .map_err(told)?;
+        self.drop_bytes(dropped).await?;
+        drop(writes);
+        self.supervisor.pushed(digest).await.map_err(internal)?;
+        let reference = ModuleRef {
+            name,
+            version: Wanted::Tag(tag),
+        };
+        let followers = swarms
+            .iter()
+            .filter(|(_, record)| {
+                record
+                    .swarm
+                    .stages
+                    .iter()
+                    .any(|s| s.module.parse::<ModuleRef>().is_ok_and(|m| m == reference))
+            })
+            .map(|(name, _)| name.to_string())
+            .collect();
+        Ok(Response::new(v1::PushModuleReply {
+            digest: digest.to_string(),
+            bees,
+            known,
+            replaced: replaced
+                .filter(|old| *old != hex)
+                .map(|old| format!("sha256:{old}"))
+                .unwrap_or_default(),
+            compile_ms,
+            followers,
+        }))
+    }
+
+    /// The bytes of versions that a record lost. The same bytes may have been pushed under another name. Under `writes`.
+    async fn drop_bytes(&self, dropped: Vec<String>) -> Result<(), Status> {
+        if dropped.is_empty() {
+            return Ok(());
+        }
+        let left = self.supervisor.catalog.modules().await.map_err(internal)?;
+        for hex in dropped {
+            if left.values().any(|m| m.versions.contains_key(&hex)) {
                 continue;
             }
-            if let Some(taken) = other.swarm.subjects().into_iter().find(|s| mine.contains(s)) {
-                return Err(Status::already_exists(format!(
-                    "subject `{taken}` feeds Swarm `{name}` already, and a subject feeds one Swarm: choose another name"
-                )));
+            if let Ok(digest) = hex.parse() {
+                self.store.remove(&digest).await.map_err(internal)?;
             }
         }
         Ok(())
     }
+
+    async fn remove_module(&self, asked: v1::DeleteModuleRequest) -> Reply<v1::DeleteModuleReply> {
+        let name: ModuleName = asked.name.parse().map_err(invalid)?;
+        let _writes = self.supervisor.writes.lock().await;
+        let swarms = self.supervisor.catalog.swarms().await.map_err(internal)?;
+        let mut dropped = Vec::new();
+        let removed = self
+            .supervisor
+            .catalog
+            .change_module(&name, |record| {
+                dropped.clear();
+                let tags: Vec<String> = record
+                    .tags
+                    .keys()
+                    .filter(|t| asked.tag.is_empty() || **t == asked.tag)
+                    .cloned()
+                    .collect();
+                if tags.is_empty() {
+                    return Err(NoSuch(format!("module `{name}` has no such tag")).into());
+                }
+                let untagged: Vec<String> = tags.iter().filter_map(|tag| record.tags.remove(tag)).collect();
+                let loose: Vec<String> = record
+                    .versions
+                    .keys()
+                    .filter(|hex| !record.tags.values().any(|d| d == *hex))
+                    .cloned()
+                    .collect();
+                for hex in loose {
+                    let used = users(&swarms, &hex);
+                    // A version that lost its tag earlier and is in use is not what was asked about, unless all goes.
+                    if !used.is_empty() && !asked.tag.is_empty() && !untagged.contains(&hex) {
+                        continue;
+                    }
+                    if !used.is_empty() {
+                        return Err(InUse(format!(
+                            "module `{name}` ({}) is used by {}: delete or re-apply those Swarms first",
+                            &hex[..12],
+                            used.join(", ")
+                        ))
+                        .into());
+                    }
+                    record.versions.remove(&hex);
+                    dropped.push(hex);
+                }
+                Ok(tags)
+            })
+            .await
+            .map_err(told)?;
+        self.drop_bytes(dropped).await?;
+        Ok(Response::new(v1::DeleteModuleReply { removed_tags: removed }))
+    }
+
+    async fn apply(&self, asked: v1::ApplySwarmRequest) -> Reply<v1::ApplySwarmReply> {
+        if asked.manifest.len() > MANIFEST_BYTES_MAX {
+            return Err(invalid(format!(
+                "the manifest has {} bytes, at most {MANIFEST_BYTES_MAX} are taken",
+                asked.manifest.len()
+            )));
+        }
+        let dry_run = asked.dry_run;
+        let (name, revision, changes) = self.decide(asked).await?;
+        if !dry_run {
+            // Also when nothing changed: applying again is how people mend what could not run.
+            self.supervisor.settle(&name).await.map_err(internal)?;
+            if let Some(trouble) = self.supervisor.trouble(&name) {
+                return Err(Status::internal(format!(
+                    "revision {revision} of `{name}` is stored, but this node cannot run it: {trouble}"
+                )));
+            }
+        }
+        Ok(Response::new(v1::ApplySwarmReply {
+            swarm: name.to_string(),
+            revision,
+            changes,
+            dry_run,
+        }))
+    }
+
+    /// Reads a manifest against the catalog and writes the new revision, unless nothing changes or it is a dry run. What the
+    /// manifest refers to stays there until it is written.
+    async fn decide(&self, asked: v1::ApplySwarmRequest) -> Result<(SwarmName, u64, Vec<v1::Change>), Status> {
+        let catalog = &self.supervisor.catalog;
+        let _writes = self.supervisor.writes.lock().await;
+        let modules = catalog.modules().await.map_err(internal)?;
+        let known = Known(&modules);
+        let swarm = manifest::parse_with(&asked.manifest, &known).map_err(invalid)?;
+        let mut digests = BTreeMap::new();
+        for stage in &swarm.stages {
+            let wanted: ModuleRef = stage.module.parse().map_err(invalid)?;
+            let (digest, _) = known
+                .resolve(&wanted)
+                .ok_or_else(|| invalid(format!("stage `{}`: no module `{wanted}`: push it first", stage.name)))?;
+            digests.insert(stage.name.clone(), digest.to_hex());
+        }
+        let now_ms = self.clock.now_ms();
+        let name = swarm.name.clone();
+        let swarms = catalog.swarms().await.map_err(internal)?;
+        let current = catalog.swarm(&name).await.map_err(internal)?;
+        check_subjects(&swarms, &swarm)?;
+        if let Some(found) = &current
+            && found.record.deleting
+        {
+            return Err(Status::failed_precondition(format!(
+                "Swarm `{name}` is being deleted: wait until it is gone, or finish with `skep delete {name} --discard`"
+            )));
+        }
+        if asked.expect_revision != 0 {
+            let now = current.as_ref().map_or(0, |found| found.record.revision);
+            if now == 0 {
+                return Err(Status::aborted(format!(
+                    "there is no Swarm `{name}`, so it is not at revision {}: apply without a revision to make it",
+                    asked.expect_revision
+                )));
+            }
+            if now != asked.expect_revision {
+                return Err(Status::aborted(format!(
+                    "Swarm `{name}` is at revision {now}, not {}: look at the difference, then apply again",
+                    asked.expect_revision
+                )));
+            }
+        }
+        let (expect, record) = match &current {
+            Some(found) => {
+                let old = &found.record;
+                let mut refusals = diff::refusals(&old.swarm, &swarm);
+                for stage in &swarm.stages {
+                    if let Some(left) = old.draining.get(&stage.name) {
+                        refusals.extend(diff::misplaced(&left.stage, stage).into_iter().map(|why| {
+                            format!(
+                                "{why}; what is left of the removed `{}` still drains, or has dead letters",
+                                stage.name
+                            )
+                        }));
+                    }
+                }
+                if !refusals.is_empty() {
+                    return Err(Status::failed_precondition(refusals.join("\n")));
+                }
+                let mut next = old.clone();
+                next.revision += 1;
+                next.applied_ms = now_ms;
+                next.manifest = asked.manifest;
+                next.draining = old.left_behind(&swarm);
+                next.swarm = swarm;
+                next.modules = digests;
+                (found.version, next)
+            }
+            None if swarms.len() >= SWARMS_MAX => {
+                return Err(Status::resource_exhausted(format!(
+                    "there are {SWARMS_MAX} Swarms, no more fit: delete one"
+                )));
+            }
+            None => (
+                0,
+                SwarmRecord {
+                    incarnation: Incarnation::random(self.entropy.as_ref()).to_string(),
+                    revision: 1,
+                    created_ms: now_ms,
+                    applied_ms: now_ms,
+                    manifest: asked.manifest,
+                    swarm,
+                    modules: digests,
+                    deleting: false,
+                    draining: BTreeMap::new(),
+                },
+            ),
+        };
+        let partitions = record.partitions();
+        if partitions > SWARM_PARTITIONS_MAX {
+            return Err(Status::failed_precondition(format!(
+                "the stages of `{name}` have {partitions} partitions together (removed stages that still drain included), \
+                 at most {SWARM_PARTITIONS_MAX} are taken: lower `partitions`, or make two Swarms of it"
+            )));
+        }
+        let changes = changes(current.as_ref().map(|c| &c.record), &record);
+        match &current {
+            // Nothing to do is not a revision.
+            Some(found) if changes.is_empty() => return Ok((name, found.record.revision, changes)),
+            _ if asked.dry_run => {}
+            _ => {
+                if let Err(now) = catalog.put_swarm(expect, &record).await.map_err(internal)? {
+                    return Err(Status::aborted(format!(
+                        "Swarm `{name}` was changed by somebody else meanwhile (record {now}): look again, then apply again"
+                    )));
+                }
+            }
+        }
+        Ok((name, record.revision, changes))
+    }
+
+    async fn begin_deletion(
+        &self,
+        asked: v1::DeleteSwarmRequest,
+    ) -> Result<tokio::sync::watch::Receiver<deletion::Told>, Status> {
+        let id = {
+            let _writes = self.supervisor.writes.lock().await;
+            let (name, mut found, id) = self.find(&asked.name).await?;
+            if !found.record.deleting {
+                found.record.deleting = true;
+                let put = self.supervisor.catalog.put_swarm(found.version, &found.record).await;
+                if put.map_err(internal)?.is_err() {
+                    return Err(Status::aborted(format!(
+                        "Swarm `{name}` was changed meanwhile: try again"
+                    )));
+                }
+            }
+            id
+        };
+        // Closes the routes; the stages go on and drain.
+        self.supervisor.settle(id.name()).await.map_err(internal)?;
+        let timeout_ms = match asked.timeout_ms {
+            0 => DELETE_TIMEOUT_MS_DEFAULT,
+            ms => ms.min(DELETE_TIMEOUT_MS_MAX),
+        };
+        let order = Order {
+            until: Instant::now() + Duration::from_millis(timeout_ms),
+            discard: asked.discard,
+        };
+        Ok(self.1.start_or_join(&self.supervisor, &id, order))
+    }
+}
+
+/// Runs to its end although the caller may go away: what is stored also takes effect.
+async fn detached<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Status>> + Send + 'static,
+) -> Result<T, Status> {
+    match tokio::spawn(work).await {
+        Ok(done) => done,
+        Err(e) => Err(Status::internal(format!("the call ended without an answer: {e}"))),
+    }
+}
+
+/// A subject feeds one Swarm.
+fn check_subjects(swarms: &BTreeMap<SwarmName, SwarmRecord>, swarm: &Swarm) -> Result<(), Status> {
+    let mine = swarm.subjects();
+    for (name, other) in swarms.iter().filter(|(name, _)| **name != swarm.name) {
+        if let Some(taken) = other.swarm.subjects().into_iter().find(|s| mine.contains(s)) {
+            return Err(Status::already_exists(format!(
+                "subject `{taken}` feeds Swarm `{name}` already, and a subject feeds one Swarm: choose another name"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Takes old versions out that have no tag and no user, all but the newest few.
+fn superseded(record: &mut ModuleRecord, swarms: &BTreeMap<SwarmName, SwarmRecord>) -> Vec<String> {
+    let mut loose: Vec<(u64, String)> = record
+        .versions
+        .iter()
+        .filter(|(hex, _)| !record.tags.values().any(|d| d == *hex) && users(swarms, hex).is_empty())
+        .map(|(hex, version)| (version.pushed_ms, hex.clone()))
+        .collect();
+    loose.sort();
+    loose.truncate(loose.len().saturating_sub(MODULE_LOOSE_VERSIONS_MAX));
+    loose
+        .into_iter()
+        .map(|(_, hex)| {
+            record.versions.remove(&hex);
+            hex
+        })
+        .collect()
+}
+
+async fn depths(backend: &dyn Backend, id: &SwarmId) -> Result<Vec<skep_topic::TopicStatus>, Status> {
+    match backend.status(id).await {
+        // Deleted, but for its record.
+        Err(skep_topic::Error::Gone) => Ok(Vec::new()),
+        other => other.map_err(topic_error),
+    }
+}
+
+/// About what a letter takes in a reply.
+fn reply_len(letter: &v1::DeadLetter) -> usize {
+    let headers: usize = letter.headers.iter().map(|h| h.name.len() + h.value.len() + 8).sum();
+    let text = letter.reason.len() + letter.detail.len() + letter.stderr.len() + letter.stage.len();
+    letter.payload.len() + headers + text + letter.key.as_ref().map_or(0, String::len) + 256
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct TooMany(String);
+
+fn told(e: anyhow::Error) -> Status {
+    if let Some(no) = e.downcast_ref::<NoSuch>() {
+        return Status::not_found(no.to_string());
+    }
+    if let Some(used) = e.downcast_ref::<InUse>() {
+        return Status::failed_precondition(used.to_string());
+    }
+    if let Some(many) = e.downcast_ref::<TooMany>() {
+        return Status::resource_exhausted(many.to_string());
+    }
+    internal(e)
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -638,127 +844,10 @@ struct NoSuch(String);
 #[error("{0}")]
 struct InUse(String);
 
-/// Takes a whole upload into memory, checked against what was announced. Nothing is parsed here.
-async fn receive(mut stream: Streaming<v1::PushModuleRequest>) -> Result<(v1::PushHeader, Bytes), Status> {
-    use v1::push_module_request::Part;
-    let mut head: Option<v1::PushHeader> = None;
-    let mut bytes = BytesMut::new();
-    loop {
-        let next = tokio::time::timeout(UPLOAD_IDLE, stream.message())
-            .await
-            .map_err(|_| Status::deadline_exceeded("the upload paused for more than 30 s: nothing was stored"))??;
-        let Some(message) = next else { break };
-        match (message.part, &head) {
-            (Some(Part::Header(h)), None) => {
-                if h.size > UPLOAD_BYTES_MAX as u64 {
-                    return Err(too_large(h.size));
-                }
-                head = Some(h);
-            }
-            (Some(Part::Header(_)), Some(_)) => return Err(invalid("a second header in one upload")),
-            (Some(Part::Chunk(_)), None) => return Err(invalid("the first part of an upload is its header")),
-            (Some(Part::Chunk(chunk)), Some(_)) => {
-                if bytes.len() + chunk.len() > UPLOAD_BYTES_MAX {
-                    return Err(too_large((bytes.len() + chunk.len()) as u64));
-                }
-                bytes.extend_from_slice(&chunk);
-            }
-            (None, _) => return Err(invalid("a part that is neither header nor chunk")),
-        }
-    }
-    let head = head.ok_or_else(|| invalid("an empty upload"))?;
-    if head.size != 0 && head.size != bytes.len() as u64 {
-        return Err(invalid(format!(
-            "truncated: {} bytes were announced and {} came; nothing was stored: push again",
-            head.size,
-            bytes.len()
-        )));
-    }
-    if !head.digest.is_empty() {
-        let announced: Digest = head.digest.parse().map_err(|e| invalid(format!("digest: {e}")))?;
-        let found = Digest::of(&bytes);
-        if announced != found {
-            return Err(invalid(format!(
-                "wrong digest: {announced} was announced, the bytes have {found}; nothing was stored: push again"
-            )));
-        }
-    }
-    Ok((head, bytes.freeze()))
-}
-
-fn too_large(size: u64) -> Status {
-    invalid(format!(
-        "the module has {size} bytes or more, at most {UPLOAD_BYTES_MAX} are taken"
-    ))
-}
-
-#[expect(
-    clippy::too_many_arguments,
-    reason = "one call; a struct would only rename the arguments"
-)]
-async fn delete(
-    supervisor: &Supervisor,
-    backend: &Arc<dyn Backend>,
-    name: &SwarmName,
-    id: &SwarmId,
-    version: u64,
-    timeout_ms: u64,
-    discard: bool,
-    tell: &mpsc::Sender<Result<v1::DeleteSwarmProgress, Status>>,
-) -> Result<v1::DeleteSwarmProgress, Status> {
-    let progress = |remaining| v1::DeleteSwarmProgress {
-        remaining,
-        done: false,
-        note: String::new(),
-    };
-    let remaining = supervisor
-        .drain(id, Duration::from_millis(timeout_ms), |remaining| {
-            // A slow reader misses a number, which the next one replaces.
-            let _ = tell.try_send(Ok(progress(remaining)));
-        })
-        .await
-        .map_err(internal)?;
-    let dead: u64 = backend
-        .status(id)
-        .await
-        .map_err(topic_error)?
-        .iter()
-        .map(|t| t.dead)
-        .sum();
-    if !discard && (remaining > 0 || dead > 0) {
-        return Ok(v1::DeleteSwarmProgress {
-            remaining,
-            done: false,
-            note: format!(
-                "{remaining} messages and {dead} dead letters remain; Swarm `{name}` takes no new input. \
-                 Wait and delete again, or drop them with `skep delete {name} --discard`"
-            ),
-        });
-    }
-    supervisor.remove(name, id).await.map_err(internal)?;
-    supervisor
-        .catalog
-        .delete_swarm(name, version)
-        .await
-        .map_err(internal)?
-        .map_err(|_| Status::aborted(format!("Swarm `{name}` was changed during its deletion: try again")))?;
-    supervisor.reconcile().await.map_err(internal)?;
-    let note = if remaining + dead > 0 {
-        format!("{remaining} messages and {dead} dead letters were discarded")
-    } else {
-        String::new()
-    };
-    Ok(v1::DeleteSwarmProgress {
-        remaining: 0,
-        done: true,
-        note,
-    })
-}
-
 fn users(swarms: &BTreeMap<SwarmName, SwarmRecord>, hex: &str) -> Vec<String> {
     swarms
         .iter()
-        .filter(|(_, record)| record.modules.values().any(|d| d == hex))
+        .filter(|(_, record)| record.digests().any(|d| d == hex))
         .map(|(name, _)| name.to_string())
         .collect()
 }

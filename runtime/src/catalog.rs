@@ -10,9 +10,9 @@ use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
 use skep_model::Bytes;
 use skep_model::id::{Digest, Incarnation};
-use skep_model::name::{ModuleName, StageName, SwarmName, TenantId};
+use skep_model::name::{ModuleName, OutputName, StageName, SwarmName, TenantId};
 use skep_model::scope::{Scope, SwarmId};
-use skep_model::swarm::Swarm;
+use skep_model::swarm::{Stage, Swarm};
 use skep_topic::Backend;
 
 /// Format of every catalog record.
@@ -48,14 +48,77 @@ pub struct SwarmRecord {
     /// What each stage's module reference meant when it was applied, as hex digest: a revision is immutable, a tag is not.
     pub modules: BTreeMap<StageName, String>,
     pub deleting: bool,
+    /// Stages that the revision no longer has and whose topics are not gone yet.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub draining: BTreeMap<StageName, DrainingStage>,
+}
+
+/// A stage that was removed from its Swarm and still has something in its topic. It runs as it did in its last revision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainingStage {
+    pub stage: Stage,
+    /// Hex digest.
+    pub module: String,
+    /// Who read what it publishes, by output. Each is a stage of the revision or drains too: nobody is removed before who feeds it.
+    pub readers: Vec<(Option<OutputName>, StageName)>,
+}
+
+impl DrainingStage {
+    /// # Errors
+    /// Only if the record was damaged.
+    pub fn digest(&self) -> anyhow::Result<Digest> {
+        self.module.parse().context("the digest in the catalog")
+    }
 }
 
 impl SwarmRecord {
+    /// Every module that the Swarm runs, as hex digest.
+    pub fn digests(&self) -> impl Iterator<Item = &str> {
+        let draining = self.draining.values().map(|d| d.module.as_str());
+        self.modules.values().map(String::as_str).chain(draining)
+    }
+
+    /// Of all stages, draining ones included.
+    #[must_use]
+    pub fn partitions(&self) -> u64 {
+        let draining = self.draining.values().map(|d| &d.stage);
+        self.swarm
+            .stages
+            .iter()
+            .chain(draining)
+            .map(|s| u64::from(s.partitions))
+            .sum()
+    }
+
+    /// What becomes of the stages of `self` when `next` takes its place: `draining` of the new record.
+    #[must_use]
+    pub fn left_behind(&self, next: &Swarm) -> BTreeMap<StageName, DrainingStage> {
+        let removed = self.swarm.stages.iter().map(|stage| {
+            let left = DrainingStage {
+                stage: stage.clone(),
+                module: self.modules.get(&stage.name).cloned().unwrap_or_default(),
+                readers: self.swarm.readers(&stage.name),
+            };
+            (stage.name.clone(), left)
+        });
+        let earlier = self.draining.iter().map(|(name, left)| (name.clone(), left.clone()));
+        earlier
+            .chain(removed)
+            .filter(|(name, _)| next.stage(name).is_none())
+            .collect()
+    }
+
     /// # Errors
     /// Only if the record was damaged.
     pub fn id(&self, scope: &Scope) -> anyhow::Result<SwarmId> {
         let incarnation: Incarnation = self.incarnation.parse().context("the incarnation in the catalog")?;
         Ok(scope.swarm(&self.swarm.name, incarnation))
+    }
+
+    /// Whether this is the record of that life.
+    #[must_use]
+    pub fn is(&self, id: &SwarmId) -> bool {
+        self.incarnation == id.incarnation().to_string()
     }
 
     /// # Errors
@@ -159,11 +222,18 @@ impl Catalog {
             .await
     }
 
-    pub async fn delete_swarm(&self, name: &SwarmName, expect: u64) -> anyhow::Result<Result<(), u64>> {
-        Ok(self
-            .backend
-            .catalog_delete(&self.swarm_key(name.as_str()), expect)
-            .await?)
+    /// Removes the record of one life of a Swarm, whatever else was written to it. Does nothing if it is gone or another life's.
+    pub async fn delete_swarm(&self, id: &SwarmId) -> anyhow::Result<()> {
+        let key = self.swarm_key(id.name().as_str());
+        for _ in 0..RACES_MAX {
+            let Some(found) = self.swarm(id.name()).await? else {
+                return Ok(());
+            };
+            if !found.record.is(id) || self.backend.catalog_delete(&key, found.version).await?.is_ok() {
+                return Ok(());
+            }
+        }
+        bail!("Swarm `{}` is being changed by too many at once: try again", id.name())
     }
 
     async fn put<T: Serialize>(&self, key: &str, expect: u64, record: &T) -> anyhow::Result<Result<u64, u64>> {

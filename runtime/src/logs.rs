@@ -59,13 +59,15 @@ impl LogKeep {
                 line: line.clone(),
             };
             ring.bytes += size(&kept);
-            ring.lines.push_back(kept.clone());
+            // Followers subscribe under this lock, so none is missed. An error only says that the last one left.
+            if self.live.receiver_count() > 0 {
+                let _ = self.live.send(kept.clone());
+            }
+            ring.lines.push_back(kept);
             while ring.bytes > LOG_BYTES_KEPT_MAX {
                 let Some(oldest) = ring.lines.pop_front() else { break };
                 ring.bytes -= size(&oldest);
             }
-            // An error only says that nobody follows.
-            let _ = self.live.send(kept);
         }
     }
 
@@ -92,11 +94,8 @@ impl LogKeep {
         (lines, live)
     }
 
-    pub fn forget(&self, swarm: &SwarmId) {
-        self.rings
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|topic, _| topic.swarm() != swarm);
+    pub fn forget(&self, topic: &TopicId) {
+        self.rings.lock().unwrap_or_else(PoisonError::into_inner).remove(topic);
     }
 }
 
@@ -139,7 +138,7 @@ mod tests {
         assert!(keep.read(&swarm, Some(&"b".parse().unwrap()), 0).0.is_empty());
         keep.keep(&topic, 2_000, &[line("new")]);
         assert_eq!(live.recv().await.unwrap().line.text, "new");
-        keep.forget(&swarm);
+        keep.forget(&topic);
         assert!(keep.read(&swarm, None, 0).0.is_empty());
     }
 }

@@ -21,13 +21,13 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin};
-use crate::beekeeper::Keeper;
+use crate::beekeeper::{self, Keeper};
 use crate::catalog::Catalog;
 use crate::logs::LogKeep;
 use crate::spans::OtlpSpans;
 use crate::stats::Stats;
 use crate::store::ModuleStore;
-use crate::supervisor::Supervisor;
+use crate::supervisor::{Modules, Supervisor};
 
 /// How long a stopping node waits for calls under way.
 const GRACE: Duration = Duration::from_secs(10);
@@ -71,7 +71,8 @@ pub struct Node {
     supervisor: Arc<Supervisor>,
     spans: Option<Arc<OtlpSpans>>,
     stop: CancellationToken,
-    doors: JoinHandle<std::io::Result<()>>,
+    /// Until it has ended.
+    doors: Option<JoinHandle<std::io::Result<()>>>,
     admin_task: Option<JoinHandle<std::io::Result<()>>>,
 }
 
@@ -115,18 +116,11 @@ impl Node {
         });
         let (routes, table) = watch::channel(Arc::new(RouteTable::default()));
         let catalog = Catalog::new(Arc::clone(&backend) as Arc<dyn Backend>, Scope::of(tenant));
-        let supervisor = Supervisor::new(
-            catalog,
-            store.clone(),
-            engine,
-            compiler,
-            Arc::new(cache),
-            seams,
-            Arc::clone(&stats),
-            routes,
-        );
-        supervisor.reconcile().await?;
+        let modules = Modules::new(store.clone(), engine, compiler, Arc::new(cache));
+        let supervisor = Supervisor::new(catalog, modules, seams, Arc::clone(&stats), routes);
         supervisor.sweep().await?;
+        supervisor.reconcile().await?;
+        supervisor.mend();
 
         let stop = CancellationToken::new();
         let core = skep_gateway::Core::new(
@@ -141,7 +135,7 @@ impl Node {
             },
         );
         let listen = listener.local_addr()?;
-        let keeper = Keeper {
+        let keeper = Keeper::new(beekeeper::Parts {
             supervisor: Arc::clone(&supervisor),
             backend: Arc::clone(&backend) as Arc<dyn Backend>,
             store,
@@ -151,7 +145,7 @@ impl Node {
             data: settings.data.display().to_string(),
             started_ms: clock.now_ms(),
             stop: stop.clone(),
-        };
+        });
         let doors = tokio::spawn(skep_gateway::serve(
             listener,
             core,
@@ -175,7 +169,7 @@ impl Node {
             supervisor,
             spans,
             stop,
-            doors,
+            doors: Some(doors),
             admin_task,
         })
     }
@@ -196,20 +190,62 @@ impl Node {
         self.backend.counters()
     }
 
+    /// Waits until the doors close by themselves, which they do only when something is wrong.
+    pub async fn failed(&mut self) -> anyhow::Error {
+        let Some(doors) = &mut self.doors else {
+            return std::future::pending().await;
+        };
+        let ended = doors.await;
+        self.doors = None;
+        match ended {
+            Ok(Ok(())) => anyhow::anyhow!("the doors closed"),
+            Ok(Err(e)) => anyhow::Error::new(e).context("the doors closed"),
+            Err(e) => anyhow::Error::new(e).context("the doors closed"),
+        }
+    }
+
     /// Refuses new calls, lets those under way end (bounded), stops the stages, makes everything durable and closes.
+    ///
+    /// # Errors
+    /// The first of what went wrong on the way; the store is closed whatever it was.
     pub async fn stop(self) -> anyhow::Result<()> {
         self.stop.cancel();
-        self.doors.await.context("the doors")??;
+        let doors = match self.doors {
+            Some(doors) => ended(doors.await).context("the doors"),
+            None => Ok(()),
+        };
         self.supervisor.stop().await;
-        if let Some(task) = self.admin_task {
-            task.await.context("the admin port")??;
+        let admin = match self.admin_task {
+            Some(mut task) => match tokio::time::timeout(GRACE, &mut task).await {
+                Ok(end) => ended(end).context("the admin port"),
+                // Somebody holds a connection open; nothing depends on it.
+                Err(_) => {
+                    task.abort();
+                    Ok(())
+                }
+            },
+            None => Ok(()),
+        };
+        let store = self.backend.close().await.context("close the store");
+        let spans = match self.spans {
+            Some(spans) => tokio::task::spawn_blocking(move || spans.shutdown())
+                .await
+                .map(|_| ())
+                .context("send the last spans"),
+            None => Ok(()),
+        };
+        // The store's word first: it is about users' data.
+        for part in [&store, &doors, &admin, &spans] {
+            if let Err(e) = part {
+                tracing::error!(error = format!("{e:#}"), "the node did not stop cleanly");
+            }
         }
-        self.backend.close().await?;
-        if let Some(spans) = self.spans {
-            tokio::task::spawn_blocking(move || spans.shutdown()).await?;
-        }
-        Ok(())
+        store.and(doors).and(admin).and(spans)
     }
+}
+
+fn ended(end: Result<std::io::Result<()>, tokio::task::JoinError>) -> anyhow::Result<()> {
+    Ok(end??)
 }
 
 async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
@@ -226,10 +262,22 @@ async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
 
 /// The folder holds users' data and native code: nobody else's business.
 fn make_private(dir: &Path) -> anyhow::Result<()> {
-    use std::os::unix::fs::DirBuilderExt as _;
+    use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(dir)
-        .with_context(|| format!("cannot make the data folder {}", dir.display()))
+        .with_context(|| format!("cannot make the data folder {}", dir.display()))?;
+    let found = std::fs::metadata(dir).with_context(|| format!("cannot look at the data folder {}", dir.display()))?;
+    let open = found.permissions().mode() & 0o077 != 0;
+    // A folder of others, or one with other things in it such as /tmp, is not ours to close.
+    let ours = found.uid() == rustix::process::geteuid().as_raw()
+        && (dir.join("topics").exists() || std::fs::read_dir(dir).is_ok_and(|mut files| files.next().is_none()));
+    if open && ours {
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
+            .with_context(|| format!("cannot make the data folder {} private", dir.display()))?;
+    } else if open {
+        tracing::warn!(dir = %dir.display(), "others may read the data folder: give skep one of its own, with mode 0700");
+    }
+    Ok(())
 }

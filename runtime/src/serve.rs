@@ -1,5 +1,6 @@
 //! `skep serve`: a node in the foreground.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -30,21 +31,33 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
         sample_ratio: args.sample_ratio,
         ..NodeSettings::local(args.data.clone())?
     };
-    let node = Node::start(settings).await?;
+    let mut node = Node::start(settings).await?;
     // Programs that start a node read these lines: one fact a line, flushed before the first call is answered.
-    println!("skep {} serves {}", env!("CARGO_PKG_VERSION"), node.url());
+    say(format_args!("skep {} serves {}", env!("CARGO_PKG_VERSION"), node.url()));
     if let Some(admin) = node.admin_url() {
-        println!("metrics {admin}/metrics");
+        say(format_args!("metrics {admin}/metrics"));
     }
-    println!("data {}", args.data.display());
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    eprintln!("stopping: calls under way end first; once more to stop at once");
-    tokio::select! {
+    say(format_args!("data {}", args.data.display()));
+    let failure = tokio::select! {
+        _ = interrupt.recv() => None,
+        _ = terminate.recv() => None,
+        failure = node.failed() => Some(failure),
+    };
+    // Whoever started us may have closed the pipe, which is no reason to end without a clean stop.
+    let _ = writeln!(
+        std::io::stderr(),
+        "stopping: calls under way end first; once more to stop at once"
+    );
+    let stopped = tokio::select! {
         stopped = node.stop() => stopped,
         _ = interrupt.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),
-    }
+    };
+    failure.map_or(stopped, Err)
+}
+
+/// Whoever reads may have gone, which is no reason to end.
+fn say(line: std::fmt::Arguments<'_>) {
+    let mut out = std::io::stdout();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }

@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use skep_model::env::Clock;
-use skep_model::scope::{SwarmId, TopicId};
+use skep_model::scope::TopicId;
 use skep_stage::{BatchReport, Observer, StageState};
 use skep_topic::Counters;
 
@@ -166,25 +166,24 @@ impl Stats {
         }
     }
 
-    pub fn forget(&self, swarm: &SwarmId) {
-        self.logs.forget(swarm);
+    /// A stage is gone: its log and its numbers too, unless another life of its Swarm counts under the same labels.
+    pub fn forget(&self, topic: &TopicId) {
+        self.logs.forget(topic);
         let mut stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
-        stages.retain(|topic, _| {
-            if topic.swarm() != swarm {
-                return true;
-            }
-            let labels = StageLabels::of(topic);
-            self.processed.remove(&labels);
-            self.failed.remove(&labels);
-            self.dead.remove(&labels);
-            self.batches.remove(&labels);
-            self.busy_us.remove(&labels);
-            self.batch_seconds.remove(&labels);
-            self.unread.remove(&labels);
-            self.parked.remove(&labels);
-            self.dead_now.remove(&labels);
-            false
-        });
+        stages.remove(topic);
+        let labels = StageLabels::of(topic);
+        if stages.keys().any(|other| StageLabels::of(other) == labels) {
+            return;
+        }
+        self.processed.remove(&labels);
+        self.failed.remove(&labels);
+        self.dead.remove(&labels);
+        self.batches.remove(&labels);
+        self.busy_us.remove(&labels);
+        self.batch_seconds.remove(&labels);
+        self.unread.remove(&labels);
+        self.parked.remove(&labels);
+        self.dead_now.remove(&labels);
     }
 
     /// Prometheus text, with the gauges as of now.

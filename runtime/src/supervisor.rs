@@ -1,50 +1,71 @@
-//! Makes what runs on this node match the catalog: one task's worth of work under one lock, so that two applies never interleave.
+//! Makes what runs on this node match the catalog, Swarm by Swarm.
 //!
 //! ```text
-//!   catalog ──reconcile──► stages (started, replanned, stopped) ──► route table (what the Gateway sees)
+//!   catalog ──settle──► stages (started, replanned, left to drain) ──► route table (what the Gateway sees)
 //! ```
 //! Order matters: a new stage starts before the routes that feed it appear, and a route disappears before its stages stop.
+//! Modules are loaded before the lock is taken and stages are stopped after it is given back, so one Swarm's compile or long
+//! batch holds up no other. Lock order: `writes`, then `fleet`.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Weak};
+mod drain;
+mod modules;
+mod plans;
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use async_trait::async_trait;
-use skep_engine::{Artifact, ArtifactCache, BeeSettings, CompileError, Compiler, Engine, Module};
+use skep_engine::{BeeSettings, Module};
 use skep_gateway::{Feed, Route, RouteTable};
 use skep_model::id::Digest;
 use skep_model::name::{StageName, SwarmName};
 use skep_model::scope::SwarmId;
-use skep_model::step::{Batch, Processed};
-use skep_model::swarm::{Stage, StageInput, Swarm};
-use skep_stage::{Bee, Destination, Plan, Running, Seams};
+use skep_model::swarm::{Stage, Swarm};
+use skep_stage::{Bee, Running, Seams};
 use skep_topic::TopicSpec;
 use skep_topic::lane::Lane;
-use tokio::sync::{Mutex, watch};
-use tokio::time::{Instant, sleep};
+use tokio::sync::{Mutex, Notify, watch};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::catalog::{Catalog, SwarmRecord};
 use crate::stats::Stats;
-use crate::store::ModuleStore;
+use plans::{End, Ends, UnderWay, WasmBee, plan, topic_spec};
 
-/// How often a drain looks whether it is done.
-const DRAIN_POLL: Duration = Duration::from_millis(50);
+pub use drain::Remains;
+pub use modules::{Modules, Refused};
+
+/// How often a Swarm that cannot run is tried again. Nothing is tried while all run.
+const MEND_EVERY: Duration = Duration::from_secs(5);
 
 pub struct Supervisor {
     pub catalog: Catalog,
-    store: ModuleStore,
-    engine: Arc<Engine>,
-    compiler: Compiler,
-    cache: Arc<ArtifactCache>,
+    pub modules: Modules,
+    /// Held by whoever reads the catalog, decides and writes: apply, push, deletions, the end of a drain.
+    pub writes: Mutex<()>,
     seams: Arc<Seams>,
     stats: Arc<Stats>,
     routes: watch::Sender<Arc<RouteTable>>,
-    swarms: Mutex<HashMap<SwarmName, Live>>,
-    /// Loaded modules, as long as a stage holds them.
-    modules: Mutex<HashMap<Digest, Weak<Module>>>,
-    /// Why a Swarm does not run as it should; the last reconciliation's word.
+    fleet: Mutex<Fleet>,
+    /// Why a Swarm does not run as it should; the last attempt's word.
     troubles: std::sync::Mutex<HashMap<SwarmName, String>>,
+    troubled: Notify,
+    /// Stages that end, drains and mending.
+    tasks: TaskTracker,
+    end: CancellationToken,
+}
+
+/// What runs on this node.
+#[derive(Default)]
+struct Fleet {
+    /// Set once: nothing starts any more.
+    stopped: bool,
+    swarms: HashMap<SwarmName, Live>,
+    /// Tells one removal of a stage from the next.
+    removals: u64,
 }
 
 /// A Swarm as it runs here.
@@ -52,276 +73,388 @@ struct Live {
     id: SwarmId,
     revision: u64,
     swarm: Swarm,
+    accepting: bool,
     stages: BTreeMap<StageName, LiveStage>,
+    draining: BTreeMap<StageName, Draining>,
+    /// Removed stages that are drained but for dead letters, which stay until they are discarded. They do not run.
+    kept: BTreeSet<StageName>,
 }
 
 struct LiveStage {
     running: Running,
     lane: Arc<Lane>,
+    /// What writers hold. The stage's own plan has another one, so the count tells whether a writer is left.
     topic: Arc<TopicSpec>,
+    /// Addresses of earlier revisions that a batch or call under way may still hold.
+    past: Vec<Weak<TopicSpec>>,
+    under_way: UnderWay,
 }
 
-/// Why an upload is not accepted.
-#[derive(Debug, thiserror::Error)]
-pub enum Refused {
-    #[error(transparent)]
-    Compile(#[from] CompileError),
-    #[error(transparent)]
-    Load(#[from] skep_engine::Error),
-}
-
-/// Joins engine and stage.
-struct WasmBee(skep_engine::Bee);
-
-#[async_trait]
-impl Bee for WasmBee {
-    async fn process(&self, batch: Batch) -> Processed {
-        self.0.process(batch).await
+impl Fleet {
+    /// One count over all revisions of a stage: a batch of an earlier one may be under way.
+    fn under_way(&self, name: &SwarmName, stage: &StageName) -> UnderWay {
+        let live = self.swarms.get(name);
+        let at = live.and_then(|l| l.stages.get(stage).or_else(|| l.draining.get(stage).map(|d| &d.live)));
+        at.map(|l| Arc::clone(&l.under_way)).unwrap_or_default()
     }
 }
 
+struct Draining {
+    removal: u64,
+    live: LiveStage,
+}
+
+impl LiveStage {
+    /// Whether somebody may still write to it: a route, a plan, or a call or batch under way on an earlier one.
+    fn has_writers(&self) -> bool {
+        Arc::strong_count(&self.topic) > 1 || self.past.iter().any(|old| old.strong_count() > 0)
+    }
+
+    /// Calls on the in-memory lane that wait, and inputs that the Bee is busy with.
+    fn in_memory(&self) -> (usize, usize) {
+        let under_way = self.under_way.load(std::sync::atomic::Ordering::Relaxed);
+        (self.lane.len(), under_way)
+    }
+}
+
+impl Live {
+    fn into_stages(self) -> impl Iterator<Item = LiveStage> {
+        let draining = self.draining.into_values().map(|d| d.live);
+        self.stages.into_values().chain(draining)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &LiveStage> {
+        self.stages.values().chain(self.draining.values().map(|d| &d.live))
+    }
+
+    fn runs(&self, record: &SwarmRecord) -> bool {
+        let left = |name: &StageName| self.draining.contains_key(name) || self.kept.contains(name);
+        record.is(&self.id) && self.revision == record.revision && record.draining.keys().all(left)
+    }
+}
+
+/// What a settling loaded, or why it could not.
+type Loaded = HashMap<Digest, Result<Arc<Module>, String>>;
+
 impl Supervisor {
     #[must_use]
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "built once, by the node, from the parts that it owns"
-    )]
     pub fn new(
         catalog: Catalog,
-        store: ModuleStore,
-        engine: Arc<Engine>,
-        compiler: Compiler,
-        cache: Arc<ArtifactCache>,
+        modules: Modules,
         seams: Arc<Seams>,
         stats: Arc<Stats>,
         routes: watch::Sender<Arc<RouteTable>>,
     ) -> Arc<Self> {
         Arc::new(Self {
             catalog,
-            store,
-            engine,
-            compiler,
-            cache,
+            modules,
+            writes: Mutex::default(),
             seams,
             stats,
             routes,
-            swarms: Mutex::default(),
-            modules: Mutex::default(),
+            fleet: Mutex::default(),
             troubles: std::sync::Mutex::default(),
+            troubled: Notify::new(),
+            tasks: TaskTracker::new(),
+            end: CancellationToken::new(),
         })
     }
 
-    /// The module of a digest: as it is loaded, from the artifact cache, or compiled anew from the store.
-    pub async fn load(&self, digest: Digest) -> anyhow::Result<Arc<Module>> {
-        if let Some(module) = self.loaded(digest).await {
-            return Ok(module);
+    /// Brings every Swarm in line with the catalog. What cannot be is told in [`Supervisor::trouble`] and tried again later.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub async fn reconcile(self: &Arc<Self>) -> anyhow::Result<()> {
+        let mut names: BTreeSet<SwarmName> = self.catalog.swarms().await?.into_keys().collect();
+        names.extend(self.fleet.lock().await.swarms.keys().cloned());
+        for name in names {
+            self.settle(&name).await?;
         }
-        if let Some(artifact) = self.cached(digest).await {
-            match self.engine.load(digest, artifact).await {
-                Ok(module) => return Ok(self.keep(digest, module).await),
-                Err(e) => tracing::warn!(%digest, error = %e, "cached artifact does not load, compiling again"),
-            }
-        }
-        let bytes = self.store.get(&digest).await?;
-        Ok(self.admit(digest, bytes).await?)
-    }
-
-    /// Compiles a component, unless this node has, and loads it: an upload is accepted when this succeeds, so what was accepted runs.
-    pub async fn admit(&self, digest: Digest, bytes: skep_model::Bytes) -> Result<Arc<Module>, Refused> {
-        if let Some(module) = self.loaded(digest).await {
-            return Ok(module);
-        }
-        let artifact = match self.cached(digest).await {
-            Some(artifact) => artifact,
-            None => {
-                let artifact = self.compiler.compile(bytes).await?;
-                let (cache, copy) = (Arc::clone(&self.cache), artifact.clone());
-                let kept = tokio::task::spawn_blocking(move || cache.put(digest, &copy)).await;
-                // The cache saves time, nothing else: a node that cannot write it still runs the module.
-                if let Ok(Err(e)) = kept {
-                    tracing::warn!(%digest, error = %e, "cannot keep a compiled module");
-                }
-                artifact
-            }
-        };
-        let module = self.engine.load(digest, artifact).await?;
-        Ok(self.keep(digest, module).await)
-    }
-
-    async fn loaded(&self, digest: Digest) -> Option<Arc<Module>> {
-        self.modules.lock().await.get(&digest).and_then(Weak::upgrade)
-    }
-
-    async fn keep(&self, digest: Digest, module: Module) -> Arc<Module> {
-        let mut modules = self.modules.lock().await;
-        modules.retain(|_, weak| weak.strong_count() > 0);
-        // Two loads of one module at once: the first one kept serves both.
-        if let Some(first) = modules.get(&digest).and_then(Weak::upgrade) {
-            return first;
-        }
-        let module = Arc::new(module);
-        modules.insert(digest, Arc::downgrade(&module));
-        module
-    }
-
-    async fn cached(&self, digest: Digest) -> Option<Artifact> {
-        let cache = Arc::clone(&self.cache);
-        match tokio::task::spawn_blocking(move || cache.get(digest)).await {
-            Ok(Ok(found)) => found,
-            Ok(Err(e)) => {
-                tracing::warn!(%digest, error = %e, "cannot read the artifact cache");
-                None
-            }
-            Err(_) => None,
-        }
-    }
-
-    /// Brings every Swarm in line with the catalog. What cannot be is told in [`Supervisor::trouble`] and tried at the next call.
-    pub async fn reconcile(&self) -> anyhow::Result<()> {
-        let wanted = self.catalog.swarms().await?;
-        let mut live = self.swarms.lock().await;
-        let gone: Vec<SwarmName> = live
-            .iter()
-            .filter(|(name, l)| {
-                wanted
-                    .get(*name)
-                    .is_none_or(|r| r.incarnation != l.id.incarnation().to_string())
-            })
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in gone {
-            if let Some(gone) = live.remove(&name) {
-                self.publish_routes(&live, &wanted);
-                stop_all(gone).await;
-            }
-        }
-        for (name, record) in &wanted {
-            let result = self.bring_up(&mut live, name, record).await;
-            let mut troubles = self.troubles.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            match result {
-                Ok(()) => troubles.remove(name),
-                Err(e) => {
-                    tracing::error!(swarm = %name, error = format!("{e:#}"), "Swarm cannot run");
-                    troubles.insert(name.clone(), format!("{e:#}"))
-                }
-            };
-        }
-        self.publish_routes(&live, &wanted);
         Ok(())
+    }
+
+    /// Brings one Swarm in line with the catalog.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub async fn settle(self: &Arc<Self>, name: &SwarmName) -> anyhow::Result<()> {
+        let mut loaded = Loaded::new();
+        loop {
+            // What may take long comes first, without the lock.
+            if let Some(found) = self.catalog.swarm(name).await?
+                && !self.is_running(name, &found.record).await
+            {
+                for hex in found.record.digests() {
+                    let Ok(digest) = hex.parse::<Digest>() else { continue };
+                    if let Entry::Vacant(empty) = loaded.entry(digest) {
+                        empty.insert(self.modules.load(digest).await.map_err(|e| format!("{e:#}")));
+                    }
+                }
+            }
+            let mut fleet = self.fleet.lock().await;
+            if fleet.stopped {
+                return Ok(());
+            }
+            // Read again under the lock: whoever swaps last has read last, so a revision never gives way to an older one.
+            let Some(found) = self.catalog.swarm(name).await? else {
+                let gone = fleet.swarms.remove(name);
+                self.publish_routes(&fleet);
+                drop(fleet);
+                self.end_stages(gone.into_iter().flat_map(Live::into_stages));
+                self.say(name, None);
+                return Ok(());
+            };
+            let record = found.record;
+            // A Swarm that is being deleted takes no input, whatever else is in its way.
+            if let Some(live) = fleet.swarms.get_mut(name)
+                && record.is(&live.id)
+            {
+                live.accepting = !record.deleting;
+            }
+            if fleet.swarms.get(name).is_some_and(|live| live.runs(&record)) {
+                self.publish_routes(&fleet);
+                drop(fleet);
+                self.say(name, None);
+                return Ok(());
+            }
+            let new = |hex: &str| hex.parse::<Digest>().is_ok_and(|d| !loaded.contains_key(&d));
+            if record.digests().any(new) {
+                // Another revision came meanwhile.
+                continue;
+            }
+            let before = match fleet.swarms.get(name) {
+                Some(live) if !record.is(&live.id) => fleet.swarms.remove(name),
+                _ => None,
+            };
+            let result = self.swap(&mut fleet, name, &record, &loaded);
+            self.publish_routes(&fleet);
+            drop(fleet);
+            self.end_stages(before.into_iter().flat_map(Live::into_stages));
+            if let Err(e) = &result {
+                tracing::error!(swarm = %name, error = format!("{e:#}"), "Swarm cannot run");
+            }
+            self.say(name, result.err().map(|e| format!("{e:#}")));
+            return Ok(());
+        }
+    }
+
+    async fn is_running(&self, name: &SwarmName, record: &SwarmRecord) -> bool {
+        self.fleet.lock().await.swarms.get(name).is_some_and(|l| l.runs(record))
+    }
+
+    fn say(&self, name: &SwarmName, trouble: Option<String>) {
+        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        match trouble {
+            None => {
+                troubles.remove(name);
+            }
+            Some(why) => {
+                troubles.insert(name.clone(), why);
+                self.troubled.notify_one();
+            }
+        }
     }
 
     #[must_use]
     pub fn trouble(&self, name: &SwarmName) -> Option<String> {
         self.troubles
             .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .unwrap_or_else(PoisonError::into_inner)
             .get(name)
             .cloned()
     }
 
-    async fn bring_up(
-        &self,
-        live: &mut HashMap<SwarmName, Live>,
-        name: &SwarmName,
-        record: &SwarmRecord,
-    ) -> anyhow::Result<()> {
-        if live.get(name).is_some_and(|l| l.revision == record.revision) {
-            return Ok(());
-        }
-        // Load everything before anything changes: a module that is missing must not leave half a revision.
-        let mut bees = BTreeMap::new();
-        for stage in &record.swarm.stages {
-            let digest = record.digest(&stage.name)?;
-            let module = self
-                .load(digest)
-                .await
-                .with_context(|| format!("stage `{}`", stage.name))?;
-            let bee = module
-                .bee(&stage.bee, BeeSettings::of(stage, digest))
-                .with_context(|| format!("stage `{}`", stage.name))?;
-            bees.insert(stage.name.clone(), (digest, Arc::new(WasmBee(bee)) as Arc<dyn Bee>));
-        }
-        let id = record.id(self.catalog.scope())?;
-        let mut old = live.remove(name);
-        let mut kept: BTreeMap<StageName, LiveStage> =
-            old.as_mut().map(|o| std::mem::take(&mut o.stages)).unwrap_or_default();
-        // Topics and lanes of all stages first, for plans name each other's.
-        let ends: BTreeMap<StageName, (Arc<TopicSpec>, Arc<Lane>)> = record
-            .swarm
-            .stages
-            .iter()
-            .map(|stage| {
-                let lane = kept.get(&stage.name).map_or_else(Lane::new, |k| Arc::clone(&k.lane));
-                (stage.name.clone(), (Arc::new(topic_spec(&id, stage)), lane))
-            })
-            .collect();
-        let mut stages = BTreeMap::new();
-        for stage in &record.swarm.stages {
-            let (topic, lane) = &ends[&stage.name];
-            let (digest, bee) = bees.remove(&stage.name).context("every stage has its Bee")?;
-            let plan = Arc::new(plan(&record.swarm, stage, topic, digest, bee, &ends));
-            let running = match kept.remove(&stage.name) {
-                Some(before) => {
-                    before.running.replan(plan);
-                    before.running
-                }
-                None => skep_stage::start(plan, lane, &self.seams),
-            };
-            stages.insert(
-                stage.name.clone(),
-                LiveStage {
-                    running,
-                    lane: Arc::clone(lane),
-                    topic: Arc::clone(topic),
-                },
-            );
-        }
-        live.insert(
-            name.clone(),
-            Live {
-                id,
-                revision: record.revision,
-                swarm: record.swarm.clone(),
-                stages,
-            },
-        );
-        // Stages that the revision no longer has drain before their inbox goes; nothing feeds them any more.
-        for (_, removed) in kept {
-            let seams = Arc::clone(&self.seams);
-            tokio::spawn(async move { drain_removed(removed, &seams).await });
+    fn troubled_swarms(&self) -> Vec<SwarmName> {
+        let troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        troubles.keys().cloned().collect()
+    }
+
+    /// A module was pushed: Swarms that cannot run may have waited for it.
+    pub async fn pushed(self: &Arc<Self>, digest: Digest) -> anyhow::Result<()> {
+        self.modules.forgive(digest);
+        for name in self.troubled_swarms() {
+            self.settle(&name).await?;
         }
         Ok(())
     }
 
-    fn publish_routes(&self, live: &HashMap<SwarmName, Live>, wanted: &BTreeMap<SwarmName, SwarmRecord>) {
+    /// Tries Swarms that cannot run again and again, until the node stops.
+    pub fn mend(self: &Arc<Self>) {
+        let this = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let work = async {
+                loop {
+                    this.troubled.notified().await;
+                    loop {
+                        let names = this.troubled_swarms();
+                        if names.is_empty() {
+                            break;
+                        }
+                        sleep(MEND_EVERY).await;
+                        for name in names {
+                            if let Err(e) = this.settle(&name).await {
+                                tracing::warn!(swarm = %name, error = format!("{e:#}"), "cannot look after a Swarm");
+                            }
+                        }
+                    }
+                }
+            };
+            tokio::select! {
+                () = this.end.cancelled() => {}
+                () = work => {}
+            }
+        });
+    }
+
+    /// Starts, replans and sets aside; the caller publishes the routes. An error after the swap tells what does not drain.
+    fn swap(
+        self: &Arc<Self>,
+        fleet: &mut Fleet,
+        name: &SwarmName,
+        record: &SwarmRecord,
+        loaded: &Loaded,
+    ) -> anyhow::Result<()> {
+        // Every Bee before anything changes: a module that is missing must not leave half a revision.
+        let mut bees = BTreeMap::new();
+        for stage in &record.swarm.stages {
+            let digest = record.digest(&stage.name)?;
+            let under_way = fleet.under_way(name, &stage.name);
+            bees.insert(stage.name.clone(), bee_of(stage, digest, loaded, under_way)?);
+        }
+        let id = record.id(self.catalog.scope())?;
+        let old = match fleet.swarms.remove(name) {
+            Some(live) if live.revision > record.revision => {
+                fleet.swarms.insert(name.clone(), live);
+                return Ok(());
+            }
+            other => other,
+        };
+        let (mut before, mut draining, mut kept) = old.map(|o| (o.stages, o.draining, o.kept)).unwrap_or_default();
+        // A stage that came back before it was drained is taken back with all that it has.
+        for stage in &record.swarm.stages {
+            kept.remove(&stage.name);
+            if let Some(back) = draining.remove(&stage.name) {
+                before.insert(stage.name.clone(), back.live);
+            }
+        }
+        // Addresses of all stages first, for plans name each other's.
+        let mut ends: Ends = record
+            .swarm
+            .stages
+            .iter()
+            .map(|stage| (stage.name.clone(), end_of(&id, stage, before.get(&stage.name))))
+            .collect();
+        for (name, left) in &record.draining {
+            let at = draining.get(name).map(|d| &d.live).or_else(|| before.get(name));
+            ends.insert(name.clone(), end_of(&id, &left.stage, at));
+        }
+        let mut stages = BTreeMap::new();
+        for stage in &record.swarm.stages {
+            let (digest, bee, under_way) = bees.remove(&stage.name).context("every stage has its Bee")?;
+            let plan = plan(stage, digest, bee, &record.swarm.readers(&stage.name), &id, &ends);
+            let live = self.start_or_replan(before.remove(&stage.name), plan, &ends[&stage.name], under_way);
+            stages.insert(stage.name.clone(), live);
+        }
+        // What the revision no longer has goes on as it was, and drains.
+        let mut trouble = None;
+        let mut removals = Vec::new();
+        for (name, left) in &record.draining {
+            if draining.contains_key(name) || kept.contains(name) {
+                continue;
+            }
+            let live = match before.remove(name) {
+                Some(live) => live,
+                None => match left
+                    .digest()
+                    .and_then(|digest| bee_of(&left.stage, digest, loaded, UnderWay::default()))
+                {
+                    Ok((digest, bee, under_way)) => {
+                        let plan = plan(&left.stage, digest, bee, &left.readers, &id, &ends);
+                        self.start_or_replan(None, plan, &ends[name], under_way)
+                    }
+                    Err(e) => {
+                        trouble = Some(e.context("a removed stage cannot drain"));
+                        continue;
+                    }
+                },
+            };
+            fleet.removals += 1;
+            let removal = fleet.removals;
+            removals.push((name.clone(), removal));
+            draining.insert(name.clone(), Draining { removal, live });
+        }
+        self.end_stages(before.into_values());
+        fleet.swarms.insert(
+            name.clone(),
+            Live {
+                id: id.clone(),
+                revision: record.revision,
+                swarm: record.swarm.clone(),
+                accepting: !record.deleting,
+                stages,
+                draining,
+                kept,
+            },
+        );
+        for (stage, removal) in removals {
+            self.tasks
+                .spawn(Arc::clone(self).drain_removed(id.clone(), stage, removal));
+        }
+        trouble.map_or(Ok(()), Err)
+    }
+
+    fn start_or_replan(
+        &self,
+        before: Option<LiveStage>,
+        plan: Arc<skep_stage::Plan>,
+        end: &End,
+        under_way: UnderWay,
+    ) -> LiveStage {
+        let Some(mut live) = before else {
+            return LiveStage {
+                running: skep_stage::start(plan, &end.lane, &self.seams),
+                lane: Arc::clone(&end.lane),
+                topic: Arc::clone(&end.topic),
+                past: Vec::new(),
+                under_way,
+            };
+        };
+        live.running.replan(plan);
+        live.past.retain(|old| old.strong_count() > 0);
+        if !Arc::ptr_eq(&live.topic, &end.topic) {
+            live.past.push(Arc::downgrade(&live.topic));
+            live.topic = Arc::clone(&end.topic);
+        }
+        live.under_way = under_way;
+        live
+    }
+
+    fn publish_routes(&self, fleet: &Fleet) {
         let mut table = RouteTable::default();
-        for (name, swarm) in live {
-            let accepting = wanted
-                .get(name)
-                .is_some_and(|r| !r.deleting && r.incarnation == swarm.id.incarnation().to_string());
-            for subject in swarm.swarm.subjects() {
-                let pure = swarm.swarm.pure(&subject);
-                let feeds = swarm
+        for live in fleet.swarms.values() {
+            for subject in live.swarm.subjects() {
+                let pure = live.swarm.pure(&subject);
+                let feeds = live
                     .swarm
                     .fed_by(&subject)
                     .filter_map(|stage| {
-                        let live = swarm.stages.get(&stage.name)?;
+                        let at = live.stages.get(&stage.name)?;
                         Some(Feed {
-                            topic: Arc::clone(&live.topic),
+                            topic: Arc::clone(&at.topic),
                             stage: stage.name.clone(),
                             key: stage.key.clone(),
-                            lane: pure.then(|| Arc::clone(&live.lane)),
+                            lane: pure.then(|| Arc::clone(&at.lane)),
                         })
                     })
                     .collect();
                 table.insert(
                     self.catalog.scope().tenant(),
                     Arc::new(Route {
-                        swarm: swarm.id.clone(),
+                        swarm: live.id.clone(),
                         subject,
                         feeds,
                         pure,
-                        accepting,
+                        accepting: live.accepting,
                     }),
                 );
             }
@@ -329,136 +462,60 @@ impl Supervisor {
         self.routes.send_replace(Arc::new(table));
     }
 
-    /// Waits until a Swarm that takes no new input has nothing unread and nothing parked, or until `timeout`. Tells what remains.
-    pub async fn drain(&self, id: &SwarmId, timeout: Duration, mut tell: impl FnMut(u64)) -> anyhow::Result<u64> {
-        let until = Instant::now() + timeout;
-        loop {
-            let remaining: u64 = self
-                .seams
-                .backend
-                .status(id)
-                .await?
-                .iter()
-                .map(|t| t.unread + t.parked)
-                .sum();
-            tell(remaining);
-            if remaining == 0 || Instant::now() >= until {
-                return Ok(remaining);
-            }
-            sleep(DRAIN_POLL).await;
+    /// Stages end after their batches under way; nobody waits for them but the node's stop.
+    fn end_stages(&self, stages: impl Iterator<Item = LiveStage>) {
+        for stage in stages {
+            let stats = Arc::clone(&self.stats);
+            self.tasks.spawn(async move {
+                stage.running.stop().await;
+                stats.forget(&stage.topic.id);
+            });
         }
-    }
-
-    /// Stops a Swarm's stages and removes its rows. The catalog's record goes last, so that an interrupted deletion is found again.
-    pub async fn remove(&self, name: &SwarmName, id: &SwarmId) -> anyhow::Result<()> {
-        let stopped = self.swarms.lock().await.remove(name);
-        if let Some(live) = stopped {
-            stop_all(live).await;
-        }
-        self.seams.backend.remove_swarm(id).await?;
-        self.stats.forget(id);
-        Ok(())
-    }
-
-    /// Removes the rows of Swarm lives that the catalog does not know: what a crash left of a deletion.
-    pub async fn sweep(&self) -> anyhow::Result<()> {
-        let wanted = self.catalog.swarms().await?;
-        for id in self.seams.backend.lives().await? {
-            let known = id.tenant() != self.catalog.scope().tenant()
-                || wanted
-                    .get(id.name())
-                    .is_some_and(|r| r.incarnation == id.incarnation().to_string());
-            if !known {
-                tracing::info!(swarm = %id, "removing what is left of a deleted Swarm");
-                self.seams.backend.remove_swarm(&id).await?;
-            }
-        }
-        Ok(())
     }
 
     /// Stops everything, after the batches under way.
     pub async fn stop(&self) {
+        let swarms = {
+            let mut fleet = self.fleet.lock().await;
+            fleet.stopped = true;
+            std::mem::take(&mut fleet.swarms)
+        };
+        self.end.cancel();
         self.routes.send_replace(Arc::new(RouteTable::default()));
-        let all: Vec<Live> = self.swarms.lock().await.drain().map(|(_, live)| live).collect();
-        for live in all {
-            stop_all(live).await;
-        }
+        self.end_stages(swarms.into_values().flat_map(Live::into_stages));
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 }
 
-async fn stop_all(live: Live) {
-    futures::future::join_all(live.stages.into_values().map(|stage| stage.running.stop())).await;
-}
-
-async fn drain_removed(removed: LiveStage, seams: &Seams) {
-    loop {
-        match seams.backend.status(removed.topic.id.swarm()).await {
-            Ok(topics) => {
-                let left = topics.iter().find(|t| t.topic == removed.topic.id);
-                if left.is_none_or(|t| t.unread + t.parked + t.timers == 0) {
-                    break;
-                }
-            }
-            Err(skep_topic::Error::Gone) => break,
-            Err(e) => tracing::debug!(error = %e, "cannot see whether a removed stage is drained"),
-        }
-        sleep(Duration::from_millis(500)).await;
-    }
-    removed.running.stop().await;
-    // Dead letters stay until they are discarded: a removed stage's failures are still somebody's.
-    if let Ok(topics) = seams.backend.status(removed.topic.id.swarm()).await
-        && topics.iter().any(|t| t.topic == removed.topic.id && t.dead == 0)
-        && let Err(e) = seams.backend.remove_topic(&removed.topic.id).await
-    {
-        tracing::warn!(topic = %removed.topic.id, error = %e, "cannot remove the topic of a removed stage");
+/// Where a stage is reached: the address that writers have, if it says the same, and its lane.
+fn end_of(id: &SwarmId, stage: &Stage, live: Option<&LiveStage>) -> End {
+    let spec = topic_spec(id, stage);
+    let topic = live.filter(|l| *l.topic == spec).map(|l| Arc::clone(&l.topic));
+    End {
+        topic: topic.unwrap_or_else(|| Arc::new(spec)),
+        lane: live.map_or_else(Lane::new, |l| Arc::clone(&l.lane)),
+        key: stage.key.clone(),
     }
 }
 
-fn topic_spec(id: &SwarmId, stage: &Stage) -> TopicSpec {
-    TopicSpec {
-        id: id.topic(&stage.name),
-        partitions: stage.partitions,
-        inbox: stage.inbox,
-        dead_letters: stage.dead_letters,
-    }
-}
-
-fn plan(
-    swarm: &Swarm,
+fn bee_of(
     stage: &Stage,
-    topic: &Arc<TopicSpec>,
-    module: Digest,
-    bee: Arc<dyn Bee>,
-    ends: &BTreeMap<StageName, (Arc<TopicSpec>, Arc<Lane>)>,
-) -> Plan {
-    let destination = |reader: &Stage| {
-        let (topic, lane) = &ends[&reader.name];
-        Destination {
-            stage: reader.name.clone(),
-            topic: Arc::clone(topic),
-            key: reader.key.clone(),
-            lane: Arc::clone(lane),
-        }
+    digest: Digest,
+    loaded: &Loaded,
+    under_way: UnderWay,
+) -> anyhow::Result<(Digest, Arc<dyn Bee>, UnderWay)> {
+    let module = match loaded.get(&digest) {
+        Some(Ok(module)) => module,
+        Some(Err(why)) => anyhow::bail!("stage `{}`: {why}", stage.name),
+        None => anyhow::bail!("stage `{}`: module {digest} was not loaded", stage.name),
     };
-    let mut named: BTreeMap<String, Vec<Destination>> = BTreeMap::new();
-    for reader in &swarm.stages {
-        for input in &reader.inputs {
-            if let StageInput::Bee {
-                stage: from,
-                output: Some(output),
-            } = input
-                && *from == stage.name
-            {
-                named.entry(output.to_string()).or_default().push(destination(reader));
-            }
-        }
-    }
-    Plan {
-        stage: stage.clone(),
-        topic: Arc::clone(topic),
-        module,
+    let bee = module
+        .bee(&stage.bee, BeeSettings::of(stage, digest))
+        .with_context(|| format!("stage `{}`", stage.name))?;
+    let bee = WasmBee {
         bee,
-        unnamed: swarm.downstream(&stage.name, None).map(destination).collect(),
-        named,
-    }
+        under_way: Arc::clone(&under_way),
+    };
+    Ok((digest, Arc::new(bee), under_way))
 }

@@ -8,7 +8,9 @@ use anyhow::Context as _;
 use prost::Message as _;
 
 fn main() -> anyhow::Result<()> {
-    let proto = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("proto/gen has a parent")?;
+    let proto = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .context("proto/gen has a parent")?;
     let out = proto.join("src/gen");
     std::fs::create_dir_all(&out)?;
     let files = ["skep/v1/gateway.proto", "skep/v1/beekeeper.proto"];

@@ -82,28 +82,38 @@ pub fn changes(before: Option<&Swarm>, after: &Swarm) -> Vec<Change> {
     out
 }
 
+/// Why a stage may not take over the topic that `old` left: partitions and key decide where each message lies.
+#[must_use]
+pub fn misplaced(old: &Stage, new: &Stage) -> Vec<String> {
+    let mut out = Vec::new();
+    let mut refuse = |field: &str, a: String, b: String| {
+        out.push(format!(
+            "stage `{}`: changing `{field}` from {a} to {b} needs --rescale, which is not available in this version; \
+             keep {a}, give the stage a new name, or remove it in one apply and add it in another once it is drained \
+             (its state goes)",
+            new.name
+        ));
+    };
+    if old.partitions != new.partitions {
+        refuse("partitions", old.partitions.to_string(), new.partitions.to_string());
+    }
+    if old.key != new.key {
+        refuse("key", key(old.key.as_ref()), key(new.key.as_ref()));
+    }
+    out
+}
+
 /// Why `after` may not be applied over `before`; empty when it may. Each names the remedy.
+///
+/// `state` may be turned on and off where the key stays: what was kept stays in its place, unreachable while it is off.
 #[must_use]
 pub fn refusals(before: &Swarm, after: &Swarm) -> Vec<String> {
-    let mut out = Vec::new();
-    for stage in &after.stages {
-        let Some(old) = before.stage(&stage.name) else { continue };
-        if old.key.is_some() || old.state {
-            let mut refuse = |field: &str, a: String, b: String| {
-                out.push(format!(
-                    "stage `{}`: changing `{field}` from {a} to {b} needs --rescale, which is not available in this version; \
-                     keep {a}, or give the stage a new name in a new Swarm",
-                    stage.name
-                ));
-            };
-            if old.partitions != stage.partitions {
-                refuse("partitions", old.partitions.to_string(), stage.partitions.to_string());
-            }
-            if old.key != stage.key {
-                refuse("key", key(old.key.as_ref()), key(stage.key.as_ref()));
-            }
-        }
-    }
+    let mut out: Vec<String> = after
+        .stages
+        .iter()
+        .filter_map(|stage| Some(misplaced(before.stage(&stage.name)?, stage)))
+        .flatten()
+        .collect();
     let added: Vec<&Stage> = after
         .stages
         .iter()
@@ -300,9 +310,12 @@ mod tests {
         let mut renamed = before.clone();
         renamed.stages[1].name = "tally".parse().unwrap();
         assert!(refusals(&before, &renamed)[0].contains("keep the name `count`"));
-        // A stage without key and state may have any number of partitions.
+        // Also where there is no key: what lies in a partition that is gone would never be read.
         let mut wider = before.clone();
         wider.stages[0].partitions = 9;
-        assert!(refusals(&before, &wider).is_empty());
+        assert!(refusals(&before, &wider)[0].contains("stage `split`: changing `partitions`"));
+        let mut stateless = before.clone();
+        stateless.stages[1].state = false;
+        assert!(refusals(&before, &stateless).is_empty() && refusals(&stateless, &before).is_empty());
     }
 }

@@ -15,6 +15,9 @@ pub const COMMIT_BYTES_MAX: usize = 2 << 20;
 /// Messages that one input may publish; keeps one outcome list decodable within a step.
 pub const EMITS_MAX: usize = 10_000;
 
+/// What an output costs beside its bytes, when effects are added up: so that empty messages are bounded too.
+pub const OUTPUT_OVERHEAD_BYTES: usize = 64;
+
 // --- state and timers -------------------------------------------------------------------------------------------
 pub const STATE_VALUE_BYTES_MAX: usize = 256 << 10;
 pub const STATE_NAME_BYTES_MAX: usize = 256;
@@ -89,6 +92,8 @@ pub const DEDUP_WINDOW_MS_MAX: u64 = 24 * 60 * 60 * 1_000;
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
 /// Requests on the in-memory lane of one stage.
 pub const LANE_MESSAGES_MAX: usize = 4_096;
+/// … and their payloads.
+pub const LANE_BYTES_MAX: usize = 64 << 20;
 
 // --- retries ----------------------------------------------------------------------------------------------------
 pub const ATTEMPTS_DEFAULT: u32 = 5;
@@ -124,6 +129,27 @@ pub const DESCRIPTION_BYTES_MAX: usize = 4 << 10;
 pub const HEADER_NAME_BYTES_MAX: usize = 256;
 /// The pointer in `key: json:/pointer`.
 pub const JSON_POINTER_BYTES_MAX: usize = 1 << 10;
+
+/// Swarms of a tenant.
+pub const SWARMS_MAX: usize = 1_000;
+/// Module names of a tenant.
+pub const MODULES_MAX: usize = 1_000;
+/// Tags of one module.
+pub const MODULE_TAGS_MAX: usize = 1_000;
+/// Versions of a module without a tag that no Swarm uses; older ones go with their bytes at the next push.
+pub const MODULE_LOOSE_VERSIONS_MAX: usize = 10;
+/// Partitions of all stages of a Swarm, those that drain after their removal included: each has an owner's task.
+pub const SWARM_PARTITIONS_MAX: u64 = 4_096;
+/// A module that a node cannot load is tried again after this time, doubling.
+pub const LOAD_BACKOFF_FIRST_MS: u64 = 5_000;
+pub const LOAD_BACKOFF_MAX_MS: u64 = 300_000;
+/// Modules whose failure to load is remembered; the one that is tried again first makes room.
+pub const LOAD_FAILURES_MAX: usize = 1_024;
+/// How long an upload may take: this, and its size at the least rate.
+pub const UPLOAD_MS: u64 = 60_000;
+pub const UPLOAD_BYTES_PER_S_MIN: u64 = 64 << 10;
+/// One reply of the Beekeeper; below gRPC's 4 MiB message limit by more than its largest item.
+pub const KEEPER_REPLY_BYTES_MAX: usize = 3 << 20;
 
 // --- engine -----------------------------------------------------------------------------------------------------
 /// epoch_tick: the granularity of CPU limits and preemption.

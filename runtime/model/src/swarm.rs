@@ -175,6 +175,22 @@ impl Swarm {
         })
     }
 
+    /// Who reads what `stage` publishes, by output (`None`: what is published to no name).
+    #[must_use]
+    pub fn readers(&self, stage: &StageName) -> Vec<(Option<OutputName>, StageName)> {
+        let mut out = Vec::new();
+        for reader in &self.stages {
+            for input in &reader.inputs {
+                if let StageInput::Bee { stage: from, output } = input
+                    && from == stage
+                {
+                    out.push((output.clone(), reader.name.clone()));
+                }
+            }
+        }
+        out
+    }
+
     /// All stages that a message of this subject can reach.
     #[must_use]
     pub fn reachable(&self, subject: &Subject) -> Vec<&Stage> {

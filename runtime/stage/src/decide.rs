@@ -4,14 +4,19 @@
 //! - Every item before the cut is consumed exactly once: applied, parked, dead-lettered or expired. What lies behind the cut is
 //!   not mentioned, so it is fetched again at no attempt's cost.
 //! - Under `order: hold` an item whose lane is held is parked behind it, and what it returned or wrote is discarded.
-//! - A failed item's only effect is its parking or its dead letter.
+//! - A failed item's only effect is its parking or its dead letter. The Bee saw its own writes while it worked on later items of
+//!   the same key, so where an item fails here although the Bee called it done, the prefix ends before the next of that key.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use skep_model::env::Entropy;
 use skep_model::id::{CommitId, Uid};
 use skep_model::key;
-use skep_model::limits::{COMMIT_BYTES_MAX, EFFECTS_BYTES_MAX, RETRY_AFTER_MS_MAX};
+use skep_model::limits::{
+    COMMIT_BYTES_MAX, EFFECTS_BYTES_MAX, EMITS_MAX, HEADERS_BYTES_MAX, HEADERS_MAX, KEY_BYTES_MAX,
+    OUTPUT_OVERHEAD_BYTES, PAYLOAD_BYTES_MAX, RETRY_AFTER_MS_MAX,
+};
 use skep_model::message::{Hop, Lineage, Message, Reply, ReplyResult, TraceContext};
 use skep_model::name::StageName;
 use skep_model::step::{Batch, Disposition, Due, Emit, Input, Step, Trap, TrapKind};
@@ -107,7 +112,7 @@ pub fn arrange(plan: &Plan, fetched: Fetched) -> (Taken, Batch) {
     for unread in fetched.messages {
         let fate = if expired(&unread.message) {
             Fate::Expire
-        } else if fetched.held.contains(&lane_of(plan, &unread.message)) {
+        } else if !fetched.held.is_empty() && fetched.held.contains(&lane_of(plan, &unread.message)) {
             Fate::Hold
         } else {
             run(
@@ -138,6 +143,16 @@ pub fn arrange(plan: &Plan, fetched: Fetched) -> (Taken, Batch) {
 fn run(inputs: &mut Vec<Input>, input: Input) -> Fate {
     inputs.push(input);
     Fate::Run(inputs.len() - 1)
+}
+
+/// Whether an item parks behind its lane instead of being settled. A retry is the first of its lane, so it never does.
+fn waits(plan: &Plan, source: &Source, fate: Fate, held: &HashSet<String>) -> bool {
+    let lane = match source {
+        Source::Retry(_) => return false,
+        Source::Message(unread) => unread.message.key.as_deref(),
+        Source::Timer(timer) => Some(timer.key.as_str()),
+    };
+    fate == Fate::Hold || (!held.is_empty() && holds(plan) && lane.is_some_and(|lane| held.contains(lane)))
 }
 
 /// What waits in order behind a failure: the key under `order: hold`, else nothing but the message itself.
@@ -194,7 +209,8 @@ pub fn decide(
     entropy: &dyn Entropy,
 ) -> Decision {
     let mut steps: Vec<Option<Result<Step, Trap>>> = steps.into_iter().map(Some).collect();
-    let mut held = work.held.clone();
+    let mut held: Cow<'_, HashSet<String>> = Cow::Borrowed(&work.held);
+    let mut tainted: Vec<&str> = Vec::new();
     let mut sum = Sum::new(stamp);
     let mut decision = Tally::default();
     let mut bytes = 0usize;
@@ -203,27 +219,29 @@ pub fn decide(
             Fate::Run(i) => steps.get_mut(i).and_then(Option::take),
             Fate::Hold | Fate::Expire => None,
         };
-        let (part, failed) = match (&item.source, step) {
-            _ if item.fate == Fate::Expire => (expired(plan, &item.source), None),
-            (Source::Message(unread), _) if holds(plan) && held.contains(&lane_of(plan, &unread.message)) => (
-                Part::park(parked_behind(plan, &unread.message, work.now_ms, entropy)),
-                None,
-            ),
-            (source, Some(step)) => settle(plan, source, step, work.now_ms, ran, entropy),
-            // `Hold` without a held lane cannot come from `arrange`; parking keeps the message safe in any case.
-            (Source::Message(unread), None) => (
-                Part::park(parked_behind(plan, &unread.message, work.now_ms, entropy)),
-                None,
-            ),
+        let origin = Origin::of(&item.source);
+        if origin.key().is_some_and(|key| tainted.contains(&key)) {
+            break;
+        }
+        let wrote = matches!(&step, Some(Ok(step)) if !step.state.is_empty());
+        let (part, failed) = match (&item.source, item.fate, step) {
+            (source, Fate::Expire, _) => (expired(plan, source), None),
+            (source, Fate::Run(_) | Fate::Hold, _) if waits(plan, source, item.fate, &held) => {
+                (Part::park(parked_behind(plan, &origin, work.now_ms, entropy)), None)
+            }
+            (source, _, Some(step)) => settle(plan, source, step, work.now_ms, ran, entropy),
             // A step is missing: the engine broke its contract. Leave the item where it is.
-            (_, None) => break,
+            (_, _, None) => break,
         };
         if bytes + part.bytes > COMMIT_BYTES_MAX && decision.consumed > 0 {
             break;
         }
         bytes += part.bytes;
         if let Some(parked) = &part.park {
-            held.insert(parked.lane.clone());
+            held.to_mut().insert(parked.lane.clone());
+        }
+        if wrote && failed.is_some() {
+            tainted.extend(origin.key());
         }
         decision.count(&part, failed);
         sum.add(&item.source, part);
@@ -431,7 +449,23 @@ pub(crate) fn effects(
         .message
         .map(|m| with_hop(m, &plan.stage.name, ran))
         .unwrap_or_default();
+    if step.outcome.publish.len() > EMITS_MAX {
+        let found = step.outcome.publish.len();
+        return Err(fail(
+            "too-many-emits",
+            format!("{found} messages published for one, at most {EMITS_MAX} may be"),
+            Again::Never,
+        ));
+    }
+    let too_large = |bytes: usize| {
+        fail(
+            "effects-too-large",
+            format!("the effects of one message take {bytes} bytes or more, at most {EFFECTS_BYTES_MAX} fit"),
+            Again::Never,
+        )
+    };
     for (ordinal, emit) in step.outcome.publish.into_iter().enumerate() {
+        bounded(&emit).map_err(|why| fail("emit-too-large", why, Again::Never))?;
         let readers = plan
             .readers(emit.to.as_deref())
             .map_err(|why| fail("no-such-output", why, Again::Never))?;
@@ -441,7 +475,10 @@ pub(crate) fn effects(
         for reader in readers {
             let message =
                 child(plan, origin, uid, &emit, reader, &hops, ran).map_err(|why| fail("no-key", why, Again::Never))?;
-            part.bytes += size_of_message(&message);
+            part.bytes += size_of_message(&message) + OUTPUT_OVERHEAD_BYTES;
+            if part.bytes > EFFECTS_BYTES_MAX {
+                return Err(too_large(part.bytes));
+            }
             part.outputs.push((reader.clone(), message));
         }
     }
@@ -474,16 +511,27 @@ pub(crate) fn effects(
         });
     }
     if part.bytes > EFFECTS_BYTES_MAX {
-        return Err(fail(
-            "effects-too-large",
-            format!(
-                "the effects of one message take {} bytes, at most {EFFECTS_BYTES_MAX} fit",
-                part.bytes
-            ),
-            Again::Never,
-        ));
+        return Err(too_large(part.bytes));
     }
     Ok(part)
+}
+
+/// The bounds of one message, as at the door.
+fn bounded(emit: &Emit) -> Result<(), String> {
+    let over = |what: &str, found: usize, max: usize| {
+        if found > max {
+            Err(format!(
+                "a published message has {found} {what}, at most {max} are allowed"
+            ))
+        } else {
+            Ok(())
+        }
+    };
+    over("bytes of payload", emit.payload.len(), PAYLOAD_BYTES_MAX)?;
+    over("bytes of key", emit.key.as_ref().map_or(0, String::len), KEY_BYTES_MAX)?;
+    over("headers", emit.headers.len(), HEADERS_MAX)?;
+    let bytes = emit.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+    over("bytes of headers", bytes, HEADERS_BYTES_MAX)
 }
 
 fn child(
@@ -576,11 +624,14 @@ pub(crate) fn retry_at(
     Some(now_ms.saturating_add(wait_ms))
 }
 
-fn parked_behind(plan: &Plan, message: &Message, now_ms: u64, entropy: &dyn Entropy) -> Parked {
+fn parked_behind(plan: &Plan, origin: &Origin<'_>, now_ms: u64, entropy: &dyn Entropy) -> Parked {
     Parked {
         uid: Uid::random(entropy),
-        lane: lane_of(plan, message),
-        work: Work::Message(message.clone()),
+        lane: match origin.key() {
+            Some(key) if holds(plan) => key.to_owned(),
+            _ => origin.uid.to_string(),
+        },
+        work: origin.work(),
         attempts: 0,
         due_ms: now_ms,
         cause: "waits behind an earlier message of its key".to_owned(),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use skep_model::id::Uid;
-use skep_model::message::{Message, Reply, ReplyResult};
+use skep_model::message::{Message, Reply, ReplyResult, Request};
 use skep_model::step::{Batch, Input, StateMap, Step, Trap, TrapKind};
 use skep_topic::lane::{Lane, Travelling};
 use tokio::runtime::Handle;
@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 use crate::decide::{Failure, Origin, Part, Ran, effects, retry_at};
 use crate::observe::{BatchReport, StageState};
 use crate::plan::Plan;
-use crate::worker::{Seams, links_of, span_of, span_record, with_uids};
+use crate::worker::{STOP_GRACE, Seams, links_of, span_of, span_record, with_uids};
 
 /// Makes this stage the lane's consumer: each push starts a drain unless `concurrency` of them are under way.
 pub(crate) fn consume(
@@ -39,6 +39,19 @@ pub(crate) fn consume(
         permits,
     });
     lane.on_ready(move || Consumer::wake(&consumer));
+}
+
+/// Closes the lane of a stage that stops: whoever waits on it may try again, perhaps at another node.
+pub(crate) fn turn_away(lane: &Lane, plan: &Plan, seams: &Seams) {
+    for request in lane.close().into_iter().filter_map(|t| t.message.request) {
+        seams.backend.waiters().deliver(Reply {
+            request: request.id,
+            result: ReplyResult::Overloaded {
+                stage: plan.stage.name.clone(),
+            },
+            hops: Vec::new(),
+        });
+    }
 }
 
 struct Consumer {
@@ -81,11 +94,36 @@ impl Consumer {
             if taken.is_empty() {
                 return;
             }
-            self.batch(&plan, taken).await;
+            self.turn(&plan, taken).await;
+        }
+    }
+
+    /// One batch, dropped when the stage stops and the grace is over: nothing of it was kept, so its callers may try again.
+    async fn turn(self: &Arc<Self>, plan: &Arc<Plan>, taken: Vec<Travelling>) {
+        let callers: Vec<Option<Request>> = taken.iter().map(|t| t.message.request).collect();
+        let grace = async {
+            self.stop.cancelled().await;
+            tokio::time::sleep(STOP_GRACE).await;
+        };
+        tokio::select! {
+            biased;
+            () = self.batch(plan, taken) => {}
+            () = grace => {
+                for request in callers.into_iter().flatten() {
+                    self.refuse(request, plan);
+                }
+            }
         }
     }
 
     async fn batch(self: &Arc<Self>, plan: &Arc<Plan>, taken: Vec<Travelling>) {
+        if plan.stage.state {
+            // An apply made the stage stateful while requests were on their way in memory, where there is no state.
+            for request in taken.into_iter().filter_map(|t| t.message.request) {
+                self.refuse(request, plan);
+            }
+            return;
+        }
         let now_ms = self.seams.clock.now_ms();
         let (taken, gone): (Vec<_>, Vec<_>) = taken.into_iter().partition(|t| self.wanted(&t.message, now_ms));
         for late in gone {
@@ -104,10 +142,20 @@ impl Consumer {
         let steps = match steps {
             Ok(steps) => steps.into_iter().map(Ok).collect(),
             Err(trap) if taken.len() == 1 => vec![Err(trap)],
+            Err(trap) if trap.kind == TrapKind::Host => taken.iter().map(|_| Err(trap.clone())).collect(),
             // The poison one fails alone, its neighbours go on.
             Err(_) => {
                 let mut steps = Vec::with_capacity(taken.len());
                 for one in &taken {
+                    // An endless loop costs its whole time limit each: nobody waits for the rest for ever.
+                    if self.stop.is_cancelled() || !self.wanted(&one.message, self.seams.clock.now_ms()) {
+                        steps.push(Err(Trap {
+                            kind: TrapKind::Host,
+                            detail: "its caller's deadline passed while its batch was run one by one".to_owned(),
+                            stderr: String::new(),
+                        }));
+                        continue;
+                    }
                     let (alone, more) = self.process(plan, std::slice::from_ref(one)).await;
                     log.extend(more);
                     steps.push(match alone {
@@ -255,24 +303,34 @@ impl Consumer {
             self.seams.entropy.as_ref(),
         );
         let in_time = |due: &u64| travelling.message.request.is_some_and(|r| *due < r.deadline_ms);
-        if let Some(due_ms) = due_ms.filter(in_time) {
-            let lane = self.lane.clone();
+        // A retry sleeps in its place on the lane; where there is none the caller gets the cause at once.
+        let asleep = due_ms.filter(in_time).and_then(|due_ms| {
+            let again = Travelling {
+                attempts,
+                message: travelling.message.clone(),
+            };
+            Some((due_ms, self.lane.upgrade()?.sleep(again).ok()?))
+        });
+        if let Some((due_ms, asleep)) = asleep {
             let stop = self.stop.clone();
-            // Bounded by admission: each waiting retry belongs to a call under way.
             self.tasks.spawn_on(
                 async move {
                     tokio::select! {
                         () = stop.cancelled() => return,
                         () = tokio::time::sleep(Duration::from_millis(due_ms.saturating_sub(now_ms))) => {}
                     }
-                    if let Some(lane) = lane.upgrade() {
-                        // A full lane loses the retry; its caller runs into the deadline, which says that a retry is safe.
-                        let _ = lane.push(Travelling { attempts, ..travelling });
-                    }
+                    asleep.wake();
                 },
                 &self.runtime,
             );
             return true;
+        }
+        if failure.reason == TrapKind::Host.as_str() {
+            // Not the Bee's fault, and nothing was done.
+            if let Some(request) = travelling.message.request {
+                self.refuse(request, plan);
+            }
+            return false;
         }
         self.answer(
             &travelling.message,
@@ -284,6 +342,17 @@ impl Consumer {
             },
         );
         false
+    }
+
+    /// Certainly not done.
+    fn refuse(&self, request: Request, plan: &Plan) {
+        self.seams.backend.waiters().deliver(Reply {
+            request: request.id,
+            result: ReplyResult::Overloaded {
+                stage: plan.stage.name.clone(),
+            },
+            hops: Vec::new(),
+        });
     }
 
     fn answer(&self, message: &Message, result: ReplyResult) {

@@ -27,6 +27,10 @@ use crate::plan::Plan;
 
 /// How long an owner keeps its lease without work. Under the lease's time to live, so idling needs no renewal.
 const IDLE_MS: u64 = 1_000;
+/// How long batches under way may go on when a stage stops. Then they are dropped: nothing of them was committed.
+pub(crate) const STOP_GRACE: Duration = Duration::from_secs(5);
+/// Troubles of the host with one and the same single message after which it is set aside, so that it cannot hold its partition for ever.
+const HOST_TROUBLES_MAX: u32 = 5;
 /// The wait after a trouble of the host or the backend, before it is tried again.
 const TROUBLE_MS: u64 = 200;
 /// How long an owner waits for room before it asks again although no bell rang.
@@ -44,6 +48,8 @@ pub struct Seams {
 /// A stage at work on this node.
 pub struct Running {
     plan: watch::Sender<Arc<Plan>>,
+    lane: Arc<Lane>,
+    seams: Arc<Seams>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -59,9 +65,10 @@ impl Running {
         Arc::clone(&self.plan.borrow())
     }
 
-    /// Ends after the batches under way, with their leases released.
+    /// Ends after the batches under way, or [`STOP_GRACE`], with their leases released. What is on the lane is answered as not done.
     pub async fn stop(self) {
         self.stop.cancel();
+        crate::lane::turn_away(&self.lane, &self.plan.borrow(), &self.seams);
         self.tasks.close();
         self.tasks.wait().await;
     }
@@ -72,6 +79,8 @@ impl Running {
 pub fn start(plan: Arc<Plan>, lane: &Arc<Lane>, seams: &Arc<Seams>) -> Running {
     let running = Running {
         plan: watch::Sender::new(Arc::clone(&plan)),
+        lane: Arc::clone(lane),
+        seams: Arc::clone(seams),
         stop: CancellationToken::new(),
         tasks: TaskTracker::new(),
     };
@@ -81,6 +90,7 @@ pub fn start(plan: Arc<Plan>, lane: &Arc<Lane>, seams: &Arc<Seams>) -> Running {
             plans: running.plan.subscribe(),
             seams: Arc::clone(seams),
             stop: running.stop.clone(),
+            host_troubles: 0,
         };
         running.tasks.spawn(owner.run());
     }
@@ -93,6 +103,8 @@ struct Owner {
     plans: watch::Receiver<Arc<Plan>>,
     seams: Arc<Seams>,
     stop: CancellationToken,
+    /// In a row, with one and the same single message.
+    host_troubles: u32,
 }
 
 /// Where an owner stands between two commits.
@@ -168,7 +180,12 @@ impl Owner {
             seq: claim.seq,
             last: claim.last,
             cursor: claim.cursor,
-            solo: 0,
+            // Suspect mode, least form: after a crash what was under way goes one by one, so a message that kills its host is alone.
+            solo: if claim.unclean > 0 {
+                self.plans.borrow().stage.batch.messages as usize
+            } else {
+                0
+            },
         };
         let ended = self.work(&mut at).await;
         if !matches!(ended, Ended::Lost | Ended::Gone)
@@ -221,7 +238,7 @@ impl Owner {
         }
     }
 
-    async fn batch(&self, plan: &Arc<Plan>, at: &mut Position, fetched: Fetched) -> Result<(), Ended> {
+    async fn batch(&mut self, plan: &Arc<Plan>, at: &mut Position, fetched: Fetched) -> Result<(), Ended> {
         let (taken, batch) = arrange(plan, fetched);
         let inputs = batch.inputs.len();
         let began = Instant::now();
@@ -236,7 +253,16 @@ impl Owner {
             let log = with_uids(processed.log, &uids);
             match processed.result {
                 Ok(steps) => (steps.into_iter().map(Ok).collect(), log),
-                Err(trap) if trap.kind == TrapKind::Host => return Err(Ended::Trouble(trap.to_string())),
+                Err(trap) if trap.kind == TrapKind::Host && (inputs > 1 || self.host_troubles < HOST_TROUBLES_MAX) => {
+                    self.host_troubles += u32::from(inputs == 1);
+                    at.solo = at.solo.max(taken.items.len());
+                    self.report(began, 0, 0, &log, None);
+                    return if inputs > 1 {
+                        Ok(())
+                    } else {
+                        Err(Ended::Trouble(trap.to_string()))
+                    };
+                }
                 Err(trap) if inputs > 1 => {
                     tracing::debug!(partition = %self.partition, inputs, %trap, "batch trapped, going one by one");
                     self.report(began, 0, 0, &log, None);
@@ -266,6 +292,7 @@ impl Owner {
         }
         let dead = decision.commit.dead.len();
         let (to, id) = (decision.commit.span.map(|s| s.to), decision.commit.id);
+        self.host_troubles = 0;
         self.commit(at, &decision.commit).await?;
         at.seq += 1;
         at.last = id;
@@ -279,11 +306,16 @@ impl Owner {
     /// Runs the Bee, prolonging the lease meanwhile.
     async fn process(&self, plan: &Plan, at: &Position, batch: Batch) -> Result<Processed, Ended> {
         let work = plan.bee.process(batch);
-        tokio::pin!(work);
+        let grace = async {
+            self.stop.cancelled().await;
+            sleep(STOP_GRACE).await;
+        };
+        tokio::pin!(work, grace);
         loop {
             tokio::select! {
                 biased;
                 processed = &mut work => return Ok(processed),
+                () = &mut grace => return Err(Ended::Stopped),
                 () = sleep(Duration::from_millis(LEASE_TTL_MS / 3)) => {
                     // A lost lease ends the work: its commit would be refused.
                     match self.seams.backend.renew(&at.lease, LEASE_TTL_MS).await {
@@ -307,6 +339,9 @@ impl Owner {
                     return Ok(());
                 }
                 Err(Error::Full { stage, what }) => {
+                    if let Err(e) = self.seams.backend.renew(&at.lease, LEASE_TTL_MS).await {
+                        return Err(ended(e));
+                    }
                     if !paused {
                         paused = true;
                         self.tell(StageState::Paused {
@@ -332,7 +367,12 @@ impl Owner {
                         () = sleep(Duration::from_millis(TROUBLE_MS)) => {}
                     }
                 }
-                Err(e) => return Err(ended(e)),
+                Err(e) => {
+                    if paused {
+                        self.tell(StageState::Running);
+                    }
+                    return Err(ended(e));
+                }
             }
         }
     }

@@ -143,7 +143,17 @@ async fn requests_submits_and_streams_with_the_client() {
     let mut calls = tokio::task::JoinSet::new();
     for i in 0..1_000 {
         let gateway = gateway.clone();
-        calls.spawn(async move { (i, gateway.request("echo", format!("n{i}")).await.unwrap().text().into_owned()) });
+        calls.spawn(async move {
+            (
+                i,
+                gateway
+                    .request("echo", format!("n{i}"))
+                    .await
+                    .unwrap()
+                    .text()
+                    .into_owned(),
+            )
+        });
     }
     while let Some(answer) = calls.join_next().await {
         let (i, text) = answer.unwrap();

@@ -3,4 +3,6 @@
 mod bad_input;
 mod first_steps;
 mod kills;
+mod lifecycle;
 mod node;
+mod up;

@@ -336,12 +336,12 @@ fn a_caller_learns_of_a_response_of_a_dead_letter_and_of_an_expired_deadline() {
 fn a_batch_commits_the_longest_prefix_that_fits_and_one_message_over_its_bound_is_rejected() {
     let plan = plan_of(None, Order::Hold, vec![None]);
     let input = fetched((1..=5).map(|n| message(n, None)).collect());
-    let decision = decided(&plan, input, |_| Ok(done(vec![emit(700 << 10)])));
-    assert_eq!((decision.consumed, decision.commit.outputs.len()), (2, 2));
+    let decision = decided(&plan, input, |_| Ok(done(vec![emit(230 << 10); 3])));
+    assert_eq!((decision.consumed, decision.commit.outputs.len()), (2, 6));
     assert_eq!(decision.commit.span.unwrap().to.index, 2);
 
     let decision = decided(&plan, fetched(vec![message(1, None)]), |_| {
-        Ok(done(vec![emit(700 << 10), emit(700 << 10)]))
+        Ok(done(vec![emit(230 << 10); 6]))
     });
     assert_eq!(decision.commit.dead[0].reason, "effects-too-large");
     assert!(decision.commit.outputs.is_empty());
@@ -391,6 +391,100 @@ fn state_is_coalesced_to_the_last_write_of_each_name() {
     assert_eq!(decision.commit.state[0].value.as_deref(), Some(&[3u8][..]));
 }
 
+#[test]
+fn the_writes_of_an_item_that_fails_here_do_not_leak_into_the_next_of_its_key() {
+    let plan = plan_of(Some(KeySource::Message), Order::Hold, vec![]);
+    let input = fetched(vec![
+        message(1, Some("a")),
+        message(2, Some("b")),
+        message(3, Some("a")),
+        message(4, Some("b")),
+    ]);
+    let decision = decided(&plan, input, |input| {
+        // The Bee called all of them done; the first one publishes to an output that nobody reads.
+        let lost = Emit {
+            to: Some("nobody".to_owned()),
+            ..emit(1)
+        };
+        let mut step = done(if input.uid() == Uid([1; 16]) {
+            vec![lost]
+        } else {
+            vec![]
+        });
+        step.state.push(StateWrite {
+            name: "n".to_owned(),
+            value: Some(Bytes::from_static(b"1")),
+        });
+        Ok(step)
+    });
+    assert_eq!(
+        (decision.consumed, decision.commit.dead.len()),
+        (2, 1),
+        "the third is fetched again, with the state as it is"
+    );
+    let keys: Vec<&str> = decision.commit.state.iter().map(|s| s.key.as_str()).collect();
+    assert_eq!(keys, ["b"]);
+}
+
+#[test]
+fn a_timer_waits_behind_an_earlier_failure_of_its_key() {
+    let plan = plan_of(Some(KeySource::Message), Order::Hold, vec![]);
+    let timer = |n| TimerDue {
+        uid: Uid([n; 16]),
+        key: "a".to_owned(),
+        name: format!("t{n}"),
+        at_ms: 4_000,
+    };
+    let input = Fetched {
+        timers: vec![timer(1), timer(2)],
+        now_ms: 5_000,
+        ..Fetched::default()
+    };
+    let decision = decided(&plan, input, |input| {
+        Ok(if input.uid() == Uid([1; 16]) {
+            failing()
+        } else {
+            done(vec![])
+        })
+    });
+    let attempts: Vec<u32> = decision.commit.park.iter().map(|p| p.attempts).collect();
+    assert_eq!((attempts, decision.commit.timers.len()), (vec![1, 0], 2));
+}
+
+#[test]
+fn what_a_bee_publishes_is_bounded_as_at_the_door() {
+    let plan = plan_of(None, Order::Hold, vec![None]);
+    for (emits, reason) in [
+        (vec![emit(0); EMITS_MAX + 1], "too-many-emits"),
+        (vec![emit(PAYLOAD_BYTES_MAX + 1)], "emit-too-large"),
+        (
+            vec![Emit {
+                key: Some("k".repeat(KEY_BYTES_MAX + 1)),
+                ..emit(1)
+            }],
+            "emit-too-large",
+        ),
+        (
+            vec![Emit {
+                headers: vec![(String::new(), String::new()); HEADERS_MAX + 1],
+                ..emit(1)
+            }],
+            "emit-too-large",
+        ),
+        (
+            vec![Emit {
+                headers: vec![("h".to_owned(), "v".repeat(HEADERS_BYTES_MAX))],
+                ..emit(1)
+            }],
+            "emit-too-large",
+        ),
+    ] {
+        let decision = decided(&plan, fetched(vec![message(1, None)]), |_| Ok(done(emits.clone())));
+        assert_eq!(decision.commit.dead[0].reason, reason);
+        assert!(decision.commit.outputs.is_empty());
+    }
+}
+
 proptest! {
     /// Whatever the outcomes: each item is consumed at most once, in order, and has exactly one fate.
     #[test]
@@ -398,7 +492,7 @@ proptest! {
         keys in proptest::collection::vec(0u8..4, 1..40),
         fates in proptest::collection::vec(0u8..5, 40),
         held in proptest::collection::hash_set(0u8..4, 0..3),
-        sizes in proptest::collection::vec(0usize..(900 << 10), 40),
+        sizes in proptest::collection::vec(0usize..(256 << 10), 40),
     ) {
         let plan = plan_of(Some(KeySource::Message), Order::Hold, vec![None]);
         let messages: Vec<Message> =
@@ -411,7 +505,7 @@ proptest! {
                 0 => failing(),
                 1 => with(Disposition::Reject("r".to_owned())),
                 2 => with(Disposition::RetryAfter(1)),
-                _ => done(vec![emit(sizes[i])]),
+                _ => done(vec![emit(sizes[i]); 3]),
             })
         });
         let commit = &decision.commit;
@@ -420,6 +514,7 @@ proptest! {
         seen.extend(commit.park.iter().map(|p| p.work.uid().0[0]));
         seen.extend(commit.dead.iter().map(|d| d.work.uid().0[0]));
         seen.sort_unstable();
+        seen.dedup();
         let expected: Vec<u8> = (0..u8::try_from(decision.consumed).unwrap()).collect();
         prop_assert_eq!(seen, expected);
         prop_assert_eq!(commit.span.unwrap().to.index as usize, decision.consumed);

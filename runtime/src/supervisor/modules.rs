@@ -1,0 +1,170 @@
+//! Modules as this node has them: loaded, compiled in the cache, or as bytes in the store.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use skep_engine::{Artifact, ArtifactCache, CompileError, Compiler, Engine, Module};
+use skep_model::id::Digest;
+use skep_model::limits::{LOAD_BACKOFF_FIRST_MS, LOAD_BACKOFF_MAX_MS, LOAD_FAILURES_MAX};
+
+use crate::store::ModuleStore;
+
+/// Why an upload is not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    #[error(transparent)]
+    Load(#[from] skep_engine::Error),
+}
+
+pub struct Modules {
+    store: ModuleStore,
+    engine: Arc<Engine>,
+    compiler: Compiler,
+    cache: Arc<ArtifactCache>,
+    /// Loaded ones, as long as a stage holds them.
+    loaded: Mutex<HashMap<Digest, Weak<Module>>>,
+    failed: Mutex<HashMap<Digest, Failure>>,
+}
+
+/// A module that could not be loaded is not compiled again at every look.
+struct Failure {
+    why: String,
+    times: u32,
+    again: Instant,
+}
+
+impl Modules {
+    #[must_use]
+    pub fn new(store: ModuleStore, engine: Arc<Engine>, compiler: Compiler, cache: Arc<ArtifactCache>) -> Self {
+        Self {
+            store,
+            engine,
+            compiler,
+            cache,
+            loaded: Mutex::default(),
+            failed: Mutex::default(),
+        }
+    }
+
+    /// The module of a digest: as it is loaded, from the artifact cache, or compiled anew from the store.
+    ///
+    /// # Errors
+    /// Why it cannot be had. Until some time has passed, or the module was pushed again, the last failure is told again.
+    pub async fn load(&self, digest: Digest) -> anyhow::Result<Arc<Module>> {
+        if let Some(module) = self.loaded(digest) {
+            return Ok(module);
+        }
+        if let Some(why) = self.failed_lately(digest) {
+            anyhow::bail!("{why}");
+        }
+        match self.load_anew(digest).await {
+            Ok(module) => {
+                self.forgive(digest);
+                Ok(module)
+            }
+            Err(e) => {
+                self.remember(digest, format!("{e:#}"));
+                Err(e)
+            }
+        }
+    }
+
+    async fn load_anew(&self, digest: Digest) -> anyhow::Result<Arc<Module>> {
+        if let Some(artifact) = self.cached(digest).await {
+            match self.engine.load(digest, artifact).await {
+                Ok(module) => return Ok(self.keep(digest, module)),
+                Err(e) => tracing::warn!(%digest, error = %e, "cached artifact does not load, compiling again"),
+            }
+        }
+        let bytes = self.store.get(&digest).await?;
+        Ok(self.admit(digest, bytes).await?)
+    }
+
+    /// Compiles a component, unless this node has, and loads it: an upload is accepted when this succeeds, so what was accepted
+    /// runs.
+    ///
+    /// # Errors
+    /// Why it is not accepted.
+    pub async fn admit(&self, digest: Digest, bytes: skep_model::Bytes) -> Result<Arc<Module>, Refused> {
+        if let Some(module) = self.loaded(digest) {
+            return Ok(module);
+        }
+        let artifact = match self.cached(digest).await {
+            Some(artifact) => artifact,
+            None => {
+                let artifact = self.compiler.compile(bytes).await?;
+                let (cache, copy) = (Arc::clone(&self.cache), artifact.clone());
+                let kept = tokio::task::spawn_blocking(move || cache.put(digest, &copy)).await;
+                // The cache saves time, nothing else: a node that cannot write it still runs the module.
+                if let Ok(Err(e)) = kept {
+                    tracing::warn!(%digest, error = %e, "cannot keep a compiled module");
+                }
+                artifact
+            }
+        };
+        let module = self.engine.load(digest, artifact).await?;
+        Ok(self.keep(digest, module))
+    }
+
+    /// Something changed that may mend it: the next load tries.
+    pub fn forgive(&self, digest: Digest) {
+        self.failures().remove(&digest);
+    }
+
+    fn loaded(&self, digest: Digest) -> Option<Arc<Module>> {
+        let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.get(&digest).and_then(Weak::upgrade)
+    }
+
+    fn keep(&self, digest: Digest, module: Module) -> Arc<Module> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.retain(|_, weak| weak.strong_count() > 0);
+        // Two loads of one module at once: the first one kept serves both.
+        if let Some(first) = loaded.get(&digest).and_then(Weak::upgrade) {
+            return first;
+        }
+        let module = Arc::new(module);
+        loaded.insert(digest, Arc::downgrade(&module));
+        module
+    }
+
+    async fn cached(&self, digest: Digest) -> Option<Artifact> {
+        let cache = Arc::clone(&self.cache);
+        match tokio::task::spawn_blocking(move || cache.get(digest)).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(e)) => {
+                tracing::warn!(%digest, error = %e, "cannot read the artifact cache");
+                None
+            }
+            Err(_) => None,
+        }
+    }
+
+    fn failures(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Failure>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failed_lately(&self, digest: Digest) -> Option<String> {
+        let failures = self.failures();
+        let failure = failures.get(&digest)?;
+        (Instant::now() < failure.again).then(|| failure.why.clone())
+    }
+
+    fn remember(&self, digest: Digest, why: String) {
+        let mut failures = self.failures();
+        let times = failures.get(&digest).map_or(0, |f| f.times).saturating_add(1);
+        let wait_ms = LOAD_BACKOFF_FIRST_MS
+            .saturating_mul(1 << (times - 1).min(16))
+            .min(LOAD_BACKOFF_MAX_MS);
+        let again = Instant::now() + Duration::from_millis(wait_ms);
+        failures.insert(digest, Failure { why, times, again });
+        if failures.len() > LOAD_FAILURES_MAX
+            && let Some(oldest) = failures.iter().min_by_key(|(_, f)| f.again).map(|(d, _)| *d)
+        {
+            failures.remove(&oldest);
+        }
+    }
+}

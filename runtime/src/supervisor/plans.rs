@@ -1,0 +1,98 @@
+//! What stages are told, made from a revision.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use skep_model::id::Digest;
+use skep_model::name::{OutputName, StageName};
+use skep_model::scope::SwarmId;
+use skep_model::step::{Batch, Processed};
+use skep_model::swarm::{KeySource, Stage};
+use skep_stage::{Bee, Destination, Plan};
+use skep_topic::TopicSpec;
+use skep_topic::lane::Lane;
+
+/// Where a stage is reached.
+#[derive(Clone)]
+pub(super) struct End {
+    pub topic: Arc<TopicSpec>,
+    pub lane: Arc<Lane>,
+    pub key: Option<KeySource>,
+}
+
+pub(super) type Ends = BTreeMap<StageName, End>;
+
+/// Inputs that a stage's Bee is busy with.
+pub(super) type UnderWay = Arc<AtomicUsize>;
+
+/// Joins engine and stage.
+pub(super) struct WasmBee {
+    pub bee: skep_engine::Bee,
+    pub under_way: UnderWay,
+}
+
+/// Counts down also when the work is dropped.
+struct Busy<'a>(&'a AtomicUsize, usize);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(self.1, Ordering::Relaxed);
+    }
+}
+
+#[async_trait]
+impl Bee for WasmBee {
+    async fn process(&self, batch: Batch) -> Processed {
+        let inputs = batch.inputs.len();
+        self.under_way.fetch_add(inputs, Ordering::Relaxed);
+        let _busy = Busy(&self.under_way, inputs);
+        self.bee.process(batch).await
+    }
+}
+
+pub(super) fn topic_spec(id: &SwarmId, stage: &Stage) -> TopicSpec {
+    TopicSpec {
+        id: id.topic(&stage.name),
+        partitions: stage.partitions,
+        inbox: stage.inbox,
+        dead_letters: stage.dead_letters,
+    }
+}
+
+/// A stage's own address is not the one that writers hold, so that a count of the latter tells whether any writer is left.
+pub(super) fn plan(
+    stage: &Stage,
+    module: Digest,
+    bee: Arc<dyn Bee>,
+    readers: &[(Option<OutputName>, StageName)],
+    id: &SwarmId,
+    ends: &Ends,
+) -> Arc<Plan> {
+    let (mut unnamed, mut named) = (Vec::new(), BTreeMap::<String, Vec<Destination>>::new());
+    for (output, reader) in readers {
+        let Some(end) = ends.get(reader) else {
+            tracing::error!(stage = %stage.name, %reader, "a reader of a stage is not there; what is published to it is lost");
+            continue;
+        };
+        let destination = Destination {
+            stage: reader.clone(),
+            topic: Arc::clone(&end.topic),
+            key: end.key.clone(),
+            lane: Arc::clone(&end.lane),
+        };
+        match output {
+            None => unnamed.push(destination),
+            Some(output) => named.entry(output.to_string()).or_default().push(destination),
+        }
+    }
+    Arc::new(Plan {
+        stage: stage.clone(),
+        topic: Arc::new(topic_spec(id, stage)),
+        module,
+        bee,
+        unnamed,
+        named,
+    })
+}

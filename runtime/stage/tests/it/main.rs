@@ -1,0 +1,518 @@
+//! Stages over the reference backend, with plain functions as Bees.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use skep_model::env::{Clock, Entropy, SeededEntropy, SystemClock};
+use skep_model::id::{Digest, Incarnation, RequestId, Uid};
+use skep_model::message::{Message, ReplyResult, Request};
+use skep_model::name::TenantId;
+use skep_model::scope::{Scope, SwarmId, TopicId};
+use skep_model::span::NoSpans;
+use skep_model::step::{Batch, Disposition, Emit, Input, Outcome, Processed, StateWrite, Step, Trap, TrapKind};
+use skep_model::swarm::{BatchPolicy, Bound, GuestClock, Instances, KeySource, Order, RetryPolicy, Stage};
+use skep_stage::{BatchReport, Bee, Destination, Observer, Plan, Running, Seams, StageState, start};
+use skep_topic::lane::{Lane, Travelling};
+use skep_topic::memory::Memory;
+use skep_topic::{Backend, Call, Gate, Once, Publish, TopicSpec};
+
+type Function = dyn Fn(&Input, &Batch) -> Result<Step, Trap> + Send + Sync;
+
+/// A Bee that is a function of one input; the first trap is the batch's.
+struct Plain(Box<Function>, Duration);
+
+#[async_trait]
+impl Bee for Plain {
+    async fn process(&self, batch: Batch) -> Processed {
+        tokio::time::sleep(self.1).await;
+        let result = batch.inputs.iter().map(|input| (self.0)(input, &batch)).collect();
+        Processed {
+            result,
+            log: Vec::new(),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Told(Mutex<Vec<StageState>>);
+
+impl Observer for Told {
+    fn batch(&self, _: &TopicId, _: BatchReport<'_>) {}
+    fn state(&self, _: &TopicId, state: StageState) {
+        self.0.lock().unwrap().push(state);
+    }
+}
+
+struct World {
+    backend: Arc<Memory>,
+    seams: Arc<Seams>,
+    told: Arc<Told>,
+    swarm: SwarmId,
+    entropy: Arc<SeededEntropy>,
+}
+
+impl World {
+    fn new() -> Self {
+        let entropy = Arc::new(SeededEntropy::new(7));
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let backend = Memory::new(Arc::clone(&clock), Arc::clone(&entropy) as Arc<dyn Entropy>);
+        let told = Arc::new(Told::default());
+        let seams = Arc::new(Seams {
+            backend: Arc::clone(&backend) as Arc<dyn Backend>,
+            clock,
+            entropy: Arc::clone(&entropy) as Arc<dyn Entropy>,
+            observer: Arc::clone(&told) as Arc<dyn Observer>,
+            spans: Arc::new(NoSpans),
+        });
+        let swarm = Scope::of(TenantId::default_tenant()).swarm(&"w".parse().unwrap(), Incarnation([1; 16]));
+        Self {
+            backend,
+            seams,
+            told,
+            swarm,
+            entropy,
+        }
+    }
+
+    fn spec(&self, name: &str, messages: u64) -> Arc<TopicSpec> {
+        Arc::new(TopicSpec {
+            id: self.swarm.topic(&name.parse().unwrap()),
+            partitions: 2,
+            inbox: Bound {
+                messages,
+                bytes: 64 << 20,
+            },
+            dead_letters: Bound {
+                messages: 1_000,
+                bytes: 1 << 20,
+            },
+        })
+    }
+
+    fn message(&self, key: &str, payload: &str) -> Message {
+        Message {
+            uid: Uid::random(&*self.entropy),
+            key: Some(key.to_owned()),
+            headers: Vec::new(),
+            payload: Bytes::from(payload.to_owned()),
+            accepted_ms: SystemClock.now_ms(),
+            request: None,
+            trace: None,
+            lineage: None,
+            hops: Vec::new(),
+        }
+    }
+
+    async fn publish(&self, to: &Arc<TopicSpec>, messages: Vec<Message>) {
+        let publish = Publish {
+            swarm: self.swarm.clone(),
+            calls: vec![Call {
+                to: vec![(Arc::clone(to), messages)],
+                once: Once::No,
+            }],
+            gate: Gate::Durable,
+        };
+        self.backend.publish(publish).await.unwrap()[0].as_ref().unwrap();
+    }
+
+    async fn drained(&self) {
+        for _ in 0..1_000 {
+            let status = self.backend.status(&self.swarm).await.unwrap();
+            if status.iter().all(|t| t.unread + t.parked == 0) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("does not drain: {:?}", self.backend.status(&self.swarm).await);
+    }
+
+    async fn state(&self, spec: &TopicSpec, key: &str, name: &str) -> Option<String> {
+        let values = self.backend.state(&spec.id, key).await.unwrap();
+        values.get(name).map(|v| String::from_utf8_lossy(v).into_owned())
+    }
+}
+
+fn stage(spec: &TopicSpec, keyed: bool) -> Stage {
+    Stage {
+        name: spec.id.stage().clone(),
+        module: "m".to_owned(),
+        bee: "b".parse().unwrap(),
+        inputs: Vec::new(),
+        key: keyed.then_some(KeySource::Message),
+        state: keyed,
+        order: Order::Hold,
+        retry: RetryPolicy {
+            attempts: 3,
+            first_ms: 5,
+            max_ms: 20,
+        },
+        timeout_ms: 1_000,
+        batch: BatchPolicy {
+            messages: 16,
+            bytes: 1 << 20,
+        },
+        partitions: spec.partitions,
+        concurrency: 2,
+        inbox: spec.inbox,
+        dead_letters: spec.dead_letters,
+        instances: Instances::Fresh,
+        memory_bytes: 1 << 20,
+        config: BTreeMap::new(),
+        clock: GuestClock::Recorded,
+    }
+}
+
+fn plan(
+    spec: &Arc<TopicSpec>,
+    keyed: bool,
+    readers: Vec<Destination>,
+    takes: Duration,
+    bee: impl Fn(&Input, &Batch) -> Result<Step, Trap> + Send + Sync + 'static,
+) -> Arc<Plan> {
+    Arc::new(Plan {
+        stage: stage(spec, keyed),
+        topic: Arc::clone(spec),
+        module: Digest::of(b"m"),
+        bee: Arc::new(Plain(Box::new(bee), takes)),
+        unnamed: readers,
+        named: BTreeMap::new(),
+    })
+}
+
+fn reader(spec: &Arc<TopicSpec>) -> Destination {
+    Destination {
+        stage: spec.id.stage().clone(),
+        topic: Arc::clone(spec),
+        key: Some(KeySource::Message),
+        lane: Lane::new(),
+    }
+}
+
+fn run(world: &World, plan: Arc<Plan>) -> (Running, Arc<Lane>) {
+    let lane = Lane::new();
+    (start(plan, &lane, &world.seams), lane)
+}
+
+fn outcome(publish: Vec<Emit>, respond: Vec<Bytes>, disposition: Disposition) -> Step {
+    Step {
+        outcome: Outcome {
+            publish,
+            respond,
+            disposition,
+        },
+        state: Vec::new(),
+        timers: Vec::new(),
+    }
+}
+
+fn payload(input: &Input) -> String {
+    match input {
+        Input::Message { message, .. } => String::from_utf8_lossy(&message.payload).into_owned(),
+        Input::Timer(due) => due.name.clone(),
+    }
+}
+
+fn trap(kind: TrapKind) -> Trap {
+    Trap {
+        kind,
+        detail: "told to".to_owned(),
+        stderr: "last words".to_owned(),
+    }
+}
+
+/// Appends its payload to the list of its key. One batch sees the writes of the batch before; within a batch the engine would
+/// overlay them, which this Bee does by looking at the inputs before.
+fn append(input: &Input, batch: &Batch) -> Step {
+    let key = input.key().unwrap_or_default();
+    let mut list = batch
+        .state
+        .get(key)
+        .and_then(|s| s.get("list"))
+        .map_or_else(String::new, |v| String::from_utf8_lossy(v).into_owned());
+    for earlier in &batch.inputs {
+        if earlier.key() == Some(key) {
+            list.push_str(&payload(earlier));
+            list.push(' ');
+        }
+        if earlier.uid() == input.uid() {
+            break;
+        }
+    }
+    let mut step = outcome(Vec::new(), Vec::new(), Disposition::Done);
+    step.state.push(StateWrite {
+        name: "list".to_owned(),
+        value: Some(Bytes::from(list)),
+    });
+    step
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_stages_keep_the_order_of_each_key_and_lose_nothing() {
+    let world = World::new();
+    let (first, second) = (world.spec("first", 10_000), world.spec("second", 10_000));
+    let (pass, _) = run(
+        &world,
+        plan(&first, true, vec![reader(&second)], Duration::ZERO, |input, _| {
+            let Input::Message { message, .. } = input else {
+                unreachable!("no timers are set")
+            };
+            let emit = Emit {
+                to: None,
+                key: message.key.clone(),
+                headers: Vec::new(),
+                payload: message.payload.clone(),
+            };
+            Ok(outcome(vec![emit], Vec::new(), Disposition::Done))
+        }),
+    );
+    let (list, _) = run(
+        &world,
+        plan(&second, true, Vec::new(), Duration::ZERO, |input, batch| {
+            Ok(append(input, batch))
+        }),
+    );
+    for chunk in 0..10 {
+        let messages = (0..50)
+            .map(|i| world.message(&format!("k{}", i % 5), &format!("{}", chunk * 10 + i / 5)))
+            .collect();
+        world.publish(&first, messages).await;
+    }
+    world.drained().await;
+    let expected: String = (0..100).map(|n| format!("{n} ")).collect();
+    for key in 0..5 {
+        assert_eq!(
+            world.state(&second, &format!("k{key}"), "list").await.as_deref(),
+            Some(expected.as_str())
+        );
+    }
+    pass.stop().await;
+    list.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failing_message_holds_its_key_until_it_is_set_aside_and_its_neighbours_go_on() {
+    let world = World::new();
+    let spec = world.spec("s", 1_000);
+    // `flaky` works at the third attempt; `bad` never does; `poison` ends its instance, and so its whole batch.
+    let (running, _) = run(
+        &world,
+        plan(&spec, true, Vec::new(), Duration::ZERO, |input, batch| {
+            match payload(input).as_str() {
+                "poison" => Err(trap(TrapKind::Trap)),
+                "flaky" if input.attempt() < 3 => Ok(outcome(Vec::new(), Vec::new(), Disposition::RetryAfter(5))),
+                "bad" => Ok(outcome(
+                    Vec::new(),
+                    Vec::new(),
+                    Disposition::Fail {
+                        reason: "bad".to_owned(),
+                        detail: String::new(),
+                    },
+                )),
+                _ => Ok(outcome_of(input, batch)),
+            }
+        }),
+    );
+    let messages = [
+        ("a", "1"),
+        ("a", "flaky"),
+        ("a", "2"),
+        ("b", "1"),
+        ("b", "bad"),
+        ("b", "2"),
+        ("c", "1"),
+        ("c", "poison"),
+        ("c", "2"),
+    ];
+    world
+        .publish(&spec, messages.map(|(k, p)| world.message(k, p)).into())
+        .await;
+    world.drained().await;
+    assert_eq!(
+        world.state(&spec, "a", "list").await.as_deref(),
+        Some("1 flaky 2 "),
+        "held, then in order"
+    );
+    assert_eq!(world.state(&spec, "b", "list").await.as_deref(), Some("1 2 "));
+    assert_eq!(world.state(&spec, "c", "list").await.as_deref(), Some("1 2 "));
+    let dead = world.backend.dead_letters(&world.swarm, None, 0, 10).await.unwrap();
+    let mut told: Vec<_> = dead
+        .iter()
+        .map(|d| (d.letter.reason.as_str(), d.letter.attempts, d.letter.stderr.as_str()))
+        .collect();
+    told.sort_unstable();
+    assert_eq!(told, [("bad", 3, ""), ("trap", 3, "last words")]);
+    running.stop().await;
+}
+
+/// Like [`append`], but from the stored state only: what the engine's overlay shows after failed neighbours were abandoned.
+fn outcome_of(input: &Input, batch: &Batch) -> Step {
+    let failing = |text: &str| matches!(text, "bad" | "poison") || (text == "flaky" && input.attempt() < 3);
+    let kept = Batch {
+        inputs: batch
+            .inputs
+            .iter()
+            .filter(|i| i.uid() == input.uid() || !failing(&payload(i)))
+            .cloned()
+            .collect(),
+        state: batch.state.clone(),
+    };
+    append(input, &kept)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_inbox_pauses_the_stage_before_it_and_nothing_is_lost() {
+    let world = World::new();
+    let (first, second) = (world.spec("first", 1_000), world.spec("second", 8));
+    let (pass, _) = run(
+        &world,
+        plan(&first, true, vec![reader(&second)], Duration::ZERO, |input, _| {
+            let emit = Emit {
+                to: None,
+                key: input.key().map(str::to_owned),
+                headers: Vec::new(),
+                payload: Bytes::from(payload(input)),
+            };
+            Ok(outcome(vec![emit], Vec::new(), Disposition::Done))
+        }),
+    );
+    let messages = (0..100)
+        .map(|i| world.message(&format!("k{}", i % 3), &format!("{}", i / 3)))
+        .collect();
+    world.publish(&first, messages).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let paused = |s: &StageState| matches!(s, StageState::Paused { why } if why.contains("second"));
+    assert!(
+        world.told.0.lock().unwrap().iter().any(paused),
+        "it says where it is stuck"
+    );
+    let (list, _) = run(
+        &world,
+        plan(&second, true, Vec::new(), Duration::ZERO, |input, batch| {
+            Ok(append(input, batch))
+        }),
+    );
+    world.drained().await;
+    let expected: String = (0..33).map(|n| format!("{n} ")).collect();
+    assert_eq!(world.state(&second, "k1", "list").await, Some(expected));
+    assert_eq!(world.told.0.lock().unwrap().last(), Some(&StageState::Running));
+    pass.stop().await;
+    list.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_lane_answers_retries_and_tells_the_cause() {
+    let world = World::new();
+    let spec = world.spec("s", 1_000);
+    let (running, lane) = run(
+        &world,
+        plan(&spec, false, Vec::new(), Duration::ZERO, |input, _| {
+            match payload(input).as_str() {
+                "poison" => Err(trap(TrapKind::Trap)),
+                "host" => Err(trap(TrapKind::Host)),
+                "flaky" if input.attempt() < 3 => Ok(outcome(Vec::new(), Vec::new(), Disposition::RetryAfter(5))),
+                text => Ok(outcome(
+                    Vec::new(),
+                    vec![Bytes::from(text.to_owned())],
+                    Disposition::Done,
+                )),
+            }
+        }),
+    );
+    let ask = |text: &str, deadline_ms: u64| {
+        let id = RequestId::random(&*world.entropy);
+        let waiter = world.backend.waiters().wait(id);
+        let request = Some(Request {
+            id,
+            deadline_ms: SystemClock.now_ms() + deadline_ms,
+            keyed: false,
+        });
+        let message = Message {
+            request,
+            ..world.message("k", text)
+        };
+        lane.push(Travelling { message, attempts: 0 }).unwrap();
+        waiter
+    };
+    let (fine, flaky, poison, host) = (
+        ask("fine", 5_000),
+        ask("flaky", 5_000),
+        ask("poison", 5_000),
+        ask("host", 200),
+    );
+    assert_eq!(
+        fine.await.unwrap().result,
+        ReplyResult::Response(Bytes::from_static(b"fine"))
+    );
+    assert_eq!(
+        flaky.await.unwrap().result,
+        ReplyResult::Response(Bytes::from_static(b"flaky"))
+    );
+    let told = poison.await.unwrap().result;
+    assert!(
+        matches!(&told, ReplyResult::Failed { reason, dead_letter: None, .. } if reason == "trap"),
+        "{told:?}"
+    );
+    let told = host.await.unwrap().result;
+    assert!(
+        matches!(told, ReplyResult::Overloaded { .. }),
+        "not the Bee's fault, and not done: {told:?}"
+    );
+    running.stop().await;
+    let id = RequestId::random(&*world.entropy);
+    let request = Some(Request {
+        id,
+        deadline_ms: u64::MAX,
+        keyed: false,
+    });
+    let message = Message {
+        request,
+        ..world.message("k", "late")
+    };
+    assert!(
+        lane.push(Travelling { message, attempts: 0 }).is_err(),
+        "a stopped stage takes nothing more"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_is_bounded_and_what_was_under_way_is_done_by_the_next_owner() {
+    let world = World::new();
+    let spec = world.spec("s", 1_000);
+    let (slow, lane) = run(
+        &world,
+        plan(&spec, true, Vec::new(), Duration::from_secs(3_600), |input, batch| {
+            Ok(append(input, batch))
+        }),
+    );
+    world
+        .publish(&spec, vec![world.message("k", "1"), world.message("k", "2")])
+        .await;
+    let id = RequestId::random(&*world.entropy);
+    let waiter = world.backend.waiters().wait(id);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let request = Some(Request {
+        id,
+        deadline_ms: u64::MAX,
+        keyed: false,
+    });
+    let message = Message {
+        request,
+        ..world.message("k", "x")
+    };
+    lane.push(Travelling { message, attempts: 0 }).unwrap();
+    let stopped = tokio::time::timeout(Duration::from_secs(20), slow.stop()).await;
+    assert!(stopped.is_ok(), "the grace bounds a stop");
+    assert!(matches!(waiter.await.unwrap().result, ReplyResult::Overloaded { .. }));
+    let (next, _) = run(
+        &world,
+        plan(&spec, true, Vec::new(), Duration::ZERO, |input, batch| {
+            Ok(append(input, batch))
+        }),
+    );
+    world.drained().await;
+    assert_eq!(world.state(&spec, "k", "list").await.as_deref(), Some("1 2 "));
+    next.stop().await;
+}
