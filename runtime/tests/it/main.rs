@@ -5,4 +5,5 @@ mod first_steps;
 mod kills;
 mod lifecycle;
 mod node;
+mod traces;
 mod up;
