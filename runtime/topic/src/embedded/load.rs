@@ -104,6 +104,7 @@ impl Store {
                 bytes: un(r.get(2)?),
                 uid: Uid(r.get(3)?),
                 body: None,
+                stored: true,
             };
             let (mut unread, mut bytes) = (u64::from(frame.messages), frame.bytes);
             if frame.entry == part.at.cursor.entry && part.at.cursor.index > 0 {

@@ -92,6 +92,8 @@ pub(super) struct Frame {
     pub bytes: u64,
     /// Kept between append and fetch while there is room for it.
     pub body: Option<Bytes>,
+    /// It has its row. One that is consumed before the flush never gets one.
+    pub stored: bool,
 }
 
 #[derive(Debug)]
@@ -180,6 +182,8 @@ pub(super) struct Store {
     /// When the first idempotency key expires.
     pub next_expiry: u64,
     cached_bytes: usize,
+    /// Frames appended in the open transaction, whose rows are not written yet. Bounded by the frame cache.
+    pending: Vec<(TopicId, u16, u64)>,
     tx: Option<OpenTx>,
     /// Whether the operation under way has begun to write.
     pub wrote: bool,
@@ -258,6 +262,7 @@ impl Store {
             outbox: Vec::new(),
             next_expiry: u64::MAX,
             cached_bytes: 0,
+            pending: Vec::new(),
             tx: None,
             wrote: false,
         };
@@ -303,8 +308,32 @@ impl Store {
     /// One flush of the disk.
     pub(super) fn commit_tx(&mut self) -> Result<(), rusqlite::Error> {
         if self.tx.is_some() {
+            self.store_pending()?;
             self.conn.prepare_cached("COMMIT")?.execute([])?;
             self.tx = None;
+        }
+        Ok(())
+    }
+
+    /// Writes the frames of this transaction that are still unread. Most are read and consumed before the flush under load, and
+    /// then neither their row nor its deletion is ever written: appended and consumed in one transaction is nothing to the disk.
+    fn store_pending(&mut self) -> Result<(), rusqlite::Error> {
+        for (id, index, entry) in std::mem::take(&mut self.pending) {
+            let Some(part) = self
+                .topics
+                .get_mut(&id)
+                .and_then(|t| t.parts.get_mut(usize::from(index)))
+            else {
+                continue;
+            };
+            let at = part.frames.binary_search_by_key(&entry, |f| f.entry);
+            let (Some(row), Some(frame)) = (part.row, at.ok().and_then(|at| part.frames.get_mut(at))) else {
+                continue;
+            };
+            if let (false, Some(body)) = (frame.stored, &frame.body) {
+                insert_frame(&self.conn, row, frame, body)?;
+                frame.stored = true;
+            }
         }
         Ok(())
     }
@@ -391,20 +420,23 @@ impl Store {
         let topic = self.topics.get_mut(id).expect("the topic was made before");
         let part = &mut topic.parts[usize::from(index)];
         let entry = part.next_entry;
-        self.conn
-            .prepare_cached("INSERT INTO frame (id, n, bytes, uid, body) VALUES (?1, ?2, ?3, ?4, ?5)")?
-            .execute(params![frame_id(row, entry), messages, db(bytes), uid.0, &body[..]])?;
-        if room {
-            self.cached_bytes += body.len();
-        }
         let len = body.len();
-        part.frames.push_back(Frame {
+        let mut frame = Frame {
             entry,
             uid,
             messages,
             bytes,
-            body: room.then_some(body),
-        });
+            body: None,
+            stored: !room,
+        };
+        if room {
+            self.cached_bytes += len;
+            frame.body = Some(body);
+            self.pending.push((id.clone(), index, entry));
+        } else {
+            insert_frame(&self.conn, row, &frame, &body)?;
+        }
+        part.frames.push_back(frame);
         part.next_entry += 1;
         part.unread += u64::from(messages);
         topic.unread += u64::from(messages);
@@ -456,8 +488,10 @@ impl Store {
                 break;
             }
             self.cached_bytes -= frame.body.as_ref().map_or(0, Bytes::len);
-            first.get_or_insert(frame.entry);
-            last = Some(frame.entry);
+            if frame.stored {
+                first.get_or_insert(frame.entry);
+                last = Some(frame.entry);
+            }
             part.frames.pop_front();
         }
         part.unread -= counted.0;
@@ -506,6 +540,18 @@ impl Store {
         self.shared.ring_room(id);
         Some(topic)
     }
+}
+
+fn insert_frame(conn: &Connection, part: i64, frame: &Frame, body: &Bytes) -> Result<(), rusqlite::Error> {
+    conn.prepare_cached("INSERT INTO frame (id, n, bytes, uid, body) VALUES (?1, ?2, ?3, ?4, ?5)")?
+        .execute(params![
+            frame_id(part, frame.entry),
+            frame.messages,
+            db(frame.bytes),
+            frame.uid.0,
+            &body[..]
+        ])?;
+    Ok(())
 }
 
 impl Topic {
