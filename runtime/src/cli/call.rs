@@ -188,11 +188,16 @@ pub async fn submit(args: args::Submit, node: &str, out: Printer) -> Outcome {
         }
         Err(failure) => {
             drop(step);
-            let message = format!(
-                "{}\n  {durable} messages are durable: go on after them",
-                failure.message
-            );
-            Err(Failure { message, ..failure })
+            let message = format!("{}\n  {durable} messages are durable", failure.message);
+            let failure = Failure { message, ..failure };
+            if durable == 0 {
+                return Err(failure);
+            }
+            // "A retry is safe" would be about the last frame only; the file as a whole must not be sent again.
+            Err(failure.remedy(format!(
+                "submit the rest, e.g. `tail -n +{} FILE`; if the connection broke, some messages after those may have been taken too",
+                durable + 1
+            )))
         }
     }
 }
