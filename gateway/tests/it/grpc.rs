@@ -111,7 +111,12 @@ async fn a_deadline_ends_the_call_and_says_whether_it_was_done() {
     let mut expired = tonic::Request::new(call("echo", 0));
     expired.metadata_mut().insert("grpc-timeout", "1n".parse().unwrap());
     let expired = client.request(expired).await.unwrap_err();
-    assert_eq!(expired.code(), tonic::Code::DeadlineExceeded);
+    // tonic's client watches the same header and says `Cancelled` when it is the quicker one.
+    let code = expired.code();
+    assert!(
+        matches!(code, tonic::Code::DeadlineExceeded | tonic::Code::Cancelled),
+        "{code:?}"
+    );
 }
 
 #[tokio::test]
