@@ -7,25 +7,25 @@
 //! - A failed item's only effect is its parking or its dead letter. The Bee saw its own writes while it worked on later items of
 //!   the same key, so where an item fails here although the Bee called it done, the prefix ends before the next of that key.
 
+mod effects;
+mod sum;
+
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::HashSet;
 
 use skep_model::env::Entropy;
 use skep_model::id::{CommitId, Uid};
-use skep_model::key;
-use skep_model::limits::{
-    COMMIT_BYTES_MAX, EFFECTS_BYTES_MAX, EMITS_MAX, HEADERS_BYTES_MAX, HEADERS_MAX, KEY_BYTES_MAX,
-    OUTPUT_OVERHEAD_BYTES, PAYLOAD_BYTES_MAX, RETRY_AFTER_MS_MAX,
-};
-use skep_model::message::{Hop, Lineage, Message, Reply, ReplyResult, TraceContext};
-use skep_model::name::StageName;
-use skep_model::step::{Batch, Disposition, Due, Emit, Input, Step, Trap, TrapKind};
+use skep_model::limits::{COMMIT_BYTES_MAX, RETRY_AFTER_MS_MAX};
+use skep_model::message::{Message, Reply, ReplyResult, TraceContext};
+use skep_model::step::{Batch, Due, Input, Step, Trap, TrapKind};
 use skep_model::swarm::{Order, RetryPolicy};
-use skep_topic::{
-    Commit, Cursor, DeadLetter, Fetched, Output, Parked, Retry, Span, StatePut, TimerDue, TimerSet, Unread, Work,
-};
+use skep_topic::{Commit, Cursor, DeadLetter, Fetched, Parked, StatePut, TimerDue, TimerSet, Unread, Work};
 
+use self::effects::with_hop;
+use self::sum::Sum;
 use crate::plan::{Destination, Plan};
+
+pub(crate) use self::effects::effects;
 
 /// One thing that a fetch gave, with what is to become of it before any Bee is asked.
 #[derive(Debug, Clone, PartialEq)]
@@ -112,7 +112,7 @@ pub fn arrange(plan: &Plan, fetched: Fetched) -> (Taken, Batch) {
     for unread in fetched.messages {
         let fate = if expired(&unread.message) {
             Fate::Expire
-        } else if !fetched.held.is_empty() && fetched.held.contains(&lane_of(plan, &unread.message)) {
+        } else if is_held(plan, unread.message.key.as_deref(), &fetched.held) {
             Fate::Hold
         } else {
             run(
@@ -146,20 +146,23 @@ fn run(inputs: &mut Vec<Input>, input: Input) -> Fate {
 }
 
 /// Whether an item parks behind its lane instead of being settled. A retry is the first of its lane, so it never does.
-fn waits(plan: &Plan, source: &Source, fate: Fate, held: &HashSet<String>) -> bool {
-    let lane = match source {
-        Source::Retry(_) => return false,
-        Source::Message(unread) => unread.message.key.as_deref(),
-        Source::Timer(timer) => Some(timer.key.as_str()),
-    };
-    fate == Fate::Hold || (!held.is_empty() && holds(plan) && lane.is_some_and(|lane| held.contains(lane)))
+fn waits(plan: &Plan, item: &Item, origin: &Origin<'_>, held: &HashSet<String>) -> bool {
+    match item.source {
+        Source::Retry(_) => false,
+        Source::Message(_) | Source::Timer(_) => item.fate == Fate::Hold || is_held(plan, origin.key(), held),
+    }
 }
 
-/// What waits in order behind a failure: the key under `order: hold`, else nothing but the message itself.
-fn lane_of(plan: &Plan, message: &Message) -> String {
-    match &message.key {
-        Some(key) if holds(plan) => key.clone(),
-        _ => message.uid.to_string(),
+/// Only keys are held: under any other order a message's lane is its own, and it waits behind nothing.
+fn is_held(plan: &Plan, key: Option<&str>, held: &HashSet<String>) -> bool {
+    !held.is_empty() && holds(plan) && key.is_some_and(|key| held.contains(key))
+}
+
+/// What waits in order behind a failure: the key under `order: hold`, else nothing but the item itself.
+fn lane_of(plan: &Plan, origin: &Origin<'_>) -> String {
+    match origin.key() {
+        Some(key) if holds(plan) => key.to_owned(),
+        _ => origin.uid.to_string(),
     }
 }
 
@@ -210,7 +213,7 @@ pub fn decide(
 ) -> Decision {
     let mut steps: Vec<Option<Result<Step, Trap>>> = steps.into_iter().map(Some).collect();
     let mut held: Cow<'_, HashSet<String>> = Cow::Borrowed(&work.held);
-    let mut tainted: Vec<&str> = Vec::new();
+    let mut tainted: HashSet<&str> = HashSet::new();
     let mut sum = Sum::new(stamp);
     let mut decision = Tally::default();
     let mut bytes = 0usize;
@@ -220,24 +223,26 @@ pub fn decide(
             Fate::Hold | Fate::Expire => None,
         };
         let origin = Origin::of(&item.source);
-        if origin.key().is_some_and(|key| tainted.contains(&key)) {
+        if origin.key().is_some_and(|key| tainted.contains(key)) {
             break;
         }
         let wrote = matches!(&step, Some(Ok(step)) if !step.state.is_empty());
-        let (part, failed) = match (&item.source, item.fate, step) {
-            (source, Fate::Expire, _) => (expired(plan, source), None),
-            (source, Fate::Run(_) | Fate::Hold, _) if waits(plan, source, item.fate, &held) => {
+        let (part, failed) = match step {
+            _ if item.fate == Fate::Expire => (expired(plan, &origin), None),
+            _ if waits(plan, item, &origin, &held) => {
                 (Part::park(parked_behind(plan, &origin, work.now_ms, entropy)), None)
             }
-            (source, _, Some(step)) => settle(plan, source, step, work.now_ms, ran, entropy),
+            Some(step) => settle(plan, &item.source, step, work.now_ms, ran, entropy),
             // A step is missing: the engine broke its contract. Leave the item where it is.
-            (_, _, None) => break,
+            None => break,
         };
         if bytes + part.bytes > COMMIT_BYTES_MAX && decision.consumed > 0 {
             break;
         }
         bytes += part.bytes;
-        if let Some(parked) = &part.park {
+        if holds(plan)
+            && let Some(parked) = &part.park
+        {
             held.to_mut().insert(parked.lane.clone());
         }
         if wrote && failed.is_some() {
@@ -264,7 +269,7 @@ struct Tally {
 }
 
 impl Tally {
-    fn count(&mut self, part: &Part, failed: Option<String>) {
+    fn count(&mut self, part: &Part<'_>, failed: Option<String>) {
         self.consumed += 1;
         if let Some(error) = failed {
             self.failed += 1;
@@ -277,8 +282,8 @@ impl Tally {
 
 /// The effects of one item.
 #[derive(Default)]
-pub(crate) struct Part {
-    pub outputs: Vec<(Destination, Message)>,
+pub(crate) struct Part<'p> {
+    pub outputs: Vec<(&'p Destination, Message)>,
     pub replies: Vec<Reply>,
     pub state: Vec<StatePut>,
     pub timers: Vec<TimerSet>,
@@ -287,7 +292,7 @@ pub(crate) struct Part {
     pub bytes: usize,
 }
 
-impl Part {
+impl Part<'_> {
     fn park(parked: Parked) -> Self {
         Self {
             park: Some(parked),
@@ -312,27 +317,30 @@ pub(crate) enum Again {
     Never,
 }
 
-fn settle(
-    plan: &Plan,
+fn settle<'p>(
+    plan: &'p Plan,
     source: &Source,
     step: Result<Step, Trap>,
     now_ms: u64,
     ran: Ran,
     entropy: &dyn Entropy,
-) -> (Part, Option<String>) {
+) -> (Part<'p>, Option<String>) {
     let origin = Origin::of(source);
+    // The owner has tried again as often as it may before it hands on a trouble of the host.
+    let host = matches!(&step, Err(trap) if trap.kind == TrapKind::Host);
     match effects(plan, &origin, step, ran, entropy) {
         Ok(part) => (part, None),
-        Err(failure) => {
+        Err(mut failure) => {
+            if host {
+                failure.again = Again::Never;
+            }
             let told = format!("{}: {}", failure.reason, failure.detail);
             let part = match retry_at(&plan.stage.retry, origin.attempt, failure.again, now_ms, entropy) {
                 Some(due_ms) => Part::park(Parked {
                     uid: Uid::random(entropy),
                     lane: match source {
                         Source::Retry(parked) => parked.lane.clone(),
-                        Source::Message(unread) => lane_of(plan, &unread.message),
-                        Source::Timer(timer) if holds(plan) => timer.key.clone(),
-                        Source::Timer(timer) => timer.uid.to_string(),
+                        Source::Message(_) | Source::Timer(_) => lane_of(plan, &origin),
                     },
                     work: origin.work(),
                     attempts: origin.attempt,
@@ -407,198 +415,6 @@ impl<'a> Origin<'a> {
     }
 }
 
-/// What a step that ended well does; anything else is a failure with its reason.
-pub(crate) fn effects(
-    plan: &Plan,
-    origin: &Origin<'_>,
-    step: Result<Step, Trap>,
-    ran: Ran,
-    entropy: &dyn Entropy,
-) -> Result<Part, Failure> {
-    let step = step.map_err(|trap| Failure {
-        reason: trap.kind.as_str().to_owned(),
-        detail: trap.detail,
-        stderr: trap.stderr,
-        // More output than fits will not fit at the next attempt either.
-        again: if trap.kind == TrapKind::Output {
-            Again::Never
-        } else {
-            Again::ByPolicy
-        },
-    })?;
-    let fail = |reason: &str, detail: String, again| Failure {
-        reason: reason.to_owned(),
-        detail,
-        stderr: String::new(),
-        again,
-    };
-    match step.outcome.disposition {
-        Disposition::Done => {}
-        Disposition::RetryAfter(ms) => {
-            return Err(fail(
-                "retry-after",
-                format!("the Bee asked for another attempt after {ms} ms"),
-                Again::AfterMs(ms),
-            ));
-        }
-        Disposition::Reject(reason) => return Err(fail("reject", reason, Again::Never)),
-        Disposition::Fail { reason, detail } => return Err(fail(&reason, detail, Again::ByPolicy)),
-    }
-    let mut part = Part::default();
-    let hops = origin
-        .message
-        .map(|m| with_hop(m, &plan.stage.name, ran))
-        .unwrap_or_default();
-    if step.outcome.publish.len() > EMITS_MAX {
-        let found = step.outcome.publish.len();
-        return Err(fail(
-            "too-many-emits",
-            format!("{found} messages published for one, at most {EMITS_MAX} may be"),
-            Again::Never,
-        ));
-    }
-    let too_large = |bytes: usize| {
-        fail(
-            "effects-too-large",
-            format!("the effects of one message take {bytes} bytes or more, at most {EFFECTS_BYTES_MAX} fit"),
-            Again::Never,
-        )
-    };
-    for (ordinal, emit) in step.outcome.publish.into_iter().enumerate() {
-        bounded(&emit).map_err(|why| fail("emit-too-large", why, Again::Never))?;
-        let readers = plan
-            .readers(emit.to.as_deref())
-            .map_err(|why| fail("no-such-output", why, Again::Never))?;
-        let uid = origin
-            .uid
-            .child(plan.stage.name.as_str(), u32::try_from(ordinal).unwrap_or(u32::MAX));
-        for reader in readers {
-            let message =
-                child(plan, origin, uid, &emit, reader, &hops, ran).map_err(|why| fail("no-key", why, Again::Never))?;
-            part.bytes += size_of_message(&message) + OUTPUT_OVERHEAD_BYTES;
-            if part.bytes > EFFECTS_BYTES_MAX {
-                return Err(too_large(part.bytes));
-            }
-            part.outputs.push((reader.clone(), message));
-        }
-    }
-    if let Some(request) = origin.message.and_then(|m| m.request) {
-        for response in step.outcome.respond {
-            part.bytes += response.len();
-            part.replies.push(Reply {
-                request: request.id,
-                result: ReplyResult::Response(response),
-                hops: hops.clone(),
-            });
-        }
-    }
-    let key = origin.key().unwrap_or_default();
-    for write in step.state {
-        part.bytes += key.len() + write.name.len() + write.value.as_ref().map_or(0, bytes::Bytes::len);
-        part.state.push(StatePut {
-            key: key.to_owned(),
-            name: write.name,
-            value: write.value,
-        });
-    }
-    for write in step.timers {
-        part.bytes += key.len() + write.name.len() + 8;
-        part.timers.push(TimerSet {
-            key: key.to_owned(),
-            name: write.name,
-            at_ms: write.at_ms,
-            uid: Uid::random(entropy),
-        });
-    }
-    if part.bytes > EFFECTS_BYTES_MAX {
-        return Err(too_large(part.bytes));
-    }
-    Ok(part)
-}
-
-/// The bounds of one message, as at the door.
-fn bounded(emit: &Emit) -> Result<(), String> {
-    let over = |what: &str, found: usize, max: usize| {
-        if found > max {
-            Err(format!(
-                "a published message has {found} {what}, at most {max} are allowed"
-            ))
-        } else {
-            Ok(())
-        }
-    };
-    over("bytes of payload", emit.payload.len(), PAYLOAD_BYTES_MAX)?;
-    over("bytes of key", emit.key.as_ref().map_or(0, String::len), KEY_BYTES_MAX)?;
-    over("headers", emit.headers.len(), HEADERS_MAX)?;
-    let bytes = emit.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
-    over("bytes of headers", bytes, HEADERS_BYTES_MAX)
-}
-
-fn child(
-    plan: &Plan,
-    origin: &Origin<'_>,
-    uid: Uid,
-    emit: &Emit,
-    reader: &Destination,
-    hops: &[Hop],
-    ran: Ran,
-) -> Result<Message, String> {
-    let key = match &reader.key {
-        None => emit.key.clone(),
-        Some(source) => Some(
-            key::extract(source, emit.key.as_deref(), &emit.headers, &emit.payload)
-                .map_err(|e| format!("stage `{}` needs a key: {e}", reader.stage))?,
-        ),
-    };
-    Ok(Message {
-        uid,
-        key,
-        headers: emit.headers.clone(),
-        payload: emit.payload.clone(),
-        accepted_ms: origin
-            .message
-            .map_or_else(|| origin.timer.map_or(0, |(_, _, at)| at), |m| m.accepted_ms),
-        request: origin.message.and_then(|m| m.request),
-        trace: origin.message.and_then(|m| m.trace).map(|trace| TraceContext {
-            // In a batch of several traces the span belongs to one of them; the others keep their own parent.
-            span_id: match ran.span {
-                Some(span) if span.trace_id == trace.trace_id => span.span_id,
-                _ => trace.span_id,
-            },
-            ..trace
-        }),
-        lineage: Some(Lineage {
-            parent: origin.uid,
-            stage: plan.stage.name.clone(),
-            module: plan.module,
-        }),
-        hops: hops.to_vec(),
-    })
-}
-
-fn with_hop(message: &Message, stage: &StageName, ran: Ran) -> Vec<Hop> {
-    if !message.trace.is_some_and(|t| t.sampled) {
-        return Vec::new();
-    }
-    let mut hops = message.hops.clone();
-    hops.push(Hop {
-        stage: stage.clone(),
-        started_us: ran.started_us,
-        took_us: ran.took_us,
-        batch: ran.batch,
-    });
-    hops
-}
-
-fn size_of_message(message: &Message) -> usize {
-    let headers: usize = message
-        .headers
-        .iter()
-        .map(|(name, value)| name.len() + value.len())
-        .sum();
-    message.payload.len() + headers + message.key.as_ref().map_or(0, String::len)
-}
-
 /// When the next attempt is due, or `None` when there is none. Exponential backoff with full jitter.
 pub(crate) fn retry_at(
     policy: &RetryPolicy,
@@ -627,10 +443,7 @@ pub(crate) fn retry_at(
 fn parked_behind(plan: &Plan, origin: &Origin<'_>, now_ms: u64, entropy: &dyn Entropy) -> Parked {
     Parked {
         uid: Uid::random(entropy),
-        lane: match origin.key() {
-            Some(key) if holds(plan) => key.to_owned(),
-            _ => origin.uid.to_string(),
-        },
+        lane: lane_of(plan, origin),
         work: origin.work(),
         attempts: 0,
         due_ms: now_ms,
@@ -638,7 +451,7 @@ fn parked_behind(plan: &Plan, origin: &Origin<'_>, now_ms: u64, entropy: &dyn En
     }
 }
 
-fn dead(plan: &Plan, origin: &Origin<'_>, failure: Failure, now_ms: u64, ran: Ran) -> Part {
+fn dead(plan: &Plan, origin: &Origin<'_>, failure: Failure, now_ms: u64, ran: Ran) -> Part<'static> {
     let mut part = Part::default();
     if let Some(message) = origin.message
         && let Some(request) = message.request
@@ -666,9 +479,8 @@ fn dead(plan: &Plan, origin: &Origin<'_>, failure: Failure, now_ms: u64, ran: Ra
     part
 }
 
-fn expired(plan: &Plan, source: &Source) -> Part {
+fn expired(plan: &Plan, origin: &Origin<'_>) -> Part<'static> {
     let mut part = Part::default();
-    let origin = Origin::of(source);
     if let Some(request) = origin.message.and_then(|m| m.request) {
         part.replies.push(Reply {
             request: request.id,
@@ -679,97 +491,6 @@ fn expired(plan: &Plan, source: &Source) -> Part {
         });
     }
     part
-}
-
-/// The parts, added up into a commit.
-struct Sum {
-    commit: Commit,
-    from: Cursor,
-    /// Last write wins, so a hot key costs one row a commit.
-    state: HashMap<(String, String), usize>,
-    timers: BTreeMap<(String, String), usize>,
-}
-
-impl Sum {
-    fn new(stamp: Stamp) -> Self {
-        Self {
-            commit: Commit {
-                id: stamp.id,
-                seq: stamp.seq,
-                base: stamp.base,
-                span: None,
-                timers: Vec::new(),
-                retries: Vec::new(),
-                park: Vec::new(),
-                outputs: Vec::new(),
-                state: Vec::new(),
-                set_timers: Vec::new(),
-                replies: Vec::new(),
-                dead: Vec::new(),
-            },
-            from: stamp.from,
-            state: HashMap::new(),
-            timers: BTreeMap::new(),
-        }
-    }
-
-    fn add(&mut self, source: &Source, part: Part) {
-        let Self {
-            commit,
-            from,
-            state,
-            timers,
-        } = self;
-        match source {
-            Source::Message(unread) => {
-                commit.span = Some(Span {
-                    from: *from,
-                    to: unread.after,
-                    last_entry: unread.entry,
-                    last_entry_uid: unread.entry_uid,
-                });
-                commit.park.extend(part.park);
-            }
-            Source::Timer(due) => {
-                commit.timers.push(due.clone());
-                commit.park.extend(part.park);
-            }
-            Source::Retry(parked) => commit.retries.push(Retry {
-                uid: parked.uid,
-                lane: parked.lane.clone(),
-                again: part.park,
-            }),
-        }
-        commit.outputs.extend(
-            part.outputs
-                .into_iter()
-                .map(|(to, message)| Output { to: to.topic, message }),
-        );
-        commit.replies.extend(part.replies);
-        commit.dead.extend(part.dead);
-        for put in part.state {
-            match state.entry((put.key.clone(), put.name.clone())) {
-                std::collections::hash_map::Entry::Occupied(at) => commit.state[*at.get()] = put,
-                std::collections::hash_map::Entry::Vacant(free) => {
-                    free.insert(commit.state.len());
-                    commit.state.push(put);
-                }
-            }
-        }
-        for set in part.timers {
-            match timers.entry((set.key.clone(), set.name.clone())) {
-                std::collections::btree_map::Entry::Occupied(at) => commit.set_timers[*at.get()] = set,
-                std::collections::btree_map::Entry::Vacant(free) => {
-                    free.insert(commit.set_timers.len());
-                    commit.set_timers.push(set);
-                }
-            }
-        }
-    }
-
-    fn into_commit(self) -> Commit {
-        self.commit
-    }
 }
 
 #[cfg(test)]

@@ -1,17 +1,19 @@
 //! The in-memory path: requests on pure Swarms.
 //!
 //! Same Bee, same rules for outcomes, no cursor and no lease. Failures are tried again in memory within the caller's deadline,
-//! then the caller gets the cause. A lane keeps no order: a pure Swarm has no state that could tell.
+//! then the caller gets the cause. What is not the Bee's fault (a trouble of the host, a lane without room, a stage that stops) is
+//! answered as overload: not done, safe to retry. A lane keeps no order: a pure Swarm has no state that could tell.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use skep_model::id::Uid;
 use skep_model::message::{Message, Reply, ReplyResult, Request};
-use skep_model::step::{Batch, Input, StateMap, Step, Trap, TrapKind};
+use skep_model::step::{Batch, Input, LogLine, StateMap, Step, Trap, TrapKind};
 use skep_topic::lane::{Lane, Travelling};
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -28,7 +30,6 @@ pub(crate) fn consume(
     stop: &CancellationToken,
     tasks: &TaskTracker,
 ) {
-    let permits = Arc::new(Semaphore::new(usize::from(plans.borrow().stage.concurrency.max(1))));
     let consumer = Arc::new(Consumer {
         lane: Arc::downgrade(lane),
         plans,
@@ -36,7 +37,8 @@ pub(crate) fn consume(
         stop: stop.clone(),
         runtime: Handle::current(),
         tasks: tasks.clone(),
-        permits,
+        under_way: AtomicUsize::new(0),
+        paused: AtomicBool::new(false),
     });
     lane.on_ready(move || Consumer::wake(&consumer));
 }
@@ -54,6 +56,8 @@ pub(crate) fn turn_away(lane: &Lane, plan: &Plan, seams: &Seams) {
     }
 }
 
+type Log = Vec<(Option<Uid>, LogLine)>;
+
 struct Consumer {
     /// Weak: the lane holds its consumer.
     lane: std::sync::Weak<Lane>,
@@ -62,19 +66,43 @@ struct Consumer {
     stop: CancellationToken,
     runtime: Handle,
     tasks: TaskTracker,
-    permits: Arc<Semaphore>,
+    /// Drains at work; as many as the plan of the moment allows.
+    under_way: AtomicUsize,
+    /// Whether the last that was told is that a lane downstream is full.
+    paused: AtomicBool,
+}
+
+/// The right to drain. Given back when dropped, however the drain ends.
+struct Turn(Arc<Consumer>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Consumer {
+    fn concurrency(&self) -> usize {
+        usize::from(self.plans.borrow().stage.concurrency.max(1))
+    }
+
+    fn turn(self: &Arc<Self>) -> Option<Turn> {
+        let most = self.concurrency();
+        self.under_way
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| (n < most).then_some(n + 1))
+            .ok()
+            .map(|_| Turn(Arc::clone(self)))
+    }
+
     fn wake(self: &Arc<Self>) {
-        if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
+        if let Some(turn) = self.turn() {
             let this = Arc::clone(self);
             self.tasks.spawn_on(
                 async move {
-                    let permit = permit;
+                    let turn = turn;
                     this.drain().await;
-                    drop(permit);
-                    // Something may have been pushed after the last look and before the permit was given back.
+                    drop(turn);
+                    // Something may have been pushed after the last look and before the turn was given back.
                     if this.lane.upgrade().is_some_and(|lane| !lane.is_empty()) && !this.stop.is_cancelled() {
                         this.wake();
                     }
@@ -86,7 +114,8 @@ impl Consumer {
 
     async fn drain(self: &Arc<Self>) {
         while let Some(lane) = self.lane.upgrade() {
-            if self.stop.is_cancelled() {
+            // A new plan may allow fewer at once.
+            if self.stop.is_cancelled() || self.under_way.load(Ordering::SeqCst) > self.concurrency() {
                 return;
             }
             let plan = Arc::clone(&self.plans.borrow());
@@ -94,12 +123,16 @@ impl Consumer {
             if taken.is_empty() {
                 return;
             }
-            self.turn(&plan, taken).await;
+            if !lane.is_empty() {
+                // Or more.
+                self.wake();
+            }
+            self.bounded(&plan, taken).await;
         }
     }
 
     /// One batch, dropped when the stage stops and the grace is over: nothing of it was kept, so its callers may try again.
-    async fn turn(self: &Arc<Self>, plan: &Arc<Plan>, taken: Vec<Travelling>) {
+    async fn bounded(self: &Arc<Self>, plan: &Arc<Plan>, taken: Vec<Travelling>) {
         let callers: Vec<Option<Request>> = taken.iter().map(|t| t.message.request).collect();
         let grace = async {
             self.stop.cancelled().await;
@@ -127,51 +160,54 @@ impl Consumer {
         let now_ms = self.seams.clock.now_ms();
         let (taken, gone): (Vec<_>, Vec<_>) = taken.into_iter().partition(|t| self.wanted(&t.message, now_ms));
         for late in gone {
-            self.answer(
-                &late.message,
-                ReplyResult::Expired {
-                    stage: plan.stage.name.clone(),
-                },
-            );
+            self.expire(&late.message, plan);
         }
         if taken.is_empty() {
             return;
         }
         let began = Instant::now();
-        let (steps, mut log) = self.process(plan, &taken).await;
-        let steps = match steps {
-            Ok(steps) => steps.into_iter().map(Ok).collect(),
-            Err(trap) if taken.len() == 1 => vec![Err(trap)],
-            Err(trap) if trap.kind == TrapKind::Host => taken.iter().map(|_| Err(trap.clone())).collect(),
-            // The poison one fails alone, its neighbours go on.
-            Err(_) => {
-                let mut steps = Vec::with_capacity(taken.len());
-                for one in &taken {
-                    // An endless loop costs its whole time limit each: nobody waits for the rest for ever.
-                    if self.stop.is_cancelled() || !self.wanted(&one.message, self.seams.clock.now_ms()) {
-                        steps.push(Err(Trap {
-                            kind: TrapKind::Host,
-                            detail: "its caller's deadline passed while its batch was run one by one".to_owned(),
-                            stderr: String::new(),
-                        }));
-                        continue;
-                    }
-                    let (alone, more) = self.process(plan, std::slice::from_ref(one)).await;
-                    log.extend(more);
-                    steps.push(match alone {
-                        Ok(mut alone) if alone.len() == 1 => Ok(alone.remove(0)),
-                        Ok(_) => Err(Trap {
-                            kind: TrapKind::Contract,
-                            detail: "not one outcome for one input".to_owned(),
-                            stderr: String::new(),
-                        }),
-                        Err(trap) => Err(trap),
-                    });
-                }
-                steps
+        let (steps, log) = self.process(plan, &taken).await;
+        match steps {
+            Ok(steps) => self.settle(plan, taken, steps.into_iter().map(Ok).collect(), began, &log),
+            // One by one would not help the host.
+            Err(trap) if taken.len() == 1 || trap.kind == TrapKind::Host => {
+                let steps = taken.iter().map(|_| Err(trap.clone())).collect();
+                self.settle(plan, taken, steps, began, &log);
             }
-        };
-        self.settle(plan, taken, steps, began, &log);
+            Err(_) => self.one_by_one(plan, taken, began, log).await,
+        }
+    }
+
+    /// After a trap: the poison one fails alone, its neighbours go on.
+    async fn one_by_one(self: &Arc<Self>, plan: &Arc<Plan>, taken: Vec<Travelling>, began: Instant, mut log: Log) {
+        let mut ran = Vec::with_capacity(taken.len());
+        let mut steps = Vec::with_capacity(taken.len());
+        for one in taken {
+            // An endless loop costs its whole time limit each: nobody waits for the rest for ever.
+            if self.stop.is_cancelled() {
+                if let Some(request) = one.message.request {
+                    self.refuse(request, plan);
+                }
+                continue;
+            }
+            if !self.wanted(&one.message, self.seams.clock.now_ms()) {
+                self.expire(&one.message, plan);
+                continue;
+            }
+            let (alone, more) = self.process(plan, std::slice::from_ref(&one)).await;
+            log.extend(more);
+            steps.push(match alone {
+                Ok(mut alone) if alone.len() == 1 => Ok(alone.remove(0)),
+                Ok(_) => Err(Trap {
+                    kind: TrapKind::Contract,
+                    detail: "not one outcome for one input".to_owned(),
+                    stderr: String::new(),
+                }),
+                Err(trap) => Err(trap),
+            });
+            ran.push(one);
+        }
+        self.settle(plan, ran, steps, began, &log);
     }
 
     /// Work whose deadline passed, or whose caller went away, is not done.
@@ -181,11 +217,7 @@ impl Consumer {
             .is_some_and(|r| r.deadline_ms >= now_ms && self.seams.backend.waiters().is_waiting(r.id))
     }
 
-    async fn process(
-        &self,
-        plan: &Plan,
-        taken: &[Travelling],
-    ) -> (Result<Vec<Step>, Trap>, Vec<(Option<Uid>, skep_model::step::LogLine)>) {
+    async fn process(&self, plan: &Plan, taken: &[Travelling]) -> (Result<Vec<Step>, Trap>, Log) {
         let inputs: Vec<Input> = taken
             .iter()
             .map(|t| Input::Message {
@@ -210,7 +242,7 @@ impl Consumer {
         taken: Vec<Travelling>,
         steps: Vec<Result<Step, Trap>>,
         began: Instant,
-        log: &[(Option<Uid>, skep_model::step::LogLine)],
+        log: &[(Option<Uid>, LogLine)],
     ) {
         let took = began.elapsed();
         let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
@@ -243,7 +275,7 @@ impl Consumer {
                 Err(failure) => {
                     failed += 1;
                     error.get_or_insert_with(|| format!("{}: {}", failure.reason, failure.detail));
-                    dead += usize::from(!self.again(plan, travelling, failure));
+                    dead += usize::from(self.failed(plan, travelling, failure));
                 }
             }
         }
@@ -267,34 +299,44 @@ impl Consumer {
         );
     }
 
-    fn apply(&self, plan: &Plan, part: Part) {
+    fn apply(&self, plan: &Plan, part: Part<'_>) {
         for reply in part.replies {
             self.seams.backend.waiters().deliver(reply);
         }
         for (to, message) in part.outputs {
             let request = message.request;
-            if to.lane.push(Travelling { message, attempts: 0 }).is_err() {
-                self.seams.observer.state(
-                    &plan.topic.id,
-                    StageState::Paused {
-                        why: format!("the in-memory lane of stage `{}` is full", to.stage),
-                    },
-                );
-                if let Some(request) = request {
-                    self.seams.backend.waiters().deliver(Reply {
-                        request: request.id,
-                        result: ReplyResult::Overloaded { stage: to.stage },
-                        hops: Vec::new(),
-                    });
+            if to.lane.push(Travelling { message, attempts: 0 }).is_ok() {
+                if self.paused.swap(false, Ordering::Relaxed) {
+                    self.seams.observer.state(&plan.topic.id, StageState::Running);
                 }
+                continue;
+            }
+            self.paused.store(true, Ordering::Relaxed);
+            self.seams.observer.state(
+                &plan.topic.id,
+                StageState::Paused {
+                    why: format!("the in-memory lane of stage `{}` is full", to.stage),
+                },
+            );
+            if let Some(request) = request {
+                self.seams.backend.waiters().deliver(Reply {
+                    request: request.id,
+                    result: ReplyResult::Overloaded {
+                        stage: to.stage.clone(),
+                    },
+                    hops: Vec::new(),
+                });
             }
         }
     }
 
-    /// Another attempt within the deadline, or the cause to the caller. Returns whether there is another attempt.
-    fn again(self: &Arc<Self>, plan: &Arc<Plan>, travelling: Travelling, failure: Failure) -> bool {
+    /// Another attempt within the deadline, or the cause to the caller. Returns whether the caller got the cause.
+    fn failed(self: &Arc<Self>, plan: &Arc<Plan>, travelling: Travelling, failure: Failure) -> bool {
         let now_ms = self.seams.clock.now_ms();
         let attempts = travelling.attempts + 1;
+        let Some(request) = travelling.message.request else {
+            return false;
+        };
         let due_ms = retry_at(
             &plan.stage.retry,
             attempts,
@@ -302,34 +344,14 @@ impl Consumer {
             now_ms,
             self.seams.entropy.as_ref(),
         );
-        let in_time = |due: &u64| travelling.message.request.is_some_and(|r| *due < r.deadline_ms);
-        // A retry sleeps in its place on the lane; where there is none the caller gets the cause at once.
-        let asleep = due_ms.filter(in_time).and_then(|due_ms| {
-            let again = Travelling {
-                attempts,
-                message: travelling.message.clone(),
-            };
-            Some((due_ms, self.lane.upgrade()?.sleep(again).ok()?))
-        });
-        if let Some((due_ms, asleep)) = asleep {
-            let stop = self.stop.clone();
-            self.tasks.spawn_on(
-                async move {
-                    tokio::select! {
-                        () = stop.cancelled() => return,
-                        () = tokio::time::sleep(Duration::from_millis(due_ms.saturating_sub(now_ms))) => {}
-                    }
-                    asleep.wake();
-                },
-                &self.runtime,
-            );
-            return true;
+        if let Some(due_ms) = due_ms.filter(|due| *due < request.deadline_ms) {
+            let wait = Duration::from_millis(due_ms.saturating_sub(now_ms));
+            self.again(plan, Travelling { attempts, ..travelling }, request, wait);
+            return false;
         }
         if failure.reason == TrapKind::Host.as_str() {
             // Not the Bee's fault, and nothing was done.
-            if let Some(request) = travelling.message.request {
-                self.refuse(request, plan);
-            }
+            self.refuse(request, plan);
             return false;
         }
         self.answer(
@@ -341,7 +363,28 @@ impl Consumer {
                 dead_letter: None,
             },
         );
-        false
+        true
+    }
+
+    /// A retry sleeps in its place on the lane. Where there is none, or the stage stops meanwhile, its caller is told to try again.
+    fn again(self: &Arc<Self>, plan: &Arc<Plan>, travelling: Travelling, request: Request, wait: Duration) {
+        let Some(Ok(asleep)) = self.lane.upgrade().map(|lane| lane.sleep(travelling)) else {
+            return self.refuse(request, plan);
+        };
+        let (this, plan) = (Arc::clone(self), Arc::clone(plan));
+        self.tasks.spawn_on(
+            async move {
+                let awake = tokio::select! {
+                    biased;
+                    () = this.stop.cancelled() => false,
+                    () = tokio::time::sleep(wait) => asleep.wake().is_ok(),
+                };
+                if !awake {
+                    this.refuse(request, &plan);
+                }
+            },
+            &self.runtime,
+        );
     }
 
     /// Certainly not done.
@@ -353,6 +396,15 @@ impl Consumer {
             },
             hops: Vec::new(),
         });
+    }
+
+    fn expire(&self, message: &Message, plan: &Plan) {
+        self.answer(
+            message,
+            ReplyResult::Expired {
+                stage: plan.stage.name.clone(),
+            },
+        );
     }
 
     fn answer(&self, message: &Message, result: ReplyResult) {

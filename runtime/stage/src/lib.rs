@@ -9,10 +9,12 @@
 //! - [`bee`]: the seam to the engine.
 //! - [`decide`]: inputs + steps + policy → one [`skep_topic::Commit`]. No I/O, no clock of its own.
 //! - [`worker`]: the loop that owns a partition.
+//! - `caution`: what follows a trap or a trouble of the host.
 //! - [`lane`]: the in-memory path.
 //! - [`observe`]: what is told to logs, metrics and traces.
 
 pub mod bee;
+mod caution;
 pub mod decide;
 pub mod lane;
 pub mod observe;

@@ -15,12 +15,13 @@ use skep_model::scope::PartitionId;
 use skep_model::span::{SpanKind, SpanRecord, SpanSink};
 use skep_model::step::{Batch, Input, LogLine, Processed, Step, Trap, TrapKind};
 use skep_topic::lane::Lane;
-use skep_topic::{Backend, Commit, Cursor, Error, Fetched, Lease, Want};
-use tokio::sync::watch;
+use skep_topic::{Backend, Bell, Commit, Cursor, Error, Fetched, Lease, Want};
+use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::caution::{BatchCap, HostTroubles};
 use crate::decide::{Decision, Ran, Stamp, arrange, decide};
 use crate::observe::{BatchReport, Observer, StageState};
 use crate::plan::Plan;
@@ -29,10 +30,8 @@ use crate::plan::Plan;
 const IDLE_MS: u64 = 1_000;
 /// How long batches under way may go on when a stage stops. Then they are dropped: nothing of them was committed.
 pub(crate) const STOP_GRACE: Duration = Duration::from_secs(5);
-/// Troubles of the host with one and the same single message after which it is set aside, so that it cannot hold its partition for ever.
-const HOST_TROUBLES_MAX: u32 = 5;
-/// The wait after a trouble of the host or the backend, before it is tried again.
-const TROUBLE_MS: u64 = 200;
+/// The wait after a trouble of the backend, before it is tried again.
+const TROUBLE: Duration = Duration::from_millis(200);
 /// How long an owner waits for room before it asks again although no bell rang.
 const ROOM_MS: u64 = 1_000;
 
@@ -58,6 +57,8 @@ impl Running {
     /// Replaces the plan. Batches under way end on the old one.
     pub fn replan(&self, plan: Arc<Plan>) {
         self.plan.send_replace(plan);
+        // It may allow more batches at once than are under way.
+        self.lane.ring();
     }
 
     #[must_use]
@@ -90,7 +91,9 @@ pub fn start(plan: Arc<Plan>, lane: &Arc<Lane>, seams: &Arc<Seams>) -> Running {
             plans: running.plan.subscribe(),
             seams: Arc::clone(seams),
             stop: running.stop.clone(),
-            host_troubles: 0,
+            cap: BatchCap::none(),
+            host: HostTroubles::default(),
+            unwell: false,
         };
         running.tasks.spawn(owner.run());
     }
@@ -103,8 +106,10 @@ struct Owner {
     plans: watch::Receiver<Arc<Plan>>,
     seams: Arc<Seams>,
     stop: CancellationToken,
-    /// In a row, with one and the same single message.
-    host_troubles: u32,
+    cap: BatchCap,
+    host: HostTroubles,
+    /// Whether the last that was told of this partition is that it is paused or troubled.
+    unwell: bool,
 }
 
 /// Where an owner stands between two commits.
@@ -113,8 +118,6 @@ struct Position {
     seq: u64,
     last: CommitId,
     cursor: Cursor,
-    /// So many items still go one at a time, after a batch ended in a trap: the poison one parks alone.
-    solo: usize,
 }
 
 /// Why an owner gave its partition up.
@@ -129,7 +132,10 @@ enum Ended {
     },
     /// Fenced, stale or input gone: everything known is dropped; claim anew.
     Lost,
-    Trouble(String),
+    Trouble {
+        why: String,
+        wait: Duration,
+    },
     Gone,
     Stopped,
 }
@@ -144,12 +150,18 @@ impl Owner {
                 Ended::Idle { wait_ms } => wait_ms.min(scan_ms),
                 Ended::Held { ms_left } => ms_left.max(1),
                 Ended::Lost => 1,
-                Ended::Trouble(why) => {
+                Ended::Trouble { why, wait } => {
                     tracing::warn!(partition = %self.partition, %why, "stage is troubled, trying again");
                     self.tell(StageState::Troubled { why });
-                    TROUBLE_MS
+                    // Whatever arrives meanwhile: no bell may cut a backoff short.
+                    tokio::select! {
+                        biased;
+                        () = self.stop.cancelled() => return,
+                        () = sleep(wait) => continue,
+                    }
                 }
             };
+            self.well();
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return,
@@ -159,8 +171,17 @@ impl Owner {
         }
     }
 
-    fn tell(&self, state: StageState) {
+    /// That the stage is held up. Said again at each turn, for another partition of the stage may say that it runs.
+    fn tell(&mut self, state: StageState) {
+        self.unwell = true;
         self.seams.observer.state(self.partition.topic(), state);
+    }
+
+    /// What held it up is over.
+    fn well(&mut self) {
+        if std::mem::take(&mut self.unwell) {
+            self.seams.observer.state(self.partition.topic(), StageState::Running);
+        }
     }
 
     /// From claim to release.
@@ -180,13 +201,10 @@ impl Owner {
             seq: claim.seq,
             last: claim.last,
             cursor: claim.cursor,
-            // Suspect mode, least form: after a crash what was under way goes one by one, so a message that kills its host is alone.
-            solo: if claim.unclean > 0 {
-                self.plans.borrow().stage.batch.messages as usize
-            } else {
-                0
-            },
         };
+        if claim.unclean > 0 {
+            self.cap = BatchCap::suspect(self.plans.borrow().stage.batch.messages);
+        }
         let ended = self.work(&mut at).await;
         if !matches!(ended, Ended::Lost | Ended::Gone)
             && let Err(e) = self.seams.backend.release(&at.lease).await
@@ -206,7 +224,8 @@ impl Owner {
             let want = Want {
                 from: at.cursor,
                 base: at.last,
-                messages: if at.solo > 0 { 1 } else { plan.stage.batch.messages },
+                messages: u32::try_from(self.cap.size())
+                    .map_or(plan.stage.batch.messages, |cap| cap.min(plan.stage.batch.messages)),
                 bytes: plan.stage.batch.bytes,
                 state: plan.stage.state,
             };
@@ -214,11 +233,9 @@ impl Owner {
                 Ok(fetched) => fetched,
                 Err(e) => return ended(e),
             };
-            if at.solo > 0 {
-                first_only(&mut fetched);
-            }
+            oldest(&mut fetched, self.cap.size());
             if fetched.messages.is_empty() && fetched.retries.is_empty() && fetched.timers.is_empty() {
-                at.solo = 0;
+                self.well();
                 let due_ms = fetched
                     .next_due_ms
                     .map_or(u64::MAX, |due| due.saturating_sub(fetched.now_ms).max(1));
@@ -245,6 +262,7 @@ impl Owner {
         let started_us = self.seams.clock.now_us();
         let span = span_of(&batch.inputs, self.seams.entropy.as_ref());
         let links = links_of(&batch.inputs, span.as_ref().map(|(own, _)| own));
+        let mut trapped = true;
         let (steps, log) = if inputs == 0 {
             (Vec::new(), Vec::new())
         } else {
@@ -252,24 +270,33 @@ impl Owner {
             let processed = self.process(plan, at, batch).await?;
             let log = with_uids(processed.log, &uids);
             match processed.result {
-                Ok(steps) => (steps.into_iter().map(Ok).collect(), log),
-                Err(trap) if trap.kind == TrapKind::Host && (inputs > 1 || self.host_troubles < HOST_TROUBLES_MAX) => {
-                    self.host_troubles += u32::from(inputs == 1);
-                    at.solo = at.solo.max(taken.items.len());
-                    self.report(began, 0, 0, &log, None);
-                    return if inputs > 1 {
-                        Ok(())
-                    } else {
-                        Err(Ended::Trouble(trap.to_string()))
-                    };
+                Ok(steps) => {
+                    self.host.over();
+                    trapped = false;
+                    (steps.into_iter().map(Ok).collect(), log)
                 }
                 Err(trap) if inputs > 1 => {
-                    tracing::debug!(partition = %self.partition, inputs, %trap, "batch trapped, going one by one");
+                    tracing::debug!(partition = %self.partition, inputs, %trap, "batch trapped, going on with smaller ones");
                     self.report(began, 0, 0, &log, None);
-                    at.solo = taken.items.len();
+                    if trap.kind == TrapKind::Host {
+                        self.cap.alone();
+                    } else {
+                        self.cap.trapped(inputs);
+                    }
                     return Ok(());
                 }
-                Err(trap) => (vec![Err::<Step, Trap>(trap)], log),
+                Err(trap) => {
+                    if trap.kind == TrapKind::Host {
+                        if let Some(wait) = self.host.wait(uids[0]) {
+                            self.report(began, 0, 0, &log, None);
+                            let why = trap.to_string();
+                            return Err(Ended::Trouble { why, wait });
+                        }
+                    } else {
+                        self.host.over();
+                    }
+                    (vec![Err::<Step, Trap>(trap)], log)
+                }
             }
         };
         let ran = Ran {
@@ -286,18 +313,22 @@ impl Owner {
         };
         let decision = decide(plan, &taken, steps, stamp, ran, self.seams.entropy.as_ref());
         if decision.consumed == 0 {
-            return Err(Ended::Trouble(
-                "the engine returned no step for the first input".to_owned(),
-            ));
+            return Err(trouble("the engine returned no step for the first input".to_owned()));
         }
         let dead = decision.commit.dead.len();
         let (to, id) = (decision.commit.span.map(|s| s.to), decision.commit.id);
-        self.host_troubles = 0;
         self.commit(at, &decision.commit).await?;
         at.seq += 1;
         at.last = id;
         at.cursor = to.unwrap_or(at.cursor);
-        at.solo = at.solo.saturating_sub(decision.consumed);
+        if inputs > 0 {
+            if trapped {
+                self.cap.found();
+            } else {
+                self.cap.passed();
+            }
+        }
+        self.well();
         self.span(plan, span, links, ran, decision.error.as_deref());
         self.report(began, inputs, dead, &log, Some(&decision));
         Ok(())
@@ -316,64 +347,53 @@ impl Owner {
                 biased;
                 processed = &mut work => return Ok(processed),
                 () = &mut grace => return Err(Ended::Stopped),
-                () = sleep(Duration::from_millis(LEASE_TTL_MS / 3)) => {
-                    // A lost lease ends the work: its commit would be refused.
-                    match self.seams.backend.renew(&at.lease, LEASE_TTL_MS).await {
-                        Ok(()) | Err(Error::Unavailable(_) | Error::Unknown(_)) => {}
-                        Err(e) => return Err(ended(e)),
-                    }
-                }
+                () = sleep(Duration::from_millis(LEASE_TTL_MS / 3)) => self.prolong(&at.lease).await?,
             }
         }
     }
 
     /// Sends one commit until it has an answer. The same id each time, so a repeat is recognised.
-    async fn commit(&self, at: &Position, commit: &Commit) -> Result<(), Ended> {
-        let mut paused = false;
+    async fn commit(&mut self, at: &Position, commit: &Commit) -> Result<(), Ended> {
+        let seams = Arc::clone(&self.seams);
+        let backend = &seams.backend;
+        let mut room: Option<Bell> = None;
         loop {
-            match self.seams.backend.commit(&at.lease, commit.clone()).await {
-                Ok(_) => {
-                    if paused {
-                        self.tell(StageState::Running);
-                    }
-                    return Ok(());
-                }
+            // Made before the call that may be refused, so that no ring falls between the two.
+            let rung = room.take().map(Notify::notified_owned);
+            match backend.commit(&at.lease, commit.clone()).await {
+                Ok(_) => return Ok(()),
                 Err(Error::Full { stage, what }) => {
-                    if let Err(e) = self.seams.backend.renew(&at.lease, LEASE_TTL_MS).await {
-                        return Err(ended(e));
-                    }
-                    if !paused {
-                        paused = true;
-                        self.tell(StageState::Paused {
-                            why: format!("the {what} of stage `{stage}` is full"),
-                        });
-                    }
-                    let room = self.seams.backend.room(&self.partition.topic().swarm().topic(&stage));
+                    self.prolong(&at.lease).await?;
+                    self.tell(StageState::Paused {
+                        why: format!("the {what} of stage `{stage}` is full"),
+                    });
+                    room = Some(backend.room(&self.partition.topic().swarm().topic(&stage)));
+                    let Some(rung) = rung else { continue };
                     tokio::select! {
                         biased;
                         () = self.stop.cancelled() => return Err(Ended::Stopped),
-                        () = room.notified() => {}
+                        () = rung => {}
                         () = sleep(Duration::from_millis(ROOM_MS)) => {}
                     }
                 }
                 Err(e @ (Error::Unavailable(_) | Error::Unknown(_))) => {
-                    if !paused {
-                        paused = true;
-                        self.tell(StageState::Troubled { why: e.to_string() });
-                    }
+                    self.tell(StageState::Troubled { why: e.to_string() });
                     tokio::select! {
                         biased;
                         () = self.stop.cancelled() => return Err(Ended::Stopped),
-                        () = sleep(Duration::from_millis(TROUBLE_MS)) => {}
+                        () = sleep(TROUBLE) => {}
                     }
                 }
-                Err(e) => {
-                    if paused {
-                        self.tell(StageState::Running);
-                    }
-                    return Err(ended(e));
-                }
+                Err(e) => return Err(ended(e)),
             }
+        }
+    }
+
+    /// A lost lease ends the work: its commit would be refused. A backend that cannot say does not.
+    async fn prolong(&self, lease: &Lease) -> Result<(), Ended> {
+        match self.seams.backend.renew(lease, LEASE_TTL_MS).await {
+            Ok(()) | Err(Error::Unavailable(_) | Error::Unknown(_)) => Ok(()),
+            Err(e) => Err(ended(e)),
         }
     }
 
@@ -445,22 +465,21 @@ fn ended(error: Error) -> Ended {
     match error {
         Error::Fenced | Error::Stale | Error::InputGone => Ended::Lost,
         Error::Gone => Ended::Gone,
-        other => Ended::Trouble(other.to_string()),
+        other => trouble(other.to_string()),
     }
 }
 
-/// Keeps the oldest item only.
-fn first_only(fetched: &mut Fetched) {
-    fetched.retries.truncate(1);
-    if !fetched.retries.is_empty() {
-        fetched.timers.clear();
-        fetched.messages.clear();
-    }
-    fetched.timers.truncate(1);
-    if !fetched.timers.is_empty() {
-        fetched.messages.clear();
-    }
-    fetched.messages.truncate(1);
+fn trouble(why: String) -> Ended {
+    Ended::Trouble { why, wait: TROUBLE }
+}
+
+/// Keeps the oldest items only.
+fn oldest(fetched: &mut Fetched, mut items: usize) {
+    fetched.retries.truncate(items);
+    items -= fetched.retries.len();
+    fetched.timers.truncate(items);
+    items -= fetched.timers.len();
+    fetched.messages.truncate(items);
 }
 
 /// The batch's own span and its parent: the first sampled message's.

@@ -68,16 +68,23 @@ pub struct Asleep {
 
 impl Asleep {
     /// Its time has come: back into the queue.
-    pub fn wake(mut self) {
-        let Some(travelling) = self.travelling.take() else {
-            return;
-        };
+    ///
+    /// # Errors
+    /// [`LaneFull`] when the lane was closed meanwhile; its place is given up.
+    pub fn wake(mut self) -> Result<(), LaneFull> {
         {
             let mut queue = self.lane.lock();
-            queue.asleep -= 1;
-            queue.messages.push_back(travelling);
+            if queue.closed {
+                drop(queue);
+                return Err(LaneFull);
+            }
+            if let Some(travelling) = self.travelling.take() {
+                queue.asleep -= 1;
+                queue.messages.push_back(travelling);
+            }
         }
         self.lane.ring();
+        Ok(())
     }
 }
 
@@ -107,7 +114,8 @@ impl Lane {
         let _ = self.ready.set(Box::new(ready));
     }
 
-    fn ring(&self) {
+    /// Calls the consumer, as after a push.
+    pub fn ring(&self) {
         if let Some(ready) = self.ready.get() {
             ready();
         }
@@ -154,7 +162,7 @@ impl Lane {
         taken
     }
 
-    /// Takes no more, and gives back what is queued.
+    /// Takes no more, and gives back what is queued. Retries that sleep find it closed when they wake.
     #[must_use]
     pub fn close(&self) -> Vec<Travelling> {
         let mut queue = self.lock();
@@ -187,5 +195,68 @@ impl Queue {
         }
         self.bytes += bytes;
         Ok(&mut self.messages)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use skep_model::id::Uid;
+
+    use super::*;
+
+    fn travelling(bytes: usize) -> Travelling {
+        Travelling {
+            message: Message {
+                uid: Uid([1; 16]),
+                key: None,
+                headers: Vec::new(),
+                payload: Bytes::from(vec![0; bytes]),
+                accepted_ms: 0,
+                request: None,
+                trace: None,
+                lineage: None,
+                hops: Vec::new(),
+            },
+            attempts: 0,
+        }
+    }
+
+    #[test]
+    fn bytes_and_messages_bound_it_and_what_is_taken_makes_room() {
+        let lane = Lane::new();
+        lane.push(travelling(LANE_BYTES_MAX - 1)).unwrap();
+        assert_eq!(lane.push(travelling(2)), Err(LaneFull));
+        lane.push(travelling(1)).unwrap();
+        assert_eq!(lane.take(1, u64::MAX).len(), 1);
+        for _ in 0..LANE_MESSAGES_MAX - 1 {
+            lane.push(travelling(1)).unwrap();
+        }
+        assert_eq!(lane.push(travelling(0)), Err(LaneFull));
+        assert_eq!(lane.len(), LANE_MESSAGES_MAX);
+    }
+
+    #[test]
+    fn a_sleeping_retry_keeps_its_place_until_it_wakes_or_is_dropped() {
+        let lane = Lane::new();
+        let asleep = lane.sleep(travelling(LANE_BYTES_MAX)).unwrap();
+        assert!(lane.is_empty());
+        assert_eq!((lane.len(), lane.push(travelling(1))), (1, Err(LaneFull)));
+        asleep.wake().unwrap();
+        assert_eq!((lane.len(), lane.take(1, 0).len()), (1, 1));
+        drop(lane.sleep(travelling(LANE_BYTES_MAX)).unwrap());
+        assert_eq!(lane.len(), 0);
+        lane.push(travelling(LANE_BYTES_MAX)).unwrap();
+    }
+
+    #[test]
+    fn a_closed_lane_gives_back_what_is_queued_and_takes_nothing() {
+        let lane = Lane::new();
+        lane.push(travelling(1)).unwrap();
+        let asleep = lane.sleep(travelling(1)).unwrap();
+        assert_eq!(lane.close().len(), 1);
+        assert_eq!(lane.push(travelling(1)), Err(LaneFull));
+        assert_eq!((asleep.wake(), lane.len()), (Err(LaneFull), 0));
+        assert!(lane.take(1, 1).is_empty());
     }
 }

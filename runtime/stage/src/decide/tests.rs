@@ -1,13 +1,15 @@
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use proptest::prelude::*;
 use skep_model::env::SeededEntropy;
 use skep_model::id::{Digest, Incarnation, RequestId};
+use skep_model::limits::{EMITS_MAX, HEADERS_BYTES_MAX, HEADERS_MAX, KEY_BYTES_MAX, PAYLOAD_BYTES_MAX};
 use skep_model::message::Request;
 use skep_model::name::TenantId;
 use skep_model::scope::Scope;
-use skep_model::step::{Outcome, Processed, StateWrite};
+use skep_model::step::{Disposition, Emit, Outcome, Processed, StateWrite};
 use skep_model::swarm::{BatchPolicy, Bound, GuestClock, Instances, KeySource, Stage};
 use skep_topic::TopicSpec;
 use skep_topic::lane::Lane;
@@ -424,6 +426,38 @@ fn the_writes_of_an_item_that_fails_here_do_not_leak_into_the_next_of_its_key() 
     );
     let keys: Vec<&str> = decision.commit.state.iter().map(|s| s.key.as_str()).collect();
     assert_eq!(keys, ["b"]);
+}
+
+#[test]
+fn a_trouble_of_the_host_that_the_owner_hands_on_is_a_dead_letter_at_once() {
+    let plan = plan_of(Some(KeySource::Message), Order::Hold, vec![]);
+    let decision = decided(&plan, fetched(vec![message(1, Some("a"))]), |_| {
+        Err(Trap {
+            kind: TrapKind::Host,
+            detail: "no slot".to_owned(),
+            stderr: String::new(),
+        })
+    });
+    let dead = &decision.commit.dead[0];
+    assert_eq!((dead.reason.as_str(), dead.attempts), ("host", 1));
+    assert!(decision.commit.park.is_empty());
+}
+
+#[test]
+fn a_missing_step_leaves_its_item_and_what_follows_where_they_are() {
+    let plan = plan_of(Some(KeySource::Message), Order::Hold, vec![]);
+    let (taken, _) = arrange(
+        &plan,
+        fetched(vec![
+            message(1, Some("a")),
+            message(2, Some("b")),
+            message(3, Some("c")),
+        ]),
+    );
+    let steps = vec![Ok(done(vec![]))];
+    let decision = decide(&plan, &taken, steps, STAMP, RAN, &SeededEntropy::new(1));
+    assert_eq!((decision.consumed, decision.commit.park.len()), (1, 0));
+    assert_eq!(decision.commit.span.unwrap().to.index, 1);
 }
 
 #[test]

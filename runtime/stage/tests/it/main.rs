@@ -1,6 +1,7 @@
-//! Stages over the reference backend, with plain functions as Bees.
+//! Stages over the reference backend (and, once, the embedded one), with plain functions as Bees.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,9 +16,10 @@ use skep_model::span::NoSpans;
 use skep_model::step::{Batch, Disposition, Emit, Input, Outcome, Processed, StateWrite, Step, Trap, TrapKind};
 use skep_model::swarm::{BatchPolicy, Bound, GuestClock, Instances, KeySource, Order, RetryPolicy, Stage};
 use skep_stage::{BatchReport, Bee, Destination, Observer, Plan, Running, Seams, StageState, start};
+use skep_topic::embedded::Embedded;
 use skep_topic::lane::{Lane, Travelling};
 use skep_topic::memory::Memory;
-use skep_topic::{Backend, Call, Gate, Once, Publish, TopicSpec};
+use skep_topic::{Backend, Call, Gate, Once, Publish, TopicSpec, TopicStatus, Waiter};
 
 type Function = dyn Fn(&Input, &Batch) -> Result<Step, Trap> + Send + Sync;
 
@@ -47,7 +49,9 @@ impl Observer for Told {
 }
 
 struct World {
-    backend: Arc<Memory>,
+    backend: Arc<dyn Backend>,
+    /// The same, when it is the reference.
+    memory: Option<Arc<Memory>>,
     seams: Arc<Seams>,
     told: Arc<Told>,
     swarm: SwarmId,
@@ -58,10 +62,25 @@ impl World {
     fn new() -> Self {
         let entropy = Arc::new(SeededEntropy::new(7));
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let backend = Memory::new(Arc::clone(&clock), Arc::clone(&entropy) as Arc<dyn Entropy>);
+        let memory = Memory::new(Arc::clone(&clock), Arc::clone(&entropy) as Arc<dyn Entropy>);
+        let backend = Arc::clone(&memory) as Arc<dyn Backend>;
+        Self {
+            memory: Some(memory),
+            ..Self::on(backend, clock, entropy)
+        }
+    }
+
+    fn on_disk(dir: &std::path::Path) -> Self {
+        let entropy = Arc::new(SeededEntropy::new(7));
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let backend = Embedded::open(dir, Arc::clone(&clock), Arc::clone(&entropy) as Arc<dyn Entropy>).unwrap();
+        Self::on(backend, clock, entropy)
+    }
+
+    fn on(backend: Arc<dyn Backend>, clock: Arc<dyn Clock>, entropy: Arc<SeededEntropy>) -> Self {
         let told = Arc::new(Told::default());
         let seams = Arc::new(Seams {
-            backend: Arc::clone(&backend) as Arc<dyn Backend>,
+            backend: Arc::clone(&backend),
             clock,
             entropy: Arc::clone(&entropy) as Arc<dyn Entropy>,
             observer: Arc::clone(&told) as Arc<dyn Observer>,
@@ -70,6 +89,7 @@ impl World {
         let swarm = Scope::of(TenantId::default_tenant()).swarm(&"w".parse().unwrap(), Incarnation([1; 16]));
         Self {
             backend,
+            memory: None,
             seams,
             told,
             swarm,
@@ -104,6 +124,22 @@ impl World {
             lineage: None,
             hops: Vec::new(),
         }
+    }
+
+    /// A message that somebody waits for.
+    fn request(&self, payload: &str, deadline_ms: u64) -> (Message, Waiter) {
+        let id = RequestId::random(&*self.entropy);
+        let waiter = self.backend.waiters().wait(id);
+        let request = Some(Request {
+            id,
+            deadline_ms: SystemClock.now_ms() + deadline_ms,
+            keyed: false,
+        });
+        let message = Message {
+            request,
+            ..self.message("k", payload)
+        };
+        (message, waiter)
     }
 
     async fn publish(&self, to: &Arc<TopicSpec>, messages: Vec<Message>) {
@@ -249,28 +285,33 @@ fn append(input: &Input, batch: &Batch) -> Step {
     step
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_stages_keep_the_order_of_each_key_and_lose_nothing() {
-    let world = World::new();
+/// Five keys through two stages: each message once, in the order of its key. `disturb` is called between the publishes.
+async fn two_stages(world: &World, mut disturb: impl FnMut()) {
     let (first, second) = (world.spec("first", 10_000), world.spec("second", 10_000));
     let (pass, _) = run(
-        &world,
-        plan(&first, true, vec![reader(&second)], Duration::ZERO, |input, _| {
-            let Input::Message { message, .. } = input else {
-                unreachable!("no timers are set")
-            };
-            let emit = Emit {
-                to: None,
-                key: message.key.clone(),
-                headers: Vec::new(),
-                payload: message.payload.clone(),
-            };
-            Ok(outcome(vec![emit], Vec::new(), Disposition::Done))
-        }),
+        world,
+        plan(
+            &first,
+            true,
+            vec![reader(&second)],
+            Duration::from_millis(1),
+            |input, _| {
+                let Input::Message { message, .. } = input else {
+                    unreachable!("no timers are set")
+                };
+                let emit = Emit {
+                    to: None,
+                    key: message.key.clone(),
+                    headers: Vec::new(),
+                    payload: message.payload.clone(),
+                };
+                Ok(outcome(vec![emit], Vec::new(), Disposition::Done))
+            },
+        ),
     );
     let (list, _) = run(
-        &world,
-        plan(&second, true, Vec::new(), Duration::ZERO, |input, batch| {
+        world,
+        plan(&second, true, Vec::new(), Duration::from_millis(1), |input, batch| {
             Ok(append(input, batch))
         }),
     );
@@ -279,6 +320,8 @@ async fn two_stages_keep_the_order_of_each_key_and_lose_nothing() {
             .map(|i| world.message(&format!("k{}", i % 5), &format!("{}", chunk * 10 + i / 5)))
             .collect();
         world.publish(&first, messages).await;
+        disturb();
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
     world.drained().await;
     let expected: String = (0..100).map(|n| format!("{n} ")).collect();
@@ -290,6 +333,27 @@ async fn two_stages_keep_the_order_of_each_key_and_lose_nothing() {
     }
     pass.stop().await;
     list.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_stages_keep_the_order_of_each_key_and_lose_nothing() {
+    two_stages(&World::new(), || {}).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_stages_do_so_on_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::on_disk(dir.path());
+    two_stages(&world, || {}).await;
+    world.backend.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn owners_that_are_fenced_in_the_middle_apply_everything_once() {
+    let world = World::new();
+    let memory = world.memory.clone().unwrap();
+    // Every lease is gone at once, so whatever is under way is refused, and the next claims find their partition suspect.
+    two_stages(&world, || memory.restart()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -422,17 +486,7 @@ async fn the_lane_answers_retries_and_tells_the_cause() {
         }),
     );
     let ask = |text: &str, deadline_ms: u64| {
-        let id = RequestId::random(&*world.entropy);
-        let waiter = world.backend.waiters().wait(id);
-        let request = Some(Request {
-            id,
-            deadline_ms: SystemClock.now_ms() + deadline_ms,
-            keyed: false,
-        });
-        let message = Message {
-            request,
-            ..world.message("k", text)
-        };
+        let (message, waiter) = world.request(text, deadline_ms);
         lane.push(Travelling { message, attempts: 0 }).unwrap();
         waiter
     };
@@ -515,4 +569,295 @@ async fn a_stop_is_bounded_and_what_was_under_way_is_done_by_the_next_owner() {
     world.drained().await;
     assert_eq!(world.state(&spec, "k", "list").await.as_deref(), Some("1 2 "));
     next.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bee_that_is_too_slow_for_its_batch_works_with_smaller_ones_and_the_poison_one_parks_alone() {
+    let world = World::new();
+    let spec = world.spec("s", 1_000);
+    let single = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&single);
+    let (running, _) = run(
+        &world,
+        plan(&spec, true, Vec::new(), Duration::ZERO, move |input, batch| {
+            seen.fetch_add(usize::from(batch.inputs.len() == 1), Ordering::SeqCst);
+            if batch.inputs.len() > 4 {
+                return Err(trap(TrapKind::CpuTime));
+            }
+            match payload(input).as_str() {
+                "poison" => Err(trap(TrapKind::Trap)),
+                _ => Ok(outcome_of(input, batch)),
+            }
+        }),
+    );
+    let messages = (0..200)
+        .map(|i| {
+            let text = if i == 100 { "poison".to_owned() } else { i.to_string() };
+            world.message("k", &text)
+        })
+        .collect();
+    world.publish(&spec, messages).await;
+    world.drained().await;
+    let expected: String = (0..200).filter(|n| *n != 100).map(|n| format!("{n} ")).collect();
+    assert_eq!(world.state(&spec, "k", "list").await, Some(expected));
+    let dead = world.backend.dead_letters(&world.swarm, None, 0, 10).await.unwrap();
+    assert_eq!((dead.len(), dead[0].letter.attempts), (1, 3));
+    // What waited behind the poison one is released one at a time; before it, none had to go alone.
+    assert!(single.load(Ordering::SeqCst) < 150, "{single:?} went alone");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trouble_of_the_host_costs_no_attempt_and_is_told_until_it_is_over() {
+    let world = World::new();
+    let spec = world.spec("s", 1_000);
+    let left = AtomicUsize::new(3);
+    let (running, _) = run(
+        &world,
+        plan(&spec, true, Vec::new(), Duration::ZERO, move |input, batch| {
+            let troubled = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+            assert_eq!(input.attempt(), 1);
+            if troubled.is_ok() {
+                Err(trap(TrapKind::Host))
+            } else {
+                Ok(append(input, batch))
+            }
+        }),
+    );
+    let messages = ["1", "2", "3"].map(|p| world.message("k", p));
+    world.publish(&spec, messages.into()).await;
+    world.drained().await;
+    assert_eq!(world.state(&spec, "k", "list").await.as_deref(), Some("1 2 3 "));
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let told = world.told.0.lock().unwrap().clone();
+    assert!(
+        matches!(&told[0], StageState::Troubled { why } if why.contains("told to")),
+        "{told:?}"
+    );
+    assert_eq!(
+        told.iter().filter(|s| **s == StageState::Running).count(),
+        1,
+        "{told:?}"
+    );
+    assert_eq!(told.last(), Some(&StageState::Running));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_whose_message_is_set_aside_learns_the_cause_and_the_dead_letter() {
+    let world = World::new();
+    let spec = world.spec("s", 1_000);
+    let (running, _) = run(
+        &world,
+        plan(&spec, true, Vec::new(), Duration::ZERO, |_, _| {
+            Ok(outcome(
+                Vec::new(),
+                Vec::new(),
+                Disposition::Reject("not mine".to_owned()),
+            ))
+        }),
+    );
+    let (message, waiter) = world.request("x", 5_000);
+    world.publish(&spec, vec![message]).await;
+    let told = waiter.await.unwrap().result;
+    let dead = world.backend.dead_letters(&world.swarm, None, 0, 10).await.unwrap();
+    assert!(
+        matches!(&told, ReplyResult::Failed { detail, dead_letter: Some(_), .. } if detail == "not mine"),
+        "{told:?}"
+    );
+    assert_eq!(dead.len(), 1);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_plan_takes_over_between_two_batches() {
+    let world = World::new();
+    let (spec, old_end, new_end) = (
+        world.spec("s", 10_000),
+        world.spec("old", 10_000),
+        world.spec("new", 10_000),
+    );
+    let pass = |to: &Arc<TopicSpec>| {
+        plan(&spec, true, vec![reader(to)], Duration::from_millis(1), |input, _| {
+            let emit = Emit {
+                to: None,
+                key: input.key().map(str::to_owned),
+                headers: Vec::new(),
+                payload: Bytes::from(payload(input)),
+            };
+            Ok(outcome(vec![emit], Vec::new(), Disposition::Done))
+        })
+    };
+    let (running, _) = run(&world, pass(&old_end));
+    let sent: Vec<Message> = (0..400).map(|i| world.message("k", &i.to_string())).collect();
+    for (i, chunk) in sent.chunks(50).enumerate() {
+        if i == 4 {
+            running.replan(pass(&new_end));
+        }
+        world.publish(&spec, chunk.to_vec()).await;
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let unread =
+        |status: &[TopicStatus], spec: &TopicSpec| status.iter().find(|t| t.topic == spec.id).map_or(0, |t| t.unread);
+    let mut status = Vec::new();
+    for _ in 0..500 {
+        status = world.backend.status(&world.swarm).await.unwrap();
+        if unread(&status, &spec) == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let (old, new) = (unread(&status, &old_end), unread(&status, &new_end));
+    assert_eq!(old + new, 400, "each message passed under one plan");
+    assert!(old > 0 && new > 0, "{old} under the old one, {new} under the new one");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_lane_does_not_do_what_nobody_waits_for_and_leaves_nobody_without_an_answer() {
+    let world = World::new();
+    let spec = world.spec("s", 1_000);
+    let pure = |retry_after_ms: u64| {
+        plan(&spec, false, Vec::new(), Duration::ZERO, move |_, _| {
+            Ok(outcome(Vec::new(), Vec::new(), Disposition::RetryAfter(retry_after_ms)))
+        })
+    };
+    let (running, lane) = run(&world, pure(60_000));
+    let push = |message| lane.push(Travelling { message, attempts: 0 }).unwrap();
+
+    let (mut late, expired) = world.request("late", 0);
+    late.request.as_mut().unwrap().deadline_ms = SystemClock.now_ms() - 1;
+    push(late);
+    assert!(matches!(expired.await.unwrap().result, ReplyResult::Expired { .. }));
+
+    let (impatient, cause) = world.request("impatient", 1_000);
+    push(impatient);
+    assert!(
+        matches!(cause.await.unwrap().result, ReplyResult::Failed { reason, .. } if reason == "retry-after"),
+        "the next attempt would come too late"
+    );
+
+    let (patient, asleep) = world.request("patient", 600_000);
+    push(patient);
+    tokio::time::timeout(Duration::from_secs(5), async {
+        while (lane.len(), lane.is_empty()) != (1, true) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await
+    .expect("it sleeps in its place");
+
+    running.replan(plan(&spec, true, Vec::new(), Duration::ZERO, |_, _| {
+        panic!("a stateful stage runs nothing that came by the lane")
+    }));
+    let (strayed, refused) = world.request("strayed", 5_000);
+    push(strayed);
+    assert!(matches!(refused.await.unwrap().result, ReplyResult::Overloaded { .. }));
+
+    running.stop().await;
+    assert!(matches!(asleep.await.unwrap().result, ReplyResult::Overloaded { .. }));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn neighbours_of_a_poison_request_go_on_alone_while_somebody_waits_for_them() {
+    let world = World::new();
+    let spec = world.spec("s", 1_000);
+    let mut one_at_a_time = stage(&spec, false);
+    one_at_a_time.concurrency = 1;
+    let bee = |input: &Input, batch: &Batch| {
+        if batch.inputs.len() > 1 {
+            return Err(trap(TrapKind::CpuTime));
+        }
+        Ok(outcome(
+            Vec::new(),
+            vec![Bytes::from(payload(input))],
+            Disposition::Done,
+        ))
+    };
+    let (running, lane) = run(
+        &world,
+        Arc::new(Plan {
+            stage: one_at_a_time,
+            topic: Arc::clone(&spec),
+            module: Digest::of(b"m"),
+            bee: Arc::new(Plain(Box::new(bee), Duration::from_millis(100))),
+            unnamed: Vec::new(),
+            named: BTreeMap::new(),
+        }),
+    );
+    let push = |(message, waiter): (Message, Waiter)| {
+        lane.push(Travelling { message, attempts: 0 }).unwrap();
+        waiter
+    };
+    let first = push(world.request("first", 5_000));
+    while !lane.is_empty() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // These two share a batch, which traps after the deadline of the second.
+    let (patient, late) = (push(world.request("patient", 5_000)), push(world.request("late", 150)));
+    assert!(matches!(first.await.unwrap().result, ReplyResult::Response(_)));
+    assert!(matches!(late.await.unwrap().result, ReplyResult::Expired { .. }));
+    assert!(matches!(patient.await.unwrap().result, ReplyResult::Response(_)));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_plan_changes_how_many_batches_of_the_lane_are_under_way() {
+    let world = World::new();
+    let spec = world.spec("s", 1_000);
+    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let with = |concurrency: u16| {
+        let mut stage = stage(&spec, false);
+        stage.concurrency = concurrency;
+        stage.batch.messages = 1;
+        Arc::new(Plan {
+            stage,
+            topic: Arc::clone(&spec),
+            module: Digest::of(b"m"),
+            bee: Arc::new(Counted {
+                now: Arc::clone(&now),
+                most: Arc::clone(&most),
+            }),
+            unnamed: Vec::new(),
+            named: BTreeMap::new(),
+        })
+    };
+    let (running, lane) = run(&world, with(1));
+    for (concurrency, expected) in [(1, 1), (4, 4), (2, 2)] {
+        running.replan(with(concurrency));
+        most.store(0, Ordering::SeqCst);
+        let waiters: Vec<_> = (0..24)
+            .map(|_| {
+                let (message, waiter) = world.request("x", 10_000);
+                lane.push(Travelling { message, attempts: 0 }).unwrap();
+                waiter
+            })
+            .collect();
+        for waiter in waiters {
+            assert!(matches!(waiter.await.unwrap().result, ReplyResult::Response(_)));
+        }
+        assert_eq!(most.load(Ordering::SeqCst), expected);
+    }
+    running.stop().await;
+}
+
+/// Answers after a while, and counts how many of it are at work.
+struct Counted {
+    now: Arc<AtomicUsize>,
+    most: Arc<AtomicUsize>,
+}
+
+#[async_trait]
+impl Bee for Counted {
+    async fn process(&self, batch: Batch) -> Processed {
+        let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(now, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        self.now.fetch_sub(1, Ordering::SeqCst);
+        let answer = |_: &Input| outcome(Vec::new(), vec![Bytes::from_static(b"y")], Disposition::Done);
+        Processed {
+            result: Ok(batch.inputs.iter().map(answer).collect()),
+            log: Vec::new(),
+        }
+    }
 }

@@ -1,0 +1,213 @@
+//! What one step does: messages to its readers, responses, state and timers, within the bounds of one message's effects.
+
+use skep_model::env::Entropy;
+use skep_model::id::Uid;
+use skep_model::key;
+use skep_model::limits::{
+    EFFECTS_BYTES_MAX, EMITS_MAX, HEADERS_BYTES_MAX, HEADERS_MAX, KEY_BYTES_MAX, OUTPUT_OVERHEAD_BYTES,
+    PAYLOAD_BYTES_MAX,
+};
+use skep_model::message::{Hop, Lineage, Message, Reply, ReplyResult, TraceContext};
+use skep_model::name::StageName;
+use skep_model::step::{Disposition, Emit, Step, Trap, TrapKind};
+use skep_topic::{StatePut, TimerSet};
+
+use super::{Again, Failure, Origin, Part, Ran};
+use crate::plan::{Destination, Plan};
+
+/// What a step that ended well does; anything else is a failure with its reason.
+pub(crate) fn effects<'p>(
+    plan: &'p Plan,
+    origin: &Origin<'_>,
+    step: Result<Step, Trap>,
+    ran: Ran,
+    entropy: &dyn Entropy,
+) -> Result<Part<'p>, Failure> {
+    let step = step.map_err(|trap| Failure {
+        reason: trap.kind.as_str().to_owned(),
+        detail: trap.detail,
+        stderr: trap.stderr,
+        // More output than fits will not fit at the next attempt either.
+        again: if trap.kind == TrapKind::Output {
+            Again::Never
+        } else {
+            Again::ByPolicy
+        },
+    })?;
+    let fail = |reason: &str, detail: String, again| Failure {
+        reason: reason.to_owned(),
+        detail,
+        stderr: String::new(),
+        again,
+    };
+    match step.outcome.disposition {
+        Disposition::Done => {}
+        Disposition::RetryAfter(ms) => {
+            return Err(fail(
+                "retry-after",
+                format!("the Bee asked for another attempt after {ms} ms"),
+                Again::AfterMs(ms),
+            ));
+        }
+        Disposition::Reject(reason) => return Err(fail("reject", reason, Again::Never)),
+        Disposition::Fail { reason, detail } => return Err(fail(&reason, detail, Again::ByPolicy)),
+    }
+    let mut part = Part::default();
+    let hops = origin
+        .message
+        .map(|m| with_hop(m, &plan.stage.name, ran))
+        .unwrap_or_default();
+    if step.outcome.publish.len() > EMITS_MAX {
+        let found = step.outcome.publish.len();
+        return Err(fail(
+            "too-many-emits",
+            format!("{found} messages published for one, at most {EMITS_MAX} may be"),
+            Again::Never,
+        ));
+    }
+    let too_large = |bytes: usize| {
+        fail(
+            "effects-too-large",
+            format!("the effects of one message take {bytes} bytes or more, at most {EFFECTS_BYTES_MAX} fit"),
+            Again::Never,
+        )
+    };
+    for (ordinal, emit) in step.outcome.publish.into_iter().enumerate() {
+        bounded(&emit).map_err(|why| fail("emit-too-large", why, Again::Never))?;
+        let readers = plan
+            .readers(emit.to.as_deref())
+            .map_err(|why| fail("no-such-output", why, Again::Never))?;
+        let uid = origin
+            .uid
+            .child(plan.stage.name.as_str(), u32::try_from(ordinal).unwrap_or(u32::MAX));
+        // The last reader gets the original, which for most is the only one.
+        let mut emit = Some(emit);
+        for (more, reader) in (0..readers.len()).rev().zip(readers) {
+            let own = if more > 0 { emit.clone() } else { emit.take() };
+            let Some(own) = own else { break };
+            let message =
+                child(plan, origin, uid, own, reader, &hops, ran).map_err(|why| fail("no-key", why, Again::Never))?;
+            part.bytes += size_of_message(&message) + OUTPUT_OVERHEAD_BYTES;
+            // Within the loop, so that what one emit expands to is bounded.
+            if part.bytes > EFFECTS_BYTES_MAX {
+                return Err(too_large(part.bytes));
+            }
+            part.outputs.push((reader, message));
+        }
+    }
+    if let Some(request) = origin.message.and_then(|m| m.request) {
+        for response in step.outcome.respond {
+            part.bytes += response.len();
+            part.replies.push(Reply {
+                request: request.id,
+                result: ReplyResult::Response(response),
+                hops: hops.clone(),
+            });
+        }
+    }
+    let key = origin.key().unwrap_or_default();
+    for write in step.state {
+        part.bytes += key.len() + write.name.len() + write.value.as_ref().map_or(0, bytes::Bytes::len);
+        part.state.push(StatePut {
+            key: key.to_owned(),
+            name: write.name,
+            value: write.value,
+        });
+    }
+    for write in step.timers {
+        part.bytes += key.len() + write.name.len() + 8;
+        part.timers.push(TimerSet {
+            key: key.to_owned(),
+            name: write.name,
+            at_ms: write.at_ms,
+            uid: Uid::random(entropy),
+        });
+    }
+    if part.bytes > EFFECTS_BYTES_MAX {
+        return Err(too_large(part.bytes));
+    }
+    Ok(part)
+}
+
+/// The bounds of one message, as at the door.
+fn bounded(emit: &Emit) -> Result<(), String> {
+    let over = |what: &str, found: usize, max: usize| {
+        if found > max {
+            Err(format!(
+                "a published message has {found} {what}, at most {max} are allowed"
+            ))
+        } else {
+            Ok(())
+        }
+    };
+    over("bytes of payload", emit.payload.len(), PAYLOAD_BYTES_MAX)?;
+    over("bytes of key", emit.key.as_ref().map_or(0, String::len), KEY_BYTES_MAX)?;
+    over("headers", emit.headers.len(), HEADERS_MAX)?;
+    let bytes = emit.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+    over("bytes of headers", bytes, HEADERS_BYTES_MAX)
+}
+
+fn child(
+    plan: &Plan,
+    origin: &Origin<'_>,
+    uid: Uid,
+    emit: Emit,
+    reader: &Destination,
+    hops: &[Hop],
+    ran: Ran,
+) -> Result<Message, String> {
+    let key = match &reader.key {
+        None => emit.key,
+        Some(source) => Some(
+            key::extract(source, emit.key.as_deref(), &emit.headers, &emit.payload)
+                .map_err(|e| format!("stage `{}` needs a key: {e}", reader.stage))?,
+        ),
+    };
+    Ok(Message {
+        uid,
+        key,
+        headers: emit.headers,
+        payload: emit.payload,
+        accepted_ms: origin
+            .message
+            .map_or_else(|| origin.timer.map_or(0, |(_, _, at)| at), |m| m.accepted_ms),
+        request: origin.message.and_then(|m| m.request),
+        trace: origin.message.and_then(|m| m.trace).map(|trace| TraceContext {
+            // In a batch of several traces the span belongs to one of them; the others keep their own parent.
+            span_id: match ran.span {
+                Some(span) if span.trace_id == trace.trace_id => span.span_id,
+                _ => trace.span_id,
+            },
+            ..trace
+        }),
+        lineage: Some(Lineage {
+            parent: origin.uid,
+            stage: plan.stage.name.clone(),
+            module: plan.module,
+        }),
+        hops: hops.to_vec(),
+    })
+}
+
+pub(super) fn with_hop(message: &Message, stage: &StageName, ran: Ran) -> Vec<Hop> {
+    if !message.trace.is_some_and(|t| t.sampled) {
+        return Vec::new();
+    }
+    let mut hops = message.hops.clone();
+    hops.push(Hop {
+        stage: stage.clone(),
+        started_us: ran.started_us,
+        took_us: ran.took_us,
+        batch: ran.batch,
+    });
+    hops
+}
+
+fn size_of_message(message: &Message) -> usize {
+    let headers: usize = message
+        .headers
+        .iter()
+        .map(|(name, value)| name.len() + value.len())
+        .sum();
+    message.payload.len() + headers + message.key.as_ref().map_or(0, String::len)
+}

@@ -1,0 +1,87 @@
+//! The parts of a batch, added up into its commit.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use skep_topic::{Commit, Cursor, Output, Retry, Span};
+
+use super::{Part, Source, Stamp};
+
+pub(super) struct Sum {
+    commit: Commit,
+    from: Cursor,
+}
+
+impl Sum {
+    pub(super) fn new(stamp: Stamp) -> Self {
+        Self {
+            commit: Commit {
+                id: stamp.id,
+                seq: stamp.seq,
+                base: stamp.base,
+                span: None,
+                timers: Vec::new(),
+                retries: Vec::new(),
+                park: Vec::new(),
+                outputs: Vec::new(),
+                state: Vec::new(),
+                set_timers: Vec::new(),
+                replies: Vec::new(),
+                dead: Vec::new(),
+            },
+            from: stamp.from,
+        }
+    }
+
+    pub(super) fn add(&mut self, source: &Source, part: Part<'_>) {
+        let commit = &mut self.commit;
+        match source {
+            Source::Message(unread) => {
+                commit.span = Some(Span {
+                    from: self.from,
+                    to: unread.after,
+                    last_entry: unread.entry,
+                    last_entry_uid: unread.entry_uid,
+                });
+                commit.park.extend(part.park);
+            }
+            Source::Timer(due) => {
+                commit.timers.push(due.clone());
+                commit.park.extend(part.park);
+            }
+            Source::Retry(parked) => commit.retries.push(Retry {
+                uid: parked.uid,
+                lane: parked.lane.clone(),
+                again: part.park,
+            }),
+        }
+        commit
+            .outputs
+            .extend(part.outputs.into_iter().map(|(to, message)| Output {
+                to: Arc::clone(&to.topic),
+                message,
+            }));
+        commit.replies.extend(part.replies);
+        commit.dead.extend(part.dead);
+        commit.state.extend(part.state);
+        commit.set_timers.extend(part.timers);
+    }
+
+    pub(super) fn into_commit(self) -> Commit {
+        let mut commit = self.commit;
+        keep_last(&mut commit.state, |put| (&put.key, &put.name));
+        keep_last(&mut commit.set_timers, |set| (&set.key, &set.name));
+        commit
+    }
+}
+
+/// The last write of each key and name, so a hot key costs one row a commit.
+fn keep_last<T>(writes: &mut Vec<T>, named: impl Fn(&T) -> (&str, &str)) {
+    if writes.len() < 2 {
+        return;
+    }
+    let mut later = HashSet::with_capacity(writes.len());
+    let last: Vec<bool> = writes.iter().rev().map(|write| later.insert(named(write))).collect();
+    let mut last = last.into_iter().rev();
+    writes.retain(|_| last.next().unwrap_or(true));
+}
