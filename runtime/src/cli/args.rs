@@ -258,7 +258,7 @@ pub struct Delete {
     /// How long to let it drain
     #[arg(long, value_parser = duration, default_value = "30s")]
     pub timeout: Duration,
-    /// Drop what remains, dead letters and state included
+    /// Drop messages and dead letters that remain (keyed state goes in any case)
     #[arg(long)]
     pub discard: bool,
 }
