@@ -92,6 +92,7 @@ pub async fn node(settings: Settings) -> Node {
         if name == "durable" {
             tokio::spawn(echo_commits(
                 Arc::clone(&backend) as Arc<dyn Backend>,
+                Arc::clone(&topic),
                 topic.id.partition(0),
             ));
         }
@@ -165,7 +166,7 @@ fn echo_lane(lane: Arc<Lane>, waiters: Arc<Waiters>) {
     });
 }
 
-async fn echo_commits(backend: Arc<dyn Backend>, partition: PartitionId) {
+async fn echo_commits(backend: Arc<dyn Backend>, own: Arc<TopicSpec>, partition: PartitionId) {
     let token = Token::random(&OsEntropy);
     let bell = backend.bell(&partition);
     let claim = backend.claim(&partition, token, 60_000).await.unwrap().unwrap();
@@ -181,6 +182,7 @@ async fn echo_commits(backend: Arc<dyn Backend>, partition: PartitionId) {
                     messages: 256,
                     bytes: 1 << 20,
                     state: false,
+                    state_bytes: 0,
                 },
             )
             .await
@@ -192,36 +194,25 @@ async fn echo_commits(backend: Arc<dyn Backend>, partition: PartitionId) {
         };
         let id = CommitId::random(&OsEntropy);
         let to = last.after;
-        let commit = Commit {
-            id,
-            seq,
-            base,
-            span: Some(Span {
-                from,
-                to,
-                last_entry: last.entry,
-                last_entry_uid: last.entry_uid,
-            }),
-            timers: Vec::new(),
-            retries: Vec::new(),
-            park: Vec::new(),
-            outputs: Vec::new(),
-            state: Vec::new(),
-            set_timers: Vec::new(),
-            replies: fetched
-                .messages
-                .iter()
-                .filter_map(|m| {
-                    Some(Reply {
-                        request: m.message.request?.id,
-                        result: ReplyResult::Response(m.message.payload.clone()),
-                        hops: Vec::new(),
-                    })
+        let mut commit = Commit::empty(Arc::clone(&own), id, seq, base);
+        commit.span = Some(Span {
+            from,
+            to,
+            last_entry: last.entry,
+            last_entry_uid: last.entry_uid,
+        });
+        commit.replies = fetched
+            .messages
+            .iter()
+            .filter_map(|m| {
+                Some(Reply {
+                    request: m.message.request?.id,
+                    result: ReplyResult::Response(m.message.payload.clone()),
+                    hops: Vec::new(),
                 })
-                .collect(),
-            dead: Vec::new(),
-        };
-        backend.commit(&lease, commit).await.unwrap();
+            })
+            .collect();
+        backend.commit(&lease, Arc::new(commit)).await.unwrap();
         (seq, base, from) = (seq + 1, id, to);
     }
 }

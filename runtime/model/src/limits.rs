@@ -20,6 +20,8 @@ pub const OUTPUT_OVERHEAD_BYTES: usize = 64;
 
 // --- state and timers -------------------------------------------------------------------------------------------
 pub const STATE_VALUE_BYTES_MAX: usize = 256 << 10;
+/// State that one fetch loads, names and values: a batch ends early there. One key is always loaded whole.
+pub const FETCH_STATE_BYTES_MAX: u64 = 16 << 20;
 pub const STATE_NAME_BYTES_MAX: usize = 256;
 /// Named values of one key.
 pub const STATE_NAMES_MAX: usize = 1_000;
@@ -100,6 +102,9 @@ pub const ATTEMPTS_DEFAULT: u32 = 5;
 pub const ATTEMPTS_MAX: u32 = 1_000;
 pub const BACKOFF_FIRST_MS_DEFAULT: u64 = 100;
 pub const BACKOFF_MAX_MS_DEFAULT: u64 = 30_000;
+/// The attempt mark with which an input that kills its host is set aside, not run: it has run marked one time less, and once
+/// before that in the batch that made its partition suspect.
+pub const CRASH_MARKS_MAX: u32 = 3;
 pub const RETRY_AFTER_MS_MAX: u64 = 24 * 60 * 60 * 1_000;
 pub const STAGE_TIMEOUT_MS_DEFAULT: u64 = 30_000;
 pub const STAGE_TIMEOUT_MS_MAX: u64 = 3_600_000;

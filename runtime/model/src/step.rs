@@ -198,6 +198,8 @@ pub enum TrapKind {
     Contract,
     /// The host could not run it (pool exhausted, a host panic). Not the Bee's fault.
     Host,
+    /// It was not run: the node died each time it ran this input alone.
+    Crash,
 }
 
 impl TrapKind {
@@ -211,6 +213,7 @@ impl TrapKind {
             Self::Output => "output",
             Self::Contract => "contract",
             Self::Host => "host",
+            Self::Crash => "crash",
         }
     }
 }

@@ -22,6 +22,8 @@ pub(crate) struct BatchCap {
     left: u32,
     /// … and each time after.
     every: u32,
+    /// The partition's last owner died, and what it had under way is not passed yet.
+    marks: bool,
 }
 
 impl BatchCap {
@@ -31,17 +33,24 @@ impl BatchCap {
             size: usize::MAX,
             left: 1,
             every: 1,
+            marks: false,
         }
     }
 
-    /// Suspect mode, least form: after a crash what was under way, a batch at most, goes one by one, so that a message which kills
-    /// its host is alone when it does.
+    /// Suspect mode: after a crash what was under way, a batch at most, goes one by one under an attempt mark, so that a message
+    /// which kills its host is alone when it does, and known when it has done so again.
     pub(crate) fn suspect(batch: u32) -> Self {
         Self {
             size: 1,
             left: batch.max(1),
             every: 1,
+            marks: true,
         }
+    }
+
+    /// Whether inputs run under an attempt mark.
+    pub(crate) fn suspects(self) -> bool {
+        self.marks && self.size == 1
     }
 
     pub(crate) fn size(self) -> usize {
@@ -54,6 +63,7 @@ impl BatchCap {
             size: (inputs / 2).max(1),
             left: GROW_AFTER,
             every: GROW_AFTER,
+            marks: false,
         };
     }
 
@@ -63,6 +73,7 @@ impl BatchCap {
             size: 1,
             left: 1,
             every: 1,
+            marks: self.marks,
         };
     }
 
@@ -80,6 +91,7 @@ impl BatchCap {
         if self.left == 0 {
             self.size = self.size.saturating_mul(2);
             self.left = self.every;
+            self.marks = false;
         }
     }
 }

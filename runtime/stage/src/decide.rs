@@ -12,6 +12,7 @@ mod sum;
 
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use skep_model::env::Entropy;
 use skep_model::id::{CommitId, Uid};
@@ -192,7 +193,7 @@ pub struct Ran {
 
 #[derive(Debug)]
 pub struct Decision {
-    pub commit: Commit,
+    pub commit: Arc<Commit>,
     /// How many items it consumes.
     pub consumed: usize,
     pub done: usize,
@@ -214,7 +215,7 @@ pub fn decide(
     let mut steps: Vec<Option<Result<Step, Trap>>> = steps.into_iter().map(Some).collect();
     let mut held: Cow<'_, HashSet<String>> = Cow::Borrowed(&work.held);
     let mut tainted: HashSet<&str> = HashSet::new();
-    let mut sum = Sum::new(stamp);
+    let mut sum = Sum::new(Arc::clone(&plan.topic), stamp);
     let mut decision = Tally::default();
     let mut bytes = 0usize;
     for item in &work.items {
@@ -252,7 +253,7 @@ pub fn decide(
         sum.add(&item.source, part);
     }
     Decision {
-        commit: sum.into_commit(),
+        commit: Arc::new(sum.into_commit()),
         consumed: decision.consumed,
         done: decision.done,
         failed: decision.failed,
@@ -327,7 +328,7 @@ fn settle<'p>(
 ) -> (Part<'p>, Option<String>) {
     let origin = Origin::of(source);
     // The owner has tried again as often as it may before it hands on a trouble of the host.
-    let host = matches!(&step, Err(trap) if trap.kind == TrapKind::Host);
+    let host = matches!(&step, Err(trap) if matches!(trap.kind, TrapKind::Host | TrapKind::Crash));
     match effects(plan, &origin, step, ran, entropy) {
         Ok(part) => (part, None),
         Err(mut failure) => {

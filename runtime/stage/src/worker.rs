@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use skep_model::env::{Clock, Entropy};
 use skep_model::id::{CommitId, Token, Uid};
-use skep_model::limits::LEASE_TTL_MS;
+use skep_model::limits::{CRASH_MARKS_MAX, FETCH_STATE_BYTES_MAX, LEASE_TTL_MS};
 use skep_model::message::TraceContext;
 use skep_model::scope::PartitionId;
 use skep_model::span::{SpanKind, SpanRecord, SpanSink};
 use skep_model::step::{Batch, Input, LogLine, Processed, Step, Trap, TrapKind};
 use skep_topic::lane::Lane;
-use skep_topic::{Backend, Bell, Commit, Cursor, Error, Fetched, Lease, Want};
+use skep_topic::{Backend, Bell, Commit, Cursor, Error, Fetched, Lease, Want, failpoint};
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -94,6 +94,7 @@ pub fn start(plan: Arc<Plan>, lane: &Arc<Lane>, seams: &Arc<Seams>) -> Running {
             cap: BatchCap::none(),
             host: HostTroubles::default(),
             unwell: false,
+            marked: None,
         };
         running.tasks.spawn(owner.run());
     }
@@ -110,6 +111,8 @@ struct Owner {
     host: HostTroubles,
     /// Whether the last that was told of this partition is that it is paused or troubled.
     unwell: bool,
+    /// The attempt marks in a row that this owner made, and outlived.
+    marked: Option<(Uid, u32)>,
 }
 
 /// Where an owner stands between two commits.
@@ -228,12 +231,13 @@ impl Owner {
                     .map_or(plan.stage.batch.messages, |cap| cap.min(plan.stage.batch.messages)),
                 bytes: plan.stage.batch.bytes,
                 state: plan.stage.state,
+                state_bytes: FETCH_STATE_BYTES_MAX,
             };
             let mut fetched = match self.seams.backend.fetch(&at.lease, want).await {
                 Ok(fetched) => fetched,
                 Err(e) => return ended(e),
             };
-            oldest(&mut fetched, self.cap.size());
+            fetched.keep(self.cap.size());
             if fetched.messages.is_empty() && fetched.retries.is_empty() && fetched.timers.is_empty() {
                 self.well();
                 let due_ms = fetched
@@ -267,7 +271,13 @@ impl Owner {
             (Vec::new(), Vec::new())
         } else {
             let uids: Vec<Uid> = batch.inputs.iter().map(Input::uid).collect();
-            let processed = self.process(plan, at, batch).await?;
+            let processed = match self.crashed(at, &uids).await? {
+                Some(trap) => Processed {
+                    result: Err(trap),
+                    log: Vec::new(),
+                },
+                None => self.process(plan, at, batch).await?,
+            };
             let log = with_uids(processed.log, &uids);
             match processed.result {
                 Ok(steps) => {
@@ -318,6 +328,7 @@ impl Owner {
         let dead = decision.commit.dead.len();
         let (to, id) = (decision.commit.span.map(|s| s.to), decision.commit.id);
         self.commit(at, &decision.commit).await?;
+        self.marked = None;
         at.seq += 1;
         at.last = id;
         at.cursor = to.unwrap_or(at.cursor);
@@ -334,8 +345,35 @@ impl Owner {
         Ok(())
     }
 
+    /// In suspect mode an attempt mark is made durable before the input runs alone. A crash loses every other count, so this one
+    /// tells when it is the input that kills its host: then it is not run again.
+    async fn crashed(&mut self, at: &Position, uids: &[Uid]) -> Result<Option<Trap>, Ended> {
+        let [uid] = *uids else { return Ok(None) };
+        if !self.cap.suspects() {
+            return Ok(None);
+        }
+        let marks = self.seams.backend.mark(&at.lease, uid).await.map_err(ended)?;
+        // Marks of this very owner are no crashes: it lives.
+        let own = self
+            .marked
+            .filter(|(last, _)| *last == uid)
+            .map_or(0, |(_, times)| times);
+        self.marked = Some((uid, own + 1));
+        let others = marks.saturating_sub(own);
+        Ok((others >= CRASH_MARKS_MAX).then(|| Trap {
+            kind: TrapKind::Crash,
+            detail: format!("the node died {others} times while it ran this input"),
+            stderr: String::new(),
+        }))
+    }
+
     /// Runs the Bee, prolonging the lease meanwhile.
     async fn process(&self, plan: &Plan, at: &Position, batch: Batch) -> Result<Processed, Ended> {
+        if failpoint::armed() {
+            for key in batch.inputs.iter().filter_map(Input::key) {
+                failpoint::hit(&format!("input-{key}"));
+            }
+        }
         let work = plan.bee.process(batch);
         let grace = async {
             self.stop.cancelled().await;
@@ -353,14 +391,14 @@ impl Owner {
     }
 
     /// Sends one commit until it has an answer. The same id each time, so a repeat is recognised.
-    async fn commit(&mut self, at: &Position, commit: &Commit) -> Result<(), Ended> {
+    async fn commit(&mut self, at: &Position, commit: &Arc<Commit>) -> Result<(), Ended> {
         let seams = Arc::clone(&self.seams);
         let backend = &seams.backend;
         let mut room: Option<Bell> = None;
         loop {
             // Made before the call that may be refused, so that no ring falls between the two.
             let rung = room.take().map(Notify::notified_owned);
-            match backend.commit(&at.lease, commit.clone()).await {
+            match backend.commit(&at.lease, Arc::clone(commit)).await {
                 Ok(_) => return Ok(()),
                 Err(Error::Full { stage, what }) => {
                     self.prolong(&at.lease).await?;
@@ -471,15 +509,6 @@ fn ended(error: Error) -> Ended {
 
 fn trouble(why: String) -> Ended {
     Ended::Trouble { why, wait: TROUBLE }
-}
-
-/// Keeps the oldest items only.
-fn oldest(fetched: &mut Fetched, mut items: usize) {
-    fetched.retries.truncate(items);
-    items -= fetched.retries.len();
-    fetched.timers.truncate(items);
-    items -= fetched.timers.len();
-    fetched.messages.truncate(items);
 }
 
 /// The batch's own span and its parent: the first sampled message's.

@@ -130,6 +130,7 @@ async fn owner(
             messages: u32::try_from(per_frame).unwrap(),
             bytes: 1 << 20,
             state: false,
+            state_bytes: 0,
         };
         let fetched = store.fetch(&lease, want).await.unwrap();
         let last = fetched.messages.last().expect("as many as there were");
@@ -140,29 +141,18 @@ async fn owner(
             last_entry_uid: last.entry_uid,
         };
         let count = fetched.messages.len() as u64;
-        let commit = Commit {
-            id: CommitId(OsEntropy.bits128()),
-            seq: claim.seq,
-            base: claim.last,
-            span: Some(span),
-            timers: Vec::new(),
-            retries: Vec::new(),
-            park: Vec::new(),
-            outputs: fetched
-                .messages
-                .into_iter()
-                .map(|u| Output {
-                    to: Arc::clone(&spec),
-                    message: u.message,
-                })
-                .collect(),
-            state: Vec::new(),
-            set_timers: Vec::new(),
-            replies: Vec::new(),
-            dead: Vec::new(),
-        };
+        let mut commit = Commit::empty(Arc::clone(&spec), CommitId(OsEntropy.bits128()), claim.seq, claim.last);
+        commit.span = Some(span);
+        commit.outputs = fetched
+            .messages
+            .into_iter()
+            .map(|u| Output {
+                to: Arc::clone(&spec),
+                message: u.message,
+            })
+            .collect();
         (claim.seq, claim.last, claim.cursor) = (claim.seq + 1, commit.id, span.to);
-        store.commit(&lease, commit).await.unwrap();
+        store.commit(&lease, Arc::new(commit)).await.unwrap();
         if gated {
             store.flushed().await.unwrap();
         }

@@ -23,7 +23,7 @@ pub mod memory;
 pub mod record;
 mod waiters;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -185,6 +185,9 @@ pub struct Want {
     pub bytes: u64,
     /// Load the state of the touched keys.
     pub state: bool,
+    /// No further input is given once the state of the keys so far has reached this many bytes, names and values. One key is
+    /// always loaded whole.
+    pub state_bytes: u64,
 }
 
 /// One consistent read of everything that a batch needs.
@@ -204,6 +207,55 @@ pub struct Fetched {
     pub now_ms: u64,
     /// When the next parked message or timer that is not yet due falls due.
     pub next_due_ms: Option<u64>,
+}
+
+impl Fetched {
+    /// Loads the state of each key, in the order in which inputs are taken (retries, timers, messages), and drops the inputs from
+    /// where `bytes` is reached. One is always kept.
+    fn load_state<E>(
+        &mut self,
+        bytes: u64,
+        mut load: impl FnMut(&str) -> Result<BTreeMap<String, Bytes>, E>,
+    ) -> Result<(), E> {
+        let retries = self.retries.iter().map(|p| p.work.key());
+        let timers = self.timers.iter().map(|t| Some(t.key.as_str()));
+        let messages = self.messages.iter().map(|u| u.message.key.as_deref());
+        let (mut taken, mut loaded) = (0, 0);
+        for key in retries.chain(timers).chain(messages) {
+            if let Some(key) = key
+                && !self.state.contains_key(key)
+            {
+                if loaded >= bytes && taken > 0 {
+                    break;
+                }
+                let values = load(key)?;
+                loaded += values
+                    .iter()
+                    .map(|(name, value)| (name.len() + value.len()) as u64)
+                    .sum::<u64>();
+                self.state.insert(key.to_owned(), values);
+            }
+            taken += 1;
+        }
+        self.keep(taken);
+        Ok(())
+    }
+
+    /// Keeps the first inputs only: retries, then timers, then messages.
+    pub fn keep(&mut self, mut inputs: usize) {
+        self.retries.truncate(inputs);
+        inputs -= self.retries.len();
+        self.timers.truncate(inputs);
+        inputs -= self.timers.len();
+        self.messages.truncate(inputs);
+    }
+}
+
+/// How many times in a row an input is marked, when it is marked once more.
+fn marked_again(former: Option<(Uid, u32)>, uid: Uid) -> u32 {
+    former
+        .filter(|(last, _)| *last == uid)
+        .map_or(1, |(_, times)| times.saturating_add(1))
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -275,6 +327,8 @@ pub struct TimerDue {
 /// The whole effect of a batch, as a value.
 #[derive(Debug, Clone)]
 pub struct Commit {
+    /// The topic whose input it consumes: its bounds hold for the dead letters.
+    pub own: Arc<TopicSpec>,
     pub id: CommitId,
     /// The sequence and the commit that it builds on.
     pub seq: u64,
@@ -292,6 +346,28 @@ pub struct Commit {
     /// A `Failed` one without a dead letter's id gets that of the letter in `dead` whose message carries its request.
     pub replies: Vec<Reply>,
     pub dead: Vec<DeadLetter>,
+}
+
+impl Commit {
+    /// One without effects, on top of what the owner knows.
+    #[must_use]
+    pub fn empty(own: Arc<TopicSpec>, id: CommitId, seq: u64, base: CommitId) -> Self {
+        Self {
+            own,
+            id,
+            seq,
+            base,
+            span: None,
+            timers: Vec::new(),
+            retries: Vec::new(),
+            park: Vec::new(),
+            outputs: Vec::new(),
+            state: Vec::new(),
+            set_timers: Vec::new(),
+            replies: Vec::new(),
+            dead: Vec::new(),
+        }
+    }
 }
 
 /// The part of the inbox that a commit consumes.
@@ -487,7 +563,15 @@ pub trait Backend: Send + Sync + 'static {
     /// # Errors
     /// See [`Error`]. After `Fenced`, `Stale` or `InputGone` the owner drops every cache and claims anew; it never re-stamps a
     /// batch. On `Full` it keeps the batch and sends the same commit again.
-    async fn commit(&self, lease: &Lease, commit: Commit) -> Result<Committed, Error>;
+    async fn commit(&self, lease: &Lease, commit: Arc<Commit>) -> Result<Committed, Error>;
+
+    /// Suspect mode's attempt mark: notes, durably, that the owner is about to run the input `uid` alone, and returns how many
+    /// times in a row this very input was marked, this one included. Another input begins at 1; a commit clears it. So the count
+    /// survives the crash that the input may cause, at no cost on the normal path.
+    ///
+    /// # Errors
+    /// [`Error::Fenced`] when the lease is another's; else as [`Backend::commit`] fails.
+    async fn mark(&self, lease: &Lease, uid: Uid) -> Result<u32, Error>;
 
     /// Returns once everything applied before this call is durable.
     async fn flushed(&self) -> Result<(), Error>;

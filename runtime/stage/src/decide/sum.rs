@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use skep_topic::{Commit, Cursor, Output, Retry, Span};
+use skep_topic::{Commit, Cursor, Output, Retry, Span, TopicSpec};
 
 use super::{Part, Source, Stamp};
 
@@ -13,22 +13,9 @@ pub(super) struct Sum {
 }
 
 impl Sum {
-    pub(super) fn new(stamp: Stamp) -> Self {
+    pub(super) fn new(own: Arc<TopicSpec>, stamp: Stamp) -> Self {
         Self {
-            commit: Commit {
-                id: stamp.id,
-                seq: stamp.seq,
-                base: stamp.base,
-                span: None,
-                timers: Vec::new(),
-                retries: Vec::new(),
-                park: Vec::new(),
-                outputs: Vec::new(),
-                state: Vec::new(),
-                set_timers: Vec::new(),
-                replies: Vec::new(),
-                dead: Vec::new(),
-            },
+            commit: Commit::empty(own, stamp.id, stamp.seq, stamp.base),
             from: stamp.from,
         }
     }

@@ -356,6 +356,65 @@ async fn owners_that_are_fenced_in_the_middle_apply_everything_once() {
     two_stages(&world, || memory.restart()).await;
 }
 
+#[test]
+fn a_message_that_kills_its_host_is_set_aside_after_three_crashes_and_its_neighbours_are_applied_once() {
+    let world = World::new();
+    let memory = world.memory.clone().unwrap();
+    let spec = world.spec("s", 1_000);
+    let outside = tokio::runtime::Runtime::new().unwrap();
+    let words = ["1", "2", "3", "poison", "4", "5"];
+    outside.block_on(world.publish(&spec, words.map(|word| world.message("k", word)).into()));
+    let mut deaths = 0;
+    loop {
+        let (met, meets) = std::sync::mpsc::channel();
+        let bee = move |input: &Input, batch: &Batch| {
+            if payload(input) == "poison" {
+                met.send(()).unwrap();
+                loop {
+                    std::thread::park();
+                }
+            }
+            Ok(outcome_of(input, batch))
+        };
+        // Each life of the host is a runtime of its own, so that its end leaves what a crash leaves.
+        let life = tokio::runtime::Runtime::new().unwrap();
+        let started = life.block_on(async { run(&world, plan(&spec, true, Vec::new(), Duration::ZERO, bee)) });
+        let drained = life.spawn({
+            let (backend, swarm) = (Arc::clone(&world.backend), world.swarm.clone());
+            async move {
+                while backend
+                    .status(&swarm)
+                    .await
+                    .unwrap()
+                    .iter()
+                    .any(|t| t.unread + t.parked > 0)
+                {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            }
+        });
+        while !drained.is_finished() && meets.try_recv().is_err() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let done = drained.is_finished();
+        drop(started);
+        life.shutdown_background();
+        if done {
+            break;
+        }
+        memory.restart();
+        deaths += 1;
+        assert!(deaths < 10, "it is never set aside");
+    }
+    assert_eq!(deaths, 3);
+    outside.block_on(async {
+        assert_eq!(world.state(&spec, "k", "list").await.as_deref(), Some("1 2 3 4 5 "));
+        let dead = world.backend.dead_letters(&world.swarm, None, 0, 10).await.unwrap();
+        let reasons: Vec<_> = dead.iter().map(|d| d.letter.reason.as_str()).collect();
+        assert_eq!(reasons, ["crash"]);
+    });
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failing_message_holds_its_key_until_it_is_set_aside_and_its_neighbours_go_on() {
     let world = World::new();

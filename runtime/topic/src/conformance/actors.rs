@@ -168,6 +168,7 @@ impl World {
         let claim = self.backend().claim(&lease.partition, lease.token, ttl).await.why()?;
         Ok(claim.map(|claim| Owner {
             backend: self.backend(),
+            spec: Arc::clone(spec),
             lease,
             claim,
         }))
@@ -181,20 +182,8 @@ impl World {
     /// An empty commit on top of what an owner knows.
     #[must_use]
     pub fn commit(&self, owner: &Owner) -> Commit {
-        Commit {
-            id: CommitId::random(&self.entropy),
-            seq: owner.claim.seq,
-            base: owner.claim.last,
-            span: None,
-            timers: Vec::new(),
-            retries: Vec::new(),
-            park: Vec::new(),
-            outputs: Vec::new(),
-            state: Vec::new(),
-            set_timers: Vec::new(),
-            replies: Vec::new(),
-            dead: Vec::new(),
-        }
+        let id = CommitId::random(&self.entropy);
+        Commit::empty(Arc::clone(&owner.spec), id, owner.claim.seq, owner.claim.last)
     }
 
     /// A commit that consumes the first `count` messages of a fetch.
@@ -252,6 +241,7 @@ impl World {
 #[derive(Clone)]
 pub struct Owner {
     pub backend: Arc<dyn Backend>,
+    pub spec: Arc<TopicSpec>,
     pub lease: Lease,
     pub claim: Claim,
 }
@@ -274,6 +264,7 @@ impl Owner {
             messages,
             bytes: 1 << 20,
             state: true,
+            state_bytes: 1 << 20,
         }
     }
 
@@ -289,7 +280,7 @@ impl Owner {
     /// As [`Backend::commit`].
     pub async fn send(&mut self, commit: Commit) -> Result<Committed, Error> {
         let (id, span) = (commit.id, commit.span);
-        let answer = self.backend.commit(&self.lease, commit).await?;
+        let answer = self.backend.commit(&self.lease, Arc::new(commit)).await?;
         self.claim.seq += 1;
         self.claim.last = id;
         if let Some(span) = span {

@@ -76,7 +76,7 @@ struct View {
     lease: Lease,
     claim: Claim,
     /// Batches sent and not answered, oldest first.
-    in_flight: Vec<Commit>,
+    in_flight: Vec<Arc<Commit>>,
 }
 
 impl View {
@@ -100,7 +100,7 @@ fn advance(claim: &mut Claim, commit: &Commit) {
 struct OnWire {
     owner: usize,
     lease: Lease,
-    commit: Commit,
+    commit: Arc<Commit>,
 }
 
 struct History<'a> {
@@ -393,27 +393,20 @@ impl History<'_> {
             messages,
             bytes: 1 << 20,
             state: true,
+            state_bytes: 1 << 20,
         };
         self.backend().fetch(&view.lease, want).await
     }
 
-    fn process(&self, at: &Claim, fetched: &Fetched, overlay: &mut Overlay, failures: bool) -> Option<Commit> {
+    fn process(&self, at: &Claim, fetched: &Fetched, overlay: &mut Overlay, failures: bool) -> Option<Arc<Commit>> {
         let before = overlay.lists.clone();
         let mut draft = Draft {
-            commit: Commit {
-                id: CommitId(self.chance.bits128()),
-                seq: at.seq,
-                base: at.last,
-                span: None,
-                timers: Vec::new(),
-                retries: Vec::new(),
-                park: Vec::new(),
-                outputs: Vec::new(),
-                state: Vec::new(),
-                set_timers: Vec::new(),
-                replies: Vec::new(),
-                dead: Vec::new(),
-            },
+            commit: Commit::empty(
+                Arc::clone(&self.topic),
+                CommitId(self.chance.bits128()),
+                at.seq,
+                at.last,
+            ),
             overlay,
         };
         // Faults are likelier to meet when a batch takes one kind of input; all kinds together come too.
@@ -450,7 +443,7 @@ impl History<'_> {
             }
         }
         let c = draft.commit;
-        (c.span.is_some() || !c.retries.is_empty() || !c.timers.is_empty()).then_some(c)
+        (c.span.is_some() || !c.retries.is_empty() || !c.timers.is_empty()).then(|| Arc::new(c))
     }
 
     fn retry(&self, draft: &mut Draft<'_>, parked: &Parked, failures: bool) {

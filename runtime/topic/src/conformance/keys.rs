@@ -34,6 +34,40 @@ pub(super) async fn state_moves_with_the_commit(harness: Box<dyn Harness>) -> Ve
     Ok(())
 }
 
+pub(super) async fn state_bytes_end_a_batch(harness: Box<dyn Harness>) -> Verdict {
+    let world = World::new(harness);
+    let spec = world.spec("a", 1);
+    let mut owner = world.own(&spec, 0).await?;
+    let mut commit = world.commit(&owner);
+    commit.state = vec![
+        put("k", "n", "123456789"),
+        put("l", "n", "123456789"),
+        put("m", "n", "1"),
+    ];
+    owner.must(commit).await?;
+    for (key, word) in [("k", "1"), ("k", "2"), ("l", "3"), ("l", "4"), ("m", "5"), ("k", "6")] {
+        world.words(&spec, Some(key), &[word]).await?;
+    }
+    for (bytes, given) in [(0, 2), (1, 2), (10, 2), (11, 4), (20, 4), (21, 6)] {
+        let mut want = owner.want(10);
+        want.state_bytes = bytes;
+        let fetched = owner.backend.fetch(&owner.lease, want).await.why()?;
+        same!(
+            fetched.messages.len(),
+            given,
+            format!("messages for {bytes} bytes of state")
+        );
+        for unread in &fetched.messages {
+            let key = unread.message.key.as_deref().unwrap_or_default();
+            holds!(
+                fetched.state.get(key).is_some_and(|values| values.len() == 1),
+                format!("the state of each message's key, {bytes} bytes")
+            );
+        }
+    }
+    Ok(())
+}
+
 pub(super) async fn a_key_s_state_is_its_own(harness: Box<dyn Harness>) -> Verdict {
     let world = World::new(harness);
     let (a, b) = (world.spec("a", 1), world.spec("b", 1));

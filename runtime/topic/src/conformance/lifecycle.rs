@@ -235,6 +235,49 @@ pub(super) async fn a_removed_topic_begins_anew(harness: Box<dyn Harness>) -> Ve
     Ok(())
 }
 
+pub(super) async fn attempt_marks_count_in_a_row_and_outlive_a_kill(harness: Box<dyn Harness>) -> Verdict {
+    let mut world = World::new(harness);
+    let spec = world.spec("a", 1);
+    world.words(&spec, None, &["1", "2"]).await?;
+    let owner = world.own(&spec, 0).await?;
+    let fetched = owner.fetch(2).await?;
+    let (first, second) = (fetched.messages[0].message.uid, fetched.messages[1].message.uid);
+    let backend = world.backend();
+    same!(backend.mark(&owner.lease, first).await.why()?, 1, "the first mark");
+    same!(backend.mark(&owner.lease, first).await.why()?, 2, "the same again");
+    same!(
+        backend.mark(&owner.lease, second).await.why()?,
+        1,
+        "another begins anew"
+    );
+    same!(
+        backend.mark(&owner.lease, first).await.why()?,
+        1,
+        "and so does the first"
+    );
+    let mut zombie = owner.lease.clone();
+    zombie.token = skep_model::id::Token::random(&world.entropy);
+    refused!(
+        backend.mark(&zombie, first).await,
+        Error::Fenced,
+        "a mark under another token"
+    );
+    drop((backend, owner));
+    world.harness.reopen(Stop::Kill).await;
+    world.let_leases_end().await;
+    let mut owner = world.own(&spec, 0).await?;
+    same!(owner.backend.mark(&owner.lease, first).await.why()?, 2, "after a kill");
+    let fetched = owner.fetch(1).await?;
+    let commit = world.consuming(&owner, &fetched, 1);
+    owner.must(commit).await?;
+    same!(
+        owner.backend.mark(&owner.lease, first).await.why()?,
+        1,
+        "a commit clears it"
+    );
+    Ok(())
+}
+
 pub(super) async fn a_clean_reopen_keeps_everything(harness: Box<dyn Harness>) -> Verdict {
     let mut world = World::new(harness);
     let (a, b) = (world.spec("a", 1), world.spec("b", 2));

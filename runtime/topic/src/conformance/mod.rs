@@ -84,10 +84,10 @@ rules! {
     parking: a_lane_waits_in_order, a_failing_retry_keeps_its_place, the_next_falls_due_when_the_first_leaves,
         timers_wait_while_their_key_is_parked, a_failed_timer_is_parked_and_retried, timers_fire_replace_and_cancel,
         dead_letters_are_kept_listed_and_discarded;
-    keys: state_moves_with_the_commit, a_key_s_state_is_its_own, state_is_deleted;
+    keys: state_moves_with_the_commit, state_bytes_end_a_batch, a_key_s_state_is_its_own, state_is_deleted;
     lifecycle: a_lease_is_exclusive_and_ends_by_the_store_s_clock, release_is_clean, the_catalog_compares_and_sets,
         a_removed_swarm_is_gone, a_removed_topic_begins_anew, a_clean_reopen_keeps_everything,
-        a_kill_keeps_what_was_promised_and_counts_unclean, status_counts;
+        a_kill_keeps_what_was_promised_and_counts_unclean, attempt_marks_count_in_a_row_and_outlive_a_kill, status_counts;
 }
 
 /// Runs every rule on a fresh store each; returns those that are broken, with the reason.

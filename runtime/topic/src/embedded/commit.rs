@@ -1,5 +1,6 @@
 //! The one atomic commit: all checks in DELIVERY's order, then all writes.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
@@ -8,11 +9,10 @@ use skep_model::id::{RequestId, Token, Uid};
 use skep_model::limits;
 use skep_model::message::{Reply, ReplyResult};
 use skep_model::scope::{PartitionId, TopicId};
-use skep_model::swarm::Bound;
 
 use super::lease::holds;
 use super::publish::{Bundle, Filling};
-use super::store::{Fault, Held, Store, db, dead_bound, un, write_part};
+use super::store::{Fault, Held, Store, db, un, write_part};
 use super::window;
 use super::writer::Answer;
 use crate::guard::Guard;
@@ -22,21 +22,21 @@ use crate::{Commit, Committed, Cursor, Error, Parked, Retry, Room, Span, Work, k
 /// A commit whose outputs are encoded and sorted.
 #[derive(Debug)]
 pub(super) struct Prepared {
-    commit: Commit,
+    commit: Arc<Commit>,
     outputs: Vec<Bundle>,
     bytes: u64,
 }
 
-impl From<Commit> for Prepared {
-    fn from(mut commit: Commit) -> Self {
+impl From<Arc<Commit>> for Prepared {
+    fn from(commit: Arc<Commit>) -> Self {
         let mut outputs: Vec<Bundle> = Vec::new();
         let mut bytes = 0;
-        for output in commit.outputs.drain(..) {
+        for output in &commit.outputs {
             bytes += message_bytes(&output.message);
             let at = match outputs.iter().position(|b| b.to.id == output.to.id) {
                 Some(at) => at,
                 None => {
-                    outputs.push(Bundle::new(output.to));
+                    outputs.push(Bundle::new(Arc::clone(&output.to)));
                     outputs.len() - 1
                 }
             };
@@ -146,7 +146,7 @@ fn check(
                 .into());
             }
         }
-        let bound = topic.dead_bound;
+        let bound = commit.own.dead_letters;
         if !commit.dead.is_empty() && (topic.dead >= bound.messages || topic.dead_bytes >= bound.bytes) {
             return Err(Error::Full {
                 stage: id.stage().clone(),
@@ -192,7 +192,7 @@ fn refused(store: &mut Store, own: &TopicId, prepared: &Prepared) {
     if let Some(topic) = store.topics.get_mut(own)
         && !prepared.commit.dead.is_empty()
     {
-        let bound: Bound = topic.dead_bound;
+        let bound = prepared.commit.own.dead_letters;
         if topic.dead >= bound.messages || topic.dead_bytes >= bound.bytes {
             topic.refused_dead = Some(bound);
         }
@@ -235,9 +235,7 @@ fn work_bytes(work: &Work) -> u64 {
 }
 
 fn apply(store: &mut Store, partition: &PartitionId, token: Token, prepared: Prepared) -> Result<(), Fault> {
-    let Prepared {
-        mut commit, outputs, ..
-    } = prepared;
+    let Prepared { commit, outputs, .. } = prepared;
     let (id, index) = (partition.topic(), partition.index());
     let now = store.now();
     store.begin()?;
@@ -280,12 +278,13 @@ fn apply(store: &mut Store, partition: &PartitionId, token: Token, prepared: Pre
     }
     let mut filling = Filling::default();
     for bundle in &outputs {
-        store.topic(&bundle.to.id, dead_bound(&bundle.to))?;
+        store.topic(&bundle.to.id)?;
         filling.add(store, bundle, 0)?;
     }
     filling.finish(store)?;
     let letters = dead(store, id, topic_row, &commit)?;
-    for mut reply in std::mem::take(&mut commit.replies) {
+    for reply in &commit.replies {
+        let mut reply = reply.clone();
         name_letter(&mut reply, &letters);
         window::store_reply(store, id.swarm(), &reply)?;
         store.outbox.push(reply);
@@ -294,6 +293,7 @@ fn apply(store: &mut Store, partition: &PartitionId, token: Token, prepared: Pre
     part.at.seq += 1;
     part.at.last = commit.id;
     part.at.unclean = 0;
+    part.at.marked = None;
     part.lease = Some(Held {
         token,
         until_ms: now.saturating_add(limits::LEASE_TTL_MS),

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, HashSet};
 use bytes::Bytes;
 use rusqlite::params;
 use skep_model::scope::TopicId;
-use skep_model::step::StateMap;
 
 use super::lease::holds;
 use super::store::{Fault, Part, Store, db, un};
@@ -43,7 +42,8 @@ pub(super) fn fetch(store: &mut Store, lease: &Lease, want: Want) -> Result<Answ
         }
     }
     if want.state {
-        fetched.state = state(store, id, topic.row, &fetched)?;
+        let row = topic.row;
+        fetched.load_state(want.state_bytes, |key| values(store, id, row, key))?;
     }
     Answer::now(fetched)
 }
@@ -143,23 +143,6 @@ fn next_due(store: &Store, row: i64, now: u64) -> Result<Option<u64>, Fault> {
         )?
         .query_row(params![row, db(now)], |r| r.get(0))?;
     Ok(next.map(un))
-}
-
-fn state(store: &Store, id: &TopicId, row: i64, fetched: &Fetched) -> Result<StateMap, Fault> {
-    let keys = fetched
-        .messages
-        .iter()
-        .filter_map(|u| u.message.key.as_deref())
-        .chain(fetched.retries.iter().filter_map(|p| p.work.key()))
-        .chain(fetched.timers.iter().map(|t| t.key.as_str()));
-    let mut out = StateMap::new();
-    for key in keys {
-        if !out.contains_key(key) {
-            let values = values(store, id, row, key)?;
-            out.insert(key.to_owned(), values);
-        }
-    }
-    Ok(out)
 }
 
 /// One key's state.

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use skep_model::id::Token;
+use skep_model::id::{Token, Uid};
 use skep_model::scope::PartitionId;
 
 use super::store::{Fault, Held as LeaseHeld, Store, write_part};
 use super::writer::Answer;
-use crate::{Claim, Error, Held, Lease};
+use crate::{Claim, Error, Held, Lease, marked_again};
 
 pub(super) fn claim(
     store: &mut Store,
@@ -22,7 +22,7 @@ pub(super) fn claim(
     let now = store.now();
     let shared = Arc::clone(&store.shared);
     // A claim before the first message makes the topic's row, so that the lease has a place; it is one small write in a life.
-    let topic = store.topic(id, None)?;
+    let topic = store.topic(id)?;
     let part = Store::part(topic, id, partition.index(), &shared);
     let mut ran_out = false;
     if let Some(held) = part.lease
@@ -88,6 +88,19 @@ pub(super) fn renew(store: &mut Store, lease: &Lease, ttl_ms: u64) -> Result<Ans
     let token = lease.token;
     set(store, &lease.partition, Some(LeaseHeld { token, until_ms }));
     Answer::now(())
+}
+
+/// Gated: the count must outlive the crash that it counts.
+pub(super) fn mark(store: &mut Store, lease: &Lease, uid: Uid) -> Result<Answer<u32>, Fault> {
+    holds(store, &lease.partition, lease.token)?;
+    let (id, index) = (lease.partition.topic(), lease.partition.index());
+    let row = store.part_row(id, index)?;
+    let topic = store.topics.get_mut(id).expect("held");
+    let part = &mut topic.parts[usize::from(index)];
+    let times = marked_again(part.at.marked, uid);
+    part.at.marked = Some((uid, times));
+    write_part(&store.conn, row, &part.at)?;
+    Answer::gated(times)
 }
 
 pub(super) fn release(store: &mut Store, lease: &Lease) -> Result<Answer<()>, Fault> {

@@ -6,7 +6,6 @@ use bytes::Bytes;
 use rusqlite::Connection;
 use skep_model::id::{Incarnation, Uid};
 use skep_model::scope::{Scope, SwarmId, TopicId};
-use skep_model::swarm::Bound;
 
 use super::schema::ENTRY_BITS;
 use super::store::{Fault, Frame, Life, Store, Topic, Window, prefix_bytes, un, write_part};
@@ -43,9 +42,7 @@ impl Store {
 
     fn load_topics(&mut self, swarms: &HashMap<i64, SwarmId>) -> Result<HashMap<i64, TopicId>, Fault> {
         let mut by_row = HashMap::new();
-        let mut query = self
-            .conn
-            .prepare("SELECT id, swarm, stage, dead_messages, dead_bytes FROM topic")?;
+        let mut query = self.conn.prepare("SELECT id, swarm, stage FROM topic")?;
         let mut rows = query.query([])?;
         while let Some(r) = rows.next()? {
             let (row, swarm_row): (i64, i64) = (r.get(0)?, r.get(1)?);
@@ -58,12 +55,8 @@ impl Store {
                 continue;
             };
             let stage = stage.parse().map_err(|e| damaged("topic", &e))?;
-            let bound = Bound {
-                messages: un(r.get(3)?),
-                bytes: un(r.get(4)?),
-            };
             let id = swarm.topic(&stage);
-            self.topics.insert(id.clone(), Topic::new(row, bound));
+            self.topics.insert(id.clone(), Topic::new(row));
             by_row.insert(row, id);
         }
         Ok(by_row)

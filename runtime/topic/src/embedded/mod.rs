@@ -32,7 +32,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use rusqlite::Connection;
 use skep_model::env::{Clock, Entropy};
-use skep_model::id::Token;
+use skep_model::id::{Token, Uid};
 use skep_model::limits;
 use skep_model::name::StageName;
 use skep_model::scope::{PartitionId, SwarmId, TopicId};
@@ -419,12 +419,17 @@ impl Backend for Embedded {
         self.run_short(move |store| fetch::fetch(store, &lease, want)).await
     }
 
-    async fn commit(&self, lease: &Lease, commit: Commit) -> Result<Committed, Error> {
+    async fn commit(&self, lease: &Lease, commit: Arc<Commit>) -> Result<Committed, Error> {
         let partition = lease.partition.clone();
         let token = lease.token;
         let prepared = commit::Prepared::from(commit);
         self.run_short(move |store| commit::commit(store, &partition, token, prepared))
             .await
+    }
+
+    async fn mark(&self, lease: &Lease, uid: Uid) -> Result<u32, Error> {
+        let lease = lease.clone();
+        self.run_short(move |store| lease::mark(store, &lease, uid)).await
     }
 
     async fn flushed(&self) -> Result<(), Error> {

@@ -8,7 +8,7 @@ use skep_model::limits;
 use skep_model::message::Message;
 use skep_model::scope::{SwarmId, TopicId};
 
-use super::store::{Fault, Store, dead_bound};
+use super::store::{Fault, Store};
 use super::window::{self, Key};
 use super::writer::Answer;
 use crate::guard::Guard;
@@ -251,7 +251,7 @@ fn one(store: &mut Store, filling: &mut Filling, swarm: &SwarmId, call: &Prepare
             }
         }
         for bundle in &call.to {
-            store.topic(&bundle.to.id, dead_bound(&bundle.to))?;
+            store.topic(&bundle.to.id)?;
             filling.add(store, bundle, skip)?;
         }
     }

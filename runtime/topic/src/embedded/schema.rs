@@ -46,8 +46,7 @@ pub(super) const TABLES: &str = "
         id INTEGER PRIMARY KEY AUTOINCREMENT, tenant TEXT NOT NULL, name TEXT NOT NULL, incarnation BLOB NOT NULL,
         UNIQUE (tenant, name, incarnation));
     CREATE TABLE topic (
-        id INTEGER PRIMARY KEY AUTOINCREMENT, swarm INTEGER NOT NULL, stage TEXT NOT NULL,
-        dead_messages INTEGER NOT NULL, dead_bytes INTEGER NOT NULL, UNIQUE (swarm, stage));
+        id INTEGER PRIMARY KEY AUTOINCREMENT, swarm INTEGER NOT NULL, stage TEXT NOT NULL, UNIQUE (swarm, stage));
     CREATE TABLE part (
         id INTEGER PRIMARY KEY AUTOINCREMENT, topic INTEGER NOT NULL, idx INTEGER NOT NULL, body BLOB NOT NULL,
         UNIQUE (topic, idx));

@@ -22,7 +22,7 @@ use super::schema::{self, ENTRY_BITS};
 use super::{OpenError, Shared};
 use crate::guard::Guards;
 use crate::record::{self, FrameBuilder, Partition};
-use crate::{Bell, Cursor, Error, TopicSpec};
+use crate::{Bell, Cursor, Error};
 
 /// Why an operation ended without a result.
 #[derive(Debug)]
@@ -113,8 +113,6 @@ pub(super) struct Part {
 #[derive(Debug)]
 pub(super) struct Topic {
     pub row: i64,
-    /// As the last publisher told. Kept in the row, because a commit that dead-letters does not carry it.
-    pub dead_bound: Bound,
     pub parts: Vec<Part>,
     pub unread: u64,
     pub unread_bytes: u64,
@@ -354,32 +352,17 @@ impl Store {
         Ok(self.lives.get_mut(swarm).expect("just made"))
     }
 
-    /// The topic's row, made if it is new, its dead-letter bound as the caller knows it.
-    pub(super) fn topic(&mut self, id: &TopicId, dead_bound: Option<Bound>) -> Result<&mut Topic, rusqlite::Error> {
+    /// The topic's row, made if it is new.
+    pub(super) fn topic(&mut self, id: &TopicId) -> Result<&mut Topic, rusqlite::Error> {
         if !self.topics.contains_key(id) {
             let swarm_row = self.life(id.swarm())?.row;
-            let bound = dead_bound.unwrap_or(Bound {
-                messages: limits::DEAD_LETTERS_DEFAULT,
-                bytes: limits::DEAD_LETTER_BYTES_DEFAULT,
-            });
             self.begin()?;
             self.conn.execute(
-                "INSERT INTO topic (swarm, stage, dead_messages, dead_bytes) VALUES (?1, ?2, ?3, ?4)",
-                params![swarm_row, id.stage().as_str(), db(bound.messages), db(bound.bytes)],
+                "INSERT INTO topic (swarm, stage) VALUES (?1, ?2)",
+                params![swarm_row, id.stage().as_str()],
             )?;
-            let topic = Topic::new(self.conn.last_insert_rowid(), bound);
+            let topic = Topic::new(self.conn.last_insert_rowid());
             self.topics.insert(id.clone(), topic);
-        }
-        if let Some(bound) = dead_bound
-            && self.topics[id].dead_bound != bound
-        {
-            self.begin()?;
-            let topic = self.topics.get_mut(id).expect("just made");
-            self.conn.execute(
-                "UPDATE topic SET dead_messages = ?2, dead_bytes = ?3 WHERE id = ?1",
-                params![topic.row, db(bound.messages), db(bound.bytes)],
-            )?;
-            topic.dead_bound = bound;
         }
         Ok(self.topics.get_mut(id).expect("just made"))
     }
@@ -555,10 +538,9 @@ fn insert_frame(conn: &Connection, part: i64, frame: &Frame, body: &Bytes) -> Re
 }
 
 impl Topic {
-    pub(super) fn new(row: i64, dead_bound: Bound) -> Self {
+    pub(super) fn new(row: i64) -> Self {
         Self {
             row,
-            dead_bound,
             parts: Vec::new(),
             unread: 0,
             unread_bytes: 0,
@@ -609,9 +591,4 @@ pub(super) fn prefix_bytes(body: Bytes, from: u32, to: u32) -> Result<u64, Fault
         .skip(from as usize)
         .map(record::message_bytes)
         .sum())
-}
-
-/// The bound that a caller's spec names, for [`Store::topic`].
-pub(super) fn dead_bound(spec: &TopicSpec) -> Option<Bound> {
-    Some(spec.dead_letters)
 }

@@ -94,9 +94,9 @@ impl Store {
         }
         if let Some(topic) = self.topic_mut(own)
             && !c.dead.is_empty()
-            && topic.dead_full()
+            && topic.dead_full(c.own.dead_letters)
         {
-            topic.refused_dead = Some(topic.dead_bound());
+            topic.refused_dead = Some(c.own.dead_letters);
             full.get_or_insert((own.stage().clone(), Room::DeadLetters));
         }
         match full {
@@ -148,6 +148,7 @@ impl Store {
         part.seq += 1;
         part.last = c.id;
         part.unclean = 0;
+        part.marked = None;
         part.lease = Some((lease.token, with.now + limits::LEASE_TTL_MS));
         let topic = self.topic_mut(own).expect("checked");
         for put in c.state {

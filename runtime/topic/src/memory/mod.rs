@@ -256,11 +256,13 @@ impl Backend for Memory {
         self.open()?.store.fetch(lease, want, &self.with())
     }
 
-    async fn commit(&self, lease: &Lease, commit: Commit) -> Result<Committed, Error> {
+    async fn commit(&self, lease: &Lease, commit: Arc<Commit>) -> Result<Committed, Error> {
         let mut rings = Rings::default();
         let result = {
             let mut inner = self.open()?;
-            let result = inner.store.commit(lease, commit, &self.with(), &mut rings);
+            let result = inner
+                .store
+                .commit(lease, Arc::unwrap_or_clone(commit), &self.with(), &mut rings);
             match &result {
                 Ok(Committed::Ok) => {
                     inner.applied += 1;
@@ -276,6 +278,14 @@ impl Backend for Memory {
         };
         self.ring(rings);
         result
+    }
+
+    async fn mark(&self, lease: &Lease, uid: Uid) -> Result<u32, Error> {
+        let mut inner = self.open()?;
+        let times = inner.store.mark(lease, uid)?;
+        inner.applied += 1;
+        self.release_all(&mut inner);
+        Ok(times)
     }
 
     async fn flushed(&self) -> Result<(), Error> {

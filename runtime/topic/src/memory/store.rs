@@ -15,7 +15,7 @@ use crate::guard::{Guard, Guards};
 use crate::record::message_bytes;
 use crate::{
     CatalogRecord, Claim, Cursor, DeadLetter, Error, Fetched, Held, Lease, Parked, TimerDue, TopicSpec, TopicStatus,
-    Unread, Want, Work,
+    Unread, Want, Work, marked_again,
 };
 
 #[derive(Debug, Clone, Default)]
@@ -51,7 +51,6 @@ pub(super) struct Session {
 pub(super) struct Topic {
     pub parts: BTreeMap<u16, Part>,
     pub dead: BTreeMap<u64, DeadLetter>,
-    pub dead_bound: Option<Bound>,
     pub state: BTreeMap<String, BTreeMap<String, Bytes>>,
     pub refused_inbox: Option<Bound>,
     pub refused_dead: Option<Bound>,
@@ -64,6 +63,8 @@ pub(super) struct Part {
     pub last: CommitId,
     pub cursor: Cursor,
     pub unclean: u32,
+    /// The attempt mark, and how often in a row.
+    pub marked: Option<(Uid, u32)>,
     pub next_entry: u64,
     pub frames: BTreeMap<u64, Frame>,
     pub parked: Vec<Slot>,
@@ -213,15 +214,8 @@ impl Topic {
         (self.dead.len() as u64, bytes.sum())
     }
 
-    pub fn dead_bound(&self) -> Bound {
-        self.dead_bound.unwrap_or(Bound {
-            messages: limits::DEAD_LETTERS_DEFAULT,
-            bytes: limits::DEAD_LETTER_BYTES_DEFAULT,
-        })
-    }
-
-    pub fn dead_full(&self) -> bool {
-        let ((n, bytes), bound) = (self.dead_size(), self.dead_bound());
+    pub fn dead_full(&self, bound: Bound) -> bool {
+        let (n, bytes) = self.dead_size();
         n >= bound.messages || bytes >= bound.bytes
     }
 
@@ -274,7 +268,6 @@ impl Store {
     /// Appends messages to their partitions: one frame a partition, unless it would be too large. Loose ones stay together.
     pub fn append(&mut self, to: &TopicSpec, messages: Vec<Message>, with: &With<'_>, rings: &mut Rings) {
         let topic = self.make_topic(&to.id);
-        topic.dead_bound = Some(to.dead_letters);
         let loose = topic.shortest(to.partitions);
         let mut by_part: BTreeMap<u16, Vec<Message>> = BTreeMap::new();
         for message in messages {
@@ -354,6 +347,14 @@ impl Store {
         Ok(())
     }
 
+    pub fn mark(&mut self, lease: &Lease, uid: Uid) -> Result<u32, Error> {
+        self.owned(lease)?;
+        let part = self.part_mut(&lease.partition).expect("owned");
+        let times = marked_again(part.marked, uid);
+        part.marked = Some((uid, times));
+        Ok(times)
+    }
+
     pub fn part_mut(&mut self, id: &PartitionId) -> Option<&mut Part> {
         self.topic_mut(id.topic())?.parts.get_mut(&id.index())
     }
@@ -420,12 +421,9 @@ impl Store {
         fetched.next_due_ms = later.filter(|at| *at > with.now).min();
         if want.state {
             let topic = self.topic(lease.partition.topic()).expect("owned");
-            let keys = fetched.messages.iter().filter_map(|u| u.message.key.as_deref());
-            let keys = keys.chain(fetched.retries.iter().filter_map(|p| p.work.key()));
-            for key in keys.chain(fetched.timers.iter().map(|t| t.key.as_str())) {
-                let values = topic.state.get(key).cloned().unwrap_or_default();
-                fetched.state.insert(key.to_owned(), values);
-            }
+            fetched.load_state(want.state_bytes, |key| {
+                Ok::<_, Error>(topic.state.get(key).cloned().unwrap_or_default())
+            })?;
         }
         Ok(fetched)
     }

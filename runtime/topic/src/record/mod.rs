@@ -11,7 +11,7 @@ mod frame;
 mod wire;
 
 use bytes::{Buf, Bytes};
-use skep_model::id::CommitId;
+use skep_model::id::{CommitId, Uid};
 use skep_model::message::Reply;
 
 use crate::{Cursor, DeadLetter, Error, Parked, TimerDue};
@@ -59,6 +59,8 @@ pub struct Partition {
     pub last: CommitId,
     pub cursor: Cursor,
     pub unclean: u32,
+    /// The attempt mark and how often in a row. Not a format of its own: a skep that does not know it forgets a suspicion.
+    pub marked: Option<(Uid, u32)>,
 }
 
 fn checksum(kind: Kind, body: &[u8]) -> u32 {

@@ -119,8 +119,12 @@ proptest! {
     }
 
     #[test]
-    fn partitions_go_both_ways(seq: u64, last in any::<[u8; 16]>(), entry: u64, index: u32, unclean: u32) {
-        let partition = Partition { seq, last: CommitId(last), cursor: Cursor { entry, index }, unclean };
+    fn partitions_go_both_ways(
+        seq: u64, last in any::<[u8; 16]>(), entry: u64, index: u32, unclean: u32,
+        marked in proptest::option::of((any::<[u8; 16]>(), 1..u32::MAX)),
+    ) {
+        let marked = marked.map(|(uid, times)| (Uid(uid), times));
+        let partition = Partition { seq, last: CommitId(last), cursor: Cursor { entry, index }, unclean, marked };
         prop_assert_eq!(decode_partition(encode_partition(&partition).into()).unwrap(), partition);
     }
 
@@ -301,8 +305,14 @@ fn golden_files_read_and_write_as_ever() {
         last: CommitId([4; 16]),
         cursor: Cursor { entry: 6, index: 7 },
         unclean: 1,
+        marked: None,
     };
     golden("partition", &partition, encode_partition, decode_partition);
+    let marked = Partition {
+        marked: Some((Uid([9; 16]), 2)),
+        ..partition
+    };
+    golden("partition-marked", &marked, encode_partition, decode_partition);
     let raw = |kind: Kind| (move |v: &Bytes| seal(kind, v), move |r: Bytes| unseal(kind, r));
     let (write, read) = raw(Kind::State);
     golden("state", &payload, write, read);

@@ -500,12 +500,24 @@ pub struct Partition {
     pub index: u32,
     #[prost(uint32, tag = "6")]
     pub unclean: u32,
+    #[prost(fixed64, tag = "7")]
+    pub marked_hi: u64,
+    #[prost(fixed64, tag = "8")]
+    pub marked_lo: u64,
+    /// 0: no mark.
+    #[prost(uint32, tag = "9")]
+    pub marks: u32,
 }
 
 impl From<&super::Partition> for Partition {
     fn from(p: &super::Partition) -> Self {
         let (last_hi, last_lo) = halves(&p.last.0);
+        let (marked, marks) = p.marked.unwrap_or_default();
+        let (marked_hi, marked_lo) = halves(&marked.0);
         Self {
+            marked_hi,
+            marked_lo,
+            marks,
             seq: p.seq,
             last_hi,
             last_lo,
@@ -526,6 +538,7 @@ impl Partition {
                 index: self.index,
             },
             unclean: self.unclean,
+            marked: (self.marks > 0).then(|| (Uid(join(self.marked_hi, self.marked_lo)), self.marks)),
         })
     }
 }

@@ -22,7 +22,7 @@ struct Pair {
     chance: SeededEntropy,
     topics: [Arc<TopicSpec>; 2],
     views: Vec<View>,
-    sent: Vec<(usize, [Commit; 2])>,
+    sent: Vec<(usize, [Arc<Commit>; 2])>,
 }
 
 #[derive(Clone)]
@@ -161,6 +161,7 @@ impl Pair {
             messages: 1 + u32::try_from(self.below(6)).unwrap(),
             bytes: 1 + self.below(200) as u64,
             state: true,
+            state_bytes: self.below(30) as u64,
         };
         let fetch = async |world: &World| world.backend().fetch(&view.lease, want).await;
         let (on_memory, on_disk) = (fetch(&self.memory).await, fetch(&self.disk).await);
@@ -175,10 +176,10 @@ impl Pair {
             let last = on_disk.messages.iter().find(|u| u.after == span.to).unwrap();
             span.last_entry_uid = last.entry_uid;
         }
-        self.send(which, [commit, twin]).await;
+        self.send(which, [commit.into(), twin.into()]).await;
     }
 
-    async fn send(&mut self, which: usize, commits: [Commit; 2]) {
+    async fn send(&mut self, which: usize, commits: [Arc<Commit>; 2]) {
         let Some(view) = self.views.get(which).cloned() else {
             return;
         };
@@ -200,20 +201,9 @@ impl Pair {
     fn process(&self, view: &View, fetched: &Fetched) -> Commit {
         let at = view.claim.clone();
         let topic = view.lease.partition.topic();
-        let mut commit = Commit {
-            id: CommitId(self.chance.bits128()),
-            seq: at.seq,
-            base: at.last,
-            span: None,
-            timers: Vec::new(),
-            retries: Vec::new(),
-            park: Vec::new(),
-            outputs: Vec::new(),
-            state: Vec::new(),
-            set_timers: Vec::new(),
-            replies: Vec::new(),
-            dead: Vec::new(),
-        };
+        let own = self.topics.iter().find(|spec| spec.id == *topic).expect("one of two");
+        let own = Arc::clone(own);
+        let mut commit = Commit::empty(own, CommitId(self.chance.bits128()), at.seq, at.last);
         for unread in &fetched.messages[..self.below(fetched.messages.len() + 1)] {
             commit.span = Some(Span {
                 from: at.cursor,

@@ -103,6 +103,7 @@ async fn owner(store: Arc<Embedded>) {
             messages: 16,
             bytes: 1 << 20,
             state: true,
+            state_bytes: 1 << 20,
         };
         let fetched = store.fetch(&lease, want).await.unwrap();
         let Some(last) = fetched.messages.last() else {
@@ -115,41 +116,31 @@ async fn owner(store: Arc<Embedded>) {
             let stored = fetched.state[&key].get("n").map_or(0, |v| count(v));
             *counts.entry(key).or_insert(stored) += 1;
         }
-        let commit = Commit {
-            id: CommitId(OsEntropy.bits128()),
-            seq: claim.seq,
-            base: claim.last,
-            span: Some(Span {
-                from: claim.cursor,
-                to: last.after,
-                last_entry: last.entry,
-                last_entry_uid: last.entry_uid,
-            }),
-            timers: Vec::new(),
-            retries: Vec::new(),
-            park: Vec::new(),
-            outputs: fetched
-                .messages
-                .iter()
-                .map(|u| Output {
-                    to: Arc::clone(&sink),
-                    message: u.message.clone(),
-                })
-                .collect(),
-            state: counts
-                .into_iter()
-                .map(|(key, n)| StatePut {
-                    key,
-                    name: "n".to_owned(),
-                    value: Some(Bytes::copy_from_slice(&n.to_be_bytes())),
-                })
-                .collect(),
-            set_timers: Vec::new(),
-            replies: Vec::new(),
-            dead: Vec::new(),
-        };
+        let mut commit = Commit::empty(spec("a"), CommitId(OsEntropy.bits128()), claim.seq, claim.last);
+        commit.span = Some(Span {
+            from: claim.cursor,
+            to: last.after,
+            last_entry: last.entry,
+            last_entry_uid: last.entry_uid,
+        });
+        commit.outputs = fetched
+            .messages
+            .iter()
+            .map(|u| Output {
+                to: Arc::clone(&sink),
+                message: u.message.clone(),
+            })
+            .collect();
+        commit.state = counts
+            .into_iter()
+            .map(|(key, n)| StatePut {
+                key,
+                name: "n".to_owned(),
+                value: Some(Bytes::copy_from_slice(&n.to_be_bytes())),
+            })
+            .collect();
         let (id, to) = (commit.id, last.after);
-        store.commit(&lease, commit).await.unwrap();
+        store.commit(&lease, Arc::new(commit)).await.unwrap();
         claim.seq += 1;
         claim.last = id;
         claim.cursor = to;
@@ -232,6 +223,7 @@ async fn look(store: &Embedded, name: &str) -> Vec<u64> {
         messages: u32::MAX,
         bytes: u64::MAX,
         state: false,
+        state_bytes: 0,
     };
     let fetched = store.fetch(&lease, want).await.unwrap();
     store.release(&lease).await.unwrap();
