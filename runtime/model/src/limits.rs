@@ -22,6 +22,10 @@ pub const OUTPUT_OVERHEAD_BYTES: usize = 64;
 pub const STATE_VALUE_BYTES_MAX: usize = 256 << 10;
 /// State that one fetch loads, names and values: a batch ends early there. One key is always loaded whole.
 pub const FETCH_STATE_BYTES_MAX: u64 = 16 << 20;
+/// The embedded backend's journal of state writes: what an open replays. A key that is written often costs its row once this much.
+pub const STATE_JOURNAL_BYTES: usize = 4 << 20;
+/// Keys that the embedded backend keeps in memory.
+pub const STATE_CACHE_BYTES_MAX: usize = 16 << 20;
 pub const STATE_NAME_BYTES_MAX: usize = 256;
 /// Named values of one key.
 pub const STATE_NAMES_MAX: usize = 1_000;

@@ -16,8 +16,8 @@ use super::store::{Fault, Held, Store, db, un, write_part};
 use super::window;
 use super::writer::Answer;
 use crate::guard::Guard;
-use crate::record::{self, Kind, message_bytes};
-use crate::{Commit, Committed, Cursor, Error, Parked, Retry, Room, Span, Work, key_group};
+use crate::record::{self, message_bytes};
+use crate::{Commit, Committed, Cursor, Error, Parked, Retry, Room, Span, Work};
 
 /// A commit whose outputs are encoded and sorted.
 #[derive(Debug)]
@@ -255,25 +255,7 @@ fn apply(store: &mut Store, partition: &PartitionId, token: Token, prepared: Pre
     timers(store, id, index, row, &commit)?;
     let topic_row = store.topics[id].row;
     for put in &commit.state {
-        let group = key_group(&put.key);
-        match &put.value {
-            Some(value) => store
-                .conn
-                .prepare_cached(
-                    "INSERT OR REPLACE INTO state (topic, grp, key, name, value) VALUES (?1, ?2, ?3, ?4, ?5)",
-                )?
-                .execute(params![
-                    topic_row,
-                    group,
-                    put.key,
-                    put.name,
-                    record::seal(Kind::State, value)
-                ])?,
-            None => store
-                .conn
-                .prepare_cached("DELETE FROM state WHERE topic = ?1 AND grp = ?2 AND key = ?3 AND name = ?4")?
-                .execute(params![topic_row, group, put.key, put.name])?,
-        };
+        store.keys.put(&store.conn, topic_row, put)?;
         store.grew(put.value.as_ref().map_or(0, Bytes::len));
     }
     let mut filling = Filling::default();

@@ -1,17 +1,16 @@
 //! One consistent read of everything that a batch needs. It sees what was appended and not flushed yet.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
 use bytes::Bytes;
 use rusqlite::params;
-use skep_model::scope::TopicId;
 
 use super::lease::holds;
 use super::store::{Fault, Part, Store, db, un};
 use super::writer::Answer;
 use crate::guard::Guard;
-use crate::record::{self, Kind, message_bytes};
-use crate::{Cursor, Error, Fetched, Lease, Parked, TimerDue, Unread, Want, key_group};
+use crate::record::{self, message_bytes};
+use crate::{Cursor, Error, Fetched, Lease, Parked, TimerDue, Unread, Want};
 
 pub(super) fn fetch(store: &mut Store, lease: &Lease, want: Want) -> Result<Answer<Fetched>, Fault> {
     holds(store, &lease.partition, lease.token)?;
@@ -43,7 +42,8 @@ pub(super) fn fetch(store: &mut Store, lease: &Lease, want: Want) -> Result<Answ
     }
     if want.state {
         let row = topic.row;
-        fetched.load_state(want.state_bytes, |key| values(store, id, row, key))?;
+        let (keys, conn) = (&mut store.keys, &store.conn);
+        fetched.load_state(want.state_bytes, |key| keys.values(conn, row, key).cloned())?;
     }
     Answer::now(fetched)
 }
@@ -143,21 +143,4 @@ fn next_due(store: &Store, row: i64, now: u64) -> Result<Option<u64>, Fault> {
         )?
         .query_row(params![row, db(now)], |r| r.get(0))?;
     Ok(next.map(un))
-}
-
-/// One key's state.
-pub(super) fn values(store: &Store, id: &TopicId, row: i64, key: &str) -> Result<BTreeMap<String, Bytes>, Fault> {
-    let mut query = store
-        .conn
-        .prepare_cached("SELECT name, value FROM state WHERE topic = ?1 AND grp = ?2 AND key = ?3")?;
-    let mut rows = query.query(params![row, key_group(key), key])?;
-    let mut out = BTreeMap::new();
-    while let Some(r) = rows.next()? {
-        let value = record::unseal(Kind::State, Bytes::from(r.get::<_, Vec<u8>>(1)?)).map_err(|e| match e {
-            Error::Corrupt(what) => Error::Corrupt(format!("{id}, key `{key}`: {what}")),
-            other => other,
-        })?;
-        out.insert(r.get(0)?, value);
-    }
-    Ok(out)
 }

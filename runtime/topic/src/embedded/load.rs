@@ -36,6 +36,7 @@ impl Store {
         let topics = self.load_topics(&swarms)?;
         let parts = self.load_parts(&topics)?;
         self.load_frames(&parts)?;
+        self.keys.load(&self.conn, |row| topics.contains_key(&row))?;
         self.load_counts(&topics, &parts)?;
         self.load_windows(&swarms)
     }

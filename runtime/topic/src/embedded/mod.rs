@@ -5,6 +5,7 @@
 //! - `store`, `load`: the connection and the mirror of the small rows, and how it is built.
 //! - `publish`, `window`: appends, and how a repeated call is recognised.
 //! - `lease`, `fetch`, `commit`: an owner's life.
+//! - `keys`: keyed state in memory, in its journal and in its rows.
 //! - `catalog`, `views`, `removal`: desired state, what people look at, deletion.
 //! - `disk`: the file lock and the reserve.
 
@@ -12,6 +13,7 @@ mod catalog;
 mod commit;
 mod disk;
 mod fetch;
+mod keys;
 mod lease;
 mod load;
 mod publish;

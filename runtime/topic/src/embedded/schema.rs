@@ -11,7 +11,8 @@
 //! | `frame` | publish, output of a commit | the commit that consumes its last message | the inbox |
 //! | `parked` | commit | commit that finishes or dead-letters it | the inbox |
 //! | `timer` | commit | commit that consumes or cancels it | timers a key |
-//! | `state` | commit | commit that deletes it, removal of the topic | what the Bees keep |
+//! | `state` | a fold of the journal | commit that deletes it (by a fold), removal of the topic | what the Bees keep |
+//! | `journal` | flush after commits that wrote state | fold of the oldest, at a flush or close | `STATE_JOURNAL_BYTES` and one transaction |
 //! | `dead` | commit | discard, removal of the topic | the stage's dead letters |
 //! | `dedup` (with the stored reply) | keyed call; the reply by the commit that makes it | expiry, collected by later publishes | `DEDUP_KEYS_MAX`, `REPLY_BYTES_MAX` a subject |
 //! | `session` | streaming submit | expiry, collected by later publishes | `SESSIONS_MAX` a Swarm |
@@ -20,7 +21,7 @@
 //! Leases are not here: the file lock proves that this process owns every partition, so they live in memory.
 
 /// The version of the tables. Blobs inside carry [`crate::record::FORMAT`] besides.
-pub(super) const SCHEMA: i64 = 1;
+pub(super) const SCHEMA: i64 = 2;
 
 /// A frame's row id is its partition's id and its entry, so that one B-tree holds and orders them.
 pub(super) const ENTRY_BITS: u32 = 40;
@@ -64,6 +65,7 @@ pub(super) const TABLES: &str = "
     CREATE TABLE state (
         topic INTEGER NOT NULL, grp INTEGER NOT NULL, key TEXT NOT NULL, name TEXT NOT NULL, value BLOB NOT NULL,
         PRIMARY KEY (topic, grp, key, name)) WITHOUT ROWID;
+    CREATE TABLE journal (id INTEGER PRIMARY KEY, body BLOB NOT NULL);
     CREATE TABLE dead (
         id INTEGER PRIMARY KEY AUTOINCREMENT, topic INTEGER NOT NULL, bytes INTEGER NOT NULL, body BLOB NOT NULL);
     CREATE INDEX dead_topic ON dead (topic, id);
@@ -78,3 +80,13 @@ pub(super) const TABLES: &str = "
     CREATE INDEX session_expires ON session (swarm, expires);
     CREATE TABLE catalog (key TEXT PRIMARY KEY, version INTEGER NOT NULL, value BLOB NOT NULL) WITHOUT ROWID;
 ";
+
+/// What brings the tables of an earlier schema, by its number, to the next.
+pub(super) const UPGRADES: &[(i64, &str)] = &[(
+    1,
+    "
+    CREATE TABLE journal (id INTEGER PRIMARY KEY, body BLOB NOT NULL);
+    ALTER TABLE topic DROP COLUMN dead_messages;
+    ALTER TABLE topic DROP COLUMN dead_bytes;
+",
+)];

@@ -18,6 +18,7 @@ use skep_model::name::Subject;
 use skep_model::scope::{SwarmId, TopicId};
 use skep_model::swarm::Bound;
 
+use super::keys::Keys;
 use super::schema::{self, ENTRY_BITS};
 use super::{OpenError, Shared};
 use crate::guard::Guards;
@@ -175,6 +176,7 @@ pub(super) struct Store {
     pub lives: HashMap<SwarmId, Life>,
     pub gone: HashSet<SwarmId>,
     pub topics: HashMap<TopicId, Topic>,
+    pub keys: Keys,
     /// Replies of commits in the open transaction.
     pub outbox: Vec<Reply>,
     /// When the first idempotency key expires.
@@ -225,9 +227,18 @@ pub(super) fn connect(dir: &Path, entropy: &dyn Entropy, wal_bytes: u64) -> Resu
         conn.execute("INSERT INTO meta VALUES ('clean', 1)", []).map_err(sql)?;
         conn.execute_batch("COMMIT").map_err(sql)?;
     }
-    let found: i64 = conn
+    let mut found: i64 = conn
         .query_row("SELECT value FROM meta WHERE name = 'schema'", [], |r| r.get(0))
         .map_err(sql)?;
+    for (from, upgrade) in schema::UPGRADES {
+        if found == *from {
+            found += 1;
+            conn.execute_batch(&format!(
+                "BEGIN IMMEDIATE; {upgrade} UPDATE meta SET value = {found} WHERE name = 'schema'; COMMIT"
+            ))
+            .map_err(sql)?;
+        }
+    }
     if found != schema::SCHEMA {
         return Err(OpenError::Newer {
             path,
@@ -257,6 +268,7 @@ impl Store {
             lives: HashMap::new(),
             gone: HashSet::new(),
             topics: HashMap::new(),
+            keys: Keys::default(),
             outbox: Vec::new(),
             next_expiry: u64::MAX,
             cached_bytes: 0,
@@ -304,9 +316,10 @@ impl Store {
     }
 
     /// One flush of the disk.
-    pub(super) fn commit_tx(&mut self) -> Result<(), rusqlite::Error> {
+    pub(super) fn commit_tx(&mut self) -> Result<(), Fault> {
         if self.tx.is_some() {
             self.store_pending()?;
+            self.keys.flush(&self.conn)?;
             self.conn.prepare_cached("COMMIT")?.execute([])?;
             self.tx = None;
         }
@@ -520,6 +533,7 @@ impl Store {
             .filter_map(|f| f.body.as_ref().map(Bytes::len))
             .sum();
         self.cached_bytes -= cached;
+        self.keys.forget(topic.row);
         self.shared.ring_room(id);
         Some(topic)
     }

@@ -7,7 +7,6 @@ use rusqlite::params;
 use skep_model::name::StageName;
 use skep_model::scope::{SwarmId, TopicId};
 
-use super::fetch::values;
 use super::load::lives_in;
 use super::store::{Fault, Store, db, un};
 use super::writer::Answer;
@@ -37,10 +36,16 @@ pub(super) fn keys(store: &mut Store, id: &TopicId) -> Result<Answer<u64>, Fault
     let Some(topic) = store.topics.get(id) else {
         return Answer::now(0);
     };
+    let row = topic.row;
+    // Counted in the rows, so these must be up to date.
+    if store.keys.behind() {
+        store.begin()?;
+        store.keys.settle(&store.conn)?;
+    }
     let keys: i64 = store
         .conn
         .prepare_cached("SELECT count(*) FROM (SELECT DISTINCT grp, key FROM state WHERE topic = ?1)")?
-        .query_row([topic.row], |r| r.get(0))?;
+        .query_row([row], |r| r.get(0))?;
     Answer::now(un(keys))
 }
 
@@ -58,7 +63,7 @@ pub(super) fn state(store: &mut Store, id: &TopicId, key: &str) -> Result<Answer
         return Err(Error::Gone.into());
     }
     let found = match store.topics.get(id) {
-        Some(topic) => values(store, id, topic.row, key)?,
+        Some(topic) => store.keys.values(&store.conn, topic.row, key)?.clone(),
         None => return Answer::gated(HashMap::new()),
     };
     Answer::gated(found.into_iter().collect())

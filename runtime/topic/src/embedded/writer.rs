@@ -243,8 +243,8 @@ impl Writer {
                     self.shared.waiters.deliver(reply);
                 }
             }
-            Err(e) => {
-                self.abandon(&Fault::Broken(e), true);
+            Err(fault) => {
+                self.abandon(&fault, true);
             }
         }
     }
@@ -338,14 +338,7 @@ impl Writer {
         let Some(mut store) = self.store.take() else {
             return Err(self.down.clone());
         };
-        let marked = store
-            .begin()
-            .and_then(|()| {
-                store
-                    .conn
-                    .execute("INSERT OR REPLACE INTO meta VALUES ('clean', 1)", [])
-            })
-            .and_then(|_| store.commit_tx());
+        let marked = mark_clean(&mut store);
         self.down = Error::Unavailable("the store is closed".to_owned());
         marked.map_err(|e| Error::Unknown(format!("closing {}: {e}", self.parts.dir.display())))?;
         failpoint::hit("in-checkpoint");
@@ -354,6 +347,16 @@ impl Writer {
         self.lock = None;
         closed.map_err(|(_, e)| Error::Unknown(format!("closing {}: {e}", self.parts.dir.display())))
     }
+}
+
+/// The last transaction of a clean close.
+fn mark_clean(store: &mut Store) -> Result<(), Fault> {
+    store.begin()?;
+    store.keys.settle(&store.conn)?;
+    store
+        .conn
+        .execute("INSERT OR REPLACE INTO meta VALUES ('clean', 1)", [])?;
+    store.commit_tx()
 }
 
 /// Steps of half a MiB by which one attempt shrinks the database.

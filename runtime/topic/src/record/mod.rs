@@ -35,6 +35,7 @@ pub enum Kind {
     Partition = 6,
     State = 7,
     Catalog = 8,
+    Journal = 9,
 }
 
 impl Kind {
@@ -48,6 +49,7 @@ impl Kind {
             Self::Partition => "partition",
             Self::State => "state value",
             Self::Catalog => "catalog record",
+            Self::Journal => "journal of state",
         }
     }
 }
@@ -61,6 +63,28 @@ pub struct Partition {
     pub unclean: u32,
     /// The attempt mark and how often in a row. Not a format of its own: a skep that does not know it forgets a suspicion.
     pub marked: Option<(Uid, u32)>,
+}
+
+/// A write of state, as the journal of the embedded backend holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateWrite {
+    /// The row of its topic.
+    pub topic: i64,
+    pub key: String,
+    pub name: String,
+    /// `None` deletes.
+    pub value: Option<Bytes>,
+}
+
+#[must_use]
+pub fn encode_journal(writes: &[StateWrite]) -> Vec<u8> {
+    seal_message(Kind::Journal, &wire::Journal::from(writes))
+}
+
+/// # Errors
+/// [`Error::Corrupt`]: a newer format, or damage.
+pub fn decode_journal(record: Bytes) -> Result<Vec<StateWrite>, Error> {
+    Ok(unseal_message::<wire::Journal>(Kind::Journal, record)?.into_model())
 }
 
 fn checksum(kind: Kind, body: &[u8]) -> u32 {

@@ -313,6 +313,14 @@ fn golden_files_read_and_write_as_ever() {
         ..partition
     };
     golden("partition-marked", &marked, encode_partition, decode_partition);
+    let write = |value: Option<&Bytes>| StateWrite {
+        topic: 3,
+        key: "key".to_owned(),
+        name: "name".to_owned(),
+        value: value.cloned(),
+    };
+    let writes = vec![write(Some(&payload)), write(Some(&Bytes::new())), write(None)];
+    golden("journal", &writes, |w| encode_journal(w), decode_journal);
     let raw = |kind: Kind| (move |v: &Bytes| seal(kind, v), move |r: Bytes| unseal(kind, r));
     let (write, read) = raw(Kind::State);
     golden("state", &payload, write, read);

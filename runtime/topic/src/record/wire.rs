@@ -542,3 +542,47 @@ impl Partition {
         })
     }
 }
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Journal {
+    #[prost(message, repeated, tag = "1")]
+    pub writes: Vec<StateWrite>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct StateWrite {
+    #[prost(int64, tag = "1")]
+    pub topic: i64,
+    #[prost(string, tag = "2")]
+    pub key: String,
+    #[prost(string, tag = "3")]
+    pub name: String,
+    #[prost(bytes = "bytes", optional, tag = "4")]
+    pub value: Option<Bytes>,
+}
+
+impl From<&[super::StateWrite]> for Journal {
+    fn from(writes: &[super::StateWrite]) -> Self {
+        let writes = writes.iter().map(|w| StateWrite {
+            topic: w.topic,
+            key: w.key.clone(),
+            name: w.name.clone(),
+            value: w.value.clone(),
+        });
+        Self {
+            writes: writes.collect(),
+        }
+    }
+}
+
+impl Journal {
+    pub(super) fn into_model(self) -> Vec<super::StateWrite> {
+        let writes = self.writes.into_iter().map(|w| super::StateWrite {
+            topic: w.topic,
+            key: w.key,
+            name: w.name,
+            value: w.value,
+        });
+        writes.collect()
+    }
+}

@@ -48,9 +48,43 @@ async fn a_closed_store_says_so() {
 fn a_newer_schema_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     drop(open(dir.path()).unwrap());
-    sql(dir.path(), "UPDATE meta SET value = 2 WHERE name = 'schema'");
+    sql(dir.path(), "UPDATE meta SET value = 1000 WHERE name = 'schema'");
     let why = open(dir.path()).unwrap_err().to_string();
-    assert!(why.contains("schema 2") && why.contains("upgrade"), "{why}");
+    assert!(why.contains("schema 1000") && why.contains("upgrade"), "{why}");
+}
+
+#[tokio::test]
+async fn a_folder_of_the_first_schema_is_read_and_goes_on() {
+    let mut disk = OnDisk::new(1);
+    drop(disk.embedded.take());
+    let dir = disk.dir.path();
+    std::fs::remove_file(dir.join("skep.db")).unwrap();
+    sql(
+        dir,
+        "PRAGMA page_size = 8192; PRAGMA auto_vacuum = INCREMENTAL; PRAGMA journal_mode = WAL;",
+    );
+    sql(dir, include_str!("../golden/schema-1.sql"));
+    sql(
+        dir,
+        "INSERT INTO meta VALUES ('schema', 1), ('store', x'01'), ('clean', 1);
+         INSERT INTO swarm VALUES (1, 'default', 'suite', x'07070707070707070707070707070707');
+         INSERT INTO topic VALUES (1, 1, 'a', 100, 100);",
+    );
+    let conn = rusqlite::Connection::open(dir.join("skep.db")).unwrap();
+    let value = skep_topic::record::seal(skep_topic::record::Kind::State, b"kept");
+    conn.execute(
+        "INSERT INTO state VALUES (1, ?1, 'k', 'n', ?2)",
+        rusqlite::params![skep_topic::key_group("k"), value],
+    )
+    .unwrap();
+    drop(conn);
+    disk.open();
+    let world = World::new(Box::new(disk));
+    let spec = world.spec("a", 1);
+    assert_eq!(world.backend().state(&spec.id, "k").await.unwrap()["n"], b"kept"[..]);
+    world.words(&spec, Some("k"), &["1"]).await.unwrap();
+    let owner = world.own(&spec, 0).await.unwrap();
+    assert_eq!(owner.payloads().await.unwrap(), ["1"]);
 }
 
 #[test]
