@@ -319,9 +319,16 @@ pub(super) async fn a_kill_keeps_what_was_promised_and_counts_unclean(harness: B
     owner.backend.flushed().await.why()?;
     let mut lease = owner.lease.clone();
     drop(owner);
+    let empty = world.spec("empty", 1);
+    drop(world.own(&empty, 0).await?);
     if !world.harness.reopen(Stop::Kill).await {
         return Ok(());
     }
+    same!(
+        world.own(&empty, 0).await?.claim.unclean,
+        1,
+        "what killed it may never have become durable"
+    );
     let owner = world.own(&spec, 0).await?;
     same!(owner.claim.unclean, 1, "unclean");
     same!(owner.payloads().await?, ["3"], "what was flushed stays");

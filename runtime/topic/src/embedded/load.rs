@@ -1,6 +1,7 @@
 //! Building the mirror from the tables, at open.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use rusqlite::Connection;
@@ -207,10 +208,11 @@ impl Store {
             [self.entropy.bits128()],
         )?;
         if !clean {
+            self.shared.after_unclean.store(true, Ordering::Relaxed);
             for topic in self.topics.values_mut() {
                 for part in &mut topic.parts {
-                    let Some(row) = part.row else { continue };
                     part.at.unclean += 1;
+                    let Some(row) = part.row else { continue };
                     write_part(&self.conn, row, &part.at)?;
                 }
             }

@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -384,7 +385,10 @@ impl Store {
     pub(super) fn part<'a>(topic: &'a mut Topic, id: &TopicId, index: u16, shared: &Shared) -> &'a mut Part {
         while topic.parts.len() <= usize::from(index) {
             let next = u16::try_from(topic.parts.len()).expect("at most u16::MAX partitions");
-            topic.parts.push(Part::unborn(shared.bell(&id.partition(next))));
+            let after_unclean = shared.after_unclean.load(Ordering::Relaxed);
+            topic
+                .parts
+                .push(Part::unborn(shared.bell(&id.partition(next)), after_unclean));
         }
         &mut topic.parts[usize::from(index)]
     }
@@ -569,11 +573,13 @@ impl Topic {
 }
 
 impl Part {
-    fn unborn(bell: Bell) -> Self {
+    /// After an unclean stop it may be new only because what was in it never became durable: that is suspect as well.
+    fn unborn(bell: Bell, after_unclean: bool) -> Self {
         Self {
             row: None,
             at: Partition {
                 last: CommitId::NONE,
+                unclean: u32::from(after_unclean),
                 ..Partition::default()
             },
             lease: None,

@@ -117,6 +117,7 @@ impl Memory {
     /// A node's crash and start on the same disk: leases are gone, every partition is unclean.
     pub fn restart(&self) {
         let mut inner = lock(&self.inner);
+        inner.store.crashed = true;
         for life in inner.store.lives.values_mut() {
             for part in life.topics.values_mut().flat_map(|t| t.parts.values_mut()) {
                 part.crash();

@@ -21,6 +21,8 @@ use crate::{
 #[derive(Debug, Clone, Default)]
 pub(super) struct Store {
     pub lives: BTreeMap<SwarmId, Life>,
+    /// The last stop was a crash.
+    pub crashed: bool,
     pub gone: BTreeSet<SwarmId>,
     pub catalog: BTreeMap<String, CatalogRecord>,
     pub last_letter: u64,
@@ -63,6 +65,8 @@ pub(super) struct Part {
     pub last: CommitId,
     pub cursor: Cursor,
     pub unclean: u32,
+    /// A lease that ran out or an attempt mark was noted: a disk knows the partition since.
+    pub noted: bool,
     /// The attempt mark, and how often in a row.
     pub marked: Option<(Uid, u32)>,
     pub next_entry: u64,
@@ -118,6 +122,13 @@ fn work_bytes(work: &Work) -> u64 {
 }
 
 impl Part {
+    pub fn unborn(crashed: bool) -> Self {
+        Self {
+            unclean: u32::from(crashed),
+            ..Self::default()
+        }
+    }
+
     /// Messages after the cursor, with their place.
     pub fn unread(&self) -> impl Iterator<Item = (u64, u32, &Frame)> {
         self.frames.iter().flat_map(move |(entry, frame)| {
@@ -159,13 +170,12 @@ impl Part {
         }
     }
 
-    /// The node died: leases are gone, and whoever comes next should suspect what the last owner was doing. A partition that was
-    /// only looked at does not exist yet.
+    /// The node died: leases are gone, and whoever comes next should suspect what the last owner was doing. Of a partition that a
+    /// disk knows nothing of, only that.
     pub fn crash(&mut self) {
         self.lease = None;
-        if self.seq > 0 || self.next_entry > 0 || self.unclean > 0 {
-            self.unclean += 1;
-        }
+        let known = self.seq > 0 || self.next_entry > 0 || self.noted;
+        self.unclean = if known { self.unclean + 1 } else { 1 };
     }
 
     pub fn chain(&mut self, with: &With<'_>) {
@@ -267,6 +277,7 @@ impl Store {
 
     /// Appends messages to their partitions: one frame a partition, unless it would be too large. Loose ones stay together.
     pub fn append(&mut self, to: &TopicSpec, messages: Vec<Message>, with: &With<'_>, rings: &mut Rings) {
+        let crashed = self.crashed;
         let topic = self.make_topic(&to.id);
         let loose = topic.shortest(to.partitions);
         let mut by_part: BTreeMap<u16, Vec<Message>> = BTreeMap::new();
@@ -275,7 +286,7 @@ impl Store {
             by_part.entry(index).or_default().push(message);
         }
         for (index, messages) in by_part {
-            let part = topic.parts.entry(index).or_default();
+            let part = topic.parts.entry(index).or_insert_with(|| Part::unborn(crashed));
             let mut frame: Vec<Message> = Vec::new();
             let mut size = 0;
             let mut frames = Vec::new();
@@ -311,7 +322,9 @@ impl Store {
         if self.gone.contains(id.topic().swarm()) {
             return Err(Error::Gone);
         }
-        let part = self.make_topic(id.topic()).parts.entry(id.index()).or_default();
+        let crashed = self.crashed;
+        let topic = self.make_topic(id.topic());
+        let part = topic.parts.entry(id.index()).or_insert_with(|| Part::unborn(crashed));
         if let Some((other, until)) = part.lease
             && other != token
         {
@@ -319,6 +332,7 @@ impl Store {
                 return Ok(Err(Held { ms_left: until - now }));
             }
             part.unclean += 1;
+            part.noted = true;
         }
         part.lease = Some((token, now + ttl_ms));
         Ok(Ok(Claim {
@@ -352,6 +366,7 @@ impl Store {
         let part = self.part_mut(&lease.partition).expect("owned");
         let times = marked_again(part.marked, uid);
         part.marked = Some((uid, times));
+        part.noted = true;
         Ok(times)
     }
 
