@@ -63,6 +63,8 @@ struct StepEffects {
     writes: BTreeMap<String, Write>,
     timers: BTreeMap<String, Option<u64>>,
     bytes: usize,
+    /// Bytes of all state of the step's key, names and values. Counted at the first write.
+    held: Option<usize>,
 }
 
 struct Write {
@@ -166,11 +168,18 @@ impl Effects {
         let (Some(values), Some(step)) = (self.state.get_mut(key), self.steps.get_mut(index)) else {
             return Err(Refusal::NoStep.into());
         };
-        let is_new = !values.contains_key(&name);
-        let full = value.is_some() && is_new && values.len() >= limits::STATE_NAMES_MAX;
+        let adds = value.as_ref().map_or(0, |v| name.len() + v.len());
+        let replaced = values.get(&name).map(|v| name.len() + v.len());
+        let full = value.is_some() && replaced.is_none() && values.len() >= limits::STATE_NAMES_MAX;
+        let held = *step
+            .held
+            .get_or_insert_with(|| values.iter().map(|(name, value)| name.len() + value.len()).sum());
+        let will_hold = held - replaced.unwrap_or(0) + adds;
+        // State may be there that is larger than what may be made now: it can shrink step by step.
+        let large = will_hold > limits::STATE_KEY_BYTES_MAX && will_hold > held;
         // A step may touch as many names as a key may have, twice over: all deleted, all made anew.
         let wide = step.writes.len() >= 2 * limits::STATE_NAMES_MAX && !step.writes.contains_key(&name);
-        if full || wide {
+        if full || large || wide {
             return Err(Refusal::Quota.into());
         }
         let cost = name.len() + value.as_ref().map_or(0, Vec::len);
@@ -189,6 +198,7 @@ impl Effects {
         }
         self.bytes -= earlier;
         step.bytes = bytes;
+        step.held = Some(will_hold);
 
         let after = value.map(Bytes::from);
         let before = match &after {
@@ -272,5 +282,76 @@ impl Effects {
             });
         }
         Ok(steps)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use skep_model::id::Uid;
+    use skep_model::step::Due;
+
+    use super::*;
+
+    const KEY_MAX: usize = limits::STATE_KEY_BYTES_MAX;
+    const VALUE: usize = limits::STATE_VALUE_BYTES_MAX - 1;
+
+    /// One key with `values` of the largest size, each one byte of name included.
+    fn holding(values: u8) -> Effects {
+        let input = Input::Timer(Due {
+            uid: Uid([0; 16]),
+            key: "k".into(),
+            name: "t".into(),
+            at_ms: 0,
+            attempt: 1,
+        });
+        let named = (0..values).map(|n| (char::from(b'a' + n).to_string(), Bytes::from(vec![0; VALUE])));
+        let batch = Batch {
+            inputs: vec![input.clone(), input],
+            state: [("k".to_owned(), named.collect())].into(),
+        };
+        let mut effects = Effects::new(batch, true, usize::MAX);
+        effects.begin(0).unwrap();
+        effects
+    }
+
+    fn put(effects: &mut Effects, name: &str, bytes: usize) -> Result<(), Refusal> {
+        match effects.write(name.into(), Some(vec![0; bytes])) {
+            Ok(()) => Ok(()),
+            Err(Fault::Refused(refusal)) => Err(refusal),
+            Err(Fault::TooMuch(fault)) => panic!("{fault}"),
+        }
+    }
+
+    #[test]
+    fn a_key_holds_so_much_and_no_more() {
+        let mut effects = holding(15);
+        assert_eq!(15 * (VALUE + 1) + limits::STATE_VALUE_BYTES_MAX, KEY_MAX);
+        assert_eq!(put(&mut effects, "z", VALUE + 1), Err(Refusal::Quota));
+        assert_eq!(put(&mut effects, "z", VALUE), Ok(()));
+        assert_eq!(put(&mut effects, "y", 0), Err(Refusal::Quota));
+        // What is refused changes nothing, and what goes makes room.
+        assert!(effects.get("y").unwrap().is_none());
+        effects.write("z".into(), None).unwrap();
+        assert_eq!(put(&mut effects, "y", VALUE), Ok(()));
+        // The next input counts anew what the one before it left, an abandoned one's not.
+        effects.abandon(0).unwrap();
+        effects.begin(1).unwrap();
+        assert_eq!(put(&mut effects, "x", VALUE), Ok(()));
+        assert_eq!(put(&mut effects, "y", 0), Err(Refusal::Quota));
+    }
+
+    #[test]
+    fn a_key_that_holds_more_already_can_be_read_and_shrunk() {
+        let mut effects = holding(20);
+        assert_eq!(effects.get("a").unwrap().map(Bytes::len), Some(VALUE));
+        assert_eq!(put(&mut effects, "z", 0), Err(Refusal::Quota));
+        assert_eq!(put(&mut effects, "a", VALUE + 1), Err(Refusal::Quota));
+        assert_eq!(put(&mut effects, "a", VALUE), Ok(()));
+        assert_eq!(put(&mut effects, "a", 1), Ok(()));
+        assert_eq!(put(&mut effects, "a", 2), Err(Refusal::Quota));
+        for name in ["b", "c", "d", "e"] {
+            effects.write(name.into(), None).unwrap();
+        }
+        assert_eq!(put(&mut effects, "a", VALUE - 1), Ok(()));
     }
 }

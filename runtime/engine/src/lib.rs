@@ -26,6 +26,8 @@ mod host;
 mod instance;
 mod log;
 mod module;
+#[cfg(test)]
+mod planted;
 mod settings;
 mod ticker;
 mod time;

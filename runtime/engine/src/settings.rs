@@ -76,7 +76,9 @@ impl Settings {
 pub struct CompilerLimits {
     /// Address space, bytes. A Python component needs 365 MB.
     pub memory_bytes: u64,
+    /// A JavaScript component needs 20 s on two virtual cores, 26 s when they are busy with other work, and more on a small machine.
     pub cpu_s: u64,
+    /// The CPU time bounds the work; this one only ends a child that waits in vain, so a busy node is given time.
     pub wall_s: u64,
     pub artifact_bytes: u64,
     pub upload_bytes: u64,
@@ -101,8 +103,8 @@ impl Default for CompilerLimits {
     fn default() -> Self {
         Self {
             memory_bytes: 3 << 29,
-            cpu_s: 30,
-            wall_s: 60,
+            cpu_s: 60,
+            wall_s: 180,
             artifact_bytes: 256 << 20,
             upload_bytes: limits::UPLOAD_BYTES_MAX as u64,
             body_bytes: 1 << 20,

@@ -100,17 +100,59 @@ fn wasm(error: &wasmtime::Error, limits: &Limits<'_>, stderr: &str) -> (TrapKind
     (TrapKind::Trap, cause(&root, stderr))
 }
 
-/// A panic's message if stderr has one; else the trap and the last line of stderr.
+/// What Python's runtime, itself in Rust, panics with after it has printed the exception.
+const PYTHON_PANIC: &str = "Python function threw an unexpected exception";
+
+/// What JavaScript's runtime says at its end, after the error.
+const JAVASCRIPT_END: &str = "Redirecting call to abort() to mozalloc_abort";
+
+/// An exception of Python or JavaScript if stderr has one, or a panic's message; else the trap and the last line of stderr.
 fn cause(trap: &str, stderr: &str) -> String {
-    if let Some(at) = stderr.rfind("panicked at ") {
+    let panic = stderr.rfind("panicked at ");
+    if panic.is_none_or(|at| stderr[at..].contains(PYTHON_PANIC))
+        && let Some(exception) = exception(stderr)
+    {
+        return exception;
+    }
+    if let Some(at) = panic {
         let message = &stderr[at..];
         let end = message.find("\nnote: run with").unwrap_or(message.len());
         return message[..end].trim_end().replacen('\n', " ", 1);
+    }
+    if let Some(error) = thrown(stderr) {
+        return error;
     }
     match stderr.lines().rev().find(|line| !line.trim().is_empty()) {
         Some(last) => format!("{trap}; stderr ends: {}", last.trim()),
         None => trap.to_owned(),
     }
+}
+
+/// The last exception in a Python traceback, and where it was raised.
+fn exception(stderr: &str) -> Option<String> {
+    let (_, traceback) = stderr.rsplit_once("Traceback (most recent call last):\n")?;
+    let mut at = "";
+    for line in traceback.lines() {
+        if let Some(frame) = line.strip_prefix("  File ") {
+            at = frame;
+        } else if !line.starts_with(' ') && !line.is_empty() {
+            return Some(if at.is_empty() {
+                line.to_owned()
+            } else {
+                format!("{line} ({at})")
+            });
+        }
+    }
+    None
+}
+
+/// The error that ended JavaScript, and where it was thrown.
+fn thrown(stderr: &str) -> Option<String> {
+    let said = stderr.trim_end().strip_suffix(JAVASCRIPT_END)?;
+    let (error, stack) = said.rsplit_once("\nStack:\n").unwrap_or((said.trim_end(), ""));
+    let error = error.lines().next_back()?;
+    let at = stack.lines().next().unwrap_or("no stack").trim();
+    Some(format!("{error} ({at})"))
 }
 
 fn cut(mut text: String) -> String {
@@ -133,9 +175,44 @@ mod tests {
             "panicked at src/lib.rs:7:5: the hive is on fire"
         );
         assert_eq!(
+            cause("unreachable", &format!("Traceback (most recent call last):\n{stderr}")),
+            "panicked at src/lib.rs:7:5: the hive is on fire"
+        );
+        assert_eq!(
             cause("unreachable", "Traceback\nValueError: no\n\n"),
             "unreachable; stderr ends: ValueError: no"
         );
         assert_eq!(cause("unreachable", ""), "unreachable");
+    }
+
+    #[test]
+    fn an_error_of_javascript_is_found_before_its_stack() {
+        let stderr = "noise\nthe hive is on fire: hi\nStack:\n  fling@bees.js:54:9\n  process@bees.js:87:12\n\
+                      Redirecting call to abort() to mozalloc_abort\n";
+        assert_eq!(
+            cause("unreachable", stderr),
+            "the hive is on fire: hi (fling@bees.js:54:9)"
+        );
+        assert_eq!(
+            cause(
+                "unreachable",
+                "just this\nRedirecting call to abort() to mozalloc_abort\n"
+            ),
+            "just this (no stack)"
+        );
+    }
+
+    #[test]
+    fn a_python_exception_counts_more_than_the_panic_that_follows_it() {
+        let stderr = "Traceback (most recent call last):\n  File \"/0/a.py\", line 1, in f\nKeyError: 1\n\n\
+                      During handling of the above exception, another exception occurred:\n\n\
+                      Traceback (most recent call last):\n  File \"/0/bees.py\", line 12, in process\n    raise it\n\
+                      \u{20}   ~~~~~^^^\n  File \"/0/bees.py\", line 71, in throw\nValueError: the hive is on fire\nsecond line\n\n\
+                      thread '<unnamed>' (1) panicked at runtime/src/lib.rs:1280:25:\n\
+                      Python function threw an unexpected exception\nnote: run with `RUST_BACKTRACE=1`\n";
+        assert_eq!(
+            cause("unreachable", stderr),
+            "ValueError: the hive is on fire (\"/0/bees.py\", line 71, in throw)"
+        );
     }
 }

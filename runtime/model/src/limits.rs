@@ -29,6 +29,9 @@ pub const STATE_CACHE_BYTES_MAX: usize = 16 << 20;
 pub const STATE_NAME_BYTES_MAX: usize = 256;
 /// Named values of one key.
 pub const STATE_NAMES_MAX: usize = 1_000;
+/// All of one key's state, names and values: it is read whole with each batch that has a message of the key, and lies in memory
+/// while the batch runs.
+pub const STATE_KEY_BYTES_MAX: usize = 4 << 20;
 /// Pending timers of one key.
 pub const TIMERS_PER_KEY_MAX: usize = 1_000;
 /// Key groups of a stage: fixed for life, the unit of state and of rescaling.
@@ -196,7 +199,7 @@ pub const HTTP_HEADERS_BYTES_MAX: u32 = 32 << 10;
 /// How long a quiet HTTP/2 connection lives without an answer to a ping.
 pub const KEEP_ALIVE_EVERY_MS: u64 = 30_000;
 pub const KEEP_ALIVE_TIMEOUT_MS: u64 = 20_000;
-/// How long a client may take to send the body of a unary call, whatever its deadline.
+/// How long a client may take to send the body of a unary call, or one message of a stream that it began, whatever its deadline.
 pub const BODY_TIMEOUT_MS: u64 = 30_000;
 /// Streams that a client reset before they were accepted, and streams that it drove into an error: more end the connection.
 pub const HTTP2_RESETS_MAX: usize = 64;
@@ -210,5 +213,8 @@ pub const GATEWAY_MESSAGE_BYTES_MAX: usize = 4 << 20;
 /// Calls and bytes that a Gateway appends in one step of a backend.
 pub const APPEND_GROUP_CALLS_MAX: usize = 1_024;
 pub const APPEND_GROUP_BYTES_MAX: usize = 4 << 20;
+/// What a caller is told of a Bee's failure; the dead letter has all of it.
+pub const FAILURE_REASON_BYTES_MAX: usize = 64;
+pub const FAILURE_DETAIL_BYTES_MAX: usize = 1 << 10;
 /// When a refused caller should try again: about the time in which a stage frees half of a small inbox.
 pub const RETRY_HINT_MS: u64 = 100;

@@ -17,6 +17,8 @@ const STATE_VALUE_BYTES_MAX: usize = 256 << 10;
 const STATE_NAME_BYTES_MAX: usize = 256;
 /// Named values of one key.
 const STATE_NAMES_MAX: usize = 1_000;
+/// All of one key's state, names and values.
+const STATE_KEY_BYTES_MAX: usize = 4 << 20;
 /// Pending timers of one key.
 const TIMERS_PER_KEY_MAX: usize = 1_000;
 
@@ -345,6 +347,11 @@ impl Host {
             }
         }
         if values.len() >= STATE_NAMES_MAX && !values.contains_key(name) {
+            return Err(StateError::Quota);
+        }
+        let others = values.iter().filter(|(n, _)| *n != name);
+        let held: usize = others.map(|(n, v)| n.len() + v.len()).sum();
+        if held + name.len() + value.len() > STATE_KEY_BYTES_MAX {
             return Err(StateError::Quota);
         }
         values.insert(name.to_owned(), value.to_vec());

@@ -196,6 +196,17 @@ fn bounds_are_a_nodes() {
     swarm.state().put("7", "again").unwrap();
     assert_eq!(swarm.state().put("one more", ""), Err(StateError::Quota));
     assert_eq!(swarm.timers().set("one more", 0), Err(TimerError::Quota));
+
+    // Names count as well, so sixteen of the largest values are one too many.
+    let mut swarm = DevSwarm::keyed("k");
+    let largest = || vec![0; 256 << 10];
+    for n in 0..15 {
+        swarm.state().put(&n.to_string(), largest()).unwrap();
+    }
+    assert_eq!(swarm.state().put("15", largest()), Err(StateError::Quota));
+    swarm.state().put("14", largest()).unwrap();
+    swarm.state().delete("14").unwrap();
+    swarm.state().put("15", largest()).unwrap();
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use wasmtime::component::Component;
 
 use super::refusal::{Code, CompileError};
-use super::{LIMITS_VARIABLE, REFUSED_STATUS, confine, inspect};
+use super::{LIMITS_VARIABLE, REFUSED_STATUS, UNCONFINED_STATUS, confine, inspect};
 use crate::host;
 use crate::settings::{CompilerLimits, compiler_config};
 
@@ -24,7 +24,7 @@ pub fn child_main() -> ExitCode {
         .unwrap_or_default();
     if let Err(error) = confine::confine(&limits) {
         eprintln!("cannot limit the compiler process: {error}");
-        return ExitCode::FAILURE;
+        return ExitCode::from(UNCONFINED_STATUS);
     }
     let worker = std::thread::Builder::new()
         .name("skep-compiler".into())

@@ -1,20 +1,23 @@
 //! The child limits itself before it looks at a byte of the upload.
 
-use landlock::{ABI, Access as _, AccessFs, AccessNet, Ruleset, RulesetAttr as _};
+use std::io;
+
+use landlock::{ABI, Access as _, AccessFs, AccessNet, Ruleset, RulesetAttr as _, RulesetStatus, Scope};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
+use super::syscalls;
 use crate::settings::CompilerLimits;
 
 /// Standard streams, and room for what the runtime and allocator open.
 const OPEN_FILES_MAX: u64 = 16;
 
-pub(super) fn confine(limits: &CompilerLimits) -> std::io::Result<()> {
+pub(super) fn confine(limits: &CompilerLimits) -> io::Result<()> {
     let set = |resource, max: u64| {
         let limit = Rlimit {
             current: Some(max),
             maximum: Some(max),
         };
-        setrlimit(resource, limit).map_err(std::io::Error::from)
+        setrlimit(resource, limit).map_err(io::Error::from)
     };
     set(Resource::Core, 0)?;
     set(Resource::As, limits.memory_bytes)?;
@@ -27,36 +30,36 @@ pub(super) fn confine(limits: &CompilerLimits) -> std::io::Result<()> {
     set(Resource::Nofile, OPEN_FILES_MAX)?;
     // The artifact goes to a memory file, which this bounds as well.
     set(Resource::Fsize, limits.artifact_bytes)?;
-    // Best effort, all of it: the limits above make a busy compiler harmless, what follows makes a broken one so.
+    // Best effort: the limits above make a busy compiler harmless, what follows makes a broken one so.
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
     let _ = rustix::process::nice(5);
     let _ = shut_in();
+    // Last, for it allows none of the above; and not best effort. Where the kernel has none, the node says so.
+    if syscalls::offered() {
+        syscalls::restrict()
+            .map_err(|e| io::Error::other(format!("the kernel takes no filter of system calls: {e}")))?;
+    }
     Ok(())
+}
+
+/// What this kernel cannot do for the compiler's confinement, for the node to tell.
+pub(super) fn missing() -> Option<&'static str> {
+    (!syscalls::offered()).then_some(
+        "this kernel has no seccomp filters: a compiler that an upload takes over is held by Landlock and limits only",
+    )
 }
 
 /// No file can be opened and no connection made from here on, by this thread and those that it starts. Kernels without
 /// Landlock, or with an older one, do what they can.
-fn shut_in() -> Result<(), landlock::RulesetError> {
-    Ruleset::default()
-        .handle_access(AccessFs::from_all(ABI::V5))?
-        .handle_access(AccessNet::from_all(ABI::V5))?
+fn shut_in() -> Result<RulesetStatus, landlock::RulesetError> {
+    let done = Ruleset::default()
+        .handle_access(AccessFs::from_all(ABI::V6))?
+        .handle_access(AccessNet::from_all(ABI::V6))?
+        .scope(Scope::from_all(ABI::V6))?
         .create()?
         .restrict_self()?;
-    Ok(())
+    Ok(done.ruleset)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_thread_that_is_shut_in_opens_no_file() {
-        let opened = std::thread::spawn(|| {
-            shut_in().unwrap();
-            std::fs::File::open("/proc/self/status").is_ok()
-        });
-        let opened = opened.join().unwrap();
-        let supported = std::fs::read_to_string("/sys/kernel/security/lsm").is_ok_and(|l| l.contains("landlock"));
-        assert!(!supported || !opened);
-    }
-}
+mod tests;

@@ -10,6 +10,7 @@ mod confine;
 mod inspect;
 mod parent;
 mod refusal;
+mod syscalls;
 
 pub use child::child_main;
 pub use parent::Compiler;
@@ -19,3 +20,5 @@ pub use refusal::{Code, CompileError};
 const LIMITS_VARIABLE: &str = "SKEP_COMPILER_LIMITS";
 /// The child's exit status when it has refused the upload and said why on its standard output.
 const REFUSED_STATUS: i32 = 3;
+/// … and when it could not limit itself, and so has not looked at the upload.
+const UNCONFINED_STATUS: u8 = 4;

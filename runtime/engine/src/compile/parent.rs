@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
+use std::sync::Once;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +15,7 @@ use tokio::process::Command;
 use tokio::sync::Semaphore;
 
 use super::refusal::{Code, CompileError};
-use super::{LIMITS_VARIABLE, REFUSED_STATUS};
+use super::{LIMITS_VARIABLE, REFUSED_STATUS, UNCONFINED_STATUS};
 use crate::artifact::{Artifact, Sealed, memory_file, seal};
 use crate::settings::CompilerLimits;
 
@@ -38,6 +39,12 @@ impl Compiler {
     /// `exe` with `args` must end in [`super::child_main`]: `skep compile-module`, as a rule of the running binary itself.
     #[must_use]
     pub fn new(exe: PathBuf, args: Vec<OsString>, limits: CompilerLimits) -> Self {
+        static TOLD: Once = Once::new();
+        TOLD.call_once(|| {
+            if let Some(missing) = super::confine::missing() {
+                tracing::warn!("{missing}");
+            }
+        });
         Self {
             exe,
             args,
@@ -125,6 +132,7 @@ impl Compiler {
         const SIGKILL: i32 = 9;
         const SIGXCPU: i32 = 24;
         const SIGXFSZ: i32 = 25;
+        const SIGSYS: i32 = 31;
         let limits = &self.limits;
         if said.contains("has overflowed its stack") {
             return CompileError::new(
@@ -143,6 +151,12 @@ impl Compiler {
                     "the compiler ran out of memory: it may have {} MiB; split the module or simplify its largest functions",
                     limits.memory_bytes >> 20
                 ),
+            );
+        }
+        if status.code() == Some(UNCONFINED_STATUS.into()) {
+            return CompileError::new(
+                Code::Node,
+                format!("the compiler did not look at the module: {}", last_line(said)),
             );
         }
         match status.signal() {
@@ -165,6 +179,16 @@ impl Compiler {
                 Code::CompilerKilled,
                 "the compiler process was killed from outside (by an operator, or because the machine ran out of memory); try again",
             ),
+            // Only code that was brought in from outside asks for what ends it this way; see `syscalls`.
+            Some(SIGSYS) => {
+                tracing::error!(
+                    "a compiler process asked for a forbidden system call and was ended: its upload may be an attack"
+                );
+                CompileError::new(
+                    Code::CompilerKilled,
+                    "the compiler process asked for a system call that no compiler needs, and was ended; report this upload",
+                )
+            }
             Some(signal) => CompileError::new(
                 Code::CompilerKilled,
                 format!("the compiler process died of signal {signal}: {}", last_line(said)),

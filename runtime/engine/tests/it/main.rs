@@ -1,7 +1,11 @@
 //! The engine against real Bees, hostile Bees and hostile uploads.
 
+mod built;
 mod calls;
+mod confined;
+mod guests;
 mod kept;
+mod languages;
 mod limits;
 mod reuse;
 mod sense;

@@ -124,3 +124,24 @@ async fn quotas_are_errors_that_the_bee_can_handle() {
         ["Err(Error::TooLarge(256)); Err(Error::TooLarge(262144)); Err(Error::Quota); Some(1000); Some(1000)"]
     );
 }
+
+#[tokio::test]
+async fn a_key_that_is_full_takes_no_more_but_can_shrink() {
+    let state = |values| {
+        let old = (0..values).map(|n| (format!("v{n}"), Bytes::from(vec![0; 250 << 10])));
+        let old = old.chain([("old".to_owned(), Bytes::from(vec![0; 1 << 10]))]);
+        [("k".to_owned(), old.collect())].into()
+    };
+    let hoard = bee("hoard", stateful()).await;
+    let call = |values| Batch {
+        inputs: vec![keyed(1, "k", "")],
+        state: state(values),
+    };
+    let room = "[Ok(()), Ok(()), Ok(())]; Ok(()); 0";
+    assert_eq!(answers(hoard.process(call(1)).await), [room]);
+    let quota = "Err(\"Error::Quota\")";
+    let one = format!("[Ok(()), {quota}, {quota}]; Ok(()); 0");
+    assert_eq!(answers(hoard.process(call(15)).await), [one]);
+    let none = format!("[{quota}, {quota}, {quota}]; Ok(()); 0");
+    assert_eq!(answers(hoard.process(call(30)).await), [none]);
+}

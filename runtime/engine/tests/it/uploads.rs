@@ -361,7 +361,9 @@ async fn whatever_becomes_of_the_compiler_process_is_told() {
     for (script, code) in [
         ("kill -9 $$", Code::CompilerKilled),
         ("kill -11 $$", Code::CompilerKilled),
+        ("kill -SYS $$", Code::CompilerKilled),
         ("exit 1", Code::CompilerKilled),
+        ("echo 'cannot limit the compiler process' >&2; exit 4", Code::Node),
         ("exit 0", Code::CompilerKilled),
         ("echo nonsense; exit 3", Code::CompilerKilled),
         (

@@ -1,7 +1,6 @@
 //! The zoo: a module with one Bee for each behaviour, built once by cargo, compiled once by the real compiler process.
 
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -12,39 +11,14 @@ use skep_model::message::Message;
 use skep_model::step::{Batch, Due, Input, Processed, Step, Trap};
 use tokio::sync::OnceCell;
 
-pub const CHILD: &str = env!("CARGO_BIN_EXE_skep-compile-child");
+use crate::built;
 
-/// The folder that this test binary was built into.
-fn target() -> PathBuf {
-    PathBuf::from(CHILD).parent().unwrap().parent().unwrap().to_owned()
-}
+pub const CHILD: &str = env!("CARGO_BIN_EXE_skep-compile-child");
 
 /// The zoo's component, built when it is stale.
 pub fn wasm() -> Bytes {
     static WASM: OnceLock<Bytes> = OnceLock::new();
-    WASM.get_or_init(|| {
-        let guests = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/guests");
-        let out = target().join("engine-guests");
-        let build = || {
-            Command::new(env!("CARGO"))
-                .args(["build", "--release", "--locked", "--target", "wasm32-wasip2"])
-                .current_dir(&guests)
-                .env("CARGO_TARGET_DIR", &out)
-                .env_remove("RUSTFLAGS")
-                .status()
-                .expect("cargo runs")
-                .success()
-        };
-        if !build() {
-            let added = Command::new("rustup").args(["target", "add", "wasm32-wasip2"]).status();
-            assert!(added.is_ok_and(|s| s.success()), "cannot add the target wasm32-wasip2");
-            assert!(build(), "the zoo does not build");
-        }
-        std::fs::read(out.join("wasm32-wasip2/release/zoo.wasm"))
-            .unwrap()
-            .into()
-    })
-    .clone()
+    WASM.get_or_init(|| built::zoo().into()).clone()
 }
 
 pub fn compiler(limits: CompilerLimits) -> Compiler {
@@ -52,7 +26,7 @@ pub fn compiler(limits: CompilerLimits) -> Compiler {
 }
 
 /// A folder that goes with the process.
-fn scratch() -> PathBuf {
+pub fn scratch() -> PathBuf {
     static DIR: OnceLock<tempfile::TempDir> = OnceLock::new();
     DIR.get_or_init(|| tempfile::tempdir().unwrap()).path().to_owned()
 }

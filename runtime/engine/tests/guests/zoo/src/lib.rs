@@ -48,6 +48,8 @@ const BEES: &[&str] = &[
     "handles",
     "dispositions",
     "quota",
+    "hoard",
+    "host-panic",
     "abandon-other",
 ];
 
@@ -213,6 +215,21 @@ fn one(bee: &str, index: u32, input: Input) -> Outcome {
                 .position(|r| r.is_err());
             said.push(format!("{full:?}"));
             respond(said.join("; "))
+        }
+        // The host panics, if it is one that a test has prepared.
+        "host-panic" => {
+            let _ = state::put("n", b"before");
+            let _ = wasi::config::store::get("planted: panic");
+            respond("nothing is planted".into())
+        }
+        // Keeps as many values of 256 KiB as it may, beside those that are there.
+        "hoard" => {
+            let value = vec![0; 256 << 10];
+            let kept = (0..3).map(|i| state::put(&format!("{index}-{i}"), &value));
+            let kept: Vec<_> = kept.map(|r| r.map_err(|e| format!("{e:?}"))).collect();
+            let shrunk = state::put("old", b"");
+            let read = state::get("old").unwrap().unwrap().len();
+            respond(format!("{kept:?}; {shrunk:?}; {read}"))
         }
         "timer" => {
             timers::set("wake", 1_000).unwrap();

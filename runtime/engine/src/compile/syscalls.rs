@@ -1,0 +1,216 @@
+//! Which system calls the compiler may make, once it is confined.
+//!
+//! Three filters, of which the strictest answer counts: what a compiler needs is allowed and everything else fails with
+//! EPERM, so that a call that some library makes on the side costs an honest compile nothing; what only somebody who has
+//! taken the process over asks for ends it at once.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use libc::c_long;
+use seccompiler::{
+    BpfProgram, Error, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch, apply_filter_all_threads,
+};
+
+type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
+
+/// Memory, threads of this process, signals to itself, clocks, and descriptors that are open already. `tgkill`, `clone` and
+/// `prctl` are allowed in part.
+const ALLOWED: &[c_long] = &[
+    libc::SYS_brk,
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_mprotect,
+    libc::SYS_madvise,
+    // The images of memories: files without a name.
+    libc::SYS_memfd_create,
+    libc::SYS_ftruncate,
+    libc::SYS_fcntl,
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_pread64,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_pwrite64,
+    libc::SYS_lseek,
+    libc::SYS_fstat,
+    libc::SYS_close,
+    libc::SYS_futex,
+    libc::SYS_set_robust_list,
+    libc::SYS_rseq,
+    libc::SYS_set_tid_address,
+    // Its answer comes from a filter of its own: see `without_clone3`.
+    libc::SYS_clone3,
+    libc::SYS_sched_yield,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_membarrier,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_restart_syscall,
+    libc::SYS_nanosleep,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_getres,
+    libc::SYS_gettimeofday,
+    libc::SYS_getrandom,
+];
+
+/// No library asks for these on the side: a program, another process, the network, the machine, or more rights.
+const DEADLY: &[c_long] = &[
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_process_madvise,
+    libc::SYS_kcmp,
+    libc::SYS_kill,
+    libc::SYS_tkill,
+    libc::SYS_rt_sigqueueinfo,
+    libc::SYS_rt_tgsigqueueinfo,
+    libc::SYS_pidfd_open,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_pidfd_send_signal,
+    libc::SYS_socket,
+    libc::SYS_socketpair,
+    libc::SYS_connect,
+    libc::SYS_bind,
+    libc::SYS_listen,
+    libc::SYS_accept,
+    libc::SYS_accept4,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_sendmmsg,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_recvmmsg,
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    libc::SYS_io_setup,
+    libc::SYS_userfaultfd,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_name_to_handle_at,
+    libc::SYS_bpf,
+    libc::SYS_perf_event_open,
+    libc::SYS_keyctl,
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+    libc::SYS_unshare,
+    libc::SYS_setns,
+    libc::SYS_chroot,
+    libc::SYS_pivot_root,
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_move_mount,
+    libc::SYS_open_tree,
+    libc::SYS_fsopen,
+    libc::SYS_fsmount,
+    libc::SYS_fsconfig,
+    libc::SYS_fspick,
+    libc::SYS_mount_setattr,
+    libc::SYS_setuid,
+    libc::SYS_setgid,
+    libc::SYS_setreuid,
+    libc::SYS_setregid,
+    libc::SYS_setresuid,
+    libc::SYS_setresgid,
+    libc::SYS_setgroups,
+    libc::SYS_capset,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_kexec_load,
+    libc::SYS_reboot,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+    libc::SYS_settimeofday,
+    libc::SYS_clock_settime,
+    libc::SYS_acct,
+    libc::SYS_quotactl,
+    libc::SYS_syslog,
+    libc::SYS_sethostname,
+    libc::SYS_setdomainname,
+    libc::SYS_vhangup,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_ioperm,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_iopl,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_modify_ldt,
+];
+
+/// Whether this kernel has filters at all. One that has them and does not give them is no reason to go without.
+pub(super) fn offered() -> bool {
+    let action = libc::SECCOMP_RET_KILL_PROCESS;
+    // SAFETY: it reads four bytes behind a pointer that is valid, and changes nothing.
+    let answer = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0, &raw const action) };
+    let none = [Some(libc::ENOSYS), Some(libc::EINVAL)];
+    answer == 0 || !none.contains(&io::Error::last_os_error().raw_os_error())
+}
+
+/// For all threads of the process, those to come included, and for good.
+pub(super) fn restrict() -> Result<(), Error> {
+    // The list comes last: it does not allow another filter. All are made before the first is in force.
+    let filters = [without_clone3()?, without_attack()?, needed_only()?];
+    filters.iter().try_for_each(|filter| apply_filter_all_threads(filter))
+}
+
+fn program(rules: Rules, matched: SeccompAction, other: SeccompAction) -> Result<BpfProgram, Error> {
+    let arch = TargetArch::try_from(std::env::consts::ARCH)?;
+    Ok(SeccompFilter::new(rules, other, matched, arch)?.try_into()?)
+}
+
+/// `clone3` hides its flags from filters, so it is not there. The C library then takes `clone`.
+fn without_clone3() -> Result<BpfProgram, Error> {
+    let rules = [(libc::SYS_clone3, Vec::new())].into();
+    program(rules, SeccompAction::Errno(libc::ENOSYS as u32), SeccompAction::Allow)
+}
+
+fn without_attack() -> Result<BpfProgram, Error> {
+    let mut rules: Rules = DEADLY.iter().map(|call| (*call, Vec::new())).collect();
+    rules.insert(libc::SYS_tgkill, vec![when(0, Len::Dword, Op::Ne, own_pid())?]);
+    program(rules, SeccompAction::KillProcess, SeccompAction::Allow)
+}
+
+fn needed_only() -> Result<BpfProgram, Error> {
+    // Threads, not processes, and in the namespaces that there are.
+    const NAMESPACES: i32 = libc::CLONE_NEWNS
+        | libc::CLONE_NEWCGROUP
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWUSER
+        | libc::CLONE_NEWPID
+        | libc::CLONE_NEWNET;
+    let thread = u64::from(libc::CLONE_THREAD.cast_unsigned());
+    let looked_at = thread | u64::from(NAMESPACES.cast_unsigned());
+
+    let mut rules: Rules = ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
+    rules.insert(
+        libc::SYS_clone,
+        vec![when(0, Len::Qword, Op::MaskedEq(looked_at), thread)?],
+    );
+    // How a process that aborts ends itself.
+    rules.insert(libc::SYS_tgkill, vec![when(0, Len::Dword, Op::Eq, own_pid())?]);
+    let name = libc::PR_SET_NAME.cast_unsigned().into();
+    rules.insert(libc::SYS_prctl, vec![when(0, Len::Dword, Op::Eq, name)?]);
+    program(rules, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM as u32))
+}
+
+fn when(argument: u8, len: Len, op: Op, value: u64) -> Result<SeccompRule, Error> {
+    Ok(SeccompRule::new(vec![SeccompCondition::new(
+        argument, len, op, value,
+    )?])?)
+}
+
+fn own_pid() -> u64 {
+    std::process::id().into()
+}
