@@ -18,6 +18,14 @@ pub struct Admit {
 #[derive(Debug)]
 pub struct Permit {
     of: Arc<Admit>,
+    calls: usize,
+    bytes: usize,
+}
+
+/// Bytes of a body on its way in, given back when dropped.
+#[derive(Debug)]
+pub struct Share {
+    of: Arc<Admit>,
     bytes: usize,
 }
 
@@ -39,21 +47,50 @@ impl Admit {
             self.calls.fetch_sub(1, Ordering::Relaxed);
             return Err(self.too_many_calls());
         }
-        if self.bytes.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) > self.bytes_max {
-            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        if let Err(full) = self.add(bytes) {
             self.calls.fetch_sub(1, Ordering::Relaxed);
-            return Err(CallError::overloaded(
-                "in-flight-bytes",
-                format!(
-                    "{} bytes of calls are under way on this node, as many as it takes",
-                    self.bytes_max
-                ),
-            ));
+            return Err(full);
         }
         Ok(Permit {
             of: Arc::clone(self),
+            calls: 1,
             bytes,
         })
+    }
+
+    /// For an answer: the work is done, so it is never refused. It leaves the less to those who come next.
+    #[must_use]
+    pub fn hold(self: &Arc<Self>, calls: usize, bytes: usize) -> Permit {
+        self.calls.fetch_add(calls, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        Permit {
+            of: Arc::clone(self),
+            calls,
+            bytes,
+        }
+    }
+
+    /// For a body that arrives, empty at first.
+    #[must_use]
+    pub fn share(self: &Arc<Self>) -> Share {
+        Share {
+            of: Arc::clone(self),
+            bytes: 0,
+        }
+    }
+
+    fn add(&self, bytes: usize) -> Result<(), CallError> {
+        if bytes == 0 || self.bytes.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) <= self.bytes_max {
+            return Ok(());
+        }
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        Err(CallError::overloaded(
+            "in-flight-bytes",
+            format!(
+                "{} bytes of calls are under way on this node, as many as it takes",
+                self.bytes_max
+            ),
+        ))
     }
 
     /// Asked before a body is read: what would be refused anyway need not be parsed.
@@ -65,6 +102,12 @@ impl Admit {
             return Err(self.too_many_calls());
         }
         Ok(())
+    }
+
+    /// Bytes under way: calls, what arrives, answers.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
     }
 
     #[must_use]
@@ -83,10 +126,43 @@ impl Admit {
     }
 }
 
+impl Permit {
+    /// Holds on for the call's answer.
+    pub fn cover(&mut self, bytes: usize) {
+        let more = bytes.saturating_sub(self.bytes);
+        if more > 0 {
+            self.of.bytes.fetch_add(more, Ordering::Relaxed);
+            self.bytes = bytes;
+        }
+    }
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
         self.of.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.of.calls.fetch_sub(1, Ordering::Relaxed);
+        self.of.calls.fetch_sub(self.calls, Ordering::Relaxed);
+    }
+}
+
+impl Share {
+    /// What has arrived and is not a call yet.
+    ///
+    /// # Errors
+    /// Overloaded, as [`Admit::enter`].
+    pub fn set(&mut self, bytes: usize) -> Result<(), CallError> {
+        if bytes > self.bytes {
+            self.of.add(bytes - self.bytes)?;
+        } else {
+            self.of.bytes.fetch_sub(self.bytes - bytes, Ordering::Relaxed);
+        }
+        self.bytes = bytes;
+        Ok(())
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.of.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -105,5 +181,26 @@ mod tests {
         drop((a, b));
         assert_eq!(admit.in_flight(), 0);
         assert!(admit.enter(100).is_ok());
+    }
+
+    #[test]
+    fn what_arrives_and_what_leaves_count_too() {
+        let admit = Admit::new(2, 100);
+        let mut share = admit.share();
+        share.set(60).unwrap();
+        assert!(share.set(101).is_err(), "refused, and what it had it keeps");
+        assert!(admit.enter(41).is_err());
+        share.set(10).unwrap();
+        let mut call = admit.enter(90).unwrap();
+        drop(share);
+        call.cover(50);
+        assert_eq!(admit.bytes(), 90);
+        call.cover(95);
+        // Answers are never refused, and shut the door until they left.
+        let answers = (admit.hold(1, 1_000), admit.hold(1, 0));
+        assert_eq!(admit.bytes(), 1_095);
+        assert!(admit.enter(0).is_err());
+        drop((call, answers));
+        assert_eq!((admit.bytes(), admit.in_flight()), (0, 0));
     }
 }

@@ -5,9 +5,9 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures::future::BoxFuture;
 use skep_model::limits::{APPEND_GROUP_BYTES_MAX, APPEND_GROUP_CALLS_MAX};
 use skep_model::scope::SwarmId;
 use skep_topic::{Accepted, Backend, Call, CallResult, Error, Gate, Publish, Refused};
@@ -26,11 +26,15 @@ pub enum Failed {
 }
 
 type Done = Result<Accepted, Failed>;
+type Published = BoxFuture<'static, Result<Vec<CallResult>, Error>>;
+/// All that is used of a backend.
+type PublishFn = Box<dyn Fn(Publish) -> Published + Send + Sync>;
 
-/// Waiting calls by slot and gate; a slot is listed only while an append of it is under way. Bounded by admission.
+/// Waiting calls by slot and gate; a slot is listed only while an append of it is under way. Bounded by admission: a call whose
+/// caller went away is dropped at once, and its place soon after.
 pub struct Append {
-    backend: Arc<dyn Backend>,
-    slots: Mutex<HashMap<SlotKey, VecDeque<Queued>>>,
+    publish: PublishFn,
+    slots: Mutex<HashMap<SlotKey, Line>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -45,11 +49,18 @@ impl SlotKey {
     }
 }
 
+/// Calls in the order in which they came.
+#[derive(Default)]
+struct Line {
+    queued: VecDeque<Queued>,
+    /// At this length the places of withdrawn calls are given up.
+    sweep_at: usize,
+}
+
 struct Queued {
-    call: Call,
+    /// Who takes it first decides: the group sends the call, or its caller withdraws it.
+    call: Arc<Mutex<Option<Call>>>,
     bytes: usize,
-    /// Who sets it first decides: the group takes the call, or its caller withdraws it.
-    claimed: Arc<AtomicBool>,
     done: oneshot::Sender<Done>,
 }
 
@@ -60,15 +71,22 @@ enum Turn {
 
 /// A call that waits for its group. Dropping it withdraws what was not sent yet.
 pub struct Pending {
-    claimed: Arc<AtomicBool>,
+    call: Arc<Mutex<Option<Call>>>,
     done: oneshot::Receiver<Done>,
 }
 
 impl Append {
     #[must_use]
     pub fn new(backend: Arc<dyn Backend>) -> Arc<Self> {
+        Self::over(Box::new(move |publish| {
+            let backend = Arc::clone(&backend);
+            Box::pin(async move { backend.publish(publish).await })
+        }))
+    }
+
+    fn over(publish: PublishFn) -> Arc<Self> {
         Arc::new(Self {
-            backend,
+            publish,
             slots: Mutex::default(),
         })
     }
@@ -84,10 +102,10 @@ impl Append {
         };
         let turn = match self.lock().entry(key.clone()) {
             Entry::Vacant(idle) => {
-                idle.insert(VecDeque::new());
+                idle.insert(Line::default());
                 Turn::Lead(call)
             }
-            Entry::Occupied(mut busy) => Turn::Wait(enqueue(busy.get_mut(), call)),
+            Entry::Occupied(mut busy) => Turn::Wait(busy.get_mut().push(call)),
         };
         let call = match turn {
             Turn::Wait(pending) => return pending.wait(until).await,
@@ -99,7 +117,7 @@ impl Append {
             calls: vec![call],
             gate,
         };
-        match tokio::time::timeout_at(until, self.backend.publish(publish)).await {
+        match tokio::time::timeout_at(until, (self.publish)(publish)).await {
             Ok(answer) => results(answer, 1).pop().expect("one result for one call"),
             Err(_) => Err(Failed::Expired { sent: true }),
         }
@@ -114,9 +132,9 @@ impl Append {
         };
         let mut slots = self.lock();
         match slots.entry(key.clone()) {
-            Entry::Occupied(mut busy) => enqueue(busy.get_mut(), call),
+            Entry::Occupied(mut busy) => busy.get_mut().push(call),
             Entry::Vacant(idle) => {
-                let pending = enqueue(idle.insert(VecDeque::new()), call);
+                let pending = idle.insert(Line::default()).push(call);
                 drop(slots);
                 // Its drop finds the queue filled and starts the task.
                 drop(Lead::new(self, key));
@@ -132,23 +150,9 @@ impl Append {
     }
 
     /// The next group of a slot; none ends the slot.
-    fn next_group(&self, key: &SlotKey) -> Option<Vec<Queued>> {
+    fn next_group(&self, key: &SlotKey) -> Option<Vec<(Call, oneshot::Sender<Done>)>> {
         let mut slots = self.lock();
-        let queue = slots.get_mut(key)?;
-        let mut group = Vec::new();
-        let mut bytes = 0;
-        while let Some(next) = queue.front() {
-            if group.len() >= APPEND_GROUP_CALLS_MAX
-                || (bytes + next.bytes > APPEND_GROUP_BYTES_MAX && !group.is_empty())
-            {
-                break;
-            }
-            let next = queue.pop_front().expect("there is a front");
-            if !next.claimed.swap(true, Ordering::AcqRel) {
-                bytes += next.bytes;
-                group.push(next);
-            }
-        }
+        let group = slots.get_mut(key)?.group();
         if group.is_empty() {
             slots.remove(key);
             return None;
@@ -156,21 +160,53 @@ impl Append {
         Some(group)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<SlotKey, VecDeque<Queued>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<SlotKey, Line>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn enqueue(queue: &mut VecDeque<Queued>, call: Call) -> Pending {
-    let (tx, rx) = oneshot::channel();
-    let claimed = Arc::new(AtomicBool::new(false));
-    queue.push_back(Queued {
-        bytes: weight(&call),
-        call,
-        claimed: Arc::clone(&claimed),
-        done: tx,
-    });
-    Pending { claimed, done: rx }
+impl Line {
+    fn push(&mut self, call: Call) -> Pending {
+        if self.queued.len() >= self.sweep_at {
+            self.queued.retain(|q| locked(&q.call).is_some());
+            self.sweep_at = (2 * self.queued.len()).max(SWEEP_MIN);
+        }
+        let (tx, rx) = oneshot::channel();
+        let bytes = weight(&call);
+        let call = Arc::new(Mutex::new(Some(call)));
+        self.queued.push_back(Queued {
+            call: Arc::clone(&call),
+            bytes,
+            done: tx,
+        });
+        Pending { call, done: rx }
+    }
+
+    /// As many of the first calls as one append may hold, at least one if there is any.
+    fn group(&mut self) -> Vec<(Call, oneshot::Sender<Done>)> {
+        let mut group = Vec::new();
+        let mut bytes = 0;
+        while let Some(next) = self.queued.front() {
+            let over = group.len() >= APPEND_GROUP_CALLS_MAX || bytes + next.bytes > APPEND_GROUP_BYTES_MAX;
+            if over && !group.is_empty() {
+                break;
+            }
+            let next = self.queued.pop_front().expect("there is a front");
+            let taken = locked(&next.call).take();
+            if let Some(call) = taken {
+                bytes += next.bytes;
+                group.push((call, next.done));
+            }
+        }
+        group
+    }
+}
+
+/// Below it withdrawn places are not worth a sweep.
+const SWEEP_MIN: usize = 64;
+
+fn locked(call: &Mutex<Option<Call>>) -> MutexGuard<'_, Option<Call>> {
+    call.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Payload and header bytes, over all destinations.
@@ -212,13 +248,13 @@ impl Lead {
 
     async fn drain(mut self) {
         while let Some(group) = self.of.next_group(&self.key) {
-            let (calls, waiting): (Vec<_>, Vec<_>) = group.into_iter().map(|q| (q.call, q.done)).unzip();
+            let (calls, waiting): (Vec<_>, Vec<_>) = group.into_iter().unzip();
             let publish = Publish {
                 swarm: self.key.swarm.clone(),
                 calls,
                 gate: self.key.gate(),
             };
-            let answer = self.of.backend.publish(publish).await;
+            let answer = (self.of.publish)(publish).await;
             let results = results(answer, waiting.len());
             for (done, result) in waiting.into_iter().zip(results) {
                 // A caller that went away is owed nothing.
@@ -236,7 +272,7 @@ impl Drop for Lead {
         }
         {
             let mut slots = self.of.lock();
-            if slots.get(&self.key).is_none_or(VecDeque::is_empty) {
+            if slots.get(&self.key).is_none_or(|line| line.queued.is_empty()) {
                 slots.remove(&self.key);
                 return;
             }
@@ -261,7 +297,7 @@ impl Pending {
             Ok(Ok(done)) => done,
             Ok(Err(_)) => Err(Failed::Backend(Error::Unknown("the node is stopping".into()))),
             Err(_) => Err(Failed::Expired {
-                sent: self.claimed.swap(true, Ordering::AcqRel),
+                sent: locked(&self.call).take().is_none(),
             }),
         }
     }
@@ -269,6 +305,9 @@ impl Pending {
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        self.claimed.store(true, Ordering::Release);
+        locked(&self.call).take();
     }
 }
+
+#[cfg(test)]
+mod tests;

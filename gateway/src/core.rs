@@ -11,7 +11,7 @@ use skep_model::env::{Clock, Entropy};
 use skep_model::error::{Certainty, ErrorKind};
 use skep_model::id::{RequestId, Uid};
 use skep_model::limits::{
-    CONNECTIONS_MAX, DEDUP_WINDOW_MS_DEFAULT, HEADER_TIMEOUT_MS, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX,
+    BODY_TIMEOUT_MS, CONNECTIONS_MAX, DEDUP_WINDOW_MS_DEFAULT, HEADER_TIMEOUT_MS, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX,
     REQUEST_DEADLINE_MS_DEFAULT, REQUEST_DEADLINE_MS_MAX,
 };
 use skep_model::message::{Message, Reply, Request, TraceContext};
@@ -39,6 +39,8 @@ pub struct Settings {
     pub connections: usize,
     /// How long a client may take to send its headers, ms.
     pub header_timeout_ms: u64,
+    /// How long it may take to send one message, whatever its deadline, ms.
+    pub body_timeout_ms: u64,
     /// How long an idempotency key or a session is remembered, ms.
     pub dedup_window_ms: u64,
 }
@@ -51,6 +53,7 @@ impl Default for Settings {
             in_flight_bytes: IN_FLIGHT_BYTES_MAX,
             connections: CONNECTIONS_MAX,
             header_timeout_ms: HEADER_TIMEOUT_MS,
+            body_timeout_ms: BODY_TIMEOUT_MS,
             dedup_window_ms: DEDUP_WINDOW_MS_DEFAULT,
         }
     }
@@ -499,11 +502,17 @@ impl Core {
     }
 
     /// Queues one frame of a session, in order, and returns without waiting. `first` is the sequence number of its first message.
+    /// `messages` are taken only when the frame is.
     ///
     /// # Errors
     /// Anything wrong with the frame; Overloaded: the caller may offer the same frame again once others are done.
-    pub fn submit_frame(&self, session: &Session, first: u64, messages: Vec<OutMessage>) -> Result<Frame, CallError> {
-        let size = check::messages(&messages, "frame")?;
+    pub fn submit_frame(
+        &self,
+        session: &Session,
+        first: u64,
+        messages: &mut Vec<OutMessage>,
+    ) -> Result<Frame, CallError> {
+        let size = check::messages(messages, "frame")?;
         let last = match first.checked_add(messages.len() as u64 - 1) {
             Some(last) if first > 0 => last,
             _ => {
@@ -517,7 +526,7 @@ impl Core {
         let route = self.route(&session.scope, &session.subject)?;
         let permit = self.admit.enter(size)?;
         let now_ms = self.clock.now_ms();
-        let to = self.fan_out(&route, messages, now_ms, session.trace)?;
+        let to = self.fan_out(&route, std::mem::take(messages), now_ms, session.trace)?;
         let once = Once::Session {
             id: session.id,
             first,

@@ -17,7 +17,9 @@ const DOMAIN: &str = "skep";
 #[must_use]
 pub fn grpc_code(error: &CallError) -> Code {
     match error.kind {
-        ErrorKind::Invalid => Code::InvalidArgument,
+        // A rejected message is wrong whatever the state of the system: gRPC's rule for this code. The outcome tells a Bee's
+        // refusal (done) from the door's (not done).
+        ErrorKind::Invalid | ErrorKind::Rejected => Code::InvalidArgument,
         ErrorKind::NotFound => Code::NotFound,
         ErrorKind::Conflict => Code::AlreadyExists,
         ErrorKind::Overloaded => Code::ResourceExhausted,
@@ -37,12 +39,14 @@ pub fn http_status(error: &CallError) -> StatusCode {
         (ErrorKind::NotFound, _) => StatusCode::NOT_FOUND,
         // What the idempotency-key draft of the IETF asks for.
         (ErrorKind::Conflict, KEY_REUSED) => StatusCode::UNPROCESSABLE_ENTITY,
+        // Well formed, understood and refused by the Bee.
+        (ErrorKind::Rejected, _) => StatusCode::UNPROCESSABLE_ENTITY,
         (ErrorKind::Conflict, _) => StatusCode::CONFLICT,
         (ErrorKind::Overloaded, _) => StatusCode::TOO_MANY_REQUESTS,
         (ErrorKind::DeadlineExceeded, _) => StatusCode::GATEWAY_TIMEOUT,
-        (ErrorKind::Unavailable, _) => StatusCode::SERVICE_UNAVAILABLE,
-        // Not 502 or 503: proxies repeat those, and this work was done.
-        (ErrorKind::Failed | ErrorKind::Internal, _) => StatusCode::INTERNAL_SERVER_ERROR,
+        (ErrorKind::Unavailable, _) if error.certainty == Certainty::NotDone => StatusCode::SERVICE_UNAVAILABLE,
+        // Not 502 or 503: proxies repeat those, and this work was done, or perhaps.
+        (ErrorKind::Unavailable | ErrorKind::Failed | ErrorKind::Internal, _) => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 
@@ -56,6 +60,7 @@ pub fn title(kind: ErrorKind) -> &'static str {
         ErrorKind::Overloaded => "overloaded",
         ErrorKind::DeadlineExceeded => "the deadline passed",
         ErrorKind::Unavailable => "not available now",
+        ErrorKind::Rejected => "the Bee rejected the message",
         ErrorKind::Failed => "the work failed for good",
         ErrorKind::Internal => "a defect",
     }
@@ -83,9 +88,10 @@ pub fn failure(error: CallError) -> v1::Failure {
 }
 
 /// A failure of a whole gRPC call. What generic clients understand goes into `grpc-status-details-bin` (RetryInfo, ErrorInfo)
-/// and `grpc-retry-pushback-ms`; what is ours into `skep-…` trailers.
+/// and `grpc-retry-pushback-ms`; what is ours into `skep-…` trailers. `keyed`: the call carried an idempotency key, so it may be
+/// repeated even where its outcome is unknown.
 #[must_use]
-pub fn status(error: &CallError) -> Status {
+pub fn status(error: &CallError, keyed: bool) -> Status {
     let mut metadata = MetadataMap::new();
     metadata.insert(
         "skep-outcome",
@@ -112,7 +118,7 @@ pub fn status(error: &CallError) -> Status {
     if error.retry_after_ms > 0 {
         metadata.insert("grpc-retry-pushback-ms", error.retry_after_ms.into());
         details.set_retry_info(Some(Duration::from_millis(error.retry_after_ms)));
-    } else if error.kind == ErrorKind::Overloaded || error.certainty == Certainty::Unknown {
+    } else if error.certainty == Certainty::Done || (error.certainty == Certainty::Unknown && !keyed) {
         // Negative: do not retry (gRFC A6).
         metadata.insert("grpc-retry-pushback-ms", AsciiMetadataValue::from_static("-1"));
     }

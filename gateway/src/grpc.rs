@@ -9,38 +9,25 @@ use skep_proto::v1;
 use skep_proto::v1::gateway_server::{Gateway, GatewayServer};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
-use tonic::service::Interceptor;
-use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::body::{Bounded, Held};
 use crate::call::{Answer, CallError, OutMessage, RequestCall, SubmitCall};
 use crate::core::Core;
 use crate::pipeline::Pipeline;
 use crate::{door, error, session};
 
-/// The service, with the refusal of an overloaded node in front of the decoder.
+/// The methods that take one message.
+const UNARY: &[&str] = &["/skep.v1.Gateway/Request", "/skep.v1.Gateway/Submit"];
+
+/// The service, within the bounds of the node.
 #[must_use]
-pub fn service(core: &Arc<Core>) -> InterceptedService<GatewayServer<Door>, Shed> {
+pub fn service(core: &Arc<Core>) -> Bounded<GatewayServer<Door>> {
     let door = Door { core: Arc::clone(core) };
     let server = GatewayServer::new(door)
         .max_decoding_message_size(GATEWAY_MESSAGE_BYTES_MAX)
         .max_encoding_message_size(GATEWAY_MESSAGE_BYTES_MAX);
-    InterceptedService::new(server, Shed { core: Arc::clone(core) })
-}
-
-/// Refuses calls that admission would refuse anyway, before their messages are read.
-#[derive(Clone)]
-pub struct Shed {
-    core: Arc<Core>,
-}
-
-impl Interceptor for Shed {
-    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
-        match self.core.admit().peek() {
-            Ok(()) => Ok(request),
-            Err(overloaded) => Err(error::status(&overloaded)),
-        }
-    }
+    Bounded::new(server, core, UNARY)
 }
 
 /// Serves `skep.v1.Gateway`.
@@ -57,9 +44,15 @@ impl Gateway for Door {
         let mut call = request_call(call);
         call.trace = call.trace.or_else(|| trace(&metadata));
         call.timeout_ms = sooner(call.timeout_ms, grpc_timeout_ms(&metadata));
+        let keyed = call.idempotency_key.is_some();
         match self.core.request(&scope, call).await {
-            Ok(answer) => Ok(Response::new(reply(id, Ok(answer)))),
-            Err(e) => Err(error::status(&e)),
+            Ok(answer) => {
+                let held = Held::new(self.core.admit(), answer.response.len());
+                let mut response = Response::new(reply(id, Ok(answer)));
+                response.extensions_mut().insert(held);
+                Ok(response)
+            }
+            Err(e) => Err(error::status(&e, keyed)),
         }
     }
 
@@ -70,11 +63,12 @@ impl Gateway for Door {
         request: Request<Streaming<v1::RequestCall>>,
     ) -> Result<Response<Self::RequestsStream>, Status> {
         let scope = door::enter();
-        Ok(Response::new(Pipeline::new(
-            Arc::clone(&self.core),
-            scope,
-            request.into_inner(),
-        )))
+        // Its answers hold their own permits until they are encoded; from then on they are counted as they leave.
+        let held = Held::frames(self.core.admit());
+        let answers = Pipeline::new(Arc::clone(&self.core), scope, request.into_inner());
+        let mut response = Response::new(answers);
+        response.extensions_mut().insert(held);
+        Ok(response)
     }
 
     async fn submit(&self, request: Request<v1::SubmitCall>) -> Result<Response<v1::SubmitReply>, Status> {
@@ -90,12 +84,13 @@ impl Gateway for Door {
             messages: call.messages.into_iter().map(out_message).collect(),
             idempotency_key: call.idempotency_key,
         };
+        let keyed = call.idempotency_key.is_some();
         match self.core.submit(&scope, call, grpc_timeout_ms(&metadata)).await {
             Ok(done) => Ok(Response::new(v1::SubmitReply {
                 accepted: done.accepted,
                 duplicate: done.duplicate,
             })),
-            Err(e) => Err(error::status(&e)),
+            Err(e) => Err(error::status(&e, keyed)),
         }
     }
 
@@ -199,11 +194,8 @@ fn grpc_timeout_ms(metadata: &MetadataMap) -> Option<u64> {
 #[must_use]
 pub(crate) fn unknown_method(path: &str) -> Status {
     let shown: String = path.chars().take(200).collect();
-    error::status(&CallError::not_done(
-        ErrorKind::NotFound,
-        "unknown-method",
-        format!("no method `{shown}`"),
-    ))
+    let unknown = CallError::not_done(ErrorKind::NotFound, "unknown-method", format!("no method `{shown}`"));
+    error::status(&unknown, false)
 }
 
 #[cfg(test)]

@@ -20,13 +20,14 @@ use axum::http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderN
 use axum::http::{Request, StatusCode, Uri};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body_util::BodyExt as _;
 use serde::{Deserialize, Serialize};
 use skep_model::Bytes;
 use skep_model::error::{Certainty, ErrorKind};
-use skep_model::limits::{BODY_TIMEOUT_MS, PAYLOAD_BYTES_MAX, SUBMIT_BYTES_MAX};
+use skep_model::limits::{PAYLOAD_BYTES_MAX, SUBMIT_BYTES_MAX, SUBMIT_MESSAGES_MAX};
 use skep_model::message::{Hop, TraceContext};
 
+use crate::body::{counted, slow};
 use crate::call::{CallError, OutMessage, RequestCall, SubmitCall};
 use crate::core::Core;
 use crate::{door, error};
@@ -70,10 +71,14 @@ struct Options {
 
 async fn call(
     State(core): State<Arc<Core>>,
-    Path(target): Path<String>,
+    target: Result<Path<String>, axum::extract::rejection::PathRejection>,
     query: Result<Query<Options>, axum::extract::rejection::QueryRejection>,
     request: Request<Body>,
 ) -> Response {
+    let target = match target {
+        Ok(Path(target)) => target,
+        Err(e) => return problem(&CallError::invalid("bad-path", e.body_text())),
+    };
     let options = match query {
         Ok(Query(options)) => options,
         Err(e) => return problem(&CallError::invalid("bad-query", e.body_text())),
@@ -121,7 +126,7 @@ async fn ask(
         )
         .await?;
     let kind = if looks_like_json(&answer.response) { JSON } else { BYTES };
-    let mut response = Response::new(Body::from(answer.response));
+    let mut response = Response::new(Body::from(counted(core.admit(), 1, answer.response)));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, kind);
     // The answer is whatever a Bee made of whatever a caller sent: no browser should guess at it.
@@ -149,16 +154,7 @@ async fn submit(
     if said.json {
         check_json(&body)?;
     }
-    let message = |payload| OutMessage {
-        payload,
-        headers: said.headers.clone(),
-        key: said.key.clone(),
-    };
-    let messages = if said.lines {
-        lines(&body)?.into_iter().map(message).collect()
-    } else {
-        vec![message(body)]
-    };
+    let messages = said.messages(body)?;
     let done = core
         .submit(
             &scope,
@@ -193,15 +189,39 @@ struct Said {
 }
 
 impl Said {
+    /// One message, or one a line; each has the call's key and headers.
+    fn messages(&self, body: Bytes) -> Result<Vec<OutMessage>, CallError> {
+        let payloads = if self.lines { lines(&body)? } else { vec![body] };
+        // Before they are copied: a large head times many short lines is more than a node has.
+        let each = self.headers.iter().map(|(n, v)| n.len() + v.len()).sum::<usize>()
+            + self.key.as_ref().map_or(0, String::len);
+        let bytes = payloads.iter().map(Bytes::len).sum::<usize>() + each * payloads.len();
+        if bytes > SUBMIT_BYTES_MAX {
+            return Err(CallError::too_large(format!(
+                "the lines hold {bytes} bytes, each with the key and headers of the call, at most {SUBMIT_BYTES_MAX} are allowed: split it"
+            )));
+        }
+        let message = |payload| OutMessage {
+            payload,
+            headers: self.headers.clone(),
+            key: self.key.clone(),
+        };
+        Ok(payloads.into_iter().map(message).collect())
+    }
+
     fn read(headers: &HeaderMap, options: Options) -> Result<Self, CallError> {
         let text = |name: &str| -> Result<Option<String>, CallError> {
-            let Some(value) = headers.get(name) else {
+            let mut values = headers.get_all(name).iter();
+            let Some(value) = values.next() else {
                 return Ok(None);
             };
-            // HTTP allows any bytes here; ours are text.
-            std::str::from_utf8(value.as_bytes())
-                .map(|v| Some(v.to_owned()))
-                .map_err(|_| CallError::invalid("bad-header", format!("header `{name}` is not UTF-8")))
+            if values.next().is_some() {
+                return Err(CallError::invalid(
+                    "bad-header",
+                    format!("header `{name}` is there more than once"),
+                ));
+            }
+            utf8(name, value).map(Some)
         };
         let timeout_ms = match text("skep-timeout-ms")? {
             None => options.skep_timeout_ms,
@@ -213,11 +233,9 @@ impl Said {
             })?),
         };
         let mut own = Vec::new();
-        for name in headers.keys() {
-            if let Some(short) = name.as_str().strip_prefix(HEADER_PREFIX)
-                && let Some(value) = text(name.as_str())?
-            {
-                own.push((short.to_owned(), value));
+        for (name, value) in headers {
+            if let Some(short) = name.as_str().strip_prefix(HEADER_PREFIX) {
+                own.push((short.to_owned(), utf8(name.as_str(), value)?));
             }
         }
         let content_type = text(CONTENT_TYPE.as_str())?.unwrap_or_default();
@@ -230,13 +248,23 @@ impl Said {
         Ok(Self {
             key: text("skep-key")?.or(options.skep_key),
             idempotency_key: text("idempotency-key")?.or(options.idempotency_key),
-            trace: text("traceparent")?.as_deref().and_then(TraceContext::parse),
+            trace: headers
+                .get("traceparent")
+                .and_then(|v| v.to_str().ok())
+                .and_then(TraceContext::parse),
             headers: own,
             timeout_ms,
             json: media == "application/json",
             lines: media == "application/x-ndjson",
         })
     }
+}
+
+/// HTTP allows any bytes here; ours are text.
+fn utf8(name: &str, value: &HeaderValue) -> Result<String, CallError> {
+    std::str::from_utf8(value.as_bytes())
+        .map(str::to_owned)
+        .map_err(|_| CallError::invalid("bad-header", format!("header `{name}` is not UTF-8")))
 }
 
 /// Reads a body of at most `max` bytes. One that says beforehand that it is larger is not read at all.
@@ -251,19 +279,34 @@ async fn read(core: &Arc<Core>, headers: &HeaderMap, body: Body, max: usize, wha
             "the {what} has {bytes} bytes, at most {max} are allowed"
         )));
     }
-    let read = Limited::new(body, max).collect();
-    match tokio::time::timeout(Duration::from_millis(BODY_TIMEOUT_MS), read).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(e)) if e.is::<LengthLimitError>() => Err(CallError::too_large(format!(
-            "the {what} has more than the {max} bytes that are allowed"
-        ))),
-        Ok(Err(e)) => Err(CallError::invalid("bad-body", format!("the {what} broke off: {e}"))),
-        Err(_) => Err(CallError::not_done(
-            ErrorKind::DeadlineExceeded,
-            "slow-body",
-            format!("the {what} did not arrive within {BODY_TIMEOUT_MS} ms"),
-        )),
+    let patience = Duration::from_millis(core.settings().body_timeout_ms);
+    tokio::time::timeout(patience, collect(core, body, max, what))
+        .await
+        .unwrap_or_else(|_| Err(slow(what, patience)))
+}
+
+/// Copies what comes in pieces, so that a client cannot keep large buffers here by small pieces of them.
+async fn collect(core: &Arc<Core>, mut body: Body, max: usize, what: &str) -> Result<Bytes, CallError> {
+    let mut share = core.admit().share();
+    let (mut first, mut all) = (Bytes::new(), Vec::new());
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|e| CallError::invalid("bad-body", format!("the {what} broke off: {e}")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        let bytes = first.len() + all.len() + data.len();
+        if bytes > max {
+            return Err(CallError::too_large(format!(
+                "the {what} has more than the {max} bytes that are allowed"
+            )));
+        }
+        share.set(bytes)?;
+        if first.is_empty() && all.is_empty() {
+            first = data;
+        } else {
+            all.extend_from_slice(&std::mem::take(&mut first));
+            all.extend_from_slice(&data);
+        }
     }
+    Ok(if all.is_empty() { first } else { all.into() })
 }
 
 fn check_json(payload: &[u8]) -> Result<(), CallError> {
@@ -286,6 +329,11 @@ fn lines(body: &Bytes) -> Result<Vec<Bytes>, CallError> {
         let line = line.trim_ascii();
         if line.is_empty() {
             continue;
+        }
+        if found.len() == SUBMIT_MESSAGES_MAX {
+            return Err(CallError::too_large(format!(
+                "the body holds more than the {SUBMIT_MESSAGES_MAX} lines that are allowed: split it"
+            )));
         }
         check_json(line).map_err(|_| CallError::invalid("not-json", format!("line {} is not JSON", index + 1)))?;
         found.push(body.slice_ref(line));

@@ -9,12 +9,14 @@
 //! A Gateway meets a Swarm at its topics and nowhere else: it neither knows stages nor the engine.
 //! - [`door`]: a credential becomes a scope.
 //! - [`call`]: what is asked and answered, as plain values; [`error`]: the one place that knows status codes.
-//! - [`route`]: which subject feeds what; [`core`]: the calls; [`admit`]: how many at once; [`append`]: many calls in one step.
+//! - [`route`]: which subject feeds what; [`core`]: the calls; [`admit`]: how many at once; [`append`]: many calls in one step;
+//!   `body`: what is on its way in and out.
 //! - [`grpc`], [`pipeline`], [`session`]: the gRPC kind, its request stream and its submit stream; [`http`]: the HTTP/JSON kind.
 //! - [`mod@serve`]: one port for both.
 
 pub mod admit;
 pub mod append;
+mod body;
 pub mod call;
 pub mod core;
 pub mod door;

@@ -31,6 +31,29 @@ use crate::grpc;
 /// Requests taken at one go before others on this thread get their turn.
 const TAKE_MAX: usize = 256;
 
+/// An answer that its client has not taken yet, and its place.
+struct Out {
+    reply: v1::Reply,
+    _permit: Option<Permit>,
+}
+
+impl Out {
+    /// At most [`TAKE_MAX`] of them wait, and they are small.
+    fn refused(reply: v1::Reply) -> Self {
+        Self { reply, _permit: None }
+    }
+
+    fn holding(reply: v1::Reply, mut permit: Permit) -> Self {
+        if let Some(v1::reply::Result::Response(response)) = &reply.result {
+            permit.cover(response.len());
+        }
+        Self {
+            reply,
+            _permit: Some(permit),
+        }
+    }
+}
+
 type Durable = BoxFuture<'static, (u64, Result<Answer, CallError>)>;
 
 pub struct Pipeline<S> {
@@ -45,7 +68,7 @@ pub struct Pipeline<S> {
     batch: Vec<Reply>,
     on_lanes: HashMap<RequestId, OnLane>,
     durable: FuturesUnordered<Durable>,
-    out: VecDeque<v1::Reply>,
+    out: VecDeque<Out>,
     timer: Pin<Box<Sleep>>,
     /// When `timer` rings; none: it is not needed.
     rings_at: Option<Instant>,
@@ -56,7 +79,7 @@ struct OnLane {
     ticket: Ticket,
     until: Instant,
     way: Way,
-    _permit: Permit,
+    permit: Permit,
 }
 
 impl<S> Pipeline<S>
@@ -86,7 +109,7 @@ where
         let id = call.id;
         let mut prepared = match self.core.prepare(&self.scope, grpc::request_call(call)) {
             Ok(prepared) => prepared,
-            Err(error) => return self.out.push_back(grpc::reply(id, Err(error))),
+            Err(error) => return self.out.push_back(Out::refused(grpc::reply(id, Err(error)))),
         };
         if !prepared.lane {
             let core = Arc::clone(&self.core);
@@ -102,7 +125,7 @@ where
         if let Err(refused) = pushed {
             self.core.waiters().forget(request, ticket);
             let refused = self.core.arrive(way, true, Err(refused));
-            return self.out.push_back(grpc::reply(id, refused));
+            return self.out.push_back(Out::refused(grpc::reply(id, refused)));
         }
         self.on_lanes.insert(
             request,
@@ -111,7 +134,7 @@ where
                 ticket,
                 until,
                 way,
-                _permit: permit,
+                permit,
             },
         );
         if self.rings_at.is_none_or(|at| until < at) {
@@ -133,7 +156,8 @@ where
             if let Some(call) = self.on_lanes.remove(&request) {
                 self.core.waiters().forget(request, call.ticket);
                 let error = self.core.expired_on_lane(call.way);
-                self.out.push_back(grpc::reply(call.id, Err(error)));
+                let reply = grpc::reply(call.id, Err(error));
+                self.out.push_back(Out::holding(reply, call.permit));
             }
         }
         self.rings_at = self.on_lanes.values().map(|call| call.until).min();
@@ -151,12 +175,15 @@ where
                 // One that expired meanwhile was answered already.
                 if let Some(call) = self.on_lanes.remove(&reply.request) {
                     let answer = self.core.arrive(call.way, true, Ok(reply));
-                    self.out.push_back(grpc::reply(call.id, answer));
+                    let reply = grpc::reply(call.id, answer);
+                    self.out.push_back(Out::holding(reply, call.permit));
                 }
             }
         }
         while let Poll::Ready(Some((id, answer))) = Pin::new(&mut self.durable).poll_next(cx) {
-            self.out.push_back(grpc::reply(id, answer));
+            // Its own permit ended with it.
+            let permit = self.core.admit().hold(1, 0);
+            self.out.push_back(Out::holding(grpc::reply(id, answer), permit));
         }
         while self.rings_at.is_some() && self.timer.as_mut().poll(cx).is_ready() {
             self.expire();
@@ -172,8 +199,8 @@ where
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
-        if let Some(reply) = this.out.pop_front() {
-            return Poll::Ready(Some(Ok(reply)));
+        if let Some(out) = this.out.pop_front() {
+            return Poll::Ready(Some(Ok(out.reply)));
         }
         this.collect(cx);
         if !this.ended && this.stopping.as_mut().poll(cx).is_ready() {
@@ -203,8 +230,8 @@ where
             // What was started must be polled once, to be heard of.
             this.collect(cx);
         }
-        if let Some(reply) = this.out.pop_front() {
-            return Poll::Ready(Some(Ok(reply)));
+        if let Some(out) = this.out.pop_front() {
+            return Poll::Ready(Some(Ok(out.reply)));
         }
         if this.ended && this.on_lanes.is_empty() && this.durable.is_empty() {
             return Poll::Ready(None);

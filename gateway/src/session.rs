@@ -9,11 +9,11 @@ use skep_model::message::TraceContext;
 use skep_model::scope::Scope;
 use skep_proto::v1;
 use tokio::sync::mpsc;
-use tokio::time::{Duration, sleep};
+use tokio::time::{Duration, Instant, sleep_until};
 use tonic::Status;
 
 use crate::call::{CallError, OutMessage};
-use crate::core::{Core, Session};
+use crate::core::{Core, Frame, Session};
 use crate::{error, grpc};
 
 /// Acknowledgements that a client has not read yet. Each covers all before it, so few are enough.
@@ -38,10 +38,12 @@ where
     let mut session: Option<Session> = None;
     let mut durable = 0;
     let mut under_way = FuturesOrdered::new();
+    // What an overloaded node did not take yet. The stream's own frames may be what fills the node: they go on meanwhile.
+    let mut waiting: Option<Waiting> = None;
     let mut open = true;
     // The failure that ends the stream once everything before it is settled.
     let mut refused: Option<CallError> = None;
-    while open || !under_way.is_empty() {
+    while open || !under_way.is_empty() || waiting.is_some() {
         tokio::select! {
             biased;
             // The client is gone: what was queued may go on, nobody is to be told.
@@ -65,25 +67,40 @@ where
                 if acks.send(Ok(ack(durable, None))).await.is_err() {
                     return;
                 }
+                if let Some(waiting) = &mut waiting {
+                    waiting.next = Instant::now();
+                }
             }
-            () = core.stopping().cancelled(), if open => {
+            () = core.stopping().cancelled(), if open || waiting.is_some() => {
                 open = false;
+                waiting = None;
                 refused = Some(CallError::not_done(
                     ErrorKind::Unavailable,
                     "stopping",
                     "the node is stopping: resume the session",
                 ));
             }
-            next = frames.next(), if open && under_way.len() < SUBMIT_FRAMES_MAX => match next {
+            () = sleep_until(waiting.as_ref().map_or_else(Instant::now, |w| w.next)), if waiting.is_some() => {
+                if let (Some(frame), Some(session)) = (waiting.take(), &session) {
+                    match frame.offer(&core, session) {
+                        Ok(Offered::Taken(frame)) => under_way.push_back(frame.durable()),
+                        Ok(Offered::Later(frame)) => waiting = Some(frame),
+                        Err(failure) => {
+                            open = false;
+                            refused = Some(failure);
+                        }
+                    }
+                }
+            }
+            next = frames.next(), if open && waiting.is_none() && under_way.len() < SUBMIT_FRAMES_MAX => match next {
                 None => open = false,
                 Some(Err(status)) => {
                     // Broken off, or no frame at all. What was acknowledged stands.
                     let _ = acks.send(Err(status)).await;
                     return;
                 }
-                Some(Ok(frame)) => match take(&core, &scope, &mut session, frame, trace).await {
-                    Ok(None) => {}
-                    Ok(Some(frame)) => under_way.push_back(frame.durable()),
+                Some(Ok(frame)) => match read(&core, &scope, &mut session, frame, trace) {
+                    Ok(frame) => waiting = frame,
                     Err(failure) => {
                         open = false;
                         refused = Some(failure);
@@ -97,37 +114,60 @@ where
     }
 }
 
-async fn take(
+/// A frame and its patience.
+struct Waiting {
+    first: u64,
+    messages: Vec<OutMessage>,
+    next: Instant,
+    until: Instant,
+}
+
+enum Offered {
+    Taken(Frame),
+    Later(Waiting),
+}
+
+impl Waiting {
+    /// A streaming client is slowed down rather than refused: while its frame waits, nothing is read from it.
+    fn offer(mut self, core: &Arc<Core>, session: &Session) -> Result<Offered, CallError> {
+        match core.submit_frame(session, self.first, &mut self.messages) {
+            Ok(frame) => Ok(Offered::Taken(frame)),
+            Err(e) if e.kind == ErrorKind::Overloaded && Instant::now() < self.until => {
+                self.next = Instant::now() + Duration::from_millis(RETRY_HINT_MS);
+                Ok(Offered::Later(self))
+            }
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// Opens the session with the first frame.
+fn read(
     core: &Arc<Core>,
     scope: &Scope,
     session: &mut Option<Session>,
     frame: v1::SubmitFrame,
     trace: Option<TraceContext>,
-) -> Result<Option<crate::core::Frame>, CallError> {
-    let session = match session {
-        Some(session) => session,
-        None => {
-            let trace = frame.traceparent.as_deref().and_then(TraceContext::parse).or(trace);
-            session.insert(core.open_session(scope, &frame.subject, &frame.session, trace)?)
-        }
-    };
+) -> Result<Option<Waiting>, CallError> {
+    if session.is_none() {
+        let trace = frame.traceparent.as_deref().and_then(TraceContext::parse).or(trace);
+        *session = Some(core.open_session(scope, &frame.subject, &frame.session, trace)?);
+    }
     if frame.messages.is_empty() {
         // The first frame may only open the session.
         return Ok(None);
     }
-    let messages: Vec<OutMessage> = frame.messages.into_iter().map(grpc::out_message).collect();
-    // A streaming client is slowed down rather than refused: while this waits, nothing is read from it.
-    for _ in 0..WAITS_MAX {
-        match core.submit_frame(session, frame.first, messages.clone()) {
-            Err(e) if e.kind == ErrorKind::Overloaded => sleep(Duration::from_millis(RETRY_HINT_MS)).await,
-            other => return other.map(Some),
-        }
-    }
-    core.submit_frame(session, frame.first, messages).map(Some)
+    let now = Instant::now();
+    Ok(Some(Waiting {
+        first: frame.first,
+        messages: frame.messages.into_iter().map(grpc::out_message).collect(),
+        next: now,
+        until: now + PATIENCE,
+    }))
 }
 
-/// Tries before an overloaded node refuses a frame after all: three seconds.
-const WAITS_MAX: u32 = 30;
+/// How long a frame waits before an overloaded node refuses it after all.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 fn ack(durable: u64, failure: Option<CallError>) -> v1::SubmitAck {
     v1::SubmitAck {

@@ -2,7 +2,7 @@
 
 use skep_model::Bytes;
 use skep_model::error::{Certainty, ErrorKind};
-use skep_model::limits::RETRY_HINT_MS;
+use skep_model::limits::{FAILURE_DETAIL_BYTES_MAX, FAILURE_REASON_BYTES_MAX, RETRY_HINT_MS};
 use skep_model::message::ReplyResult;
 use skep_model::name::{NAME_BYTES_MAX, StageName};
 use skep_topic::{Error, Refused};
@@ -12,6 +12,9 @@ use crate::call::{CallError, KEY_REUSED, TOO_LARGE};
 
 /// Subjects named in a hint.
 const SHOWN_MAX: usize = 10;
+
+/// The reason that the stage gives to what a Bee rejects.
+const REJECT: &str = "reject";
 
 /// Only subjects of the caller's own tenant are ever named.
 pub(super) fn no_such_subject(subject: &str, known: &[&str]) -> CallError {
@@ -112,18 +115,30 @@ pub(super) fn of_reply(result: ReplyResult, lane: bool) -> Result<Bytes, CallErr
             reason,
             detail,
             dead_letter,
-        } => Err(CallError {
-            kind: ErrorKind::Failed,
-            certainty: Certainty::Done,
-            message: match dead_letter {
-                Some(id) => format!("stage `{stage}` failed ({reason}): {detail} (dead letter {id})"),
-                None => format!("stage `{stage}` failed ({reason}): {detail}"),
-            },
-            reason,
-            retry_after_ms: 0,
-            dead_letter,
-            trace: None,
-        }),
+        } => {
+            // A Bee may say as much as it likes, but a failure travels in trailers, which clients bound at 16 KiB.
+            let (reason, detail) = (
+                cut(reason, FAILURE_REASON_BYTES_MAX),
+                cut(detail, FAILURE_DETAIL_BYTES_MAX),
+            );
+            Err(CallError {
+                // A Bee's refusal has a reason of its own; every other one is a failure.
+                kind: if reason == REJECT {
+                    ErrorKind::Rejected
+                } else {
+                    ErrorKind::Failed
+                },
+                certainty: Certainty::Done,
+                message: match dead_letter {
+                    Some(id) => format!("stage `{stage}` failed ({reason}): {detail} (dead letter {id})"),
+                    None => format!("stage `{stage}` failed ({reason}): {detail}"),
+                },
+                reason,
+                retry_after_ms: 0,
+                dead_letter,
+                trace: None,
+            })
+        }
         ReplyResult::Expired { stage } => {
             // Stages before this one may have done their part and kept something of it.
             let certainty = if lane { Certainty::NotDone } else { Certainty::Unknown };
@@ -133,4 +148,12 @@ pub(super) fn of_reply(result: ReplyResult, lane: bool) -> Result<Bytes, CallErr
         }
         ReplyResult::Overloaded { stage } => Err(full(&stage, "lane-full", "the in-memory lane")),
     }
+}
+
+fn cut(mut text: String, max: usize) -> String {
+    if text.len() > max {
+        text.truncate(text.floor_char_boundary(max - '…'.len_utf8()));
+        text.push('…');
+    }
+    text
 }

@@ -7,7 +7,7 @@ use skep_gateway::{Core, Feed, Route, RouteTable, Settings};
 use skep_model::env::{OsEntropy, SystemClock};
 use skep_model::id::{CommitId, Incarnation, Token};
 use skep_model::message::{Reply, ReplyResult};
-use skep_model::name::TenantId;
+use skep_model::name::{StageName, TenantId};
 use skep_model::scope::{PartitionId, Scope};
 use skep_model::span::NoSpans;
 use skep_model::swarm::{Bound, KeySource};
@@ -50,7 +50,7 @@ impl Node {
 }
 
 /// Subjects: `echo` (pure, answers), `silent` (pure, never answers), `durable` (answers by commits), `keyed` (by `/user`, nobody
-/// reads), `tiny` (an inbox of ten, nobody reads), `leaving` (being deleted).
+/// reads), `tiny` (an inbox of ten, nobody reads), `leaving` (being deleted), `judge` (pure; `reject` and `fail` are what they say).
 pub async fn node(settings: Settings) -> Node {
     let clock = Arc::new(SystemClock);
     let backend = Memory::new(clock.clone(), Arc::new(OsEntropy));
@@ -76,6 +76,7 @@ pub async fn node(settings: Settings) -> Node {
             },
         ),
         ("leaving", true, None, wide),
+        ("judge", true, None, wide),
     ] {
         let swarm = scope.swarm(&name.parse().unwrap(), Incarnation::random(&OsEntropy));
         let stage: skep_model::name::StageName = "first".parse().unwrap();
@@ -86,8 +87,9 @@ pub async fn node(settings: Settings) -> Node {
             dead_letters: wide,
         });
         let lane = pure.then(Lane::new);
-        if let Some(lane) = lane.as_ref().filter(|_| name == "echo") {
-            echo_lane(Arc::clone(lane), Arc::clone(backend.waiters()));
+        if let Some(lane) = lane.as_ref().filter(|_| matches!(name, "echo" | "judge")) {
+            let stage = (name == "judge").then(|| stage.clone());
+            echo_lane(Arc::clone(lane), Arc::clone(backend.waiters()), stage);
         }
         if name == "durable" {
             tokio::spawn(echo_commits(
@@ -143,7 +145,7 @@ pub async fn node(settings: Settings) -> Node {
     }
 }
 
-fn echo_lane(lane: Arc<Lane>, waiters: Arc<Waiters>) {
+fn echo_lane(lane: Arc<Lane>, waiters: Arc<Waiters>, judge: Option<StageName>) {
     let bell = Arc::new(Notify::new());
     lane.on_ready({
         let bell = Arc::clone(&bell);
@@ -153,9 +155,21 @@ fn echo_lane(lane: Arc<Lane>, waiters: Arc<Waiters>) {
         loop {
             for taken in lane.take(256, 1 << 20) {
                 let Some(request) = taken.message.request else { continue };
+                let word = String::from_utf8_lossy(&taken.message.payload).into_owned();
+                let failed = judge
+                    .clone()
+                    .filter(|_| word.starts_with("reject") || word.starts_with("fail"));
                 waiters.deliver(Reply {
                     request: request.id,
-                    result: ReplyResult::Response(taken.message.payload),
+                    result: match failed {
+                        None => ReplyResult::Response(taken.message.payload),
+                        Some(stage) => ReplyResult::Failed {
+                            stage,
+                            reason: word[..4].replace("reje", "reject"),
+                            dead_letter: word.starts_with("fail").then_some(7),
+                            detail: word,
+                        },
+                    },
                     hops: Vec::new(),
                 });
             }
@@ -215,6 +229,17 @@ async fn echo_commits(backend: Arc<dyn Backend>, own: Arc<TopicSpec>, partition:
         backend.commit(&lease, Arc::new(commit)).await.unwrap();
         (seq, base, from) = (seq + 1, id, to);
     }
+}
+
+/// Waits until nothing is under way: what a call held is given back a moment after its answer.
+pub async fn quiet(node: &Node) {
+    for _ in 0..500 {
+        if node.waiters().is_empty() && node.core.admit().in_flight() == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("a place is still taken");
 }
 
 /// What a plain HTTP/1.1 client gets.

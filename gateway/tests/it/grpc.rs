@@ -5,12 +5,12 @@ use std::time::Duration;
 use futures::future::join_all;
 use skep_client::{Gateway, Kind, Outcome};
 use skep_gateway::Settings;
-use skep_model::limits::PAYLOAD_BYTES_MAX;
+use skep_model::limits::{PAYLOAD_BYTES_MAX, STREAM_WINDOW_MAX};
 use skep_proto::v1;
 use skep_proto::v1::gateway_client::GatewayClient;
 use tonic_types::StatusExt as _;
 
-use crate::fixture::node;
+use crate::fixture::{http, node, quiet};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unary_stream_and_durable_requests_are_answered() {
@@ -28,8 +28,7 @@ async fn unary_stream_and_durable_requests_are_answered() {
     for (i, answer) in answers {
         assert_eq!(answer.unwrap().text(), i.to_string());
     }
-    assert!(node.waiters().is_empty());
-    assert_eq!(node.core.admit().in_flight(), 0);
+    quiet(&node).await;
 }
 
 #[tokio::test]
@@ -42,7 +41,7 @@ async fn wrong_calls_are_told_what_is_wrong() {
         (e.kind, e.outcome, e.reason.as_str()),
         (Kind::NotFound, Outcome::NotDone, "unknown-subject")
     );
-    assert!(e.message.contains("echo, keyed"), "{}", e.message);
+    assert!(e.message.contains("echo, judge, keyed"), "{}", e.message);
 
     let e = gateway
         .request("echo", vec![0; PAYLOAD_BYTES_MAX + 1])
@@ -123,25 +122,16 @@ async fn a_deadline_ends_the_call_and_says_whether_it_was_done() {
 async fn a_caller_that_goes_away_frees_its_place() {
     let node = node(Settings::default()).await;
     let gateway = Gateway::connect(&node.url).await.unwrap();
-    let gone = async |what: &str| {
-        for _ in 0..200 {
-            if node.waiters().is_empty() && node.core.admit().in_flight() == 0 {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("{what}: a place is still taken");
-    };
     for subject in ["silent", "keyed"] {
         let call = gateway.request(subject, r#"{"user":"u"}"#).into_future();
         assert!(tokio::time::timeout(Duration::from_millis(100), call).await.is_err());
-        gone("unary").await;
+        quiet(&node).await;
     }
     let requests = gateway.requests();
     let call = requests.request("silent", "x").into_future();
     assert!(tokio::time::timeout(Duration::from_millis(100), call).await.is_err());
     drop(requests);
-    gone("stream").await;
+    quiet(&node).await;
 }
 
 #[tokio::test]
@@ -205,13 +195,27 @@ async fn an_overloaded_node_refuses_with_hints() {
     );
     assert_eq!(details.error_info().unwrap().reason, "in-flight");
 
-    let http = crate::fixture::http(&node, "POST /v1/echo", &[], b"x").await;
-    assert_eq!(http.status, 429, "{}", http.head);
-    assert!(http.head.contains("retry-after: 1"), "{}", http.head);
-    assert!(http.body.contains("\"retry_after_ms\":100"), "{}", http.body);
+    let plain = http(&node, "POST /v1/echo", &[], b"x").await;
+    assert_eq!(plain.status, 429, "{}", plain.head);
+    assert!(plain.head.contains("retry-after: 1"), "{}", plain.head);
+    assert!(plain.body.contains("\"retry_after_ms\":100"), "{}", plain.body);
+    let stream = Gateway::connect(&node.url).await.unwrap().requests();
+    let refused = stream
+        .request("echo", "x")
+        .timeout(Duration::from_millis(60))
+        .await
+        .unwrap_err();
+    assert_eq!((refused.kind, refused.outcome), (Kind::Overloaded, Outcome::NotDone));
+    assert_eq!(refused.retry_after, Some(Duration::from_millis(100)));
+    // Once there is room again, all doors are open, and a client that obeys the hint gets through.
     for task in held {
         task.abort();
     }
+    quiet(&node).await;
+    assert!(client.request(call("echo")).await.is_ok());
+    assert_eq!(http(&node, "POST /v1/echo", &[], b"x").await.status, 200);
+    assert_eq!(stream.request("echo", "x").await.unwrap().text(), "x");
+    quiet(&node).await;
 }
 
 #[tokio::test]
@@ -285,4 +289,100 @@ async fn a_trace_comes_back_and_one_that_is_not_sampled_stays_so() {
         .unwrap();
     assert_eq!(answer.trace_id.as_deref(), Some(trace));
     assert_eq!(gateway.request("echo", "x").await.unwrap().trace_id, None);
+}
+
+#[tokio::test]
+async fn a_bees_refusal_is_not_a_failure() {
+    let node = node(Settings::default()).await;
+    let gateway = Gateway::connect(&node.url).await.unwrap();
+    let stream = gateway.requests();
+    for (word, kind, dead_letter) in [("reject", Kind::Rejected, None), ("fail", Kind::Failed, Some(7))] {
+        for request in [gateway.request("judge", word), stream.request("judge", word)] {
+            let e = request.await.unwrap_err();
+            assert_eq!((e.kind, e.outcome), (kind, Outcome::Done), "{e}");
+            assert_eq!((e.reason.as_str(), e.dead_letter), (word, dead_letter));
+        }
+    }
+    let mut client = GatewayClient::connect(node.url.clone()).await.unwrap();
+    let mut call = async |word: &'static str| {
+        let call = v1::RequestCall {
+            subject: "judge".into(),
+            payload: word.into(),
+            ..Default::default()
+        };
+        client.request(call).await.unwrap_err()
+    };
+    for (word, code) in [
+        ("reject", tonic::Code::InvalidArgument),
+        ("fail", tonic::Code::FailedPrecondition),
+    ] {
+        let status = call(word).await;
+        assert_eq!(status.code(), code);
+        assert_eq!(status.metadata().get("skep-outcome").unwrap(), "done");
+        assert_eq!(status.metadata().get("grpc-retry-pushback-ms").unwrap(), "-1");
+    }
+    let rejected = http(&node, "POST /v1/judge", &[], b"reject").await;
+    assert_eq!(rejected.status, 422, "{}", rejected.body);
+    for says in [r#""outcome":"done""#, r#""reason":"reject""#, "rejected the message"] {
+        assert!(rejected.body.contains(says), "{}", rejected.body);
+    }
+    let failed = http(&node, "POST /v1/judge", &[], b"fail").await;
+    assert_eq!(failed.status, 500, "{}", failed.body);
+    assert!(failed.body.contains(r#""dead_letter":7"#), "{}", failed.body);
+}
+
+#[tokio::test]
+async fn however_much_a_bee_says_its_failure_arrives() {
+    let node = node(Settings::default()).await;
+    let gateway = Gateway::connect(&node.url).await.unwrap();
+    // Three bytes a letter, and nine as gRPC writes it.
+    let long = format!("fail{}", "€".repeat(60_000));
+    let e = gateway.request("judge", long.clone()).await.unwrap_err();
+    assert_eq!(
+        (e.kind, e.outcome, e.dead_letter),
+        (Kind::Failed, Outcome::Done, Some(7)),
+        "{e}"
+    );
+    assert!(
+        e.message.starts_with("stage `first` failed (fail): fail€€") && e.message.contains('…'),
+        "{e}"
+    );
+    assert_eq!(http(&node, "POST /v1/judge", &[], long.as_bytes()).await.status, 500);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_beyond_its_window_is_slowed_down_and_answered_to_the_last() {
+    let node = node(Settings {
+        in_flight: 10_000,
+        ..Settings::default()
+    })
+    .await;
+    let mut client = GatewayClient::connect(node.url.clone()).await.unwrap();
+    // A lane holds as many as the window: only what is durable can go beyond.
+    let calls = (0..6_000_u64).map(|id| v1::RequestCall {
+        id,
+        subject: "keyed".into(),
+        payload: r#"{"user":"u"}"#.into(),
+        timeout_ms: 1_500,
+        ..Default::default()
+    });
+    let mut answers = client.requests(tokio_stream::iter(calls)).await.unwrap().into_inner();
+    let mut most = 0;
+    let mut answered = std::collections::HashSet::new();
+    loop {
+        tokio::select! {
+            biased;
+            () = tokio::time::sleep(Duration::from_millis(1)) => most = most.max(node.waiters().len()),
+            answer = answers.message() => {
+                let Some(answer) = answer.unwrap() else { break };
+                let Some(v1::reply::Result::Failure(failure)) = answer.result else { panic!("nobody answers this") };
+                assert_eq!(failure.outcome(), v1::Outcome::Unknown, "{failure:?}");
+                assert!(answered.insert(answer.id), "answered twice");
+            }
+        }
+        most = most.max(node.waiters().len());
+        assert!(most <= STREAM_WINDOW_MAX, "{most} calls under way");
+    }
+    assert_eq!((answered.len(), most), (6_000, STREAM_WINDOW_MAX));
+    quiet(&node).await;
 }

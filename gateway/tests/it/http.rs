@@ -118,3 +118,48 @@ async fn probes() {
     assert_eq!(http(&node, "GET /readyz", &[], b"").await.status, 503);
     assert_eq!(http(&node, "GET /healthz", &[], b"").await.status, 200);
 }
+
+#[tokio::test]
+async fn a_header_that_is_repeated_is_kept_whole_or_refused() {
+    let node = node(Settings::default()).await;
+    // A message may have several headers of one name; a call has one key.
+    for name in ["skep-key", "idempotency-key", "skep-timeout-ms"] {
+        let twice = http(&node, "POST /v1/echo", &[(name, "1"), (name, "2")], b"x").await;
+        assert_eq!(twice.status, 400, "{}", twice.body);
+        assert!(twice.body.contains("more than once"), "{}", twice.body);
+    }
+    let key = ("idempotency-key", "k");
+    let headers = |b| [key, ("skep-header-a", "1"), ("skep-header-a", b)];
+    assert_eq!(http(&node, "POST /v1/durable", &headers("2"), b"x").await.status, 200);
+    assert_eq!(http(&node, "POST /v1/durable", &headers("2"), b"x").await.status, 200);
+    let other = http(&node, "POST /v1/durable", &headers("3"), b"x").await;
+    assert_eq!(
+        other.status, 422,
+        "the second value is part of the call: {}",
+        other.body
+    );
+}
+
+#[tokio::test]
+async fn many_lines_under_a_large_head_are_refused_before_they_are_copied() {
+    let node = node(Settings::default()).await;
+    let large = "h".repeat(8 << 10);
+    let lines = [
+        ("content-type", "application/x-ndjson"),
+        ("skep-header-a", large.as_str()),
+    ];
+    let most = http(&node, "POST /v1/silent:submit", &lines, "1\n".repeat(10_000).as_bytes()).await;
+    assert_eq!(most.status, 413, "{}", most.body);
+    assert!(most.body.contains("split it"), "{}", most.body);
+    let many = http(
+        &node,
+        "POST /v1/silent:submit",
+        &lines[..1],
+        "1\n".repeat(10_001).as_bytes(),
+    )
+    .await;
+    assert_eq!(many.status, 413, "{}", many.body);
+    let few = http(&node, "POST /v1/silent:submit", &lines, "1\n".repeat(200).as_bytes()).await;
+    assert_eq!(few.status, 202, "{}", few.body);
+    assert_eq!(node.unread("silent").await, 200);
+}

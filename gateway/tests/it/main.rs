@@ -1,6 +1,8 @@
 //! The doors from outside, over real sockets.
 
+mod client;
 mod fixture;
+mod frames;
 mod grpc;
 mod http;
 mod limits;

@@ -101,7 +101,7 @@ async fn a_session_recognises_repeats_and_refuses_gaps() {
     nowhere.subject = "nothing".into();
     assert_eq!(send(vec![nowhere]).await.failure.unwrap().reason, "unknown-subject");
     assert_eq!(node.unread("silent").await, 6);
-    assert_eq!(node.core.admit().in_flight(), 0);
+    crate::fixture::quiet(&node).await;
 }
 
 #[tokio::test]
@@ -119,4 +119,38 @@ async fn a_full_inbox_is_said_and_nothing_is_lost() {
     assert_eq!((full.kind, full.outcome), (Kind::Overloaded, Outcome::NotDone));
     assert!(full.retry_after.is_some());
     assert_eq!(node.unread("tiny").await, 8);
+}
+
+#[tokio::test]
+async fn a_stream_that_fills_the_node_by_itself_is_slowed_down_only() {
+    let node = node(Settings {
+        in_flight: 2,
+        ..Settings::default()
+    })
+    .await;
+    let mut client = GatewayClient::connect(node.url.clone()).await.unwrap();
+    let frames = (0..50).map(|i| v1::SubmitFrame {
+        subject: "silent".into(),
+        session: vec![9; 16].into(),
+        first: i + 1,
+        messages: vec![v1::OutMessage::default()],
+        traceparent: None,
+    });
+    let began = std::time::Instant::now();
+    let mut acks = client
+        .submit_stream(tokio_stream::iter(frames))
+        .await
+        .unwrap()
+        .into_inner();
+    let mut last = v1::SubmitAck::default();
+    while let Some(ack) = acks.message().await.unwrap() {
+        last = ack;
+    }
+    assert_eq!((last.durable, last.failure), (50, None));
+    assert!(
+        began.elapsed() < std::time::Duration::from_secs(2),
+        "{:?}",
+        began.elapsed()
+    );
+    crate::fixture::quiet(&node).await;
 }

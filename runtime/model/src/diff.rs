@@ -89,8 +89,8 @@ pub fn misplaced(old: &Stage, new: &Stage) -> Vec<String> {
     let mut refuse = |field: &str, a: String, b: String| {
         out.push(format!(
             "stage `{}`: changing `{field}` from {a} to {b} needs --rescale, which is not available in this version; \
-             keep {a}, give the stage a new name, or remove it in one apply and add it in another once it is drained \
-             (its state goes)",
+             keep {a}, give the stage a new name, or remove it in one apply (with --discard-state if it has any) and \
+             add it in another once it is drained",
             new.name
         ));
     };
@@ -127,7 +127,8 @@ pub fn refusals(before: &Swarm, after: &Swarm) -> Vec<String> {
         if let Some(new) = added.iter().find(|s| s.bee == gone.bee).or(added.first()) {
             out.push(format!(
                 "stage `{}` has state and goes while `{}` comes: renaming a stage with its state is not available in this \
-                 version; keep the name `{}`, or drop its state by removing it in one apply and adding `{}` in the next",
+                 version; keep the name `{}`, or drop its state by removing it in one apply with --discard-state and adding `{}` in the \
+                 next",
                 gone.name, new.name, gone.name, new.name
             ));
         }

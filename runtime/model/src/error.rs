@@ -17,6 +17,8 @@ pub enum ErrorKind {
     DeadlineExceeded,
     /// This node cannot serve now: try again, or another node.
     Unavailable,
+    /// The Swarm looked at the message and will not take it, now or later: mend it.
+    Rejected,
     /// The work was done and failed for good: see the cause and the dead letter.
     Failed,
     /// A defect of skep or of the disk under it.

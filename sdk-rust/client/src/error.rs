@@ -18,6 +18,8 @@ pub struct Error {
     pub reason: String,
     /// When to try again, if the node gave a hint.
     pub retry_after: Option<Duration>,
+    /// The node asks not to repeat the call (gRFC A6's negative pushback): this client does not.
+    pub no_retry: bool,
     /// Where the message lies, if it was dead-lettered.
     pub dead_letter: Option<u64>,
 }
@@ -37,7 +39,9 @@ pub enum Kind {
     DeadlineExceeded,
     /// The node cannot be reached or cannot serve now.
     Unavailable,
-    /// The Swarm did the work and failed for good.
+    /// The Swarm looked at the message and rejected it: mend the message. Another attempt would end the same way.
+    Rejected,
+    /// The Swarm did the work and failed for good, after all attempts of its stage.
     Failed,
     /// A defect.
     Internal,
@@ -60,6 +64,7 @@ impl Error {
             message: message.into(),
             reason: String::new(),
             retry_after: None,
+            no_retry: false,
             dead_letter: None,
         }
     }
@@ -77,8 +82,10 @@ impl Error {
     }
 }
 
-fn kind_of(code: Code) -> Kind {
+fn kind_of(code: Code, outcome: Outcome) -> Kind {
     match code {
+        // What the door refuses was not done; what a Bee refuses was.
+        Code::InvalidArgument if outcome == Outcome::Done => Kind::Rejected,
         Code::InvalidArgument | Code::OutOfRange => Kind::Invalid,
         Code::NotFound | Code::Unimplemented => Kind::NotFound,
         Code::AlreadyExists | Code::Aborted => Kind::Conflict,
@@ -107,15 +114,16 @@ impl From<Status> for Error {
         // A connection that ends shows as any of several codes; ours always come with an outcome.
         let kind = match (text("skep-outcome"), status.code()) {
             (None, Code::Unknown | Code::Internal | Code::Cancelled) => Kind::Unavailable,
-            (_, code) => kind_of(code),
+            (_, code) => kind_of(code, outcome),
         };
+        // Below zero, or no number at all, means: do not.
+        let pushback = text("grpc-retry-pushback-ms").map(|ms| ms.parse().map(Duration::from_millis));
         Self {
             kind,
             outcome,
             reason: text("skep-reason").unwrap_or_default().to_owned(),
-            retry_after: text("grpc-retry-pushback-ms")
-                .and_then(|ms| ms.parse().ok())
-                .map(Duration::from_millis),
+            no_retry: matches!(pushback, Some(Err(_))),
+            retry_after: pushback.and_then(Result::ok),
             dead_letter: text("skep-dead-letter").and_then(|id| id.parse().ok()),
             message: match status.message() {
                 "" => status.to_string(),
@@ -141,13 +149,15 @@ fn never_sent(status: &Status) -> bool {
 
 impl From<v1::Failure> for Error {
     fn from(failure: v1::Failure) -> Self {
+        let outcome = match failure.outcome() {
+            v1::Outcome::Done => Outcome::Done,
+            v1::Outcome::NotDone => Outcome::NotDone,
+            v1::Outcome::Unknown | v1::Outcome::Unspecified => Outcome::Unknown,
+        };
         Self {
-            kind: kind_of(Code::from_i32(failure.code)),
-            outcome: match failure.outcome() {
-                v1::Outcome::Done => Outcome::Done,
-                v1::Outcome::NotDone => Outcome::NotDone,
-                v1::Outcome::Unknown | v1::Outcome::Unspecified => Outcome::Unknown,
-            },
+            kind: kind_of(Code::from_i32(failure.code), outcome),
+            outcome,
+            no_retry: false,
             retry_after: (failure.retry_after_ms > 0).then(|| Duration::from_millis(failure.retry_after_ms)),
             dead_letter: failure.dead_letter,
             message: failure.message,

@@ -235,12 +235,13 @@ impl Request {
         let until = Instant::now() + timeout;
         let keyed = call.idempotency_key.is_some();
         let mut attempt = 1;
+        let mut all = retry::Attempts::default();
         loop {
             let left = until.saturating_duration_since(Instant::now());
             // Rounded up: 0 would mean the node's default.
             call.timeout_ms = u64::try_from(left.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX);
             if call.timeout_ms == 0 {
-                return Err(Error::deadline(Outcome::NotDone));
+                return Err(all.told(Error::deadline(Outcome::NotDone)));
             }
             let sent = call.clone();
             let answer = timeout_at(until + SLACK, async {
@@ -251,7 +252,7 @@ impl Request {
             });
             let error = match answer.await {
                 Ok(Ok(response)) => return Ok(response),
-                Ok(Err(error)) => error,
+                Ok(Err(error)) => all.told(error),
                 Err(_) => return Err(Error::deadline(Outcome::Unknown)),
             };
             attempt += 1;
@@ -312,6 +313,7 @@ impl Submit {
         let until = Instant::now() + self.timeout;
         let keyed = self.call.idempotency_key.is_some();
         let mut attempt = 1;
+        let mut all = retry::Attempts::default();
         loop {
             let error = match timeout_at(until, self.client.submit(self.call.clone())).await {
                 Ok(Ok(reply)) => {
@@ -321,7 +323,7 @@ impl Submit {
                         duplicate: reply.duplicate,
                     });
                 }
-                Ok(Err(status)) => Error::from(status),
+                Ok(Err(status)) => all.told(Error::from(status)),
                 Err(_) => return Err(Error::deadline(Outcome::Unknown)),
             };
             attempt += 1;

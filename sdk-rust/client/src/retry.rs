@@ -12,7 +12,25 @@ const LONGEST: Duration = Duration::from_secs(5);
 /// Whether repeating can help and cannot harm. `keyed`: the call carries an idempotency key or a session.
 pub(crate) fn may(error: &Error, keyed: bool) -> bool {
     let passing = matches!(error.kind, Kind::Overloaded | Kind::Unavailable);
-    passing && (error.outcome == Outcome::NotDone || (keyed && error.outcome == Outcome::Unknown))
+    passing && !error.no_retry && (error.outcome == Outcome::NotDone || (keyed && error.outcome == Outcome::Unknown))
+}
+
+/// What several attempts together are known to have done. One whose outcome is unknown may have taken effect, so a later one that
+/// was refused does not make the call "certainly not done".
+#[derive(Debug, Default)]
+pub(crate) struct Attempts {
+    unknown: bool,
+}
+
+impl Attempts {
+    /// The error of the last attempt, as the caller of all of them must see it.
+    pub(crate) fn told(&mut self, mut error: Error) -> Error {
+        self.unknown |= error.outcome == Outcome::Unknown;
+        if self.unknown && error.outcome == Outcome::NotDone {
+            error.outcome = Outcome::Unknown;
+        }
+        error
+    }
 }
 
 /// The pause before attempt `next` (from 2): the node's hint, and full jitter over a doubling span.

@@ -39,10 +39,16 @@ pub struct SubmitStream {
     durable: u64,
     /// The last sequence sent on `link`.
     sent: u64,
+    /// The last sequence whose fate an earlier link left open.
+    doubtful: u64,
+    /// A failure that came in while nobody waited for one.
+    heard: Option<Error>,
     /// The messages from `durable + 1` on.
     kept: VecDeque<v1::OutMessage>,
     kept_bytes: usize,
     unsent_bytes: usize,
+    resume_for: Duration,
+    retry_if: Option<RetryIf>,
 }
 
 /// What a finished stream did.
@@ -52,6 +58,8 @@ pub struct Summary {
     /// The last durable sequence: the number of messages of a new session.
     pub durable: u64,
 }
+
+type RetryIf = Box<dyn Fn(&Error) -> bool + Send + Sync>;
 
 struct Link {
     frames: mpsc::Sender<v1::SubmitFrame>,
@@ -71,10 +79,28 @@ impl SubmitStream {
             link: None,
             durable: 0,
             sent: 0,
+            doubtful: 0,
+            heard: None,
             kept: VecDeque::new(),
             kept_bytes: 0,
             unsent_bytes: 0,
+            resume_for: RESUME_FOR,
+            retry_if: None,
         }
+    }
+
+    /// How long the stream is tried anew without a single acknowledgement; a minute by default.
+    #[must_use]
+    pub fn resume_for(mut self, time: Duration) -> Self {
+        self.resume_for = time;
+        self
+    }
+
+    /// Asked at each failure after which the stream would be tried anew: whether it shall be. A place to tell people who wait.
+    #[must_use]
+    pub fn retry_if(mut self, ask: impl Fn(&Error) -> bool + Send + Sync + 'static) -> Self {
+        self.retry_if = Some(Box::new(ask));
+        self
     }
 
     /// Goes on with a session of an earlier process: `durable` is the last sequence it saw acknowledged, and the next message
@@ -169,27 +195,45 @@ impl SubmitStream {
 
     /// Runs a step; after a failure that passes, connects anew and goes on after the last durable message.
     async fn recovering(&mut self, mut step: impl AsyncFnMut(&mut Self) -> Result<(), Error>) -> Result<(), Error> {
-        let mut until = Instant::now() + RESUME_FOR;
+        let mut until = Instant::now() + self.resume_for;
         let mut attempt = 1;
         loop {
             let before = self.durable;
-            let error = match step(self).await {
-                Ok(()) => return Ok(()),
-                Err(error) => error,
+            let stepped = match self.heard.take() {
+                None => step(self).await,
+                Some(failure) => Err(failure),
             };
-            self.link = None;
-            self.rewind();
+            let Err(error) = stepped else { return Ok(()) };
+            let error = self.unlink(error);
+            if self.durable > before {
+                until = Instant::now() + self.resume_for;
+                attempt = 1;
+            }
             // A session makes repeats harmless, so an unknown outcome may be tried again too.
             if !retry::may(&error, true) || Instant::now() >= until {
                 return Err(error);
             }
-            if self.durable > before {
-                until = Instant::now() + RESUME_FOR;
-                attempt = 1;
+            if self.retry_if.as_ref().is_some_and(|ask| !ask(&error)) {
+                return Err(error);
             }
             attempt += 1;
-            sleep(retry::pause(Some(&error), attempt)).await;
+            let left = until.saturating_duration_since(Instant::now());
+            sleep(retry::pause(Some(&error), attempt).min(left)).await;
         }
+    }
+
+    /// Gives the link up. What it carried may be durable unless the failure says that it is not; and if it says so, that holds
+    /// for this link only.
+    fn unlink(&mut self, mut error: Error) -> Error {
+        if error.outcome == Outcome::Unknown {
+            self.doubtful = self.doubtful.max(self.sent);
+        }
+        if error.outcome == Outcome::NotDone && self.doubtful > self.durable {
+            error.outcome = Outcome::Unknown;
+        }
+        self.link = None;
+        self.rewind();
+        error
     }
 
     fn rewind(&mut self) {
@@ -268,21 +312,19 @@ impl SubmitStream {
         }
     }
 
-    /// Takes acknowledgements that are there already. A failure among them shows at the next step.
+    /// Takes acknowledgements that are there already. A failure among them is the next step's, with its hint.
     fn take_acks(&mut self) {
-        while let Some(link) = &mut self.link {
-            match link.acks.message().now_or_never() {
-                Some(Ok(Some(ack))) if ack.failure.is_none() => {
-                    if self.settle(ack).is_err() {
-                        return;
-                    }
-                }
-                None => return,
-                Some(_) => {
-                    // Ended or refused: the next step opens the session anew and hears the reason, if it stands.
-                    self.link = None;
-                    self.rewind();
-                }
+        while let Some(link) = &mut self.link
+            && let Some(next) = link.acks.message().now_or_never()
+        {
+            let settled = match next {
+                Ok(Some(ack)) => self.settle(ack),
+                Ok(None) => Err(Error::broken()),
+                Err(status) => Err(status.into()),
+            };
+            if let Err(failure) = settled {
+                let failure = self.unlink(failure);
+                self.heard = Some(failure);
             }
         }
     }
