@@ -234,8 +234,7 @@ async fn apply(keeper: &mut BeekeeperClient<Channel>, manifest: &Path) -> anyhow
     let text = std::fs::read_to_string(manifest).with_context(|| format!("read {}", manifest.display()))?;
     let call = v1::ApplySwarmRequest {
         manifest: text,
-        dry_run: false,
-        expect_revision: 0,
+        ..v1::ApplySwarmRequest::default()
     };
     let reply = keeper.apply_swarm(call).await?.into_inner();
     println!(

@@ -19,3 +19,4 @@ pub mod spans;
 pub mod stats;
 pub mod store;
 pub mod supervisor;
+pub mod wording;

@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use skep_engine::{ArtifactCache, Compiler, Engine};
 use skep_gateway::RouteTable;
 use skep_model::env::{Clock, Entropy, OsEntropy, SystemClock};
+use skep_model::limits::UPLOAD_MS;
 use skep_model::name::TenantId;
 use skep_model::scope::Scope;
 use skep_model::span::{NoSpans, SpanSink};
@@ -43,6 +44,8 @@ pub struct NodeSettings {
     pub admin: Option<SocketAddr>,
     /// Share of calls without a trace of their own that are traced.
     pub sample_ratio: f64,
+    /// How long an upload may take beside its bytes.
+    pub upload: Duration,
     /// The program that compiles modules when it is called with `compile-module`: this one.
     pub compiler: PathBuf,
 }
@@ -58,6 +61,7 @@ impl NodeSettings {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             admin: None,
             sample_ratio: 0.01,
+            upload: Duration::from_millis(UPLOAD_MS),
             compiler: std::env::current_exe().context("find this program's own file")?,
         })
     }
@@ -85,13 +89,14 @@ impl Node {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let entropy: Arc<dyn Entropy> = Arc::new(OsEntropy);
         // Ports first: they fail most often, and before anything was touched.
-        let listener = bind(settings.listen, "--listen").await?;
+        let topics = settings.data.join("topics");
+        let listener = bind(settings.listen, "--listen", &topics).await?;
         let admin_listener = match settings.admin {
-            Some(address) => Some(bind(address, "--admin").await?),
+            Some(address) => Some(bind(address, "--admin", &topics).await?),
             None => None,
         };
         make_private(&settings.data)?;
-        let backend = Embedded::open(&settings.data.join("topics"), Arc::clone(&clock), Arc::clone(&entropy))?;
+        let backend = Embedded::open(&topics, Arc::clone(&clock), Arc::clone(&entropy))?;
         let tenant = TenantId::default_tenant();
         let store = ModuleStore::local(&settings.data.join("modules"), tenant.clone())?;
         let engine = Engine::new(skep_engine::Settings::new(settings.data.join("cache")))?;
@@ -144,6 +149,7 @@ impl Node {
             entropy,
             data: settings.data.display().to_string(),
             started_ms: clock.now_ms(),
+            upload: settings.upload,
             stop: stop.clone(),
         });
         let doors = tokio::spawn(skep_gateway::serve(
@@ -248,8 +254,12 @@ fn ended(end: Result<std::io::Result<()>, tokio::task::JoinError>) -> anyhow::Re
     Ok(end??)
 }
 
-async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+async fn bind(address: SocketAddr, flag: &str, topics: &Path) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|e| {
+        // The same node started twice meets its own port first; another port would not help it.
+        if let Err(held) = skep_topic::embedded::is_free(topics) {
+            return held.into();
+        }
         let remedy = match e.kind() {
             std::io::ErrorKind::AddrInUse => "another program listens there; choose another port, or 0 for a free one",
             std::io::ErrorKind::AddrNotAvailable => "this machine has no such address",

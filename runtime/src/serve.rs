@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,6 +17,8 @@ pub struct ServeArgs {
     pub listen: SocketAddr,
     pub admin: Option<SocketAddr>,
     pub sample_ratio: f64,
+    /// How long an upload may take beside its bytes.
+    pub upload: Duration,
 }
 
 /// Serves until SIGINT or SIGTERM, then stops in order. A second signal ends at once.
@@ -29,6 +32,7 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
         listen: args.listen,
         admin: args.admin,
         sample_ratio: args.sample_ratio,
+        upload: args.upload,
         ..NodeSettings::local(args.data.clone())?
     };
     let mut node = Node::start(settings).await?;

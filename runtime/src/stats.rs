@@ -1,6 +1,6 @@
 //! What stages tell about themselves, as Prometheus metrics; `describe` reads the same numbers.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -41,7 +41,9 @@ pub struct StageNumbers {
     pub failed: u64,
     pub batches: u64,
     pub busy_us: u64,
+    /// The worst of its partitions and its lane, and how many of them do not run.
     pub state: Option<StageState>,
+    pub held_up: usize,
     pub last_error: Option<String>,
 }
 
@@ -59,8 +61,19 @@ struct Handles {
 #[derive(Default)]
 struct PerStage {
     handles: Option<Handles>,
-    state: Option<StageState>,
+    /// By partition, `None` for the lane: one that runs must not hide one that does not. Only those that do not are kept.
+    held_up: BTreeMap<Option<u16>, StageState>,
     last_error: Option<String>,
+}
+
+impl PerStage {
+    fn worst(&self) -> Option<&StageState> {
+        self.held_up.values().max_by_key(|state| match state {
+            StageState::Running => 0,
+            StageState::Paused { .. } => 1,
+            StageState::Troubled { .. } => 2,
+        })
+    }
 }
 
 pub struct Stats {
@@ -161,7 +174,8 @@ impl Stats {
             failed: handles.map_or(0, |h| h.failed.get()),
             batches: handles.map_or(0, |h| h.batches.get()),
             busy_us: handles.map_or(0, |h| h.busy_us.get()),
-            state: per.state.clone(),
+            state: per.worst().cloned(),
+            held_up: per.held_up.len(),
             last_error: per.last_error.clone(),
         }
     }
@@ -219,9 +233,6 @@ impl Observer for Stats {
         if let Some(error) = report.error {
             per.last_error = Some(error.to_owned());
         }
-        if matches!(per.state, Some(StageState::Troubled { .. })) && report.inputs > 0 {
-            per.state = Some(StageState::Running);
-        }
         drop(stages);
         handles.processed.inc_by(report.inputs as u64);
         handles.failed.inc_by(report.failed as u64);
@@ -234,8 +245,44 @@ impl Observer for Stats {
         self.logs.keep(topic, self.clock.now_ms(), report.log);
     }
 
-    fn state(&self, topic: &TopicId, state: StageState) {
+    fn state(&self, topic: &TopicId, partition: Option<u16>, state: StageState) {
         let mut stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
-        stages.entry(topic.clone()).or_default().state = Some(state);
+        let held_up = &mut stages.entry(topic.clone()).or_default().held_up;
+        if state == StageState::Running {
+            held_up.remove(&partition);
+        } else {
+            held_up.insert(partition, state);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use skep_model::env::SystemClock;
+    use skep_model::id::Incarnation;
+    use skep_model::name::TenantId;
+    use skep_model::scope::Scope;
+
+    use super::*;
+
+    #[test]
+    fn a_partition_that_runs_does_not_hide_one_that_does_not() {
+        let stats = Stats::new(Arc::new(SystemClock), Arc::default());
+        let swarm = Scope::of(TenantId::default_tenant()).swarm(&"s".parse().unwrap(), Incarnation([0; 16]));
+        let topic = swarm.topic(&"a".parse().unwrap());
+        let paused = StageState::Paused { why: "full".into() };
+        let troubled = StageState::Troubled { why: "down".into() };
+        stats.state(&topic, Some(1), paused.clone());
+        stats.state(&topic, Some(2), StageState::Running);
+        assert_eq!(stats.numbers(&topic).state, Some(paused.clone()));
+        stats.state(&topic, Some(3), troubled.clone());
+        stats.state(&topic, None, paused.clone());
+        let now = stats.numbers(&topic);
+        assert_eq!((now.state, now.held_up), (Some(troubled), 3));
+        stats.state(&topic, Some(3), StageState::Running);
+        stats.state(&topic, None, StageState::Running);
+        assert_eq!(stats.numbers(&topic).state, Some(paused));
+        stats.state(&topic, Some(1), StageState::Running);
+        assert_eq!(stats.numbers(&topic).state, None);
     }
 }

@@ -800,6 +800,9 @@ pub struct ApplySwarmRequest {
     /// Only apply over this revision. 0: over any.
     #[prost(uint64, tag = "3")]
     pub expect_revision: u64,
+    /// Let the keyed state of removed stages go. Without it an apply that would lose state is refused.
+    #[prost(bool, tag = "4")]
+    pub discard_state: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ApplySwarmReply {
@@ -811,6 +814,22 @@ pub struct ApplySwarmReply {
     pub changes: ::prost::alloc::vec::Vec<Change>,
     #[prost(bool, tag = "4")]
     pub dry_run: bool,
+    /// Removed stages whose keyed state goes with them: taken with `discard_state` only.
+    #[prost(message, repeated, tag = "5")]
+    pub lost_state: ::prost::alloc::vec::Vec<StateLoss>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StateLoss {
+    #[prost(string, tag = "1")]
+    pub stage: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub keys: u64,
+    /// Messages that it still has, unread or parked: what they write goes too.
+    #[prost(uint64, tag = "3")]
+    pub waiting: u64,
+    /// Timers that are set.
+    #[prost(uint64, tag = "4")]
+    pub timers: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Change {
@@ -960,10 +979,11 @@ pub struct DeleteSwarmRequest {
     /// 0: 30 s.
     #[prost(uint64, tag = "2")]
     pub timeout_ms: u64,
-    /// Drop what remains, dead letters and state included.
+    /// Drop what remains: messages, dead letters, keyed state and timers.
     #[prost(bool, tag = "3")]
     pub discard: bool,
 }
+/// The last one of a stream without an error is `done`, or says in its note why the Swarm was not deleted and serves on.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteSwarmProgress {
     #[prost(uint64, tag = "1")]
@@ -1067,11 +1087,18 @@ pub struct GetStateRequest {
     pub stage: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
     pub key: ::prost::alloc::string::String,
+    /// Only values whose name is above this one, in byte order. Empty: from the first.
+    #[prost(string, tag = "4")]
+    pub after: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GetStateReply {
+    /// By name.
     #[prost(message, repeated, tag = "1")]
     pub values: ::prost::alloc::vec::Vec<StateValue>,
+    /// There are more after the last of these: one reply did not take them all.
+    #[prost(bool, tag = "2")]
+    pub more: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StateValue {
@@ -1335,7 +1362,9 @@ pub mod beekeeper_client {
                 .insert(GrpcMethod::new("skep.v1.Beekeeper", "DescribeSwarm"));
             self.inner.unary(req, path, codec).await
         }
-        /// Refuses new input, drains up to the timeout, then stops and reports what remains, unless `discard`. Progress is streamed.
+        /// Refuses new input, drains up to the timeout, then removes the Swarm. With dead letters, keyed state or timers, or when it does
+        /// not drain in time, it is not deleted unless `discard`: the deletion is withdrawn and the Swarm serves again. Progress is
+        /// streamed.
         pub async fn delete_swarm(
             &mut self,
             request: impl tonic::IntoRequest<super::DeleteSwarmRequest>,
@@ -1527,7 +1556,9 @@ pub mod beekeeper_server {
             >
             + std::marker::Send
             + 'static;
-        /// Refuses new input, drains up to the timeout, then stops and reports what remains, unless `discard`. Progress is streamed.
+        /// Refuses new input, drains up to the timeout, then removes the Swarm. With dead letters, keyed state or timers, or when it does
+        /// not drain in time, it is not deleted unless `discard`: the deletion is withdrawn and the Swarm serves again. Progress is
+        /// streamed.
         async fn delete_swarm(
             &self,
             request: tonic::Request<super::DeleteSwarmRequest>,

@@ -22,6 +22,7 @@ fn main() -> anyhow::Result<()> {
     match words.as_slice() {
         ["echo-server"] => echo::serve(),
         ["report", bin, bees, out] => report::run(bin.as_ref(), bees.as_ref(), out.as_ref()),
+        ["streams", bin, bees] => report::streams_only(bin.as_ref(), bees.as_ref()),
         _ => bail!("usage: skep-bench report FOLDER_OF_BINARIES TEST_BEES_WASM OUT.md (use ci/bench)"),
     }
 }

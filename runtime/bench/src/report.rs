@@ -80,6 +80,26 @@ pub fn run(binaries: &Path, bees: &Path, out: &Path) -> anyhow::Result<()> {
     std::fs::write(out, text).with_context(|| format!("write {}", out.display()))
 }
 
+/// The two rows of streams alone, for a developer who works on them.
+pub fn streams_only(binaries: &Path, bees: &Path) -> anyhow::Result<()> {
+    let wasm = std::fs::read(bees)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let rows = runtime.block_on(async {
+        let dir = tempfile::Builder::new().prefix("bench-").tempdir_in(binaries)?;
+        let skep = Server::skep(&binaries.join("skep"), &dir.path().join("data"))?;
+        let mut keeper = skep.keeper().await?;
+        node::push(&mut keeper, "test-bees", &wasm).await?;
+        for manifest in SWARMS.split("---") {
+            node::apply(&mut keeper, manifest).await?;
+        }
+        streams(&skep, &Bytes::from(vec![b'x'; PAYLOAD_BYTES]), dir.path()).await
+    })?;
+    for row in rows {
+        println!("{}: {}; {}; {}", row.measure, row.ours, row.ceiling, row.ratio);
+    }
+    Ok(())
+}
+
 async fn measure(binaries: &Path, wasm: &[u8], bees: &Path) -> anyhow::Result<Vec<Row>> {
     // Beside the binaries, which are on a disk; /tmp may be in memory.
     let dir = tempfile::Builder::new().prefix("bench-").tempdir_in(binaries)?;

@@ -1,4 +1,7 @@
 //! Deletions: one task a Swarm's life, which every caller that asks for it watches.
+//!
+//! A deletion has two ends. Either the life is removed, or the deletion is withdrawn and the Swarm serves again; a stop of the node
+//! in between is brought to one of them at the next start ([`Supervisor::sweep`]).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,10 +11,16 @@ use skep_model::scope::SwarmId;
 use skep_proto::v1;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::internal;
+use super::failure::internal;
+use super::{Keeper, Out};
 use crate::supervisor::{Remains, Supervisor};
+use crate::wording::count;
+
+const DELETE_TIMEOUT_MS_DEFAULT: u64 = 30_000;
+const DELETE_TIMEOUT_MS_MAX: u64 = 3_600_000;
 
 /// How often a drain looks whether it is done.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -28,6 +37,81 @@ pub(super) struct Order {
 pub(super) struct Told {
     pub remaining: u64,
     pub end: Option<Result<v1::DeleteSwarmProgress, Status>>,
+}
+
+impl Keeper {
+    /// Checks, takes the Swarm out of service and begins, or joins the deletion that is under way.
+    ///
+    /// What no drain works off is found before anything is touched: such a Swarm never goes out of service.
+    pub(super) async fn begin_deletion(&self, asked: v1::DeleteSwarmRequest) -> Result<watch::Receiver<Told>, Status> {
+        let timeout_ms = match asked.timeout_ms {
+            0 => DELETE_TIMEOUT_MS_DEFAULT,
+            ms => ms.min(DELETE_TIMEOUT_MS_MAX),
+        };
+        let order = Order {
+            until: Instant::now() + Duration::from_millis(timeout_ms),
+            discard: asked.discard,
+        };
+        let (_, found, id) = self.find(&asked.name).await?;
+        if !asked.discard && !found.record.deleting {
+            let found = self.supervisor.remains_with_keys(&id).await.map_err(internal)?;
+            if found.keeps() {
+                let told = Told {
+                    remaining: found.work(),
+                    end: Some(Ok(remains(&id, found))),
+                };
+                return Ok(watch::Sender::new(told).subscribe());
+            }
+        }
+        let _writes = self.supervisor.writes.lock().await;
+        let (name, mut found, id) = self.find(&asked.name).await?;
+        if !found.record.deleting {
+            found.record.deleting = true;
+            let put = self.supervisor.catalog.put_swarm(found.version, &found.record).await;
+            if put.map_err(internal)?.is_err() {
+                return Err(Status::aborted(format!(
+                    "Swarm `{name}` was changed meanwhile: try again"
+                )));
+            }
+        }
+        // Still under the lock: a deletion that ends withdraws under it, so it cannot miss this order.
+        Ok(self.1.start_or_join(&self.supervisor, &id, order))
+    }
+}
+
+/// What a caller sees of a deletion. A number that a slow reader misses is replaced by the next.
+pub(super) fn progress(told: watch::Receiver<Told>, stop: CancellationToken) -> Out<v1::DeleteSwarmProgress> {
+    let stream = futures::stream::unfold(Some((told, None)), move |state| {
+        let stop = stop.clone();
+        async move {
+            let (mut told, mut shown) = state?;
+            loop {
+                let now = told.borrow_and_update().clone();
+                if let Some(end) = now.end {
+                    return Some((end, None));
+                }
+                if shown != Some(now.remaining) {
+                    shown = Some(now.remaining);
+                    let progress = v1::DeleteSwarmProgress {
+                        remaining: now.remaining,
+                        ..v1::DeleteSwarmProgress::default()
+                    };
+                    return Some((Ok(progress), Some((told, shown))));
+                }
+                let left = tokio::select! {
+                    changed = told.changed() => changed.is_err() && told.borrow().end.is_none(),
+                    () = stop.cancelled() => true,
+                };
+                if left {
+                    let status = Status::unavailable(
+                        "the node stops before the Swarm is deleted: once the node is back it serves again; delete it again then",
+                    );
+                    return Some((Err(status), None));
+                }
+            }
+        }
+    });
+    Box::pin(stream)
 }
 
 struct Deletion {
@@ -84,40 +168,69 @@ impl Work {
         let _gone = Forget(self.all.clone(), self.id.clone());
         loop {
             let end = self.attempt().await;
+            let done = matches!(&end, Ok(progress) if progress.done);
+            // Callers mark the record and join under the same lock: nobody joins what is being withdrawn.
+            let writes = self.supervisor.writes.lock().await;
             {
-                // Under the lock, so that nobody joins a deletion that has made up its mind.
                 let mut under_way = self.all.lock();
-                let done = matches!(&end, Ok(progress) if progress.done);
                 if !done && self.order.has_changed().unwrap_or(false) {
                     continue;
                 }
                 under_way.remove(&self.id);
             }
+            let end = if done { end } else { self.withdraw(writes, end).await };
             self.tell.send_modify(|told| told.end = Some(end));
             return;
         }
     }
 
+    /// Nothing was removed, so the Swarm serves again before its caller is told.
+    async fn withdraw(
+        &self,
+        writes: tokio::sync::MutexGuard<'_, ()>,
+        end: Result<v1::DeleteSwarmProgress, Status>,
+    ) -> Result<v1::DeleteSwarmProgress, Status> {
+        let withdrawn = self.supervisor.withdraw_deletion(&self.id).await;
+        drop(writes);
+        let settled = match withdrawn {
+            Ok(()) => self.supervisor.settle(self.id.name()).await,
+            Err(e) => Err(e),
+        };
+        match settled {
+            Ok(()) => end,
+            Err(e) => Err(Status::unavailable(format!(
+                "Swarm `{name}` is neither deleted nor in service: {e:#}; delete it again, with --discard or without",
+                name = self.id.name()
+            ))),
+        }
+    }
+
     async fn attempt(&mut self) -> Result<v1::DeleteSwarmProgress, Status> {
+        // Closes the routes; the stages go on and drain.
+        self.supervisor.settle(self.id.name()).await.map_err(internal)?;
         loop {
             let order = *self.order.borrow_and_update();
             let found = self.supervisor.remains(&self.id).await.map_err(internal)?;
             self.tell
                 .send_if_modified(|told| std::mem::replace(&mut told.remaining, found.work()) != found.work());
             if order.discard {
+                let found = self.supervisor.remains_with_keys(&self.id).await.map_err(internal)?;
                 if self.supervisor.remove(&self.id, false).await.map_err(internal)? {
                     return Ok(done(found));
                 }
-            } else if found.work() == 0 && found.dead == 0 {
+            } else if found.work() == 0 {
+                // Without work and without timers nothing runs that could write state after this look.
+                let found = self.supervisor.remains_with_keys(&self.id).await.map_err(internal)?;
+                if found.keeps() {
+                    return Ok(remains(&self.id, found));
+                }
                 // The backend looks again in the very step that removes: nothing that arrived in between is lost.
-                if self.supervisor.remove(&self.id, true).await.map_err(internal)? {
+                if found.work() == 0 && self.supervisor.remove(&self.id, true).await.map_err(internal)? {
                     return Ok(done(found));
                 }
-            } else if found.work() == 0 || Instant::now() >= order.until {
-                return Ok(remains(&self.id, found));
             }
             if !order.discard && Instant::now() >= order.until {
-                let found = self.supervisor.remains(&self.id).await.map_err(internal)?;
+                let found = self.supervisor.remains_with_keys(&self.id).await.map_err(internal)?;
                 return Ok(remains(&self.id, found));
             }
             tokio::select! {
@@ -139,45 +252,45 @@ impl Drop for Forget {
     }
 }
 
-fn count(n: u64, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+fn listed(found: Remains) -> String {
+    let what = [
+        (found.messages, count(found.messages, "message")),
+        (found.calls, format!("{} under way", count(found.calls, "call"))),
+        (found.dead, count(found.dead, "dead letter")),
+        (found.keys, format!("the state of {}", count(found.keys, "key"))),
+        (found.timers, count(found.timers, "timer")),
+    ];
+    let what: Vec<String> = what.into_iter().filter(|(n, _)| *n > 0).map(|(_, text)| text).collect();
+    what.join(", ")
 }
 
+/// Why it was not deleted, and what to do.
 fn remains(id: &SwarmId, found: Remains) -> v1::DeleteSwarmProgress {
     let name = id.name();
-    let mut what = vec![count(found.messages, "message"), count(found.dead, "dead letter")];
-    if found.calls > 0 {
-        what.push(count(found.calls, "call") + " under way");
-    }
-    if found.timers > 0 {
-        what.push(count(found.timers, "timer"));
+    let mut note = match listed(found) {
+        // It was worked off while the answer was made.
+        none if none.is_empty() => format!("Swarm `{name}` did not drain in time: it serves on; delete it again"),
+        what => format!("Swarm `{name}` still has {what}: it was not deleted and serves on"),
+    };
+    if found.dead > 0 {
+        note += &format!("; `skep dlq {name}` shows the dead letters");
     }
     v1::DeleteSwarmProgress {
         remaining: found.work(),
         done: false,
-        note: format!(
-            "{} remain; Swarm `{name}` takes no new input. Wait and delete again, or drop them with \
-             `skep delete {name} --discard`",
-            what.join(" and ")
-        ),
+        note: format!("{note}; `skep delete {name} --discard` deletes it with all that it has"),
     }
 }
 
 fn done(found: Remains) -> v1::DeleteSwarmProgress {
-    let mut what = Vec::new();
-    if found.messages + found.calls + found.dead > 0 {
-        what.push(format!(
-            "{} and {} were discarded",
-            count(found.messages + found.calls, "message"),
-            count(found.dead, "dead letter")
-        ));
-    }
-    if found.timers > 0 {
-        what.push(format!("{} went with the state", count(found.timers, "timer")));
-    }
+    let what = listed(found);
     v1::DeleteSwarmProgress {
         remaining: 0,
         done: true,
-        note: what.join("; "),
+        note: if what.is_empty() {
+            what
+        } else {
+            format!("discarded: {what}")
+        },
     }
 }

@@ -5,13 +5,13 @@ use std::time::Duration;
 use bytes::BytesMut;
 use skep_model::Bytes;
 use skep_model::id::Digest;
-use skep_model::limits::{UPLOAD_BYTES_MAX, UPLOAD_BYTES_PER_S_MIN, UPLOAD_MS};
+use skep_model::limits::{UPLOAD_BYTES_MAX, UPLOAD_BYTES_PER_S_MIN};
 use skep_model::name::{ModuleName, Tag};
 use skep_proto::v1;
 use skep_proto::v1::push_module_request::Part;
 use tonic::{Status, Streaming};
 
-use super::invalid;
+use super::failure::invalid;
 
 /// How long an upload may pause between two chunks.
 const IDLE: Duration = Duration::from_secs(30);
@@ -33,7 +33,7 @@ struct Announced {
 
 /// # Errors
 /// What is wrong with the upload, or that it took too long: a slow client does not keep its place.
-pub(super) async fn receive(mut stream: Streaming<v1::PushModuleRequest>) -> Result<Upload, Status> {
+pub(super) async fn receive(mut stream: Streaming<v1::PushModuleRequest>, base: Duration) -> Result<Upload, Status> {
     let first = tokio::time::timeout(IDLE, stream.message())
         .await
         .map_err(|_| paused())??;
@@ -43,7 +43,7 @@ pub(super) async fn receive(mut stream: Streaming<v1::PushModuleRequest>) -> Res
         None => return Err(invalid("an empty upload")),
     };
     let size = announced.size.unwrap_or(UPLOAD_BYTES_MAX) as u64;
-    let limit = Duration::from_millis(UPLOAD_MS) + Duration::from_secs(size / UPLOAD_BYTES_PER_S_MIN);
+    let limit = base + Duration::from_secs(size / UPLOAD_BYTES_PER_S_MIN);
     let bytes = tokio::time::timeout(limit, chunks(&mut stream, announced.size))
         .await
         .map_err(|_| {

@@ -42,12 +42,15 @@ pub struct Global {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
+    /// For people
     Table,
+    /// For programs; a failure is JSON too, on stderr
     Json,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum When {
+    /// On a terminal, unless NO_COLOR is set
     Auto,
     Always,
     Never,
@@ -77,22 +80,20 @@ pub enum Command {
     /// List Swarms
     Swarms,
     /// Show a Swarm's stages
-    Describe { swarm: String },
+    Describe {
+        /// Its name; `skep swarms` lists them
+        swarm: String,
+    },
     /// Show what a Swarm's Bees logged
     Logs(Logs),
     /// Look at or discard dead letters
     Dlq(Dlq),
     /// Show one key's state of a stage
-    State { swarm: String, stage: String, key: String },
+    State(State),
     /// Delete a Swarm once it is drained
     Delete(Delete),
     /// Remove a module, or one of its tags
-    DeleteModule {
-        name: String,
-        /// Only this tag
-        #[arg(long)]
-        tag: Option<String>,
-    },
+    DeleteModule(DeleteModule),
 
     /// Build, serve and apply the project in a folder, again at each edit
     Up(Up),
@@ -100,13 +101,17 @@ pub enum Command {
     New(New),
     /// Check a manifest without a node
     Check {
+        /// The manifest; `-` reads stdin
         #[arg(default_value = "swarm.yaml")]
         file: PathBuf,
     },
     /// Print the manifest's JSON Schema, for editors
     Schema,
     /// Print a completion script for a shell
-    Completions { shell: Shell },
+    Completions {
+        /// Which one
+        shell: Shell,
+    },
     /// Print the version, and the node's if one answers
     Version,
 }
@@ -125,20 +130,28 @@ pub struct Serve {
     /// No metrics and health
     #[arg(long, conflicts_with = "admin")]
     pub no_admin: bool,
+    /// How the node's own log is written on stderr
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
     /// Share of calls that are traced, 0 to 1
     #[arg(long, default_value_t = 0.01, value_parser = ratio, value_name = "RATIO")]
     pub sample_ratio: f64,
+    /// How long an upload may take beside its bytes, for tests that cannot wait
+    #[arg(long, hide = true, value_parser = duration, default_value = "60s")]
+    pub upload_timeout: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     Text,
+    /// A JSON line an event
     Json,
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  skep push target/wasm32-wasip2/release/hello_world.wasm --name hello")]
 pub struct Push {
     /// The component, as `cargo build --target wasm32-wasip2` writes it
     pub file: PathBuf,
@@ -151,7 +164,15 @@ pub struct Push {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+On a terminal it asks before it changes a running Swarm; elsewhere it goes ahead. What would lose keyed state is refused in
+either case, unless --discard-state is given.
+
+Examples:
+  skep apply swarm.yaml --dry-run
+  render-manifest | skep apply - --yes")]
 pub struct Apply {
+    /// The manifest; `-` reads stdin
     #[arg(default_value = "swarm.yaml")]
     pub file: PathBuf,
     /// Only show what would change
@@ -160,14 +181,25 @@ pub struct Apply {
     /// Do not ask before a running Swarm is changed
     #[arg(short, long)]
     pub yes: bool,
+    /// Let the keyed state of removed stages go
+    #[arg(long)]
+    pub discard_state: bool,
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+A response that is text is printed with a newline at its end; --raw prints its very bytes.
+
+Examples:
+  skep request hello-world '{\"name\": \"Bee\"}'
+  skep request thumbnail --file photo.jpg --raw > small.jpg
+  skep request order - --idempotency-key order-17 < order.json")]
 pub struct Request {
+    /// What the Swarm is called by: the `gateway` of its manifest
     pub subject: String,
     /// What to send; `-` reads stdin
     pub payload: Option<String>,
-    /// Send a file's content
+    /// Send a file's content; `-` reads stdin
     #[arg(short, long, conflicts_with = "payload", value_name = "FILE")]
     pub file: Option<PathBuf>,
     /// The message's key, for stages with `key: message`
@@ -185,15 +217,27 @@ pub struct Request {
     /// Show the stages passed and their times
     #[arg(long)]
     pub trace: bool,
+    /// Print the response's very bytes, without a newline at the end
+    #[arg(long, conflicts_with = "trace")]
+    pub raw: bool,
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Each line of a file or of stdin is a message, also an empty one. When the connection breaks, the messages that are not durable
+yet are sent again, and take effect once.
+
+Examples:
+  skep submit hello-world '{\"name\": \"a\"}' '{\"name\": \"b\"}'
+  skep submit orders --file orders.ndjson --key-json /customer --skip-empty
+  tail -f events.log | skep submit events -")]
 pub struct Submit {
+    /// What the Swarm is called by: the `gateway` of its manifest
     pub subject: String,
     /// The messages; `-` reads stdin, a line a message
     #[arg(required_unless_present = "file")]
     pub payloads: Vec<String>,
-    /// A file with a line a message
+    /// A file with a line a message, empty lines included; `-` reads stdin
     #[arg(short, long, conflicts_with = "payloads", value_name = "FILE")]
     pub file: Option<PathBuf>,
     /// The key of every message
@@ -205,10 +249,17 @@ pub struct Submit {
     /// A header of every message; may be repeated
     #[arg(long = "header", value_parser = header, value_name = "NAME=VALUE")]
     pub headers: Vec<(String, String)>,
+    /// Send no message for an empty line
+    #[arg(long)]
+    pub skip_empty: bool,
+    /// How long to try again, without a single message getting through, when the node cannot be reached
+    #[arg(long, value_parser = duration, default_value = "60s", value_name = "TIME")]
+    pub retry_for: Duration,
 }
 
 #[derive(Debug, Args)]
 pub struct Logs {
+    /// The Swarm's name
     pub swarm: String,
     /// Only this stage
     pub stage: Option<String>,
@@ -221,8 +272,15 @@ pub struct Logs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  skep dlq orders
+  skep dlq orders show 17
+  skep dlq orders discard 17 18")]
 pub struct Dlq {
+    /// The Swarm's name
     pub swarm: String,
+    /// What to do; lists them by default
     #[command(subcommand)]
     pub what: Option<DlqCommand>,
 }
@@ -238,27 +296,60 @@ pub enum DlqCommand {
         #[arg(long, default_value_t = 0)]
         after: u64,
         /// At most so many
-        #[arg(long, default_value_t = 100)]
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
         limit: u32,
     },
     /// Show one with its payload, cause and what the Bee wrote to stderr
-    Show { id: u64 },
+    Show {
+        /// Its id, as the list has it
+        id: u64,
+    },
     /// Drop dead letters for good
     Discard {
+        /// Their ids
         #[arg(required_unless_present = "all")]
         ids: Vec<u64>,
+        /// All of the Swarm's
         #[arg(long, conflicts_with = "ids")]
         all: bool,
     },
 }
 
 #[derive(Debug, Args)]
+pub struct State {
+    /// The Swarm's name
+    pub swarm: String,
+    /// The stage that keeps it
+    pub stage: String,
+    /// The key, as the stage's `key` takes it from a message
+    pub key: String,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  skep delete-module hello:v1
+  skep delete-module hello")]
+pub struct DeleteModule {
+    /// NAME for all of it, NAME:TAG for one tag
+    #[arg(value_name = "NAME[:TAG]")]
+    pub name: String,
+    /// Only this tag
+    #[arg(long)]
+    pub tag: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A Swarm takes no input while it drains. One that does not drain in time, or that has dead letters, keyed state or timers, is not
+deleted and serves on, unless --discard is given.")]
 pub struct Delete {
+    /// The Swarm's name
     pub swarm: String,
     /// How long to let it drain
     #[arg(long, value_parser = duration, default_value = "30s")]
     pub timeout: Duration,
-    /// Drop messages and dead letters that remain (keyed state goes in any case)
+    /// Delete it with all that it has: messages, dead letters, keyed state and timers
     #[arg(long)]
     pub discard: bool,
 }
@@ -274,6 +365,9 @@ pub struct Up {
     /// Build and apply once, do not watch; the node given by --node must run
     #[arg(long)]
     pub once: bool,
+    /// Let the keyed state of stages go that an edit of the manifest removes
+    #[arg(long)]
+    pub discard_state: bool,
 }
 
 #[derive(Debug, Args)]
@@ -360,9 +454,39 @@ mod tests {
             "skep up samples/hello-world",
             "skep new bee --path /tmp/x",
             "skep completions bash",
+            "skep apply - --discard-state --yes",
+            "skep check -",
+            "skep request s --file - --raw",
+            "skep submit s - --skip-empty --retry-for 5s",
+            "skep delete-module hello:v1",
             "skep compile-module",
         ] {
             parse(line).unwrap_or_else(|e| panic!("{line}: {e}"));
+        }
+    }
+
+    #[test]
+    fn everything_that_may_be_typed_is_explained() {
+        fn look(command: &clap::Command, path: &str, mute: &mut Vec<String>) {
+            let path = format!("{path} {}", command.get_name());
+            if command.get_about().is_none() {
+                mute.push(path.clone());
+            }
+            for arg in command.get_arguments().filter(|a| !a.is_hide_set()) {
+                if arg.get_help().is_none() {
+                    mute.push(format!("{path} {}", arg.get_id()));
+                }
+            }
+            command.get_subcommands().for_each(|inner| look(inner, &path, mute));
+        }
+        let mut command = Cli::command();
+        command.build();
+        let mut mute = Vec::new();
+        look(&command, "", &mut mute);
+        assert!(mute.is_empty(), "no help text: {mute:#?}");
+        for main in ["push", "apply", "request", "submit", "dlq", "delete-module"] {
+            let help = command.find_subcommand(main).unwrap().get_after_help();
+            assert!(help.is_some_and(|h| h.to_string().contains("Example")), "{main}");
         }
     }
 

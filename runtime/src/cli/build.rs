@@ -1,6 +1,6 @@
 //! Building Bees: cargo, for wasm32-wasip2, with the target added when it is missing.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -9,6 +9,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 
 use super::failure::{Exit, Failure};
+use super::files;
 use super::progress::{Progress, Step};
 
 pub const TARGET: &str = "wasm32-wasip2";
@@ -60,14 +61,7 @@ fn crates_in(dir: &Path) -> Result<Vec<PathBuf>> {
     if dir.join("Cargo.toml").is_file() {
         return Ok(vec![dir.to_owned()]);
     }
-    let entries = std::fs::read_dir(dir).map_err(|e| {
-        let exit = if e.kind() == std::io::ErrorKind::NotFound {
-            Exit::NotFound
-        } else {
-            Exit::Failed
-        };
-        Failure::new(exit, format!("cannot read {}: {e}", dir.display()))
-    })?;
+    let entries = std::fs::read_dir(dir).map_err(|e| files::unreadable(dir, &e))?;
     let mut found: Vec<PathBuf> = entries
         .flatten()
         .map(|e| e.path())
@@ -155,6 +149,47 @@ async fn build(dir: &Path, progress: &Progress) -> Result<Vec<Built>> {
     Ok(built)
 }
 
+/// The folders of all packages from paths that the Bees in `dir` are built of: an edit there is an edit of the Bees.
+///
+/// # Errors
+/// When cargo cannot tell.
+pub async fn sources(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = BTreeSet::new();
+    for crate_dir in crates_in(dir)? {
+        let metadata = command("cargo", &crate_dir)
+            // A build came before, so nothing has to be fetched.
+            .args([
+                "metadata",
+                "--format-version",
+                "1",
+                "--offline",
+                "--filter-platform",
+                TARGET,
+            ])
+            .output()
+            .await
+            .map_err(|e| missing("cargo", &e))?;
+        if !metadata.status.success() {
+            bail!(
+                "`cargo metadata` failed:\n{}",
+                String::from_utf8_lossy(&metadata.stderr).trim_end()
+            );
+        }
+        found.extend(path_packages(&metadata.stdout)?);
+    }
+    Ok(found.into_iter().take(CRATES_MAX).collect())
+}
+
+fn path_packages(metadata: &[u8]) -> Result<Vec<PathBuf>> {
+    let metadata: serde_json::Value = serde_json::from_slice(metadata)?;
+    let packages = metadata["packages"].as_array().map(Vec::as_slice).unwrap_or_default();
+    Ok(packages
+        .iter()
+        .filter(|package| package["source"].is_null())
+        .filter_map(|package| Some(Path::new(package["manifest_path"].as_str()?).parent()?.to_owned()))
+        .collect())
+}
+
 /// The components among cargo's messages, one JSON line each.
 async fn artifacts(stdout: Option<tokio::process::ChildStdout>) -> Vec<Built> {
     let mut built = Vec::new();
@@ -223,6 +258,15 @@ mod tests {
         assert_eq!(artifact(&line.replace("cdylib", "lib")), None);
         assert_eq!(artifact(r#"{"reason":"build-finished"}"#), None);
         assert_eq!(artifact("not json"), None);
+    }
+
+    #[test]
+    fn packages_from_paths_are_found_in_cargos_metadata() {
+        let metadata = br#"{"packages":[
+            {"name":"bee","source":null,"manifest_path":"/p/bee/Cargo.toml"},
+            {"name":"serde","source":"registry+https://x","manifest_path":"/r/serde/Cargo.toml"}]}"#;
+        assert_eq!(path_packages(metadata).unwrap(), [PathBuf::from("/p/bee")]);
+        assert!(path_packages(b"{}").unwrap().is_empty());
     }
 
     #[tokio::test]

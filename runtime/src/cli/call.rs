@@ -1,24 +1,22 @@
-//! `request` and `submit`, through the client SDK.
+//! `request`, through the client SDK; and how a failed call is told.
 
-use std::io::{IsTerminal as _, Read as _};
+use std::io::IsTerminal as _;
 use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
-use skep_client::{Error, Hop, Kind, Message};
+use skep_client::{Error, Hop, Kind};
 use skep_model::env::{Entropy as _, OsEntropy};
 use skep_model::limits::PAYLOAD_BYTES_MAX;
 use skep_proto::v1;
-use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
-use tokio::sync::mpsc;
 use tonic::Code;
 
 use super::args;
 use super::connect;
 use super::failure::{Exit, Failure, Outcome};
-use super::modules::unreadable;
-use super::output::{Paint, Printer, hex, payload_json};
-use super::progress::Progress;
+use super::files;
+use super::output::{Paint, Printer, hex, payload_json, payload_text};
+use crate::wording::meant;
 
 pub async fn request(args: args::Request, node: &str, out: Printer) -> Outcome {
     let payload = payload(args.payload, args.file.as_deref())?;
@@ -37,7 +35,10 @@ pub async fn request(args: args::Request, node: &str, out: Printer) -> Outcome {
         // A trace of our own, sampled, makes the node tell the hops.
         request = request.traceparent(traceparent());
     }
-    let response = request.await.map_err(|e| failed(e, &args.subject))?;
+    let response = match request.await {
+        Ok(response) => response,
+        Err(e) => return Err(explained(e, &args.subject, node).await),
+    };
     if out.json() {
         let mut document = json!({ "response": payload_json(&response.payload), "trace_id": response.trace_id });
         if args.trace {
@@ -45,14 +46,29 @@ pub async fn request(args: args::Request, node: &str, out: Printer) -> Outcome {
         }
         return out.document(&document);
     }
-    out.bytes(&response.payload)?;
-    if std::io::stdout().is_terminal() && !response.payload.ends_with(b"\n") {
-        out.line("")?;
+    if args.raw {
+        return out.bytes(&response.payload);
     }
+    out.bytes(&printed(&response.payload, std::io::stdout().is_terminal()))?;
     if args.trace {
         show_hops(&response.hops, response.trace_id.as_deref(), out);
     }
     Ok(())
+}
+
+/// A response as it is printed unless its very bytes are asked for: text ends in a newline, and a terminal gets nothing that it
+/// would obey. Other bytes stay as they are, for they go to a file or a program.
+fn printed(payload: &[u8], terminal: bool) -> Vec<u8> {
+    let text = std::str::from_utf8(payload).is_ok();
+    let mut shown = if terminal {
+        payload_text(payload).into_bytes()
+    } else {
+        payload.to_vec()
+    };
+    if (text || terminal) && !shown.ends_with(b"\n") {
+        shown.push(b'\n');
+    }
+    shown
 }
 
 fn hop(hop: &Hop) -> serde_json::Value {
@@ -80,16 +96,43 @@ fn show_hops(hops: &[Hop], trace: Option<&str>, out: Printer) {
     }
 }
 
-/// A failed call. `subject` is for the remedy.
-fn failed(error: Error, subject: &str) -> Failure {
+/// How long a failed call's subject is looked up among those that there are.
+const LOOK_UP: Duration = Duration::from_secs(1);
+
+/// A failed call, and the subject that was probably meant.
+pub async fn explained(error: Error, subject: &str, node: &str) -> Failure {
+    let unknown = error.reason == "unknown-subject";
+    let failure = failed(error, node);
+    if !unknown {
+        return failure;
+    }
+    let known = async {
+        let swarms = connect::beekeeper(node)
+            .await?
+            .list_swarms(v1::ListSwarmsRequest {})
+            .await?;
+        let swarms = swarms.into_inner().swarms;
+        Ok::<Vec<String>, Failure>(swarms.into_iter().flat_map(|s| s.subjects).collect())
+    };
+    let known = tokio::time::timeout(LOOK_UP, known).await;
+    let known = known.ok().and_then(Result::ok).unwrap_or_default();
+    match meant(subject, known.iter().map(String::as_str)) {
+        Some(name) => failure.remedy(format!("did you mean `{name}`?")),
+        None => failure.remedy("`skep swarms` lists the subjects"),
+    }
+}
+
+fn failed(error: Error, node: &str) -> Failure {
     let code = match error.kind {
         Kind::Invalid => Code::InvalidArgument,
         Kind::NotFound => Code::NotFound,
         Kind::Conflict => Code::AlreadyExists,
         Kind::Overloaded => Code::ResourceExhausted,
         Kind::DeadlineExceeded => Code::DeadlineExceeded,
+        // For programs it may come back, if the deletion is withdrawn; who types a command should look.
+        Kind::Unavailable if error.reason == "deleting" => Code::FailedPrecondition,
         Kind::Unavailable => Code::Unavailable,
-        Kind::Failed => Code::FailedPrecondition,
+        Kind::Failed | Kind::Rejected => Code::FailedPrecondition,
         _ => Code::Internal,
     };
     let outcome = match error.outcome {
@@ -97,18 +140,38 @@ fn failed(error: Error, subject: &str) -> Failure {
         skep_client::Outcome::NotDone => v1::Outcome::NotDone,
         skep_client::Outcome::Unknown => v1::Outcome::Unknown,
     };
+    // Without a reason it is no answer of the node's: the connection's own words are about frames and sockets.
+    if error.kind == Kind::Unavailable && error.reason.is_empty() {
+        return match error.outcome {
+            skep_client::Outcome::NotDone => Failure {
+                outcome,
+                ..connect::absent(node, None)
+            },
+            _ => Failure::of_call(
+                code,
+                outcome,
+                &format!("the connection to {node} broke before the answer came"),
+            ),
+        };
+    }
     let mut failure = Failure::of_call(code, outcome, &error.message);
+    failure.dead_letter = error.dead_letter;
+    failure.retry_after_ms = error
+        .retry_after
+        .map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
     if !error.reason.is_empty() && !error.message.contains(&error.reason) {
         failure.message = format!("{} ({})", error.message, error.reason);
     }
-    match (error.dead_letter, error.retry_after, error.kind) {
+    match (error.dead_letter, failure.retry_after_ms, error.kind) {
         (Some(id), ..) => failure.remedy(format!("the message is kept: `skep dlq SWARM show {id}`")),
-        (None, Some(after), _) => failure.remedy(format!("try again in {} ms", after.as_millis())),
-        (None, None, Kind::NotFound) => failure.remedy(format!("look for the subject `{subject}` in `skep swarms`")),
+        (None, Some(ms), _) => failure.remedy(format!("try again in {ms} ms")),
         (None, None, Kind::Invalid) => Failure {
             remedy: None,
             ..failure
         },
+        (None, None, _) if error.reason == "deleting" => {
+            failure.remedy("`skep swarms` shows whether it is gone or serves again")
+        }
         _ => failure,
     }
 }
@@ -119,264 +182,26 @@ fn traceparent() -> String {
 }
 
 fn payload(text: Option<String>, file: Option<&Path>) -> Outcome<Vec<u8>> {
-    let mut payload = Vec::new();
-    // One more than fits, to see that it does not.
-    let bound = PAYLOAD_BYTES_MAX as u64 + 1;
-    match (text, file) {
-        (Some(text), _) if text == "-" => {
-            std::io::stdin().lock().take(bound).read_to_end(&mut payload)?;
-        }
-        (Some(text), _) => payload = text.into_bytes(),
-        (None, Some(file)) => {
-            let read = std::fs::File::open(file).and_then(|f| f.take(bound).read_to_end(&mut payload));
-            read.map_err(|e| unreadable(file, &e))?;
-        }
-        (None, None) => {}
-    }
+    let payload = match (text, file) {
+        (Some(text), _) if text == "-" => files::read(Path::new("-"), PAYLOAD_BYTES_MAX)?,
+        (Some(text), _) => text.into_bytes(),
+        (None, Some(file)) => files::read(file, PAYLOAD_BYTES_MAX)?,
+        (None, None) => Vec::new(),
+    };
     if payload.len() > PAYLOAD_BYTES_MAX {
         return Err(too_large("the payload"));
     }
     Ok(payload)
 }
 
-fn too_large(what: &str) -> Failure {
+pub fn too_large(what: &str) -> Failure {
     Failure::new(Exit::Refused, format!("{what} has more than {PAYLOAD_BYTES_MAX} bytes"))
         .remedy("split it, or keep it in object storage and send its name")
-}
-
-/// Messages read ahead of the window of the stream.
-const MESSAGES_AHEAD: usize = 64;
-/// Input that pauses for so long is sent as it is, so that `tail -f … | skep submit … -` is live.
-const PAUSE: Duration = Duration::from_millis(100);
-
-pub async fn submit(args: args::Submit, node: &str, out: Printer) -> Outcome {
-    let source = match (&args.file, args.payloads.as_slice()) {
-        (Some(file), _) if file.as_os_str() == "-" => Source::lines(tokio::io::stdin()),
-        (Some(file), _) => Source::lines(tokio::fs::File::open(file).await.map_err(|e| unreadable(file, &e))?),
-        (None, [one]) if one == "-" => Source::lines(tokio::io::stdin()),
-        (None, _) => Source::Given(args.payloads.clone().into_iter()),
-    };
-    let template = Template {
-        headers: args.headers,
-        key: args.key,
-        key_json: args.key_json,
-    };
-    let gateway = connect::gateway(node).await?;
-    let (sender, messages) = mpsc::channel(MESSAGES_AHEAD);
-    let reader = tokio::spawn(read_messages(source, template, sender));
-    let progress = if out.json() {
-        Progress::silent()
-    } else {
-        Progress::stderr()
-    };
-    let step = progress.step(format!("submit to {}", args.subject));
-    let mut durable = 0;
-    let ended = tokio::select! {
-        ended = send_all(&gateway, &args.subject, messages, &mut durable, &step) => ended,
-        _ = tokio::signal::ctrl_c() => Err(Failure::new(Exit::Failed, "interrupted")),
-    };
-    reader.abort();
-    // A reader that did not come to its end was stopped by what ended the stream, which says more.
-    let ended = ended.and(reader.await.unwrap_or(Ok(())));
-    if out.json() {
-        out.item(&json!({ "durable": durable }))?;
-    }
-    match ended {
-        Ok(()) => {
-            step.done(&format!("{durable} messages are durable"));
-            Ok(())
-        }
-        Err(failure) => {
-            drop(step);
-            let message = format!("{}\n  {durable} messages are durable", failure.message);
-            let failure = Failure { message, ..failure };
-            if durable == 0 {
-                return Err(failure);
-            }
-            // "A retry is safe" would be about the last frame only; the file as a whole must not be sent again.
-            Err(failure.remedy(format!(
-                "submit the rest, e.g. `tail -n +{} FILE`; if the connection broke, some messages after those may have been taken too",
-                durable + 1
-            )))
-        }
-    }
-}
-
-/// Sends under one session until the messages end; `durable` counts also when it fails.
-async fn send_all(
-    gateway: &skep_client::Gateway,
-    subject: &str,
-    mut messages: mpsc::Receiver<Message>,
-    durable: &mut u64,
-    step: &super::progress::Step,
-) -> Outcome {
-    let mut stream = gateway.submit_stream(subject);
-    let mut waiting = false;
-    loop {
-        let next = if waiting {
-            tokio::time::timeout(PAUSE, messages.recv()).await
-        } else {
-            Ok(messages.recv().await)
-        };
-        match next {
-            Ok(Some(message)) => {
-                waiting = true;
-                stream.send(message).await.map_err(|e| failed(e, subject))?;
-                *durable = stream.durable();
-                step.note(&format!("{durable} durable"));
-            }
-            ended => {
-                *durable = stream.flush().await.map_err(|e| failed(e, subject))?;
-                step.note(&format!("{durable} durable"));
-                if matches!(ended, Ok(None)) {
-                    return Ok(());
-                }
-                waiting = false;
-            }
-        }
-    }
-}
-
-enum Source {
-    Lines(Box<dyn AsyncBufRead + Send + Unpin>),
-    Given(std::vec::IntoIter<String>),
-}
-
-impl Source {
-    fn lines(from: impl tokio::io::AsyncRead + Send + Unpin + 'static) -> Self {
-        Self::Lines(Box::new(BufReader::with_capacity(256 << 10, from)))
-    }
-
-    /// The next message, `None` at the end.
-    async fn next(&mut self, number: u64) -> Outcome<Option<Vec<u8>>> {
-        let reader = match self {
-            Self::Given(payloads) => {
-                let Some(payload) = payloads.next() else {
-                    return Ok(None);
-                };
-                if payload.len() > PAYLOAD_BYTES_MAX {
-                    return Err(too_large(&format!("message {number}")));
-                }
-                return Ok(Some(payload.into_bytes()));
-            }
-            Self::Lines(reader) => reader,
-        };
-        let mut line = Vec::new();
-        // With `\r\n`, and one more to see that it does not fit.
-        let read = reader
-            .take(PAYLOAD_BYTES_MAX as u64 + 3)
-            .read_until(b'\n', &mut line)
-            .await?;
-        if read == 0 {
-            return Ok(None);
-        }
-        if line.ends_with(b"\n") {
-            line.pop();
-            if line.ends_with(b"\r") {
-                line.pop();
-            }
-        }
-        if line.len() > PAYLOAD_BYTES_MAX {
-            return Err(too_large(&format!("line {number}")));
-        }
-        Ok(Some(line))
-    }
-}
-
-/// What every message of a submit has.
-struct Template {
-    headers: Vec<(String, String)>,
-    key: Option<String>,
-    key_json: Option<String>,
-}
-
-impl Template {
-    fn message(&self, payload: Vec<u8>, number: u64) -> Outcome<Message> {
-        let key = match &self.key_json {
-            None => self.key.clone(),
-            Some(pointer) => Some(key_at(&payload, pointer).ok_or_else(|| {
-                Failure::new(
-                    Exit::Refused,
-                    format!("message {number} has no text, number or boolean at `{pointer}`"),
-                )
-                .remedy("mend it, or leave --key-json out")
-            })?),
-        };
-        let mut message = Message::new(payload);
-        for (name, value) in &self.headers {
-            message = message.header(name, value);
-        }
-        Ok(match key {
-            Some(key) => message.key(key),
-            None => message,
-        })
-    }
-}
-
-fn key_at(payload: &[u8], pointer: &str) -> Option<String> {
-    let document: serde_json::Value = serde_json::from_slice(payload).ok()?;
-    match document.pointer(pointer)? {
-        serde_json::Value::String(text) => Some(text.clone()),
-        value @ (serde_json::Value::Number(_) | serde_json::Value::Bool(_)) => Some(value.to_string()),
-        _ => None,
-    }
-}
-
-/// Reads until the source ends, a message is bad, or nobody takes them any more.
-async fn read_messages(mut source: Source, template: Template, messages: mpsc::Sender<Message>) -> Outcome {
-    let mut number = 1;
-    while let Some(payload) = source.next(number).await? {
-        if messages.send(template.message(payload, number)?).await.is_err() {
-            break;
-        }
-        number += 1;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    async fn messages_of(text: &'static str, template: Template) -> (Outcome, Vec<Message>) {
-        let (tx, mut rx) = mpsc::channel(1_000);
-        let result = read_messages(Source::lines(text.as_bytes()), template, tx).await;
-        let mut messages = Vec::new();
-        while let Some(message) = rx.recv().await {
-            messages.push(message);
-        }
-        (result, messages)
-    }
-
-    fn plain() -> Template {
-        Template {
-            headers: Vec::new(),
-            key: None,
-            key_json: None,
-        }
-    }
-
-    #[tokio::test]
-    async fn a_line_is_a_message() {
-        let (read, messages) = messages_of("a\r\nb\n\nd", plain()).await;
-        read.unwrap();
-        assert_eq!(messages, ["a", "b", "", "d"].map(Message::new));
-    }
-
-    #[tokio::test]
-    async fn a_bad_line_stops_with_its_number_after_what_was_good() {
-        let template = Template {
-            key_json: Some("/k".into()),
-            ..plain()
-        };
-        let (read, messages) = messages_of("{\"k\": 1}\n{}\n", template).await;
-        let failure = read.unwrap_err();
-        assert!(failure.message.contains("message 2"), "{failure}");
-        assert_eq!(messages, [Message::new("{\"k\": 1}").key("1")]);
-        let long: &'static str = "x".repeat(PAYLOAD_BYTES_MAX + 10).leak();
-        let (read, _) = messages_of(long, plain()).await;
-        assert!(read.unwrap_err().message.contains("line 1 has more than 262144 bytes"));
-    }
 
     #[test]
     fn a_failure_names_the_dead_letter() {
@@ -389,11 +214,41 @@ mod tests {
             status.metadata_mut().insert(name, value.parse().unwrap());
         }
         let error = Error::from(status);
-        let failure = failed(error, "s");
+        let failure = failed(error, "http://n:1");
         assert_eq!(failure.exit, Exit::Failed);
         assert_eq!(
             failure.to_string(),
             "error: stage `a` gave up (trap)\n  remedy: the message is kept: `skep dlq SWARM show 7`"
+        );
+    }
+
+    #[test]
+    fn text_ends_in_a_newline_and_bytes_stay_as_they_are() {
+        for (payload, terminal, shown) in [
+            (b"hi".as_slice(), false, b"hi\n".as_slice()),
+            (b"hi\n", false, b"hi\n"),
+            (b"", false, b"\n"),
+            (&[0xff, 0], false, &[0xff, 0]),
+            (b"hi", true, b"hi\n"),
+            (b"\x1b[2J", true, b"\\u{1b}[2J\n"),
+            (&[0xff, 0], true, b"(2 bytes) ff00\n"),
+        ] {
+            assert_eq!(printed(payload, terminal), shown, "{payload:?} {terminal}");
+        }
+    }
+
+    #[test]
+    fn a_swarm_that_goes_is_a_conflict_and_an_absent_node_is_named() {
+        let mut status = tonic::Status::unavailable("Swarm `s` takes no more input: it is being deleted");
+        for (name, value) in [("skep-outcome", "not-done"), ("skep-reason", "deleting")] {
+            status.metadata_mut().insert(name, value.parse().unwrap());
+        }
+        assert_eq!(failed(Error::from(status), "http://n:1").exit, Exit::Conflict);
+        let broken = failed(Error::from(tonic::Status::unknown("h2 protocol error")), "http://n:1");
+        assert_eq!(broken.exit, Exit::Unknown);
+        assert_eq!(
+            broken.message,
+            "the connection to http://n:1 broke before the answer came"
         );
     }
 }

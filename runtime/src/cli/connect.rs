@@ -19,12 +19,22 @@ pub async fn beekeeper(node: &str) -> Outcome<BeekeeperClient<Channel>> {
 pub async fn gateway(node: &str) -> Outcome<Gateway> {
     // What the client would say of a bad URL or an absent node is said once, here, with its remedy.
     let url = endpoint(node)?.uri().to_string();
-    Gateway::connect(url).await.map_err(|e| absent(e.message))
+    // The client's words end with the system's reason.
+    Gateway::connect(url)
+        .await
+        .map_err(|e| absent(node, e.message.rsplit(": ").next()))
 }
 
-fn absent(message: String) -> Failure {
-    Failure::new(Exit::Unavailable, message)
-        .remedy("is it running? start one with `skep serve --data DIR`, or name another with --node URL")
+/// Nobody listens at `node`, or not in our language.
+pub fn absent(node: &str, why: Option<&str>) -> Failure {
+    // "Connection refused (os error 111)" says no more than that nobody answers.
+    let why = match why.map(|w| w.split(" (os error").next().unwrap_or(w)) {
+        None | Some("" | "Connection refused") => String::new(),
+        Some(why) => format!(" ({why})"),
+    };
+    Failure::new(Exit::Unavailable, format!("no node answers at {node}{why}")).remedy(format!(
+        "is `skep serve` running at {node}? Start one with `skep serve --data DIR`, or name another with --node URL"
+    ))
 }
 
 async fn channel(node: &str) -> Outcome<Channel> {
@@ -35,7 +45,7 @@ async fn channel(node: &str) -> Outcome<Channel> {
         while let Some(next) = cause.source() {
             cause = next;
         }
-        absent(format!("no node answers at {node}: {cause}"))
+        absent(node, Some(&cause.to_string()))
     })
 }
 
@@ -65,6 +75,22 @@ fn endpoint(node: &str) -> Outcome<Endpoint> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn an_absent_node_is_told_in_one_plain_line() {
+        // Port 1 is privileged and free.
+        let node = "http://127.0.0.1:1";
+        let beekeeper = beekeeper(node).await.map(|_| ()).unwrap_err();
+        let gateway = gateway(node).await.map(|_| ()).unwrap_err();
+        for told in [beekeeper, gateway] {
+            assert_eq!(told.message, "no node answers at http://127.0.0.1:1");
+            assert!(told.remedy.unwrap().contains("skep serve"));
+        }
+        assert_eq!(
+            absent("n", Some("Connection reset by peer (os error 104)")).message,
+            "no node answers at n (Connection reset by peer)"
+        );
+    }
 
     #[test]
     fn urls_of_nodes() {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use serde_json::{Value, json};
 use skep_proto::v1;
 use tonic::{Code, Status};
 
@@ -27,6 +28,26 @@ pub enum Exit {
     Internal = 10,
 }
 
+impl Exit {
+    /// As programs read it: `code` of a failure in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Failed => "failed",
+            Self::Usage => "usage",
+            Self::Refused => "refused",
+            Self::NotFound => "not-found",
+            Self::Conflict => "conflict",
+            Self::Overloaded => "overloaded",
+            Self::Unavailable => "unavailable",
+            Self::Deadline => "deadline",
+            Self::Unknown => "unknown-outcome",
+            Self::Internal => "internal",
+        }
+    }
+}
+
 /// Shown in `--help`.
 pub const EXIT_CODES: &str = "\
 Exit codes:
@@ -34,7 +55,7 @@ Exit codes:
    1  failed: done with an error, or dead-lettered
    2  usage: flags or arguments
    3  refused: a manifest, module or message that is not valid
-   4  not found
+   4  not found: a Swarm, module, file…
    5  conflict: what is there forbids it
    6  overloaded: try again later
    7  unavailable: no node answers
@@ -47,6 +68,12 @@ pub struct Failure {
     pub exit: Exit,
     pub message: String,
     pub remedy: Option<String>,
+    /// What holds for the work that was asked for, where something was asked for.
+    pub outcome: v1::Outcome,
+    /// The node's hint when to try again.
+    pub retry_after_ms: Option<u64>,
+    /// Where the message lies, if it was dead-lettered.
+    pub dead_letter: Option<u64>,
 }
 
 pub type Outcome<T = ()> = Result<T, Failure>;
@@ -57,6 +84,9 @@ impl Failure {
             exit,
             message: message.into(),
             remedy: None,
+            outcome: v1::Outcome::Unspecified,
+            retry_after_ms: None,
+            dead_letter: None,
         }
     }
 
@@ -72,11 +102,48 @@ impl Failure {
     }
 
     /// Says it on stderr and gives the code for the process.
-    pub fn report(&self) -> ExitCode {
-        if self.exit != Exit::Ok {
-            eprintln!("{self}");
+    pub fn report(&self, json: bool) -> ExitCode {
+        match (self.exit, json) {
+            (Exit::Ok, _) => {}
+            (_, true) => eprintln!("{}", self.json()),
+            (_, false) => eprintln!("{self}"),
         }
         ExitCode::from(self.exit as u8)
+    }
+
+    /// `{"error": {…}}`: what the text says, for programs.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        let mut error = json!({
+            "code": self.exit.as_str(), "exit": self.exit as u8, "message": self.message.trim_end(), "retry": self.retry(),
+        });
+        let outcome = match self.outcome {
+            v1::Outcome::Done => Some("done"),
+            v1::Outcome::NotDone => Some("not-done"),
+            v1::Outcome::Unknown => Some("unknown"),
+            v1::Outcome::Unspecified => None,
+        };
+        for (name, value) in [
+            ("outcome", outcome.map(Value::from)),
+            ("remedy", self.remedy.clone().map(Value::from)),
+            ("retry_after_ms", self.retry_after_ms.map(Value::from)),
+            ("dead_letter", self.dead_letter.map(Value::from)),
+        ] {
+            if let Some(value) = value {
+                error[name] = value;
+            }
+        }
+        json!({ "error": error })
+    }
+
+    /// Whether the same call may help and cannot harm: `safe`, `same-key` (with the same idempotency key only) or `no`.
+    fn retry(&self) -> &'static str {
+        match (self.outcome, self.exit) {
+            (v1::Outcome::Unknown, _) | (_, Exit::Unknown) => "same-key",
+            (v1::Outcome::Done, _) => "no",
+            (_, Exit::Overloaded | Exit::Unavailable | Exit::Deadline) => "safe",
+            _ => "no",
+        }
     }
 
     /// A failed call, after which `outcome` holds for the work that it asked for.
@@ -87,7 +154,10 @@ impl Failure {
             (_, v1::Outcome::Done) => Exit::Failed,
             _ => exit_of(code),
         };
-        let failure = Self::new(exit, message);
+        let failure = Self {
+            outcome,
+            ..Self::new(exit, message)
+        };
         match outcome {
             v1::Outcome::NotDone => failure.remedy("certainly not done: a retry is safe"),
             v1::Outcome::Unknown => {
@@ -137,6 +207,11 @@ pub fn outcome_in(status: &Status) -> v1::Outcome {
 
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
+        if std::error::Error::source(&status).is_some() {
+            // Not an answer: the connection's own words are about frames and sockets.
+            return Self::new(Exit::Unavailable, "the connection to the node broke")
+                .remedy("look whether `skep serve` still runs there, then try again");
+        }
         let failure = Self::of_call(status.code(), outcome_in(&status), status.message());
         match status.code() {
             Code::ResourceExhausted if failure.remedy.is_none() => failure.remedy("wait a little, then try again"),
@@ -213,6 +288,31 @@ mod tests {
                 "{code}"
             );
         }
+    }
+
+    #[test]
+    fn programs_get_it_as_json() {
+        let failure = Failure {
+            retry_after_ms: Some(100),
+            ..Failure::of_call(Code::ResourceExhausted, v1::Outcome::NotDone, "full\n")
+        };
+        assert_eq!(
+            failure.json(),
+            json!({ "error": {
+                "code": "overloaded", "exit": 6, "message": "full", "outcome": "not-done", "retry": "safe",
+                "retry_after_ms": 100, "remedy": "certainly not done: a retry is safe",
+            } })
+        );
+        let retry = |failure: Failure| failure.json()["error"]["retry"].clone();
+        assert_eq!(
+            retry(Failure::of_call(Code::Unavailable, v1::Outcome::Unknown, "x")),
+            "same-key"
+        );
+        assert_eq!(
+            retry(Failure::of_call(Code::FailedPrecondition, v1::Outcome::Done, "x")),
+            "no"
+        );
+        assert_eq!(retry(Failure::new(Exit::Refused, "x")), "no");
     }
 
     #[test]

@@ -4,13 +4,16 @@ pub mod args;
 pub mod build;
 mod call;
 mod connect;
+mod edits;
 pub mod failure;
+mod files;
 mod modules;
 mod new;
 mod observe;
 mod offline;
 mod output;
 pub mod progress;
+mod submit;
 mod swarms;
 mod up;
 
@@ -31,6 +34,10 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(e) => {
             // A closed pipe after `--help | head` is no error.
+            if e.use_stderr() && wants_json(std::env::args()) {
+                let text = e.to_string();
+                return Failure::new(Exit::Usage, text.trim_start_matches("error: ")).report(true);
+            }
             let _ = e.print();
             return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(Exit::Usage as u8));
         }
@@ -39,9 +46,10 @@ pub fn main() -> ExitCode {
     if matches!(cli.command, Command::CompileModule) {
         return skep_engine::child_main();
     }
+    let json = cli.global.output == args::Format::Json;
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(e) => return Failure::new(Exit::Internal, format!("cannot start threads: {e}")).report(),
+        Err(e) => return Failure::new(Exit::Internal, format!("cannot start threads: {e}")).report(json),
     };
     // On the heap: the future of all commands is as large as the largest.
     let ended = runtime.block_on(Box::pin(run(cli)));
@@ -49,8 +57,20 @@ pub fn main() -> ExitCode {
     runtime.shutdown_background();
     match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
+        Err(failure) => failure.report(json),
     }
+}
+
+/// Whether JSON was asked for on a line that could not be read as a whole.
+fn wants_json(line: impl Iterator<Item = String>) -> bool {
+    let line: Vec<String> = line.collect();
+    let apart = line
+        .windows(2)
+        .any(|two| matches!(two[0].as_str(), "-o" | "--output") && two[1] == "json");
+    apart
+        || line
+            .iter()
+            .any(|one| matches!(one.as_str(), "-ojson" | "-o=json" | "--output=json"))
 }
 
 async fn run(cli: Cli) -> Outcome {
@@ -64,6 +84,7 @@ async fn run(cli: Cli) -> Outcome {
                 listen: args.listen,
                 admin: (!args.no_admin).then_some(args.admin),
                 sample_ratio: args.sample_ratio,
+                upload: args.upload_timeout,
             };
             Ok(Box::pin(crate::serve::run(args)).await?)
         }
@@ -73,22 +94,22 @@ async fn run(cli: Cli) -> Outcome {
         }
         Command::Up(args) => {
             log_to_stderr("warn", LogFormat::Text);
-            Box::pin(up::run(args, node, out)).await
+            Box::pin(up::run(args, node, Printer::stderr(&cli.global))).await
         }
         // Taken care of before the runtime.
         Command::CompileModule => Ok(()),
         Command::Push(args) => modules::push(args, node, out).await,
         Command::Apply(args) => swarms::apply(args, node, out).await,
         Command::Request(args) => call::request(*args, node, out).await,
-        Command::Submit(args) => call::submit(*args, node, out).await,
+        Command::Submit(args) => submit::submit(*args, node, out).await,
         Command::Bees => modules::list(node, out).await,
         Command::Swarms => swarms::list(node, out).await,
         Command::Describe { swarm } => swarms::describe(swarm, node, out).await,
         Command::Logs(args) => observe::logs(args, node, out).await,
         Command::Dlq(args) => observe::dlq(args, node, out).await,
-        Command::State { swarm, stage, key } => observe::state(swarm, stage, key, node, out).await,
+        Command::State(args) => observe::state(args, node, out).await,
         Command::Delete(args) => swarms::delete(args, node, out).await,
-        Command::DeleteModule { name, tag } => modules::delete(name, tag, node, out).await,
+        Command::DeleteModule(args) => modules::delete(args, node, out).await,
         Command::New(args) => new::run(args, out),
         Command::Check { file } => offline::check(&file, out),
         Command::Schema => offline::schema(out),

@@ -13,8 +13,10 @@ use skep_proto::v1::push_module_request::Part;
 use super::args;
 use super::connect;
 use super::failure::{Exit, Failure, Outcome};
+use super::files;
 use super::output::{Printer, size, time};
 use super::progress::Progress;
+use crate::wording::count;
 
 pub async fn push(args: args::Push, node: &str, out: Printer) -> Outcome {
     let name = match args.name {
@@ -83,18 +85,20 @@ pub async fn upload(
     step.done(&if reply.known {
         "the node has it already".to_owned()
     } else {
-        format!("{} Bees, compiled in {} ms", reply.bees.len(), reply.compile_ms)
+        let bees = count(reply.bees.len() as u64, "Bee");
+        format!("{bees}, compiled in {} ms", reply.compile_ms)
     });
     Ok(reply)
 }
 
 /// A module's file, refused when it cannot be one.
 pub async fn read(file: &Path) -> Outcome<Vec<u8>> {
-    let unreadable = |e: std::io::Error| unreadable(file, &e);
+    let unreadable = |e: std::io::Error| files::unreadable(file, &e);
     let found = tokio::fs::metadata(file).await.map_err(unreadable)?;
     if found.is_dir() {
-        return Err(Failure::new(Exit::Refused, format!("{} is a folder", file.display()))
-            .remedy("name the .wasm file, or use `skep up DIR`"));
+        return Err(
+            unreadable(std::io::ErrorKind::IsADirectory.into()).remedy("name the .wasm file, or use `skep up DIR`")
+        );
     }
     if found.len() > UPLOAD_BYTES_MAX as u64 {
         let message = format!(
@@ -112,15 +116,6 @@ pub async fn read(file: &Path) -> Outcome<Vec<u8>> {
         );
     }
     Ok(bytes)
-}
-
-pub fn unreadable(file: &Path, e: &std::io::Error) -> Failure {
-    let exit = if e.kind() == std::io::ErrorKind::NotFound {
-        Exit::NotFound
-    } else {
-        Exit::Failed
-    };
-    Failure::new(exit, format!("cannot read {}: {e}", file.display()))
 }
 
 fn name_of(file: &Path) -> Outcome<String> {
@@ -184,10 +179,23 @@ pub async fn list(node: &str, out: Printer) -> Outcome {
     )
 }
 
-pub async fn delete(name: String, tag: Option<String>, node: &str, out: Printer) -> Outcome {
+/// `NAME` or `NAME:TAG`, and what `--tag` says.
+fn name_and_tag(typed: &str, tag: Option<String>) -> Outcome<(String, String)> {
+    match (typed.split_once(':'), tag) {
+        (None, tag) => Ok((typed.to_owned(), tag.unwrap_or_default())),
+        (Some((name, tag)), None) if !tag.is_empty() => Ok((name.to_owned(), tag.to_owned())),
+        _ => Err(
+            Failure::new(Exit::Usage, format!("`{typed}` does not name one tag of a module"))
+                .remedy("write NAME:TAG, or NAME for all of it"),
+        ),
+    }
+}
+
+pub async fn delete(args: args::DeleteModule, node: &str, out: Printer) -> Outcome {
+    let (name, tag) = name_and_tag(&args.name, args.tag)?;
     let request = v1::DeleteModuleRequest {
         name: name.clone(),
-        tag: tag.unwrap_or_default(),
+        tag,
     };
     let reply = connect::beekeeper(node)
         .await?
@@ -198,4 +206,25 @@ pub async fn delete(name: String, tag: Option<String>, node: &str, out: Printer)
         return out.document(&json!({ "name": name, "removed_tags": reply.removed_tags }));
     }
     out.line(&format!("removed {name}: {}", reply.removed_tags.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_is_named_once() {
+        let read = |typed: &str, tag: Option<&str>| name_and_tag(typed, tag.map(str::to_owned));
+        for (typed, tag, expected) in [
+            ("hello", None, ("hello", "")),
+            ("hello:v1", None, ("hello", "v1")),
+            ("hello", Some("v1"), ("hello", "v1")),
+        ] {
+            let (name, tag) = read(typed, tag).unwrap();
+            assert_eq!((name.as_str(), tag.as_str()), expected);
+        }
+        for (typed, tag) in [("hello:v1", Some("v2")), ("hello:", None)] {
+            assert_eq!(read(typed, tag).unwrap_err().exit, Exit::Usage, "{typed}");
+        }
+    }
 }

@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 use skep_proto::v1;
+use skep_proto::v1::beekeeper_client::BeekeeperClient;
+use tonic::transport::Channel;
 
 use super::args::{self, DlqCommand};
 use super::connect;
@@ -54,13 +56,7 @@ pub async fn dlq(args: args::Dlq, node: &str, out: Printer) -> Outcome {
     };
     match args.what.unwrap_or(default) {
         DlqCommand::List { stage, after, limit } => {
-            let request = v1::ListDeadLettersRequest {
-                swarm,
-                stage: stage.unwrap_or_default(),
-                after,
-                limit,
-            };
-            let letters = beekeeper.list_dead_letters(request).await?.into_inner().letters;
+            let letters = listed(&mut beekeeper, &swarm, &stage.unwrap_or_default(), after, limit).await?;
             if out.json() {
                 return out.document(&json!({ "letters": letters.iter().map(letter).collect::<Vec<_>>() }));
             }
@@ -68,7 +64,7 @@ pub async fn dlq(args: args::Dlq, node: &str, out: Printer) -> Outcome {
                 return out.line("no dead letters");
             }
             let rows = letters.iter().map(|l| {
-                let detail: String = l.detail.lines().next().unwrap_or_default().chars().take(80).collect();
+                let detail = l.detail.lines().next().unwrap_or_default().to_owned();
                 let attempts = l.attempts.to_string();
                 vec![
                     l.id.to_string(),
@@ -79,7 +75,12 @@ pub async fn dlq(args: args::Dlq, node: &str, out: Printer) -> Outcome {
                     detail,
                 ]
             });
-            out.table(&["ID", "STAGE", "AT", "ATTEMPTS", "REASON", "DETAIL"], rows.collect())
+            out.table_of_lines(&["ID", "STAGE", "AT", "ATTEMPTS", "REASON", "DETAIL"], rows.collect())?;
+            if let Some(last) = letters.last().filter(|_| letters.len() as u64 >= u64::from(limit)) {
+                // On stderr: it is about the list, not in it.
+                eprintln!("there may be more: `skep dlq {swarm} list --after {}`", last.id);
+            }
+            Ok(())
         }
         DlqCommand::Show { id } => {
             let request = v1::ListDeadLettersRequest {
@@ -148,6 +149,33 @@ pub async fn dlq(args: args::Dlq, node: &str, out: Printer) -> Outcome {
     }
 }
 
+/// Up to `limit`, over as many replies as that takes.
+async fn listed(
+    beekeeper: &mut BeekeeperClient<Channel>,
+    swarm: &str,
+    stage: &str,
+    mut after: u64,
+    limit: u32,
+) -> Outcome<Vec<v1::DeadLetter>> {
+    let mut letters: Vec<v1::DeadLetter> = Vec::new();
+    loop {
+        let left = limit.saturating_sub(u32::try_from(letters.len()).unwrap_or(u32::MAX));
+        if left == 0 {
+            return Ok(letters);
+        }
+        let request = v1::ListDeadLettersRequest {
+            swarm: swarm.to_owned(),
+            stage: stage.to_owned(),
+            after,
+            limit: left,
+        };
+        let page = beekeeper.list_dead_letters(request).await?.into_inner().letters;
+        let Some(last) = page.last() else { return Ok(letters) };
+        after = last.id;
+        letters.extend(page);
+    }
+}
+
 fn letter(l: &v1::DeadLetter) -> Value {
     json!({
         "id": l.id, "stage": l.stage, "reason": l.reason, "detail": l.detail, "stderr": l.stderr, "attempts": l.attempts,
@@ -181,18 +209,23 @@ fn show(l: &v1::DeadLetter, out: Printer) -> Outcome {
     Ok(())
 }
 
-pub async fn state(swarm: String, stage: String, key: String, node: &str, out: Printer) -> Outcome {
-    let request = v1::GetStateRequest {
-        swarm,
-        stage,
-        key: key.clone(),
-    };
-    let values = connect::beekeeper(node)
-        .await?
-        .get_state(request)
-        .await?
-        .into_inner()
-        .values;
+pub async fn state(args: args::State, node: &str, out: Printer) -> Outcome {
+    let key = args.key;
+    let mut beekeeper = connect::beekeeper(node).await?;
+    let mut values: Vec<v1::StateValue> = Vec::new();
+    loop {
+        let request = v1::GetStateRequest {
+            swarm: args.swarm.clone(),
+            stage: args.stage.clone(),
+            key: key.clone(),
+            after: values.last().map(|v| v.name.clone()).unwrap_or_default(),
+        };
+        let page = beekeeper.get_state(request).await?.into_inner();
+        values.extend(page.values);
+        if !page.more {
+            break;
+        }
+    }
     if out.json() {
         let values: serde_json::Map<String, Value> = values
             .iter()

@@ -12,8 +12,10 @@ use skep_proto::v1;
 use super::args::Cli;
 use super::connect;
 use super::failure::{Exit, Failure, Outcome};
+use super::files;
 use super::output::Printer;
 use super::swarms;
+use crate::wording::count;
 
 pub fn check(file: &Path, out: Printer) -> Outcome {
     let text = swarms::read(file)?;
@@ -26,8 +28,9 @@ pub fn check(file: &Path, out: Printer) -> Outcome {
             let subjects: Vec<String> = swarm.subjects().iter().map(ToString::to_string).collect();
             let (name, stages) = (&swarm.name, swarm.stages.len());
             out.line(&format!(
-                "{}: Swarm `{name}`, {stages} Bees, called as {}",
-                file.display(),
+                "{}: Swarm `{name}`, {}, called as {}",
+                files::name(file),
+                count(stages as u64, "Bee"),
                 subjects.join(", ")
             ))
         }
@@ -42,9 +45,9 @@ pub fn check(file: &Path, out: Printer) -> Outcome {
                     .collect();
                 out.document(&json!({ "mistakes": list }))?;
             }
-            let name = file.display().to_string();
-            let (count, lines) = (mistakes.0.len(), mistakes.in_file(&name).to_string());
-            let message = format!("{count} mistakes in the manifest\n  {}", lines.replace('\n', "\n  "));
+            let lines = mistakes.in_file(&files::name(file)).to_string();
+            let found = count(mistakes.0.len() as u64, "mistake");
+            let message = format!("{found} in the manifest\n  {}", lines.replace('\n', "\n  "));
             Err(Failure::new(Exit::Refused, message).remedy("mend the lines above"))
         }
     }

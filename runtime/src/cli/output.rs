@@ -3,7 +3,7 @@
 use std::io::{IsTerminal as _, Write as _};
 
 use comfy_table::presets::NOTHING;
-use comfy_table::{ContentArrangement, Table};
+use comfy_table::{ColumnConstraint, ContentArrangement, Table};
 use serde_json::{Value, json};
 
 use super::args::{Format, Global, When};
@@ -25,11 +25,20 @@ pub enum Paint {
 
 impl Printer {
     pub fn new(global: &Global) -> Self {
+        Self::on(global, std::io::stdout().is_terminal())
+    }
+
+    /// For what is told on stderr.
+    pub fn stderr(global: &Global) -> Self {
+        Self::on(global, std::io::stderr().is_terminal())
+    }
+
+    fn on(global: &Global, terminal: bool) -> Self {
         let color = match global.color {
             When::Always => true,
             When::Never => false,
             // https://no-color.org
-            When::Auto => std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
+            When::Auto => terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
         };
         Self {
             format: global.output,
@@ -76,11 +85,22 @@ impl Printer {
 
     /// As wide as the terminal, or as its content where there is none.
     pub fn table(&self, header: &[&str], rows: Vec<Vec<String>>) -> Outcome {
-        self.line(&table(header, rows))
+        self.line(&laid_out(table(header, rows)))
+    }
+
+    /// A line a row: the last column ends in an ellipsis where the terminal ends.
+    pub fn table_of_lines(&self, header: &[&str], rows: Vec<Vec<String>>) -> Outcome {
+        let mut table = table(header, rows);
+        let width = table.width().map_or(LINE_WIDTH, usize::from);
+        cut(&mut table, width);
+        self.line(&laid_out(table))
     }
 }
 
-fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
+/// What a line has where no terminal says its width.
+const LINE_WIDTH: usize = 160;
+
+fn table(header: &[&str], rows: Vec<Vec<String>>) -> Table {
     let mut table = Table::new();
     table.load_style(NOTHING).set_header(header.to_vec());
     if std::io::stdout().is_terminal() {
@@ -91,6 +111,24 @@ fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     for row in rows {
         table.add_row(row.iter().map(|cell| shown(cell)).collect::<Vec<_>>());
     }
+    table
+}
+
+/// All columns as wide as their content but the last, which gets the rest of `width`.
+fn cut(table: &mut Table, width: usize) {
+    table.set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_width(u16::try_from(width).unwrap_or(u16::MAX));
+    table.set_truncation_indicator("…");
+    let last = table.column_iter().count().saturating_sub(1);
+    for column in table.column_iter_mut().take(last) {
+        column.set_constraint(ColumnConstraint::ContentWidth);
+    }
+    for row in table.row_iter_mut() {
+        row.max_height(1);
+    }
+}
+
+fn laid_out(table: Table) -> String {
     table
         .lines()
         .map(|line| line.trim_end().strip_prefix(' ').unwrap_or_default().to_owned())
@@ -178,7 +216,7 @@ mod tests {
             vec!["a".into(), "1".into()],
             vec!["longer".into(), "22\u{1b}[31m".into()],
         ];
-        let text = table(&["NAME", "N"], rows);
+        let text = laid_out(table(&["NAME", "N"], rows));
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 3, "{text}");
         assert!(
@@ -191,6 +229,25 @@ mod tests {
             !text.contains('\u{1b}') && lines.iter().all(|l| l.trim_end() == *l),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_long_last_column_ends_in_an_ellipsis() {
+        let rows = vec![
+            vec!["17".into(), "a-stage".into(), "word ".repeat(40)],
+            vec!["18".into(), "b".into(), "short".into()],
+        ];
+        let mut table = table(&["ID", "STAGE", "DETAIL"], rows);
+        cut(&mut table, 60);
+        let text = laid_out(table);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 3, "{text}");
+        assert!(
+            lines[1].ends_with('…') && lines[1].starts_with("17  a-stage  word word"),
+            "{text}"
+        );
+        assert!(lines.iter().all(|l| l.chars().count() <= 60), "{text}");
+        assert!(lines[2].ends_with("short"), "{text}");
     }
 
     #[test]

@@ -102,6 +102,15 @@ impl Step {
         }
     }
 
+    /// For lines of their own while this step is shown.
+    #[must_use]
+    pub fn voice(&self) -> Voice {
+        Voice {
+            bar: self.bar.clone(),
+            style: self.style,
+        }
+    }
+
     /// So much is done.
     pub fn at(&self, position: u64) {
         if let Some(bar) = &self.bar {
@@ -130,6 +139,23 @@ impl Step {
             Style::Live => eprintln!("\u{1b}[32m✓\u{1b}[0m {}{about} \u{1b}[2m({took})\u{1b}[0m", self.what),
             Style::Lines => eprintln!("{}{about} ({took})", self.what),
             Style::Silent => {}
+        }
+    }
+}
+
+/// Says lines beside a step without tearing what shows it.
+#[derive(Debug, Clone)]
+pub struct Voice {
+    bar: Option<ProgressBar>,
+    style: Style,
+}
+
+impl Voice {
+    pub fn say(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{line}")),
+            None if self.style != Style::Silent => eprintln!("{line}"),
+            None => {}
         }
     }
 }

@@ -12,22 +12,33 @@ use tonic::Code;
 use super::args;
 use super::connect;
 use super::failure::{Exit, Failure, Outcome};
-use super::modules::unreadable;
+use super::files;
 use super::output::{Paint, Printer, shown, time};
 use super::progress::Progress;
+use crate::wording::count;
 
 pub async fn apply(args: args::Apply, node: &str, out: Printer) -> Outcome {
     let manifest = read(&args.file)?;
-    let plan = send(node, &args.file, &manifest, true, 0).await?;
+    let how = How {
+        dry_run: true,
+        expect: 0,
+        discard_state: args.discard_state,
+    };
+    let plan = send(node, &args.file, &manifest, how).await?;
     if args.dry_run {
         return show(&plan, out);
     }
+    // Not worth a question: the node refuses it, with what would be lost.
+    let refused = !plan.lost_state.is_empty() && !args.discard_state;
     let changes_running = plan
         .changes
         .iter()
         .any(|c| matches!(c.kind(), Kind::Remove | Kind::Change));
-    let may_ask = std::io::stdin().is_terminal() && std::io::stderr().is_terminal() && !out.json();
-    if changes_running && !args.yes && may_ask {
+    let may_ask = !files::is_stdin(&args.file)
+        && std::io::stdin().is_terminal()
+        && std::io::stderr().is_terminal()
+        && !out.json();
+    if changes_running && !args.yes && may_ask && !refused {
         show_changes(&plan, out)?;
         confirm(&format!("apply to running Swarm `{}`?", plan.swarm))?;
     }
@@ -37,35 +48,47 @@ pub async fn apply(args: args::Apply, node: &str, out: Printer) -> Outcome {
     } else {
         plan.revision.saturating_sub(1)
     };
-    let reply = send(node, &args.file, &manifest, false, expect).await?;
+    let how = How {
+        dry_run: false,
+        expect,
+        ..how
+    };
+    let reply = send(node, &args.file, &manifest, how).await?;
     show(&reply, out)
 }
 
 /// Reads a manifest's text.
 pub fn read(file: &Path) -> Outcome<String> {
-    let bytes = std::fs::metadata(file).and_then(|found| {
-        if found.len() > MANIFEST_BYTES_MAX as u64 {
-            return Err(std::io::Error::other(format!(
-                "{} bytes, at most {MANIFEST_BYTES_MAX} are taken",
-                found.len()
-            )));
-        }
-        std::fs::read(file)
-    });
-    let bytes = bytes.map_err(|e| unreadable(file, &e).remedy("name a manifest, as in `skep apply swarm.yaml`"))?;
+    let bytes = files::read(file, MANIFEST_BYTES_MAX)
+        .map_err(|failure| failure.remedy("name a manifest, as in `skep apply swarm.yaml`, or `-` for stdin"))?;
+    let name = files::name(file);
+    if bytes.len() > MANIFEST_BYTES_MAX {
+        let message = format!("{name} has more than the {MANIFEST_BYTES_MAX} bytes that a manifest may have");
+        return Err(Failure::new(Exit::Refused, message));
+    }
     String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         let line = e.as_bytes()[..at].iter().filter(|b| **b == b'\n').count() + 1;
-        Failure::new(Exit::Refused, format!("{}:{line}: not UTF-8 text", file.display()))
+        Failure::new(Exit::Refused, format!("{name}:{line}: not UTF-8 text"))
     })
 }
 
+/// How a manifest is applied.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct How {
+    pub dry_run: bool,
+    /// The revision that it builds on; 0: any.
+    pub expect: u64,
+    pub discard_state: bool,
+}
+
 /// Applies or plans; what the node refuses is shown with the file's own name.
-pub async fn send(node: &str, file: &Path, manifest: &str, dry_run: bool, expect: u64) -> Outcome<v1::ApplySwarmReply> {
+pub async fn send(node: &str, file: &Path, manifest: &str, how: How) -> Outcome<v1::ApplySwarmReply> {
     let request = v1::ApplySwarmRequest {
         manifest: manifest.to_owned(),
-        dry_run,
-        expect_revision: expect,
+        dry_run: how.dry_run,
+        expect_revision: how.expect,
+        discard_state: how.discard_state,
     };
     match connect::beekeeper(node).await?.apply_swarm(request).await {
         Ok(reply) => Ok(reply.into_inner()),
@@ -78,7 +101,7 @@ pub async fn send(node: &str, file: &Path, manifest: &str, dry_run: bool, expect
 
 /// A failure of which each line is a mistake in `file`.
 pub fn mistakes(file: &Path, lines: &str) -> Failure {
-    let name = file.display().to_string();
+    let name = files::name(file);
     let lines: Vec<String> = lines
         .lines()
         .map(|line| match line.strip_prefix("swarm.yaml:") {
@@ -86,11 +109,8 @@ pub fn mistakes(file: &Path, lines: &str) -> Failure {
             None => line.to_owned(),
         })
         .collect();
-    let count = match lines.len() {
-        1 => "1 mistake".to_owned(),
-        n => format!("{n} mistakes"),
-    };
-    let message = format!("{count} in the manifest; nothing was applied\n  {}", lines.join("\n  "));
+    let found = count(lines.len() as u64, "mistake");
+    let message = format!("{found} in the manifest; nothing was applied\n  {}", lines.join("\n  "));
     Failure::new(Exit::Refused, message).remedy("mend the lines above; `skep check FILE` checks without a node")
 }
 
@@ -101,11 +121,23 @@ fn show(reply: &v1::ApplySwarmReply, out: Printer) -> Outcome {
             .iter()
             .map(|c| json!({ "kind": kind(c.kind()).0, "what": c.what, "before": c.before, "after": c.after }))
             .collect();
+        let lost: Vec<Value> = reply
+            .lost_state
+            .iter()
+            .map(|l| json!({ "stage": l.stage, "keys": l.keys, "waiting": l.waiting, "timers": l.timers }))
+            .collect();
         return out.document(&json!({
             "swarm": reply.swarm, "revision": reply.revision, "dry_run": reply.dry_run, "changes": changes,
+            "lost_state": lost,
         }));
     }
     show_changes(reply, out)?;
+    if reply.dry_run && !reply.lost_state.is_empty() {
+        out.line(&out.paint(
+            Paint::Red,
+            "keyed state would be lost: this takes `apply --discard-state`",
+        ))?;
+    }
     let (swarm, revision) = (&reply.swarm, reply.revision);
     out.line(&match (reply.changes.is_empty(), reply.dry_run) {
         (true, _) => format!("Swarm `{swarm}` is as the manifest says (revision {revision})"),
@@ -114,8 +146,13 @@ fn show(reply: &v1::ApplySwarmReply, out: Printer) -> Outcome {
     })
 }
 
-pub fn show_changes(reply: &v1::ApplySwarmReply, out: Printer) -> Outcome {
-    for change in &reply.changes {
+fn show_changes(reply: &v1::ApplySwarmReply, out: Printer) -> Outcome {
+    lines_of(reply, out).iter().try_for_each(|line| out.line(line))
+}
+
+/// A line for each change.
+pub fn lines_of(reply: &v1::ApplySwarmReply, out: Printer) -> Vec<String> {
+    let line = |change: &v1::Change| {
         let (_, sign, paint) = kind(change.kind());
         let text = match (change.before.as_str(), change.after.as_str()) {
             ("", "") => change.what.clone(),
@@ -123,9 +160,9 @@ pub fn show_changes(reply: &v1::ApplySwarmReply, out: Printer) -> Outcome {
             (before, "") => format!("{}: {before}", change.what),
             (before, after) => format!("{}: {before} → {after}", change.what),
         };
-        out.line(&out.paint(paint, &format!("{sign} {}", shown(&text))))?;
-    }
-    Ok(())
+        out.paint(paint, &format!("{sign} {}", shown(&text)))
+    };
+    reply.changes.iter().map(line).collect()
 }
 
 fn kind(kind: Kind) -> (&'static str, char, Paint) {
@@ -237,7 +274,8 @@ pub async fn describe(name: String, node: &str, out: Printer) -> Outcome {
             .map_or_else(|| "-".to_owned(), |us| format!("{us} us"));
         vec![
             s.name.clone(),
-            format!("{} {}", s.module, s.bee),
+            s.module.clone(),
+            s.bee.clone(),
             s.inputs.join(", "),
             s.unread.to_string(),
             s.parked.to_string(),
@@ -251,7 +289,8 @@ pub async fn describe(name: String, node: &str, out: Printer) -> Outcome {
     });
     let header = [
         "STAGE",
-        "MODULE BEE",
+        "MODULE",
+        "BEE",
         "INPUT",
         "UNREAD",
         "PARKED",
@@ -294,7 +333,7 @@ pub async fn delete(args: args::Delete, node: &str, out: Printer) -> Outcome {
         if out.json() {
             out.item(&json!({ "remaining": now.remaining, "done": now.done, "note": now.note }))?;
         }
-        step.note(&format!("{} messages remain", now.remaining));
+        step.note(&format!("{} to go", count(now.remaining, "message")));
         last = Some(now);
     }
     match last {
@@ -307,13 +346,15 @@ pub async fn delete(args: args::Delete, node: &str, out: Printer) -> Outcome {
             }
         }
         Some(last) => {
-            let message = if last.note.is_empty() {
-                format!("{} messages remain", last.remaining)
+            drop(step);
+            // The note says what it still has and that it serves on; its last part is the remedy.
+            let (message, remedy) = last.note.rsplit_once("; ").unwrap_or((&last.note, ""));
+            let failure = Failure::new(Exit::Conflict, message);
+            Err(if remedy.is_empty() {
+                failure
             } else {
-                last.note
-            };
-            Err(Failure::new(Exit::Conflict, message)
-                .remedy("delete again to go on draining, or drop the rest with --discard"))
+                failure.remedy(remedy)
+            })
         }
         None => {
             Err(Failure::new(Exit::Unknown, "the node ended the call without a word").remedy("look at `skep swarms`"))

@@ -3,18 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use anyhow::Context as _;
-use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use skep_model::id::Digest;
 use skep_model::manifest;
 use skep_model::name::{ModuleRef, ModuleVersion};
 use skep_model::swarm::Swarm;
-use tokio::sync::mpsc;
 
 use super::args::{self, NODE_DEFAULT};
 use super::build::{self, Built};
+use super::edits::Edits;
 use super::failure::{Exit, Failure, Outcome};
 use super::modules;
 use super::output::Printer;
@@ -23,10 +20,6 @@ use super::swarms;
 use crate::node::{Node, NodeSettings};
 
 const MANIFEST: &str = "swarm.yaml";
-/// Editors write a file in several steps.
-const QUIET: Duration = Duration::from_millis(250);
-/// Folders whose changes are the tools' own.
-const IGNORED: [&str; 5] = ["target", ".skep", ".git", "node_modules", "__pycache__"];
 
 pub async fn run(args: args::Up, node: &str, out: Printer) -> Outcome {
     let dir = args.dir.clone();
@@ -37,7 +30,7 @@ pub async fn run(args: args::Up, node: &str, out: Printer) -> Outcome {
         );
     }
     let progress = Progress::stderr();
-    let mut project = Project::new(dir);
+    let mut project = Project::new(dir, args.discard_state);
     // A manifest with mistakes is not worth a build.
     project.read_manifest()?;
     let own = if node == NODE_DEFAULT && !args.once {
@@ -45,6 +38,9 @@ pub async fn run(args: args::Up, node: &str, out: Printer) -> Outcome {
     } else {
         None
     };
+    // From before the build on: an edit in its middle counts.
+    let mut edits = Edits::of(&project.dir)?;
+    project.watch_sources(&mut edits).await;
     let built = build::build_bees(&project.dir, &progress).await?;
     let Some(()) = own else {
         project.bring(node, built, &progress, out).await?;
@@ -53,7 +49,7 @@ pub async fn run(args: args::Up, node: &str, out: Printer) -> Outcome {
             return Ok(());
         }
         progress.say("watching; Ctrl-C stops, the node goes on");
-        return project.watch(node, &progress, out).await;
+        return project.watch(edits, node, &progress, out).await;
     };
     let embedded = start(&project.dir, args.listen, &progress).await?;
     let url = embedded.url();
@@ -62,7 +58,7 @@ pub async fn run(args: args::Up, node: &str, out: Printer) -> Outcome {
         project.bring(&url, built, &progress, out).await?;
         project.say_how_to_call(&url, &progress);
         progress.say("watching; Ctrl-C stops");
-        project.watch(&url, &progress, out).await
+        project.watch(edits, &url, &progress, out).await
     };
     let ended = ended.await;
     progress.say("stopping");
@@ -93,12 +89,15 @@ struct Project {
     /// What was pushed last under each `name:tag`.
     pushed: BTreeMap<String, Digest>,
     applied: String,
+    /// Whether an edit may remove stages with their state.
+    discard_state: bool,
 }
 
 impl Project {
-    fn new(dir: PathBuf) -> Self {
+    fn new(dir: PathBuf, discard_state: bool) -> Self {
         Self {
             dir,
+            discard_state,
             swarm: None,
             text: String::new(),
             pushed: BTreeMap::new(),
@@ -135,8 +134,14 @@ impl Project {
         let text = manifest::replace_modules(&self.text, local).map_err(|m| swarms::mistakes(&file, &m.to_string()))?;
         // A Swarm runs what its tags named when it was applied, so a new module needs an apply as a new manifest does.
         if pushed || text != self.applied {
-            let reply = swarms::send(node, &file, &text, false, 0).await?;
-            swarms::show_changes(&reply, out)?;
+            let how = swarms::How {
+                discard_state: self.discard_state,
+                ..swarms::How::default()
+            };
+            let reply = swarms::send(node, &file, &text, how).await?;
+            for line in swarms::lines_of(&reply, out) {
+                progress.say(&line);
+            }
             self.applied = text;
         }
         Ok(())
@@ -160,36 +165,28 @@ impl Project {
         progress.say(&format!("logs:     skep logs {} -f{flag}", swarm.name));
     }
 
+    /// Watches what the Bees are built of by path too, wherever that lies; an edit may have added to it. Asked before a build, so
+    /// that an edit in its middle counts, it may fail for want of what the build fetches.
+    async fn watch_sources(&self, edits: &mut Edits) -> Option<anyhow::Error> {
+        let sources = build::sources(&self.dir).await;
+        sources.and_then(|sources| edits.watch_too(&sources)).err()
+    }
+
     /// Until Ctrl-C. What fails is shown, and the old version goes on serving.
-    async fn watch(&mut self, node: &str, progress: &Progress, out: Printer) -> Outcome {
-        // One waiting change is as good as many.
-        let (changed, mut changes) = mpsc::channel::<()>(1);
-        let dir = self
-            .dir
-            .canonicalize()
-            .with_context(|| format!("find {}", self.dir.display()))?;
-        let root = dir.clone();
-        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            if let Ok(event) = event
-                && !event.kind.is_access()
-                && event.paths.iter().any(|p| matters(&root, p))
-            {
-                let _ = changed.try_send(());
-            }
-        })
-        .context("watch for edits")?;
-        let mut watched = BTreeSet::new();
-        watch_folders(&mut watcher, &dir, &mut watched)?;
+    async fn watch(&mut self, mut edits: Edits, node: &str, progress: &Progress, out: Printer) -> Outcome {
         loop {
+            // Again, for now everything that it is built of was fetched.
+            if let Some(e) = self.watch_sources(&mut edits).await {
+                progress.say(&format!("only {} is watched: {e:#}", self.dir.display()));
+            }
             tokio::select! {
                 _ = tokio::signal::ctrl_c() => return Ok(()),
-                _ = changes.recv() => {}
+                () = edits.next() => {}
             }
-            // Wait until it has been quiet for a while.
-            while tokio::time::timeout(QUIET, changes.recv()).await.is_ok() {}
             progress.say("edited");
             let again = async {
                 self.read_manifest()?;
+                self.watch_sources(&mut edits).await;
                 let built = build::build_bees(&self.dir, progress).await?;
                 self.bring(node, built, progress, out).await
             };
@@ -202,57 +199,8 @@ impl Project {
                 Err(failure) if failure.exit == Exit::Ok => return Err(failure),
                 Err(failure) => progress.say(&format!("{failure}\nthe version before goes on serving")),
             }
-            // A new folder of sources is watched from now on.
-            watch_folders(&mut watcher, &dir, &mut watched)?;
         }
     }
-}
-
-/// Watches the folder and those in it that hold sources: `target` alone would cost thousands of watches.
-fn watch_folders(watcher: &mut RecommendedWatcher, dir: &Path, watched: &mut BTreeSet<PathBuf>) -> anyhow::Result<()> {
-    let watch = |watcher: &mut RecommendedWatcher, path: &Path, mode| {
-        watcher
-            .watch(path, mode)
-            .with_context(|| format!("watch {}: raise fs.inotify.max_user_watches?", path.display()))
-    };
-    if watched.insert(dir.to_owned()) {
-        watch(watcher, dir, RecursiveMode::NonRecursive)?;
-    }
-    for entry in std::fs::read_dir(dir)
-        .with_context(|| format!("read {}", dir.display()))?
-        .flatten()
-    {
-        let path = entry.path();
-        if !path.is_dir() || !matters(dir, &path) || watched.contains(&path) {
-            continue;
-        }
-        // A folder with a crate of its own has a `target` of its own.
-        if path.join("Cargo.toml").is_file() {
-            watch_folders(watcher, &path, watched)?;
-        } else {
-            watch(watcher, &path, RecursiveMode::Recursive)?;
-            watched.insert(path);
-        }
-    }
-    Ok(())
-}
-
-fn matters(root: &Path, path: &Path) -> bool {
-    let Ok(inside) = path.strip_prefix(root) else {
-        return false;
-    };
-    let scratch = inside.file_name().and_then(|n| n.to_str()).is_some_and(|n| {
-        n == "Cargo.lock"
-            || n == "4913"
-            || n.ends_with('~')
-            || n.ends_with(".swp")
-            || n.ends_with(".swx")
-            || n.starts_with(".#")
-    });
-    !scratch
-        && !inside
-            .components()
-            .any(|c| c.as_os_str().to_str().is_some_and(|c| IGNORED.contains(&c)))
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -366,24 +314,5 @@ mod tests {
         let local = plan(&swarm(&["./x/My_Bee.wasm"]), &built(&["a"]), Path::new("d")).unwrap();
         assert_eq!(local.paths["./x/My_Bee.wasm"], "my-bee");
         assert_eq!(local.pushes[0].wasm, Path::new("d/./x/My_Bee.wasm"));
-    }
-
-    #[test]
-    fn the_tools_own_files_do_not_matter() {
-        let root = Path::new("/p");
-        for path in ["/p/src/lib.rs", "/p/swarm.yaml", "/p/Cargo.toml", "/p/bee/src/lib.rs"] {
-            assert!(matters(root, Path::new(path)), "{path}");
-        }
-        for path in [
-            "/p/target/x",
-            "/p/bee/target/x",
-            "/p/.skep/topics",
-            "/p/.git/index",
-            "/p/src/lib.rs~",
-            "/p/Cargo.lock",
-            "/q/a",
-        ] {
-            assert!(!matters(root, Path::new(path)), "{path}");
-        }
     }
 }

@@ -29,6 +29,8 @@ pub struct Remains {
     pub calls: u64,
     pub timers: u64,
     pub dead: u64,
+    /// With keyed state. Counting costs a look at each, so only [`Supervisor::remains_with_keys`] fills it in.
+    pub keys: u64,
 }
 
 impl Remains {
@@ -36,6 +38,12 @@ impl Remains {
     #[must_use]
     pub fn work(&self) -> u64 {
         self.messages + self.calls
+    }
+
+    /// Whether a deletion would lose something that no drain works off.
+    #[must_use]
+    pub fn keeps(&self) -> bool {
+        self.dead + self.keys + self.timers > 0
     }
 }
 
@@ -74,6 +82,46 @@ impl Supervisor {
         Ok(remains)
     }
 
+    /// As [`Supervisor::remains`], with the keys of all stages.
+    ///
+    /// # Errors
+    /// When the backend cannot tell.
+    pub async fn remains_with_keys(&self, id: &SwarmId) -> anyhow::Result<Remains> {
+        let mut remains = self.remains(id).await?;
+        let topics = match self.seams.backend.status(id).await {
+            Ok(topics) => topics,
+            Err(Error::Gone) => return Ok(Remains::default()),
+            Err(e) => return Err(e.into()),
+        };
+        for topic in topics {
+            remains.keys += match self.seams.backend.keys(&topic.topic).await {
+                Ok(keys) => keys,
+                Err(Error::Gone) => 0,
+                Err(e) => return Err(e.into()),
+            };
+        }
+        Ok(remains)
+    }
+
+    /// Takes a deletion back that has not removed anything: the Swarm serves again. Under `writes`, which the caller holds; to be
+    /// followed by a settling.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read or written: the Swarm stays out of service until the next deletion or start.
+    pub async fn withdraw_deletion(&self, id: &SwarmId) -> anyhow::Result<()> {
+        let Some(mut found) = self.catalog.swarm(id.name()).await? else {
+            return Ok(());
+        };
+        if !found.record.is(id) || !found.record.deleting {
+            return Ok(());
+        }
+        found.record.deleting = false;
+        if self.catalog.put_swarm(found.version, &found.record).await?.is_err() {
+            anyhow::bail!("Swarm `{}` was changed meanwhile: delete it again", id.name());
+        }
+        Ok(())
+    }
+
     /// Removes a life's rows and its record. With `if_empty` only if nothing is unread, parked or dead-lettered at that moment;
     /// `false`: nothing was removed. The record goes last, so that an interrupted deletion is found again.
     ///
@@ -93,7 +141,8 @@ impl Supervisor {
         Ok(true)
     }
 
-    /// Finishes what a crash left of deletions: records of lives that are gone, and rows of lives that the catalog does not know.
+    /// Brings deletions that a stop interrupted to one of their two ends. Where the life is gone already, what is left of it goes;
+    /// where it is not, nothing was lost yet and nobody was told that it is deleted, so it serves again.
     ///
     /// # Errors
     /// When backend or catalog cannot be read or written.
@@ -104,6 +153,10 @@ impl Supervisor {
                 tracing::info!(swarm = %id, "finishing a deletion");
                 self.seams.backend.remove_swarm(&id, false).await?;
                 self.catalog.delete_swarm(&id).await?;
+            } else {
+                tracing::warn!(swarm = %id, "its deletion was interrupted and is withdrawn: it serves again");
+                let _writes = self.writes.lock().await;
+                self.withdraw_deletion(&id).await?;
             }
         }
         let wanted = self.catalog.swarms().await?;

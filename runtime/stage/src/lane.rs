@@ -307,13 +307,14 @@ impl Consumer {
             let request = message.request;
             if to.lane.push(Travelling { message, attempts: 0 }).is_ok() {
                 if self.paused.swap(false, Ordering::Relaxed) {
-                    self.seams.observer.state(&plan.topic.id, StageState::Running);
+                    self.seams.observer.state(&plan.topic.id, None, StageState::Running);
                 }
                 continue;
             }
             self.paused.store(true, Ordering::Relaxed);
             self.seams.observer.state(
                 &plan.topic.id,
+                None,
                 StageState::Paused {
                     why: format!("the in-memory lane of stage `{}` is full", to.stage),
                 },

@@ -9,7 +9,8 @@ use skep_model::step::LogLine;
 /// Takes reports. Must not block: it is called between a fetch and its commit.
 pub trait Observer: Send + Sync + 'static {
     fn batch(&self, topic: &TopicId, report: BatchReport<'_>);
-    fn state(&self, topic: &TopicId, state: StageState);
+    /// How one partition of a stage fares; `None`: its in-memory lane.
+    fn state(&self, topic: &TopicId, partition: Option<u16>, state: StageState);
 }
 
 /// One batch, after its commit (or, on the lane, after its answers).

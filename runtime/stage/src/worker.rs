@@ -174,16 +174,23 @@ impl Owner {
         }
     }
 
-    /// That the stage is held up. Said again at each turn, for another partition of the stage may say that it runs.
+    /// That the partition is held up.
     fn tell(&mut self, state: StageState) {
         self.unwell = true;
-        self.seams.observer.state(self.partition.topic(), state);
+        self.tell_observer(state);
+    }
+
+    fn tell_observer(&self, state: StageState) {
+        let partition = &self.partition;
+        self.seams
+            .observer
+            .state(partition.topic(), Some(partition.index()), state);
     }
 
     /// What held it up is over.
     fn well(&mut self) {
         if std::mem::take(&mut self.unwell) {
-            self.seams.observer.state(self.partition.topic(), StageState::Running);
+            self.tell_observer(StageState::Running);
         }
     }
 

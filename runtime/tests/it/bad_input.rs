@@ -119,6 +119,54 @@ async fn uploads_that_are_not_bees() {
     );
 }
 
+/// A client that trickles does not keep one of the few places for uploads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_that_takes_too_long_is_ended_and_gives_its_place_back() {
+    // Built before anything is timed.
+    hello_world();
+    let dir = tempfile::tempdir().unwrap();
+    let node = Start::new(dir.path()).arg("--upload-timeout").arg("1s").start();
+    let mut slow = Vec::new();
+    // As many as there are places.
+    for _ in 0..4 {
+        let mut keeper = node.keeper().await;
+        slow.push(tokio::spawn(async move {
+            let mut parts = upload("slow", "v1", &hello_world()[..64], 64, "");
+            let header = parts.remove(0);
+            let trickle = futures::stream::unfold((Some(header), 0), |(header, at)| async move {
+                if let Some(header) = header {
+                    return Some((header, (None, at)));
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                let byte = hello_world()[at..=at].to_vec();
+                let part = v1::push_module_request::Part::Chunk(byte.into());
+                Some((v1::PushModuleRequest { part: Some(part) }, (None, at + 1)))
+            });
+            keeper.push_module(trickle).await
+        }));
+    }
+    for ended in slow {
+        let refused = tokio::time::timeout(crate::node::SOON, ended)
+            .await
+            .expect("it is ended")
+            .unwrap()
+            .unwrap_err();
+        assert_eq!(refused.code(), Code::DeadlineExceeded, "{refused}");
+        assert!(refused.message().contains("nothing was stored"), "{refused}");
+    }
+    let mut keeper = node.keeper().await;
+    push(&mut keeper, "hello", "v1", hello_world())
+        .await
+        .expect("a place is free");
+    let modules = keeper
+        .list_modules(v1::ListModulesRequest {})
+        .await
+        .unwrap()
+        .into_inner()
+        .modules;
+    assert_eq!(modules.len(), 1, "{modules:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn manifests_with_mistakes_are_told_all_at_once_with_line_and_column() {
     let dir = tempfile::tempdir().unwrap();
@@ -202,7 +250,13 @@ async fn bees_that_misbehave_end_alone() {
         ("reject", "reject", "the payload said so"),
     ] {
         let failed = request(&mut gateway, "rascal", payload).await.expect_err(payload);
-        assert_eq!(failed.code(), Code::FailedPrecondition, "{payload}: {failed:?}");
+        // Rejected, the message is wrong; failed, the work is.
+        let code = if reason == "reject" {
+            Code::InvalidArgument
+        } else {
+            Code::FailedPrecondition
+        };
+        assert_eq!(failed.code(), code, "{payload}: {failed:?}");
         let told = failed
             .metadata()
             .get("skep-reason")
@@ -308,6 +362,15 @@ async fn a_node_that_cannot_start_says_why_and_touches_nothing() {
         panic!("two nodes in one data folder")
     };
     assert!(told.contains("in use"), "{told}");
+    // Also where its port is taken too, as when the same node is started twice.
+    let Err(told) = (Start {
+        port: node.port(),
+        ..Start::new(dir.path())
+    })
+    .try_start() else {
+        panic!("one node twice")
+    };
+    assert!(told.contains("in use") && !told.contains("another program"), "{told}");
     let other = tempfile::tempdir().unwrap();
     let Err(told) = (Start {
         port: node.port(),

@@ -61,6 +61,14 @@ async fn the_tutorial_by_hand_and_again_after_a_restart() {
         (200, r#"{"message":"Hello Bee, and goodbye!"}"#),
         "{head}"
     );
+    // A path that is none is refused in the same words as everything else.
+    let (status, head, body) = http(&node, "POST", "/v1/%ff", &[], "{}").await;
+    assert_eq!(status, 400, "{body}");
+    assert!(
+        head.contains("application/problem+json") && body.contains("bad-path"),
+        "{head} {body}"
+    );
+
     let lines = root().join("samples/hello-world/lines.txt");
     node.cli_ok(&["submit", "hello-world", "--file", lines.to_str().unwrap()]);
     let (status, _, body) = http(&node, "POST", "/v1/hello-world:submit", &[], r#"{"name":"Wasp"}"#).await;

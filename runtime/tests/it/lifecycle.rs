@@ -10,7 +10,7 @@ use tonic::transport::Channel;
 
 use crate::node::{Node, SOON, Start, apply, drained, push, request, response, state, test_bees};
 
-async fn node_with_bees(dir: &std::path::Path) -> Node {
+pub async fn node_with_bees(dir: &std::path::Path) -> Node {
     let node = Start::new(dir).start();
     push(&mut node.keeper().await, "test-bees", "latest", test_bees())
         .await
@@ -33,7 +33,7 @@ bees:
     text
 }
 
-async fn submit(gateway: &mut GatewayClient<Channel>, subject: &str, messages: &[(String, String)]) {
+pub async fn submit(gateway: &mut GatewayClient<Channel>, subject: &str, messages: &[(String, String)]) {
     let call = v1::SubmitCall {
         subject: subject.to_owned(),
         messages: messages
@@ -50,17 +50,17 @@ async fn submit(gateway: &mut GatewayClient<Channel>, subject: &str, messages: &
     assert_eq!(accepted, messages.len() as u64);
 }
 
-fn messages(from: usize, to: usize, payload: &str) -> Vec<(String, String)> {
+pub fn messages(from: usize, to: usize, payload: &str) -> Vec<(String, String)> {
     (from..to).map(|i| (format!("k{i}"), payload.to_owned())).collect()
 }
 
-async fn summary(keeper: &mut BeekeeperClient<Channel>, swarm: &str) -> Option<v1::SwarmSummary> {
+pub async fn summary(keeper: &mut BeekeeperClient<Channel>, swarm: &str) -> Option<v1::SwarmSummary> {
     let swarms = keeper.list_swarms(v1::ListSwarmsRequest {}).await.expect("list");
     swarms.into_inner().swarms.into_iter().find(|s| s.name == swarm)
 }
 
 /// Until nothing of the Swarm is unread, removed stages included.
-async fn quiet(keeper: &mut BeekeeperClient<Channel>, swarm: &str) {
+pub async fn quiet(keeper: &mut BeekeeperClient<Channel>, swarm: &str) {
     let until = Instant::now() + SOON;
     loop {
         let now = summary(keeper, swarm).await.expect("the Swarm");
@@ -72,7 +72,7 @@ async fn quiet(keeper: &mut BeekeeperClient<Channel>, swarm: &str) {
     }
 }
 
-async fn delete(
+pub async fn delete(
     keeper: &mut BeekeeperClient<Channel>,
     name: &str,
     timeout_ms: u64,
@@ -206,7 +206,7 @@ bees:
 ";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_deletion_tells_what_remains_and_a_kill_does_not_stop_it_for_good() {
+async fn a_deletion_tells_what_remains_and_a_kill_ends_it_one_way_or_the_other() {
     let dir = tempfile::tempdir().unwrap();
     let node = node_with_bees(dir.path()).await;
     let mut keeper = node.keeper().await;
@@ -214,12 +214,13 @@ async fn a_deletion_tells_what_remains_and_a_kill_does_not_stop_it_for_good() {
     let mut gateway = node.gateway().await;
     submit(&mut gateway, "rejects", &messages(0, 1, "reject")).await;
     quiet(&mut keeper, "rejects").await;
+    // Dead letters keep it, and nothing is touched: it serves on.
     let told = delete(&mut keeper, "rejects", 10_000, false).await.unwrap();
     assert!(!told.done && told.note.contains("1 dead letter"), "{told:?}");
-    let refused = apply(&mut keeper, REJECTS).await.unwrap_err();
-    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
-    let refused = request(&mut gateway, "rejects", "x").await.unwrap_err();
-    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    assert!(told.note.contains("skep delete rejects --discard"), "{told:?}");
+    apply(&mut keeper, REJECTS).await.unwrap();
+    assert_eq!(summary(&mut keeper, "rejects").await.unwrap().status, "running");
+    assert!(request(&mut gateway, "rejects", "fine").await.is_ok());
 
     // Two at once are one deletion, and the one that may discard decides.
     let mut other = node.keeper().await;
@@ -255,7 +256,10 @@ async fn a_deletion_tells_what_remains_and_a_kill_does_not_stop_it_for_good() {
         }
         .start();
         let mut keeper = up.keeper().await;
-        if summary(&mut keeper, "rejects").await.is_some() {
+        if let Some(there) = summary(&mut keeper, "rejects").await {
+            // Not deleted, so withdrawn: nobody was told that it is gone.
+            assert_eq!(there.status, "running");
+            assert!(request(&mut up.gateway().await, "rejects", "fine").await.is_ok());
             let told = delete(&mut keeper, "rejects", 10_000, true).await.unwrap();
             assert!(told.done, "{told:?}");
         }
@@ -293,8 +297,8 @@ async fn operators_at_once_never_leave_half_of_anything() {
     let mut keeper = node.keeper().await;
     let call = v1::ApplySwarmRequest {
         manifest: manifest("nobody", "nobody"),
-        dry_run: false,
         expect_revision: 3,
+        ..v1::ApplySwarmRequest::default()
     };
     assert_eq!(keeper.apply_swarm(call).await.unwrap_err().code(), Code::Aborted);
 

@@ -28,6 +28,7 @@ pub struct Start<'a> {
     /// 0: a free one.
     pub port: u16,
     pub env: Vec<(&'static str, String)>,
+    pub args: Vec<&'static str>,
 }
 
 impl<'a> Start<'a> {
@@ -36,7 +37,13 @@ impl<'a> Start<'a> {
             data,
             port: 0,
             env: Vec::new(),
+            args: Vec::new(),
         }
+    }
+
+    pub fn arg(mut self, arg: &'static str) -> Self {
+        self.args.push(arg);
+        self
     }
 
     pub fn env(mut self, name: &'static str, value: impl Into<String>) -> Self {
@@ -55,6 +62,7 @@ impl<'a> Start<'a> {
                 "--admin",
                 "127.0.0.1:0",
             ])
+            .args(self.args)
             .envs(self.env)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -245,8 +253,7 @@ pub async fn apply(
 ) -> Result<v1::ApplySwarmReply, tonic::Status> {
     let call = v1::ApplySwarmRequest {
         manifest: manifest.to_owned(),
-        dry_run: false,
-        expect_revision: 0,
+        ..v1::ApplySwarmRequest::default()
     };
     keeper.apply_swarm(call).await.map(tonic::Response::into_inner)
 }
@@ -341,6 +348,7 @@ pub async fn state(
         swarm: swarm.to_owned(),
         stage: stage.to_owned(),
         key: key.to_owned(),
+        after: String::new(),
     };
     let reply = keeper.get_state(call).await.expect("state").into_inner();
     reply

@@ -63,11 +63,43 @@ async fn an_edit_of_a_new_project_is_live_in_seconds() {
         assert!(edited.elapsed() < SOON, "the edit is not live");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    // So is an edit of what it depends on by path, outside of its folder.
+    let words = dir.path().join("words");
+    std::fs::create_dir_all(words.join("src")).unwrap();
+    std::fs::write(
+        words.join("Cargo.toml"),
+        "[package]\nname = \"words\"\nversion = \"0.1.0\"\nedition = \"2024\"\n[workspace]\n",
+    )
+    .unwrap();
+    let greeting = |word: &str| format!("pub const GREETING: &str = \"{word}\";\n");
+    std::fs::write(words.join("src/lib.rs"), greeting("Salve")).unwrap();
+    let cargo = std::fs::read_to_string(project.join("Cargo.toml")).unwrap();
+    let cargo = cargo.replace("[dependencies]\n", "[dependencies]\nwords = { path = \"../words\" }\n");
+    assert!(cargo.contains("../words"), "{cargo}");
+    std::fs::write(project.join("Cargo.toml"), cargo).unwrap();
+    let text = std::fs::read_to_string(&source).unwrap();
+    let from_words = text.replace("\"Welcome {name}\"", "\"{} {name}\", words::GREETING");
+    assert!(from_words != text, "{text}");
+    std::fs::write(&source, &from_words).unwrap();
+    for (word, edit) in [("Salve", false), ("Ave", true)] {
+        if edit {
+            std::fs::write(words.join("src/lib.rs"), greeting(word)).unwrap();
+        }
+        let edited = Instant::now();
+        loop {
+            let now = response(&request(&mut gateway, "greeter", r#"{"name": "Bee"}"#).await.unwrap());
+            if now.contains(&format!("{word} Bee")) {
+                break;
+            }
+            assert!(edited.elapsed() < SOON, "the edit to `{word}` is not live: {now}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
     // A build that fails leaves what runs.
     std::fs::write(&source, "this is not Rust").unwrap();
     tokio::time::sleep(Duration::from_secs(3)).await;
     let still = response(&request(&mut gateway, "greeter", r#"{"name": "Bee"}"#).await.unwrap());
-    assert!(still.contains("Welcome Bee"), "{still}");
+    assert!(still.contains("Ave Bee"), "{still}");
     rustix::process::kill_process(rustix::process::Pid::from_child(&up), rustix::process::Signal::INT).unwrap();
     let until = Instant::now() + SOON;
     while up.try_wait().unwrap().is_none() {

@@ -43,7 +43,7 @@ struct Told(Mutex<Vec<StageState>>);
 
 impl Observer for Told {
     fn batch(&self, _: &TopicId, _: BatchReport<'_>) {}
-    fn state(&self, _: &TopicId, state: StageState) {
+    fn state(&self, _: &TopicId, _: Option<u16>, state: StageState) {
         self.0.lock().unwrap().push(state);
     }
 }

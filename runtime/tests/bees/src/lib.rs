@@ -36,6 +36,14 @@ fn effect(swarm: &mut Swarm, _message: Message) -> skep::Result {
     Ok(())
 }
 
+/// Keeps what it got under the header `name`.
+#[skep::bee]
+fn hoard(swarm: &mut Swarm, message: Message) -> skep::Result {
+    let name = message.header("name").unwrap_or("it").to_owned();
+    swarm.state().put(&name, message.payload())?;
+    Ok(())
+}
+
 /// Answers with what it got.
 #[skep::bee]
 fn echo(swarm: &mut Swarm, message: Message) {

@@ -76,6 +76,8 @@ struct Shared {
     flushes: AtomicU64,
     refused: AtomicU64,
     disk_full: AtomicBool,
+    /// The stop before this open was none.
+    after_unclean: AtomicBool,
 }
 
 impl Shared {
@@ -174,6 +176,17 @@ pub struct Embedded {
     shared: Arc<Shared>,
     guards: Arc<Guards>,
     clean: bool,
+}
+
+/// Whether a data folder could be opened now, without touching one that is not there.
+///
+/// # Errors
+/// [`OpenError::InUse`] when another process has it open.
+pub fn is_free(dir: &Path) -> Result<(), OpenError> {
+    match dir.join("lock").exists().then(|| Lock::take(dir)) {
+        Some(Err(held @ OpenError::InUse { .. })) => Err(held),
+        _ => Ok(()),
+    }
 }
 
 impl Embedded {

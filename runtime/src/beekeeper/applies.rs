@@ -1,0 +1,317 @@
+//! Applies: what a manifest means against the catalog, what it changes, what is refused, and the new revision.
+
+use std::collections::BTreeMap;
+
+use skep_model::diff;
+use skep_model::id::{Digest, Incarnation};
+use skep_model::limits::{MANIFEST_BYTES_MAX, SWARM_PARTITIONS_MAX, SWARMS_MAX};
+use skep_model::manifest::{self, Modules};
+use skep_model::name::{BeeName, ModuleName, ModuleRef, ModuleVersion as Wanted, SwarmName};
+use skep_model::swarm::Swarm;
+use skep_proto::v1;
+use tonic::{Response, Status};
+
+use super::failure::{internal, invalid, topic_error};
+use super::{Keeper, Reply};
+use crate::catalog::{ModuleRecord, ModuleVersion, SwarmRecord};
+use crate::wording::count;
+
+/// The catalog's modules, as the manifest's reader wants to see them.
+struct Known<'a>(&'a BTreeMap<ModuleName, ModuleRecord>);
+
+impl Known<'_> {
+    fn resolve(&self, wanted: &ModuleRef) -> Option<(Digest, &ModuleVersion)> {
+        let record = self.0.get(&wanted.name)?;
+        let hex = match &wanted.version {
+            Wanted::Tag(tag) => record.tags.get(tag.as_str())?.clone(),
+            Wanted::Digest(digest) => digest.to_hex(),
+        };
+        Some((hex.parse().ok()?, record.versions.get(&hex)?))
+    }
+}
+
+impl Modules for Known<'_> {
+    fn bees(&self, module: &ModuleRef) -> Option<Vec<BeeName>> {
+        let (_, version) = self.resolve(module)?;
+        Some(version.bees.iter().filter_map(|b| b.parse().ok()).collect())
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.0
+            .iter()
+            .flat_map(|(name, record)| record.tags.keys().map(move |tag| format!("{name}:{tag}")))
+            .collect()
+    }
+}
+
+impl Keeper {
+    pub(super) async fn apply(&self, asked: v1::ApplySwarmRequest) -> Reply<v1::ApplySwarmReply> {
+        if asked.manifest.len() > MANIFEST_BYTES_MAX {
+            return Err(invalid(format!(
+                "the manifest has {} bytes, at most {MANIFEST_BYTES_MAX} are taken",
+                asked.manifest.len()
+            )));
+        }
+        let dry_run = asked.dry_run;
+        let Decided {
+            name,
+            revision,
+            changes,
+            lost_state,
+        } = self.decide(asked).await?;
+        if !dry_run {
+            // Also when nothing changed: applying again is how people mend what could not run.
+            self.supervisor.settle(&name).await.map_err(internal)?;
+            if let Some(trouble) = self.supervisor.trouble(&name) {
+                return Err(Status::internal(format!(
+                    "revision {revision} of `{name}` is stored, but this node cannot run it: {trouble}"
+                )));
+            }
+        }
+        Ok(Response::new(v1::ApplySwarmReply {
+            swarm: name.to_string(),
+            revision,
+            changes,
+            dry_run,
+            lost_state,
+        }))
+    }
+
+    /// Reads a manifest against the catalog and writes the new revision, unless nothing changes or it is a dry run. What the
+    /// manifest refers to stays there until it is written.
+    async fn decide(&self, asked: v1::ApplySwarmRequest) -> Result<Decided, Status> {
+        let catalog = &self.supervisor.catalog;
+        let _writes = self.supervisor.writes.lock().await;
+        let modules = catalog.modules().await.map_err(internal)?;
+        let known = Known(&modules);
+        let swarm = manifest::parse_with(&asked.manifest, &known).map_err(invalid)?;
+        let mut digests = BTreeMap::new();
+        for stage in &swarm.stages {
+            let wanted: ModuleRef = stage.module.parse().map_err(invalid)?;
+            let (digest, _) = known
+                .resolve(&wanted)
+                .ok_or_else(|| invalid(format!("stage `{}`: no module `{wanted}`: push it first", stage.name)))?;
+            digests.insert(stage.name.clone(), digest.to_hex());
+        }
+        let now_ms = self.clock.now_ms();
+        let name = swarm.name.clone();
+        let swarms = catalog.swarms().await.map_err(internal)?;
+        let current = catalog.swarm(&name).await.map_err(internal)?;
+        check_subjects(&swarms, &swarm)?;
+        if let Some(found) = &current
+            && found.record.deleting
+        {
+            return Err(Status::failed_precondition(format!(
+                "Swarm `{name}` is being deleted: look at `skep swarms`, and apply again once it is gone or serves again"
+            )));
+        }
+        if asked.expect_revision != 0 {
+            let now = current.as_ref().map_or(0, |found| found.record.revision);
+            if now == 0 {
+                return Err(Status::aborted(format!(
+                    "there is no Swarm `{name}`, so it is not at revision {}: apply without a revision to make it",
+                    asked.expect_revision
+                )));
+            }
+            if now != asked.expect_revision {
+                return Err(Status::aborted(format!(
+                    "Swarm `{name}` is at revision {now}, not {}: look at the difference, then apply again",
+                    asked.expect_revision
+                )));
+            }
+        }
+        let (expect, record) = match &current {
+            Some(found) => {
+                let old = &found.record;
+                let mut refusals = diff::refusals(&old.swarm, &swarm);
+                for stage in &swarm.stages {
+                    if let Some(left) = old.draining.get(&stage.name) {
+                        refusals.extend(diff::misplaced(&left.stage, stage).into_iter().map(|why| {
+                            format!(
+                                "{why}; what is left of the removed `{}` still drains, or has dead letters",
+                                stage.name
+                            )
+                        }));
+                    }
+                }
+                if !refusals.is_empty() {
+                    return Err(Status::failed_precondition(refusals.join("\n")));
+                }
+                let mut next = old.clone();
+                next.revision += 1;
+                next.applied_ms = now_ms;
+                next.manifest = asked.manifest;
+                next.draining = old.left_behind(&swarm);
+                next.swarm = swarm;
+                next.modules = digests;
+                (found.version, next)
+            }
+            None if swarms.len() >= SWARMS_MAX => {
+                return Err(Status::resource_exhausted(format!(
+                    "there are {SWARMS_MAX} Swarms, no more fit: delete one"
+                )));
+            }
+            None => (
+                0,
+                SwarmRecord {
+                    incarnation: Incarnation::random(self.entropy.as_ref()).to_string(),
+                    revision: 1,
+                    created_ms: now_ms,
+                    applied_ms: now_ms,
+                    manifest: asked.manifest,
+                    swarm,
+                    modules: digests,
+                    deleting: false,
+                    draining: BTreeMap::new(),
+                },
+            ),
+        };
+        let partitions = record.partitions();
+        if partitions > SWARM_PARTITIONS_MAX {
+            return Err(Status::failed_precondition(format!(
+                "the stages of `{name}` have {partitions} partitions together (removed stages that still drain included), \
+                 at most {SWARM_PARTITIONS_MAX} are taken: lower `partitions`, or make two Swarms of it"
+            )));
+        }
+        let mut changes = changes(current.as_ref().map(|c| &c.record), &record);
+        let lost_state = match &current {
+            Some(found) => self.lost_state(&found.record, &record.swarm).await?,
+            None => Vec::new(),
+        };
+        changes.extend(lost_state.iter().map(|loss| v1::Change {
+            kind: v1::change::Kind::Remove.into(),
+            what: format!("stage {}: its state", loss.stage),
+            before: what_goes(loss),
+            after: String::new(),
+        }));
+        let decided = |revision, changes| Decided {
+            name: name.clone(),
+            revision,
+            changes,
+            lost_state: lost_state.clone(),
+        };
+        match &current {
+            // Nothing to do is not a revision.
+            Some(found) if changes.is_empty() => return Ok(decided(found.record.revision, changes)),
+            _ if asked.dry_run => {}
+            _ if !lost_state.is_empty() && !asked.discard_state => return Err(would_lose(&name, &lost_state)),
+            _ => {
+                if let Err(now) = catalog.put_swarm(expect, &record).await.map_err(internal)? {
+                    return Err(Status::aborted(format!(
+                        "Swarm `{name}` was changed by somebody else meanwhile (record {now}): look again, then apply again"
+                    )));
+                }
+            }
+        }
+        Ok(decided(record.revision, changes))
+    }
+
+    /// The state that removed stages take with them. Counted while messages flow, so the numbers are of this moment.
+    async fn lost_state(&self, old: &SwarmRecord, next: &Swarm) -> Result<Vec<v1::StateLoss>, Status> {
+        let id = old.id(self.supervisor.catalog.scope()).map_err(internal)?;
+        let removed: Vec<_> = old
+            .swarm
+            .stages
+            .iter()
+            .filter(|stage| next.stage(&stage.name).is_none())
+            .collect();
+        if removed.is_empty() {
+            return Ok(Vec::new());
+        }
+        let topics = super::views::depths(self.backend.as_ref(), &id).await?;
+        let mut lost = Vec::new();
+        for stage in removed {
+            let topic = id.topic(&stage.name);
+            let depth = topics.iter().find(|t| t.topic == topic);
+            let loss = v1::StateLoss {
+                stage: stage.name.to_string(),
+                // Also where `state` is off by now: what was kept before is still there.
+                keys: self.backend.keys(&topic).await.map_err(topic_error)?,
+                waiting: depth.filter(|_| stage.state).map_or(0, |d| d.unread + d.parked),
+                timers: depth.map_or(0, |d| d.timers),
+            };
+            if loss.keys + loss.waiting + loss.timers > 0 {
+                lost.push(loss);
+            }
+        }
+        Ok(lost)
+    }
+}
+
+/// What becomes of an apply.
+struct Decided {
+    name: SwarmName,
+    revision: u64,
+    changes: Vec<v1::Change>,
+    lost_state: Vec<v1::StateLoss>,
+}
+
+fn what_goes(loss: &v1::StateLoss) -> String {
+    let mut what = vec![count(loss.keys, "key")];
+    if loss.timers > 0 {
+        what.push(count(loss.timers, "timer"));
+    }
+    if loss.waiting > 0 {
+        what.push(format!(
+            "what {} would still write",
+            count(loss.waiting, "waiting message")
+        ));
+    }
+    what.join(", ")
+}
+
+fn would_lose(name: &SwarmName, lost: &[v1::StateLoss]) -> Status {
+    let lines: Vec<String> = lost
+        .iter()
+        .map(|loss| format!("stage `{}` goes with its keyed state: {}", loss.stage, what_goes(loss)))
+        .collect();
+    Status::failed_precondition(format!(
+        "{}\nnothing was applied to `{name}`: keep the stage, or apply with --discard-state to let its state go",
+        lines.join("\n")
+    ))
+}
+
+/// A subject feeds one Swarm.
+fn check_subjects(swarms: &BTreeMap<SwarmName, SwarmRecord>, swarm: &Swarm) -> Result<(), Status> {
+    let mine = swarm.subjects();
+    for (name, other) in swarms.iter().filter(|(name, _)| **name != swarm.name) {
+        if let Some(taken) = other.swarm.subjects().into_iter().find(|s| mine.contains(s)) {
+            return Err(Status::already_exists(format!(
+                "subject `{taken}` feeds Swarm `{name}` already, and a subject feeds one Swarm: choose another name"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The manifest's changes, and those of what its tags mean.
+fn changes(old: Option<&SwarmRecord>, new: &SwarmRecord) -> Vec<v1::Change> {
+    let mut out: Vec<v1::Change> = diff::changes(old.map(|o| &o.swarm), &new.swarm)
+        .into_iter()
+        .map(|c| v1::Change {
+            kind: match c.kind {
+                diff::ChangeKind::Add => v1::change::Kind::Add,
+                diff::ChangeKind::Remove => v1::change::Kind::Remove,
+                diff::ChangeKind::Change => v1::change::Kind::Change,
+            }
+            .into(),
+            what: c.what,
+            before: c.before,
+            after: c.after,
+        })
+        .collect();
+    for (stage, after) in &new.modules {
+        let before = old.and_then(|o| o.modules.get(stage));
+        if let Some(before) = before
+            && before != after
+        {
+            out.push(v1::Change {
+                kind: v1::change::Kind::Change.into(),
+                what: format!("stage {stage}: code"),
+                before: format!("sha256:{}", &before[..12]),
+                after: format!("sha256:{}", &after[..12]),
+            });
+        }
+    }
+    out
+}

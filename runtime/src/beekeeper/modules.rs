@@ -1,0 +1,255 @@
+//! Modules: pushing, listing and removing them, with their bytes.
+
+use std::collections::BTreeMap;
+
+use skep_model::limits::{MODULE_LOOSE_VERSIONS_MAX, MODULE_TAGS_MAX, MODULES_MAX};
+use skep_model::name::{ModuleName, ModuleRef, ModuleVersion as Wanted, SwarmName};
+use skep_proto::v1;
+use tonic::{Response, Status};
+
+use super::failure::{internal, invalid, refused};
+use super::{Keeper, Reply, uploads};
+use crate::catalog::{ModuleRecord, ModuleVersion, SwarmRecord};
+use crate::wording::instead;
+
+impl Keeper {
+    pub(super) async fn modules(&self) -> Result<Vec<v1::Module>, Status> {
+        let modules = self.supervisor.catalog.modules().await.map_err(internal)?;
+        let swarms = self.supervisor.catalog.swarms().await.map_err(internal)?;
+        let mut out = Vec::new();
+        for (name, record) in &modules {
+            for (hex, version) in &record.versions {
+                out.push(v1::Module {
+                    name: name.to_string(),
+                    digest: format!("sha256:{hex}"),
+                    tags: record
+                        .tags
+                        .iter()
+                        .filter(|(_, d)| *d == hex)
+                        .map(|(t, _)| t.clone())
+                        .collect(),
+                    bees: version.bees.clone(),
+                    size: version.size,
+                    pushed_ms: version.pushed_ms,
+                    used_by: users(&swarms, hex),
+                });
+            }
+        }
+        Ok(out)
+    }
+
+    pub(super) async fn push(&self, upload: uploads::Upload) -> Reply<v1::PushModuleReply> {
+        let uploads::Upload {
+            name,
+            tag,
+            digest,
+            bytes,
+        } = upload;
+        let size = bytes.len() as u64;
+        let began = std::time::Instant::now();
+        let modules = &self.supervisor.modules;
+        let module = modules.admit(digest, bytes.clone()).await.map_err(|e| refused(&e))?;
+        let compile_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let bees: Vec<String> = module.bees().iter().map(ToString::to_string).collect();
+        let (hex, pushed_ms) = (digest.to_hex(), self.clock.now_ms());
+        let writes = self.supervisor.writes.lock().await;
+        let known_names = self.supervisor.catalog.modules().await.map_err(internal)?;
+        if !known_names.contains_key(&name) && known_names.len() >= MODULES_MAX {
+            return Err(Status::resource_exhausted(format!(
+                "there are {MODULES_MAX} modules, no more fit: remove one with `skep delete-module`"
+            )));
+        }
+        // Bytes before the record: a crash between the two leaves bytes that nobody names, never a name without bytes.
+        self.store.put(&digest, bytes).await.map_err(internal)?;
+        let swarms = self.supervisor.catalog.swarms().await.map_err(internal)?;
+        let mut dropped = Vec::new();
+        let (known, replaced) = self
+            .supervisor
+            .catalog
+            .change_module(&name, |record| {
+                let known = record.versions.contains_key(&hex);
+                record.versions.entry(hex.clone()).or_insert_with(|| ModuleVersion {
+                    size,
+                    bees: bees.clone(),
+                    pushed_ms,
+                });
+                let replaced = record.tags.insert(tag.to_string(), hex.clone());
+                if record.tags.len() > MODULE_TAGS_MAX {
+                    return Err(TooMany(format!(
+                        "module `{name}` has {MODULE_TAGS_MAX} tags, no more fit: remove one with `skep delete-module --tag`"
+                    ))
+                    .into());
+                }
+                dropped = superseded(record, &swarms);
+                Ok((known, replaced))
+            })
+            .await
+            .map_err(told)?;
+        self.drop_bytes(dropped).await?;
+        drop(writes);
+        self.supervisor.pushed(digest).await.map_err(internal)?;
+        let reference = ModuleRef {
+            name,
+            version: Wanted::Tag(tag),
+        };
+        let followers = swarms
+            .iter()
+            .filter(|(_, record)| {
+                record
+                    .swarm
+                    .stages
+                    .iter()
+                    .any(|s| s.module.parse::<ModuleRef>().is_ok_and(|m| m == reference))
+            })
+            .map(|(name, _)| name.to_string())
+            .collect();
+        Ok(Response::new(v1::PushModuleReply {
+            digest: digest.to_string(),
+            bees,
+            known,
+            replaced: replaced
+                .filter(|old| *old != hex)
+                .map(|old| format!("sha256:{old}"))
+                .unwrap_or_default(),
+            compile_ms,
+            followers,
+        }))
+    }
+
+    /// The bytes of versions that a record lost. The same bytes may have been pushed under another name. Under `writes`.
+    async fn drop_bytes(&self, dropped: Vec<String>) -> Result<(), Status> {
+        if dropped.is_empty() {
+            return Ok(());
+        }
+        let left = self.supervisor.catalog.modules().await.map_err(internal)?;
+        for hex in dropped {
+            if left.values().any(|m| m.versions.contains_key(&hex)) {
+                continue;
+            }
+            if let Ok(digest) = hex.parse() {
+                self.store.remove(&digest).await.map_err(internal)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn remove_module(&self, asked: v1::DeleteModuleRequest) -> Reply<v1::DeleteModuleReply> {
+        let name: ModuleName = asked.name.parse().map_err(invalid)?;
+        let _writes = self.supervisor.writes.lock().await;
+        let swarms = self.supervisor.catalog.swarms().await.map_err(internal)?;
+        let known = self.supervisor.catalog.modules().await.map_err(internal)?;
+        let mut dropped = Vec::new();
+        let removed = self
+            .supervisor
+            .catalog
+            .change_module(&name, |record| {
+                dropped.clear();
+                let tags: Vec<String> = record
+                    .tags
+                    .keys()
+                    .filter(|t| asked.tag.is_empty() || **t == asked.tag)
+                    .cloned()
+                    .collect();
+                if tags.is_empty() {
+                    return Err(NoSuch(no_such(&name, &asked.tag, record, &known)).into());
+                }
+                let untagged: Vec<String> = tags.iter().filter_map(|tag| record.tags.remove(tag)).collect();
+                let loose: Vec<String> = record
+                    .versions
+                    .keys()
+                    .filter(|hex| !record.tags.values().any(|d| d == *hex))
+                    .cloned()
+                    .collect();
+                for hex in loose {
+                    let used = users(&swarms, &hex);
+                    // A version that lost its tag earlier and is in use is not what was asked about, unless all goes.
+                    if !used.is_empty() && !asked.tag.is_empty() && !untagged.contains(&hex) {
+                        continue;
+                    }
+                    if !used.is_empty() {
+                        return Err(InUse(format!(
+                            "module `{name}` ({}) is used by {}: delete or re-apply those Swarms first",
+                            &hex[..12],
+                            used.join(", ")
+                        ))
+                        .into());
+                    }
+                    record.versions.remove(&hex);
+                    dropped.push(hex);
+                }
+                Ok(tags)
+            })
+            .await
+            .map_err(told)?;
+        self.drop_bytes(dropped).await?;
+        Ok(Response::new(v1::DeleteModuleReply { removed_tags: removed }))
+    }
+}
+
+/// What there is instead of a module or tag that is not there.
+fn no_such(name: &ModuleName, tag: &str, record: &ModuleRecord, known: &BTreeMap<ModuleName, ModuleRecord>) -> String {
+    if record.versions.is_empty() {
+        let names: Vec<&str> = known.keys().map(ModuleName::as_str).collect();
+        return format!(
+            "no module `{name}`; {}",
+            instead(name.as_str(), &names, "there is none")
+        );
+    }
+    let tags: Vec<&str> = record.tags.keys().map(String::as_str).collect();
+    format!(
+        "module `{name}` has no tag `{tag}`; {}",
+        instead(tag, &tags, "it has none: it goes with its last Swarm")
+    )
+}
+
+/// Takes old versions out that have no tag and no user, all but the newest few.
+fn superseded(record: &mut ModuleRecord, swarms: &BTreeMap<SwarmName, SwarmRecord>) -> Vec<String> {
+    let mut loose: Vec<(u64, String)> = record
+        .versions
+        .iter()
+        .filter(|(hex, _)| !record.tags.values().any(|d| d == *hex) && users(swarms, hex).is_empty())
+        .map(|(hex, version)| (version.pushed_ms, hex.clone()))
+        .collect();
+    loose.sort();
+    loose.truncate(loose.len().saturating_sub(MODULE_LOOSE_VERSIONS_MAX));
+    loose
+        .into_iter()
+        .map(|(_, hex)| {
+            record.versions.remove(&hex);
+            hex
+        })
+        .collect()
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct TooMany(String);
+
+fn told(e: anyhow::Error) -> Status {
+    if let Some(no) = e.downcast_ref::<NoSuch>() {
+        return Status::not_found(no.to_string());
+    }
+    if let Some(used) = e.downcast_ref::<InUse>() {
+        return Status::failed_precondition(used.to_string());
+    }
+    if let Some(many) = e.downcast_ref::<TooMany>() {
+        return Status::resource_exhausted(many.to_string());
+    }
+    internal(e)
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct NoSuch(String);
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct InUse(String);
+
+fn users(swarms: &BTreeMap<SwarmName, SwarmRecord>, hex: &str) -> Vec<String> {
+    swarms
+        .iter()
+        .filter(|(_, record)| record.digests().any(|d| d == hex))
+        .map(|(name, _)| name.to_string())
+        .collect()
+}

@@ -1,0 +1,331 @@
+//! What operators look at: Swarms, logs, dead letters, state.
+
+use std::collections::BTreeMap;
+
+use futures::StreamExt as _;
+use skep_model::Bytes;
+use skep_model::limits::KEEPER_REPLY_BYTES_MAX;
+use skep_model::name::{StageName, SwarmName};
+use skep_model::scope::SwarmId;
+use skep_model::swarm::{Stage, StageInput, Swarm};
+use skep_proto::v1;
+use skep_topic::{Backend, Work};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::mpsc;
+use tonic::{Response, Status};
+
+use super::failure::{internal, invalid, topic_error};
+use super::{Keeper, Out, Reply};
+use crate::catalog::SwarmRecord;
+use crate::logs::Kept;
+use crate::wording::instead;
+
+const DEAD_LETTERS_PAGE_DEFAULT: u32 = 100;
+const DEAD_LETTERS_PAGE_MAX: u32 = 1_000;
+/// Dead letters read in one step of the backend while a page is filled.
+const DEAD_LETTERS_STEP: u32 = 16;
+/// Log lines that wait for a slow client.
+const FOLLOW_LINES_MAX: usize = 16;
+
+impl Keeper {
+    async fn summary(&self, name: &SwarmName, record: &SwarmRecord) -> v1::SwarmSummary {
+        let topics = match record.id(self.supervisor.catalog.scope()) {
+            Ok(id) => self.backend.status(&id).await.unwrap_or_default(),
+            Err(_) => Vec::new(),
+        };
+        let status = if record.deleting {
+            "deleting".to_owned()
+        } else if let Some(trouble) = self.supervisor.trouble(name) {
+            format!("degraded: {trouble}")
+        } else {
+            "running".to_owned()
+        };
+        v1::SwarmSummary {
+            name: name.to_string(),
+            revision: record.revision,
+            stages: record.swarm.stages.len() as u64,
+            subjects: record.swarm.subjects().iter().map(ToString::to_string).collect(),
+            status,
+            created_ms: record.created_ms,
+            applied_ms: record.applied_ms,
+            unread: topics.iter().map(|t| t.unread + t.parked).sum(),
+            dead: topics.iter().map(|t| t.dead).sum(),
+        }
+    }
+
+    pub(super) async fn swarms(&self) -> Result<Vec<v1::SwarmSummary>, Status> {
+        let mut swarms = Vec::new();
+        for (name, record) in self.supervisor.catalog.swarms().await.map_err(internal)? {
+            swarms.push(self.summary(&name, &record).await);
+        }
+        Ok(swarms)
+    }
+
+    pub(super) async fn describe(&self, name: &str) -> Reply<v1::DescribeSwarmReply> {
+        let (name, found, id) = self.find(name).await?;
+        let record = found.record;
+        let topics = depths(self.backend.as_ref(), &id).await?;
+        let mut keys = BTreeMap::new();
+        for stage in record.swarm.stages.iter().filter(|s| s.state) {
+            let count = self.backend.keys(&id.topic(&stage.name)).await.unwrap_or_default();
+            keys.insert(stage.name.clone(), count);
+        }
+        let stages = record
+            .swarm
+            .stages
+            .iter()
+            .map(|stage| {
+                let topic = id.topic(&stage.name);
+                let depth = topics.iter().find(|t| t.topic == topic);
+                let numbers = self.stats.numbers(&topic);
+                v1::StageStatus {
+                    name: stage.name.to_string(),
+                    module: stage.module.clone(),
+                    digest: format!("sha256:{}", record.modules.get(&stage.name).map_or("", String::as_str)),
+                    bee: stage.bee.to_string(),
+                    inputs: stage.inputs.iter().map(input_text).collect(),
+                    partitions: u64::from(stage.partitions),
+                    unread: depth.map_or(0, |d| d.unread),
+                    parked: depth.map_or(0, |d| d.parked),
+                    timers: depth.map_or(0, |d| d.timers),
+                    dead: depth.map_or(0, |d| d.dead),
+                    keys: keys.get(&stage.name).copied().unwrap_or_default(),
+                    processed: numbers.processed,
+                    failed: numbers.failed,
+                    batches: numbers.batches,
+                    busy_us: numbers.busy_us,
+                    status: match numbers.state {
+                        Some(state) if numbers.held_up > 1 => format!("{state} ({} partitions)", numbers.held_up),
+                        Some(state) => state.to_string(),
+                        None => "ok".to_owned(),
+                    },
+                    last_error: numbers.last_error.unwrap_or_default(),
+                    pure: on_pure_path(&record.swarm, stage),
+                }
+            })
+            .collect();
+        Ok(Response::new(v1::DescribeSwarmReply {
+            summary: Some(self.summary(&name, &record).await),
+            manifest: record.manifest,
+            stages,
+        }))
+    }
+
+    pub(super) async fn log_lines(&self, asked: v1::LogsRequest) -> Reply<Out<v1::LogEntry>> {
+        let (name, found, id) = self.find(&asked.swarm).await?;
+        let stage = stage_of(&name, &found.record, &asked.stage)?;
+        let (kept, mut live) = self.stats.logs.read(&id, stage.as_ref(), asked.tail as usize);
+        let past = futures::stream::iter(kept.into_iter().map(|k| Ok(entry(k))));
+        if !asked.follow {
+            return Ok(Response::new(Box::pin(past)));
+        }
+        let stop = self.stop.clone();
+        let (tell, follow) = mpsc::channel(FOLLOW_LINES_MAX);
+        tokio::spawn(async move {
+            loop {
+                let next = tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tell.closed() => return,
+                    next = live.recv() => next,
+                };
+                let line = match next {
+                    Ok(kept) if kept.topic.swarm() == &id && stage.as_ref().is_none_or(|s| s == kept.topic.stage()) => {
+                        entry(kept)
+                    }
+                    Ok(_) => continue,
+                    Err(RecvError::Lagged(missed)) => v1::LogEntry {
+                        level: "warn".to_owned(),
+                        context: "skep".to_owned(),
+                        text: format!("{missed} lines were not shown: this reader is too slow"),
+                        ..v1::LogEntry::default()
+                    },
+                    Err(RecvError::Closed) => return,
+                };
+                if tell.send(Ok(line)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let follow = tokio_stream::wrappers::ReceiverStream::new(follow);
+        Ok(Response::new(Box::pin(past.chain(follow))))
+    }
+
+    pub(super) async fn dead_letters(&self, asked: v1::ListDeadLettersRequest) -> Reply<v1::ListDeadLettersReply> {
+        let (_, _, id) = self.find(&asked.swarm).await?;
+        // A removed stage's dead letters are still listed, so the name need not be in the manifest.
+        let stage: Option<StageName> = match asked.stage.as_str() {
+            "" => None,
+            name => Some(name.parse().map_err(invalid)?),
+        };
+        let limit = match asked.limit {
+            0 => DEAD_LETTERS_PAGE_DEFAULT,
+            n => n.min(DEAD_LETTERS_PAGE_MAX),
+        };
+        let (mut letters, mut bytes, mut after) = (Vec::new(), 0, asked.after);
+        'page: while (letters.len() as u64) < u64::from(limit) {
+            let step = DEAD_LETTERS_STEP.min(limit.saturating_sub(u32::try_from(letters.len()).unwrap_or(u32::MAX)));
+            let found = self
+                .backend
+                .dead_letters(&id, stage.as_ref(), after, step)
+                .await
+                .map_err(topic_error)?;
+            let more = found.len() as u64 == u64::from(step);
+            for stored in found {
+                after = stored.id;
+                let letter = dead_letter(stored);
+                bytes += reply_len(&letter);
+                // A short page: the client goes on after its last letter.
+                if bytes > KEEPER_REPLY_BYTES_MAX && !letters.is_empty() {
+                    break 'page;
+                }
+                letters.push(letter);
+            }
+            if !more {
+                break;
+            }
+        }
+        Ok(Response::new(v1::ListDeadLettersReply { letters }))
+    }
+
+    pub(super) async fn discard(&self, asked: v1::DiscardDeadLettersRequest) -> Reply<v1::DiscardDeadLettersReply> {
+        let (_, _, id) = self.find(&asked.swarm).await?;
+        let discarded = self
+            .backend
+            .discard_dead_letters(&id, &asked.ids)
+            .await
+            .map_err(topic_error)?;
+        self.supervisor.discarded(&id).await.map_err(internal)?;
+        Ok(Response::new(v1::DiscardDeadLettersReply { discarded }))
+    }
+
+    pub(super) async fn state_of(&self, asked: v1::GetStateRequest) -> Reply<v1::GetStateReply> {
+        let (name, found, id) = self.find(&asked.swarm).await?;
+        let Some(stage) = stage_of(&name, &found.record, &asked.stage)? else {
+            return Err(invalid("name a stage"));
+        };
+        let values = self
+            .backend
+            .state(&id.topic(&stage), &asked.key)
+            .await
+            .map_err(topic_error)?;
+        let mut values: Vec<v1::StateValue> = values
+            .into_iter()
+            .map(|(name, value)| v1::StateValue { name, value })
+            .collect();
+        values.sort_by(|a, b| a.name.cmp(&b.name));
+        if !asked.after.is_empty() {
+            values.retain(|v| v.name > asked.after);
+        }
+        let mut bytes = 0;
+        let fits = values
+            .iter()
+            .position(|v| {
+                bytes += v.name.len() + v.value.len() + 16;
+                bytes > KEEPER_REPLY_BYTES_MAX
+            })
+            // One always goes, so that whoever pages gets on.
+            .map_or(values.len(), |at| at.max(1));
+        let more = fits < values.len();
+        values.truncate(fits);
+        Ok(Response::new(v1::GetStateReply { values, more }))
+    }
+}
+
+pub(super) async fn depths(backend: &dyn Backend, id: &SwarmId) -> Result<Vec<skep_topic::TopicStatus>, Status> {
+    match backend.status(id).await {
+        // Deleted, but for its record.
+        Err(skep_topic::Error::Gone) => Ok(Vec::new()),
+        other => other.map_err(topic_error),
+    }
+}
+
+/// About what a letter takes in a reply.
+fn reply_len(letter: &v1::DeadLetter) -> usize {
+    let headers: usize = letter.headers.iter().map(|h| h.name.len() + h.value.len() + 8).sum();
+    let text = letter.reason.len() + letter.detail.len() + letter.stderr.len() + letter.stage.len();
+    letter.payload.len() + headers + text + letter.key.as_ref().map_or(0, String::len) + 256
+}
+
+fn on_pure_path(swarm: &Swarm, stage: &Stage) -> bool {
+    swarm
+        .subjects()
+        .iter()
+        .any(|subject| swarm.pure(subject) && swarm.reachable(subject).iter().any(|s| s.name == stage.name))
+}
+
+fn input_text(input: &StageInput) -> String {
+    match input {
+        StageInput::Gateway(subject) => format!("gateway {subject}"),
+        StageInput::Bee { stage, output: None } => format!("bee {stage}"),
+        StageInput::Bee {
+            stage,
+            output: Some(output),
+        } => format!("bee {stage}.{output}"),
+    }
+}
+
+fn stage_of(swarm: &SwarmName, record: &SwarmRecord, name: &str) -> Result<Option<StageName>, Status> {
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let name: StageName = name.parse().map_err(invalid)?;
+    if record.swarm.stage(&name).is_none() {
+        let stages: Vec<&str> = record.swarm.stages.iter().map(|s| s.name.as_str()).collect();
+        let hint = instead(name.as_str(), &stages, "it has none");
+        return Err(Status::not_found(format!(
+            "Swarm `{swarm}` has no stage `{name}`; {hint}"
+        )));
+    }
+    Ok(Some(name))
+}
+
+fn entry(kept: Kept) -> v1::LogEntry {
+    v1::LogEntry {
+        at_ms: kept.at_ms,
+        stage: kept.topic.stage().to_string(),
+        level: kept.line.level.as_str().to_owned(),
+        context: kept.line.context,
+        text: kept.line.text,
+        message: kept.message.map(|m| m.to_string()).unwrap_or_default(),
+    }
+}
+
+fn dead_letter(stored: skep_topic::StoredDeadLetter) -> v1::DeadLetter {
+    let letter = stored.letter;
+    let uid = letter.work.uid().to_string();
+    let key = letter.work.key().map(str::to_owned);
+    let (payload, headers, trace_id) = match letter.work {
+        Work::Message(message) => (
+            message.payload,
+            message
+                .headers
+                .into_iter()
+                .map(|(name, value)| v1::Header { name, value })
+                .collect(),
+            message
+                .trace
+                .map(|t| format!("{:032x}", u128::from_be_bytes(t.trace_id)))
+                .unwrap_or_default(),
+        ),
+        Work::Timer { name, at_ms, .. } => (
+            Bytes::from(format!("timer {name} due {at_ms}")),
+            Vec::new(),
+            String::new(),
+        ),
+    };
+    v1::DeadLetter {
+        id: stored.id,
+        stage: stored.topic.stage().to_string(),
+        reason: letter.reason,
+        detail: letter.detail,
+        stderr: letter.stderr,
+        attempts: letter.attempts,
+        at_ms: letter.at_ms,
+        message: uid,
+        key,
+        payload,
+        headers,
+        module: letter.module.to_string(),
+        trace_id,
+    }
+}
