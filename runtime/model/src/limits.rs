@@ -87,6 +87,31 @@ pub const RESERVE_BYTES_MAX: u64 = 64 << 20;
 pub const GONE_SWARMS_MAX: u64 = 10_000;
 /// Streaming submit sessions remembered per Swarm. The one that expires first makes room; its client is told of a gap.
 pub const SESSIONS_MAX: u64 = 100_000;
+/// State on Redis: buckets of a stage, each a run of key groups in one hash. Few enough that a batch's keys take few calls, enough that
+/// no hash gets very large.
+pub const STATE_BUCKETS: u16 = 64;
+/// All values of one key that share its field of a bucket. A write rewrites the field, so a larger key has a hash of its own.
+pub const STATE_INLINE_BYTES_MAX: usize = 8 << 10;
+/// How long a reply is kept for a caller on another node, which fetches it within seconds if its push was lost: the default deadline and
+/// five seconds.
+pub const REPLY_KEPT_MS: u64 = REQUEST_DEADLINE_MS_DEFAULT + 5_000;
+/// Replies that one script is asked for.
+pub const REPLIES_ASKED_MAX: usize = 256;
+/// Connections to Redis are made anew after this time, doubling, spread by half.
+pub const RECONNECT_FIRST_MS: u64 = 50;
+pub const RECONNECT_MAX_MS: u64 = 2_000;
+/// A quiet connection that only listens asks this often whether its other end is there.
+pub const LISTEN_PING_MS: u64 = 10_000;
+/// How often a node looks for what a lost bell would have told: bells of Redis are not kept for those who do not listen.
+pub const REDIS_SCAN_MS: u64 = 1_000;
+/// Swarms that are asked for in one pipeline.
+pub const REDIS_SCAN_SWARMS_MAX: usize = 256;
+/// Appends are refused from here, in percent of Redis' maxmemory, so that commits have room to drain what is queued.
+pub const REDIS_MEMORY_PERCENT: u64 = 80;
+/// Dead letters in one answer of Redis.
+pub const LETTERS_PAGE_MAX: u64 = 64;
+/// Keys unlinked, and dead letters discarded, in one script: others wait meanwhile.
+pub const REDIS_SWEEP_MAX: usize = 256;
 /// Rows deleted in one operation when a Swarm or topic goes, so that others are not held up.
 pub const REMOVE_ROWS_MAX: usize = 2_000;
 /// Expired idempotency keys and sessions collected by one publish.

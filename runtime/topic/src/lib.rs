@@ -21,6 +21,7 @@ pub mod guard;
 pub mod lane;
 pub mod memory;
 pub mod record;
+pub mod redis;
 mod waiters;
 
 use std::collections::{BTreeMap, HashMap, HashSet};

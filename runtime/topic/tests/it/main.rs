@@ -6,4 +6,5 @@ mod guards;
 mod harness;
 mod histories;
 mod kills;
+mod redis;
 mod suite;

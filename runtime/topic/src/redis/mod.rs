@@ -1,0 +1,612 @@
+//! Topics on Redis 7.0 or newer (or what speaks like it), for nodes that share them.
+//!
+//! # Keys
+//!
+//! `T` is `sk:{tenant/swarm/incarnation}`: all of one life lies in one slot and rolls back together. Scripts make the names from it.
+//!
+//! | key | what | made | gone | bound |
+//! |---|---|---|---|---|
+//! | `sk:store` | hash: the store's identity and format | first open | never | 1 |
+//! | `sk:lives` | set of lives that have keys | a life's first use | end of `remove_swarm` | the catalog's |
+//! | `sk:gone` | list of removed lives | `remove_swarm` | when `GONE_SWARMS_MAX` newer ones exist | `GONE_SWARMS_MAX` |
+//! | `sk:{catalog}` | hash: desired state, version and record | catalog write | catalog delete | the catalog's |
+//! | `sk:{gate}` | written before each wait for replicas | first gate | never | 1 |
+//! | `T:m` | hash: store id, `gone`, counters of dead letters and large states | a life's first use | with its place in `sk:gone` | 1 a life |
+//! | `T:topics` | set of stages | first message or claim | `remove_topic` | stages |
+//! | `T:t:<stage>` | hash: the topic's counters, the append side of each partition | first message or claim | `remove_topic` | 256 partitions |
+//! | `T:p:<stage>:<p>` | hash: lease, sequence, last commit, cursor | first claim | `remove_topic` | 256 a topic |
+//! | `T:in:<stage>:<p>` | stream: one entry a frame, id `<entry + 1>-0` | append | trimmed to the cursor by commits | the inbox |
+//! | `T:k:`, `T:kl:`, `T:kd:<stage>:<p>` | parked entries; their order by lane; heads of lanes by due time | commit | commit that ends them | the inbox |
+//! | `T:tm:`, `T:td:<stage>:<p>` | timers by key and name; by due time | commit | commit that consumes or cancels | timers a key |
+//! | `T:st:<stage>:<bucket>` | hash: state, a field a key | commit | commit that deletes it, `remove_topic` | what the Bees keep |
+//! | `T:s:<id>`, `T:sx:<stage>`, `T:trash` | a large key's state; which there are; which are to go | commit | as state | as state |
+//! | `T:d:<stage>` | stream: dead letters, id `<id>-0` | commit | discard, `remove_topic` | the stage's dead letters |
+//! | `T:dd:`, `T:dx:<subject>`, `T:dr`, `T:dm`, `T:subjects` | idempotency keys with replies; by expiry; by request; reply bytes | keyed call | expiry, collected by later publishes | `DEDUP_KEYS_MAX`, `REPLY_BYTES_MAX` a subject |
+//! | `T:se`, `T:sx` | sessions' high-water marks; by expiry | streaming submit | expiry, collected by later publishes | `SESSIONS_MAX` a Swarm |
+//! | `T:rp:<request>` | a reply whose caller waits on another node | commit | fetched, or `REPLY_KEPT_MS` (the only key with a time to live) | calls under way |
+//! | `T:ready` | partitions with work, by when | append, commit | commit that leaves nothing | partitions |
+//! | channels `T:bell`, `sk:node:<id>` | bells of a life; replies for a node's callers | | | not kept |
+//!
+//! # Why it is so
+//!
+//! - **One entry a frame**, packed by whoever brings the messages; the script joins parts without looking into them. Entry numbers are
+//!   ours, contiguous in a partition. Each frame knows how much came before it, so a commit counts what it consumes by looking at one
+//!   entry, and a read notices a missing one.
+//! - **State is a field a key** in few hashes (`state`): a batch's keys are read and written by one variadic call a bucket. A
+//!   changelog with snapshots would write less, but needs an owner that holds everything; here any node may take over at once.
+//! - **One script a commit** with all checks before the first write: Redis does not roll back.
+//! - **Bells are hints.** Appends ring by pub/sub; once a second each node asks `T:ready` of the Swarms that it listens for.
+//! - **The server's clock decides** leases, due times and expiries; no lease is a key's time to live.
+
+mod args;
+mod bells;
+mod commit;
+mod fault;
+mod fetch;
+mod gate;
+mod link;
+mod names;
+mod options;
+mod probe;
+mod publish;
+mod removal;
+mod reply;
+mod scripts;
+mod state;
+mod views;
+mod watch;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use skep_model::env::Entropy;
+use skep_model::id::{RequestId, Token};
+use skep_model::limits;
+use skep_model::message::Reply;
+use skep_model::name::StageName;
+use skep_model::scope::{PartitionId, SwarmId, TopicId};
+use skep_model::swarm::Bound;
+
+use self::args::Args;
+use self::bells::Bells;
+use self::gate::Gatekeeper;
+use self::link::Link;
+use self::reply::{Said, number, text};
+use self::scripts::Script;
+use crate::guard::{Guard, Guards};
+use crate::record::{self, Kind};
+use crate::{
+    Accepted, Backend, Bell, CallResult, CatalogRecord, Claim, Commit, Committed, Counters, Cursor, Error, Fetched,
+    Held, Lease, Once, Publish, Refused, Room, StoredDeadLetter, TopicStatus, Waiters, Want,
+};
+
+pub use options::{Gate, RedisOptions, StoreClock};
+pub use probe::{Finding, Severity, Survives, probe};
+
+/// What operations and the tasks beside them share.
+struct Core {
+    link: Arc<Link>,
+    bells: Bells,
+    gate: Arc<Gatekeeper>,
+    waiters: Arc<Waiters>,
+    entropy: Arc<dyn Entropy>,
+    guards: Arc<Guards>,
+    /// Lives that this process knows to be registered.
+    lives: Mutex<HashSet<SwarmId>>,
+    /// Requests whose callers wait here, and where their replies will lie. Bounded by the Gateway's admission.
+    awaited: Mutex<HashMap<RequestId, (SwarmId, Instant)>>,
+    memory_percent: AtomicU64,
+    commits: AtomicU64,
+    publishes: AtomicU64,
+    refused: AtomicU64,
+}
+
+/// The backend. Dropping it without [`Backend::close`] is as a crash of its node: leases run out.
+pub struct Redis {
+    core: Arc<Core>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for Redis {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Redis")
+            .field("options", &self.core.link.options)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Core {
+    /// The arguments that every script takes first.
+    fn args(&self, script: Script, key: &str) -> Args {
+        let mut args = Args::new(script, key);
+        args.text(&self.link.options.clock.argument());
+        args.text(&self.removed_guards());
+        args
+    }
+
+    /// … and every script of a partition's owner.
+    fn owner_args(&self, script: Script, partition: &PartitionId) -> Args {
+        let topic = partition.topic();
+        let mut args = self.args(script, &names::meta(topic.swarm()));
+        args.text(topic.stage().as_str()).num(partition.index());
+        args
+    }
+
+    /// Letters of guards that a test took away; the scripts know them by these.
+    fn removed_guards(&self) -> String {
+        const LETTERS: [(Guard, char); 11] = [
+            (Guard::Token, 't'),
+            (Guard::Seq, 's'),
+            (Guard::Base, 'b'),
+            (Guard::Cursor, 'c'),
+            (Guard::EntryUid, 'e'),
+            (Guard::TimerUid, 'i'),
+            (Guard::RetryUid, 'r'),
+            (Guard::InPlace, 'p'),
+            (Guard::Wake, 'w'),
+            (Guard::Room, 'm'),
+            (Guard::Dedup, 'd'),
+        ];
+        let removed = LETTERS.iter().filter(|(guard, _)| !self.guards.on(*guard));
+        removed.map(|(_, letter)| *letter).collect()
+    }
+
+    /// A script that changes nothing.
+    async fn look(&self, script: Script, args: &Args) -> Result<Said, Error> {
+        let answer = self.link.run(script, &args.command).await;
+        let (value, _) = answer.map_err(fault::of_a_look)?;
+        Said::of(value)
+    }
+
+    /// A script that writes. Returns the history that it wrote in.
+    async fn write(&self, script: Script, args: &Args) -> Result<(Said, u64), Error> {
+        let (value, history) = self.link.run(script, &args.command).await?;
+        self.link.wrote(history);
+        Ok((Said::of(value)?, history))
+    }
+
+    /// The same, for a script that a life's first use meets: it makes the life known and asks again.
+    async fn write_alive(&self, swarm: &SwarmId, script: Script, args: &Args) -> Result<(Said, u64), Error> {
+        let answer = self.write(script, args).await?;
+        if answer.0.word != "NEW" {
+            return Ok(answer);
+        }
+        self.register(swarm).await?;
+        let answer = self.write(script, args).await?;
+        if answer.0.word == "NEW" {
+            return Err(Error::Unavailable("a Swarm's first key vanished at once".to_owned()));
+        }
+        Ok(answer)
+    }
+
+    async fn register(&self, swarm: &SwarmId) -> Result<(), Error> {
+        // A life without its first key may also be one that was flushed away.
+        self.link.check().await?;
+        if lock(&self.lives).contains(swarm) {
+            let why = format!("Redis at {} lost the keys of {swarm}: they were deleted or flushed", self.link.options.shown());
+            self.link.lose(why.clone());
+            return Err(Error::Corrupt(why));
+        }
+        let mut add = redis::cmd("SADD");
+        add.arg(names::LIVES).arg(names::tag(swarm));
+        self.link.send(&add).await?;
+        let mut args = self.args(Script::Register, &names::meta(swarm));
+        args.text(&self.link.store_id());
+        let (mut said, _) = self.write(Script::Register, &args).await?;
+        if said.word != "OK" {
+            return Err(said.refusal());
+        }
+        lock(&self.lives).insert(swarm.clone());
+        Ok(())
+    }
+
+    fn forget_life(&self, swarm: &SwarmId) {
+        lock(&self.lives).remove(swarm);
+    }
+
+    fn awaited(&self) -> MutexGuard<'_, HashMap<RequestId, (SwarmId, Instant)>> {
+        lock(&self.awaited)
+    }
+
+    /// A number below `below`, to spread what would come at once.
+    fn chance(&self, below: u64) -> u64 {
+        u64::from(self.entropy.bits128()[0]) * below / 256
+    }
+
+    /// Waits until all that this node wrote so far is safe.
+    async fn safe_now(&self) -> Result<(), Error> {
+        if !self.guards.on(Guard::Gate) {
+            return Ok(());
+        }
+        let (written, now) = (self.link.written.load(Ordering::SeqCst), self.link.history());
+        let passed = self.gate.pass(&self.link, if written == 0 { now } else { written }).await;
+        if passed.is_err() {
+            // Said once: what follows is of the new history.
+            self.link.wrote(now);
+        }
+        passed
+    }
+
+    async fn safe(&self, history: u64) -> Result<(), Error> {
+        if self.guards.on(Guard::Gate) {
+            self.gate.pass(&self.link, history).await
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Hands a reply to its caller here. Returns whether there was one.
+    fn answer(&self, reply: Reply) -> bool {
+        self.awaited().remove(&reply.request);
+        self.waiters.deliver(reply)
+    }
+
+    /// A reply that another node pushed.
+    fn delivered(&self, payload: &[u8]) {
+        match publish::decode_reply(Bytes::copy_from_slice(payload)) {
+            Ok(reply) => {
+                self.answer(reply);
+            }
+            Err(error) => tracing::warn!(%error, "a pushed reply cannot be read"),
+        }
+    }
+
+    /// Replies leave after the gate: to callers here, and to the nodes where others wait.
+    async fn release(&self, replies: Vec<(Reply, u64)>, history: u64) {
+        if let Err(error) = self.safe(history).await {
+            // Their callers are told of an unknown outcome when they run out of patience; a repeated commit brings them again.
+            tracing::warn!(%error, "replies are held back");
+            return;
+        }
+        let mut pipe = redis::pipe();
+        let mut pushes = 0;
+        for (reply, letter) in replies {
+            let request = reply.request;
+            let mut named = reply.clone();
+            publish::name_letter(&mut named, letter);
+            if !self.answer(named) && request.0[..8] != self.link.options.node {
+                let mut payload = letter.to_le_bytes().to_vec();
+                payload.extend_from_slice(&record::encode_reply(&reply));
+                pipe.cmd("PUBLISH").arg(names::node(&request.0[..8])).arg(payload);
+                pushes += 1;
+            }
+        }
+        if pushes > 0
+            && let Err(error) = self.link.send_all(&pipe, pushes).await
+        {
+            tracing::debug!(%error, "a push of replies was lost; their nodes will look for them");
+        }
+    }
+
+    fn dead_bound(&self, _commit: &Commit, _topic: &TopicId) -> Bound {
+        Bound {
+            messages: limits::DEAD_LETTERS_DEFAULT,
+            bytes: limits::DEAD_LETTER_BYTES_DEFAULT,
+        }
+    }
+}
+
+impl Redis {
+    /// Connects, checks that the server is fit and the store ours, and begins to listen.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]: not reached or not fit, with the remedy. [`Error::Corrupt`]: it is not our store.
+    pub async fn open(options: RedisOptions, entropy: Arc<dyn Entropy>) -> Result<Arc<Self>, Error> {
+        let link = Link::new(options, Arc::clone(&entropy))?;
+        probe::fit(&link).await?;
+        link.establish().await?;
+        let core = Arc::new(Core {
+            link: Arc::clone(&link),
+            bells: Bells::default(),
+            gate: Arc::default(),
+            waiters: Arc::default(),
+            entropy,
+            guards: Arc::default(),
+            lives: Mutex::default(),
+            awaited: Mutex::default(),
+            memory_percent: AtomicU64::new(0),
+            commits: AtomicU64::new(0),
+            publishes: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+        });
+        let tasks = vec![
+            tokio::spawn(Arc::clone(&link).keep()),
+            tokio::spawn(Arc::clone(&core.gate).keep(link)),
+            tokio::spawn(watch::listen(Arc::clone(&core))),
+            tokio::spawn(watch::tick(Arc::clone(&core))),
+        ];
+        Ok(Arc::new(Self { core, tasks }))
+    }
+
+    /// Which guards stand; only test builds can take one away.
+    #[must_use]
+    pub fn guards(&self) -> &Arc<Guards> {
+        &self.core.guards
+    }
+}
+
+#[async_trait]
+impl Backend for Redis {
+    async fn publish(&self, publish: Publish) -> Result<Vec<CallResult>, Error> {
+        let core = &self.core;
+        let percent = core.memory_percent.load(Ordering::Relaxed);
+        if percent >= limits::REDIS_MEMORY_PERCENT {
+            return Err(Error::Unavailable(format!(
+                "Redis is at {percent} % of its maxmemory: new work is refused while queued work drains; raise maxmemory"
+            )));
+        }
+        let swarm = publish.swarm.clone();
+        let gated = publish.gate == crate::Gate::Durable;
+        let firsts: Vec<u64> = publish
+            .calls
+            .iter()
+            .map(|call| match call.once {
+                Once::Session { first, .. } => first,
+                _ => 0,
+            })
+            .collect();
+        let requests: Vec<RequestId> = publish.calls.iter().filter_map(publish::request_of).collect();
+        let args = publish::command(core, publish)?;
+        let (mut said, history) = match core.write_alive(&swarm, Script::Publish, &args).await {
+            Err(Error::Gone) => return Ok(vec![Err(Refused::Gone); firsts.len()]),
+            other => other?,
+        };
+        match said.word.as_str() {
+            "OK" => {}
+            "GONE" => return Ok(vec![Err(Refused::Gone); firsts.len()]),
+            _ => return Err(said.refusal()),
+        }
+        let mut results = Vec::with_capacity(firsts.len());
+        for (value, own_first) in said.list()?.into_iter().zip(firsts) {
+            let mut result = publish::answer(value)?;
+            if let Err(Refused::SessionGap { first, .. }) = &mut result {
+                *first = own_first;
+            }
+            results.push(result);
+        }
+        for member in said.list()? {
+            core.bells.ring_member(&swarm, &text(member)?);
+        }
+        core.publishes.fetch_add(1, Ordering::Relaxed);
+        let refused = results.iter().filter(|r| r.is_err()).count() as u64;
+        core.refused.fetch_add(refused, Ordering::Relaxed);
+        let mut repeated = false;
+        {
+            let mut awaited = core.awaited();
+            for request in requests.into_iter().filter(|r| core.waiters.is_waiting(*r)) {
+                awaited.insert(request, (swarm.clone(), Instant::now()));
+            }
+            for result in &results {
+                if let Ok(Accepted::Duplicate { request, reply }) = result {
+                    repeated = true;
+                    if let (Some(request), None) = (request, reply) {
+                        awaited.insert(*request, (swarm.clone(), Instant::now()));
+                    }
+                }
+            }
+        }
+        // Whoever is told of an earlier call must not be told of one that a failover may take back.
+        if gated || repeated {
+            core.safe(history).await?;
+        }
+        Ok(results)
+    }
+
+    async fn claim(&self, partition: &PartitionId, token: Token, ttl_ms: u64) -> Result<Result<Claim, Held>, Error> {
+        let mut args = self.core.owner_args(Script::Claim, partition);
+        args.bytes(&token.0).num(ttl_ms);
+        let swarm = partition.topic().swarm();
+        let (mut said, _) = self.core.write_alive(swarm, Script::Claim, &args).await?;
+        match said.word.as_str() {
+            "OK" => {}
+            "HELD" => {
+                return Ok(Err(Held {
+                    ms_left: said.number()?,
+                }));
+            }
+            _ => return Err(said.refusal()),
+        }
+        let seq = said.number()?;
+        let last = skep_model::id::CommitId(reply::id(said.next()?)?);
+        let cursor = Cursor {
+            entry: said.number()?,
+            index: u32::try_from(said.number()?).unwrap_or(u32::MAX),
+        };
+        let unclean = u32::try_from(said.number()?).unwrap_or(u32::MAX);
+        Ok(Ok(Claim {
+            seq,
+            last,
+            cursor,
+            unclean,
+        }))
+    }
+
+    async fn renew(&self, lease: &Lease, ttl_ms: u64) -> Result<(), Error> {
+        let mut args = self.core.owner_args(Script::Renew, &lease.partition);
+        args.bytes(&lease.token.0).num(ttl_ms);
+        let (mut said, _) = self.core.write(Script::Renew, &args).await?;
+        if said.word == "OK" { Ok(()) } else { Err(said.refusal()) }
+    }
+
+    async fn release(&self, lease: &Lease) -> Result<(), Error> {
+        let mut args = self.core.owner_args(Script::Release, &lease.partition);
+        args.bytes(&lease.token.0);
+        self.core.write(Script::Release, &args).await.map(|_| ())
+    }
+
+    async fn fetch(&self, lease: &Lease, want: Want) -> Result<Fetched, Error> {
+        fetch::fetch(&self.core, lease, want).await
+    }
+
+    async fn commit(&self, lease: &Lease, commit: Commit) -> Result<Committed, Error> {
+        let core = &self.core;
+        let args = commit::command(core, lease, &commit);
+        let (mut said, history) = core.write(Script::Commit, &args).await?;
+        let topic = lease.partition.topic();
+        let done = match said.word.as_str() {
+            "OK" => Committed::Ok,
+            "DONE" => Committed::Done,
+            word => {
+                core.refused.fetch_add(1, Ordering::Relaxed);
+                return Err(match word {
+                    "FULL" => {
+                        let stage = said.text()?;
+                        let what = if said.text()? == "dead" {
+                            Room::DeadLetters
+                        } else {
+                            Room::Inbox
+                        };
+                        let odd = |_| Error::Corrupt(format!("`{stage}` is not a stage's name"));
+                        Error::Full {
+                            stage: stage.parse().map_err(odd)?,
+                            what,
+                        }
+                    }
+                    "LARGE" => Error::TooLarge(format!(
+                        "the effects of one commit are more than {} bytes",
+                        limits::COMMIT_BYTES_MAX
+                    )),
+                    _ => said.refusal(),
+                });
+            }
+        };
+        let first = said.number()?;
+        if done == Committed::Ok {
+            core.commits.fetch_add(1, Ordering::Relaxed);
+            for member in said.list()? {
+                core.bells.ring_member(topic.swarm(), &text(member)?);
+            }
+            if said.number()? > 0 {
+                core.bells.ring_room(topic);
+            }
+            if said.number()? > 0 {
+                core.bells.ring(&lease.partition);
+            }
+        }
+        // Also when the answer to the first sending was lost: delivering twice finds nobody.
+        if !commit.replies.is_empty() {
+            let letters = commit::letters(&commit, first);
+            let letter = |r: &Reply| letters.iter().find(|(id, _)| *id == r.request).map_or(0, |(_, letter)| *letter);
+            let replies: Vec<(Reply, u64)> = commit.replies.iter().map(|r| (r.clone(), letter(r))).collect();
+            let core = Arc::clone(core);
+            // The owner goes on meanwhile; its next commit builds on this one and rolls back with it.
+            tokio::spawn(async move { core.release(replies, history).await });
+        }
+        Ok(done)
+    }
+
+    async fn flushed(&self) -> Result<(), Error> {
+        self.core.link.pair()?;
+        self.core.safe_now().await
+    }
+
+    fn bell(&self, partition: &PartitionId) -> Bell {
+        self.core.bells.bell(partition)
+    }
+
+    fn room(&self, topic: &TopicId) -> Bell {
+        self.core.bells.room(topic)
+    }
+
+    fn waiters(&self) -> &Arc<Waiters> {
+        &self.core.waiters
+    }
+
+    fn scan_every_ms(&self) -> u64 {
+        // The backend looks itself, once a second and Swarm, and rings; an owner's own scan is for what nobody thought of.
+        30_000
+    }
+
+    async fn status(&self, swarm: &SwarmId) -> Result<Vec<TopicStatus>, Error> {
+        views::status(&self.core, swarm).await
+    }
+
+    async fn keys(&self, topic: &TopicId) -> Result<u64, Error> {
+        views::keys(&self.core, topic).await
+    }
+
+    async fn lives(&self) -> Result<Vec<SwarmId>, Error> {
+        views::lives(&self.core).await
+    }
+
+    async fn remove_swarm(&self, swarm: &SwarmId, if_empty: bool) -> Result<bool, Error> {
+        removal::remove_swarm(&self.core, swarm, if_empty).await
+    }
+
+    async fn remove_topic(&self, topic: &TopicId) -> Result<bool, Error> {
+        removal::remove_topic(&self.core, topic).await
+    }
+
+    async fn state(&self, topic: &TopicId, key: &str) -> Result<HashMap<String, Bytes>, Error> {
+        views::state_of(&self.core, topic, key).await
+    }
+
+    async fn dead_letters(
+        &self,
+        swarm: &SwarmId,
+        stage: Option<&StageName>,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<StoredDeadLetter>, Error> {
+        views::dead_letters(&self.core, swarm, stage, after, limit).await
+    }
+
+    async fn discard_dead_letters(&self, swarm: &SwarmId, ids: &[u64]) -> Result<u64, Error> {
+        removal::discard_dead_letters(&self.core, swarm, ids).await
+    }
+
+    async fn catalog_put(&self, key: &str, expect: u64, value: Bytes) -> Result<Result<u64, u64>, Error> {
+        let mut args = self.core.args(Script::CatalogPut, names::CATALOG);
+        args.text(key).num(expect).bytes(&record::seal(Kind::Catalog, &value));
+        catalog(&self.core, Script::CatalogPut, &args).await
+    }
+
+    async fn catalog_list(&self, prefix: &str) -> Result<Vec<(String, CatalogRecord)>, Error> {
+        views::catalog_list(&self.core, prefix).await
+    }
+
+    async fn catalog_delete(&self, key: &str, expect: u64) -> Result<Result<(), u64>, Error> {
+        let mut args = self.core.args(Script::CatalogDelete, names::CATALOG);
+        args.text(key).num(expect);
+        let done = catalog(&self.core, Script::CatalogDelete, &args).await?;
+        Ok(done.map(|_| ()))
+    }
+
+    fn counters(&self) -> Counters {
+        Counters {
+            commits: self.core.commits.load(Ordering::Relaxed),
+            publishes: self.core.publishes.load(Ordering::Relaxed),
+            flushes: self.core.gate.flushes.load(Ordering::Relaxed),
+            refused: self.core.refused.load(Ordering::Relaxed),
+        }
+    }
+
+    async fn close(&self) -> Result<(), Error> {
+        let flushed = self.flushed().await;
+        self.core.link.close();
+        self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
+        flushed
+    }
+}
+
+/// A compare-and-set of the catalog, gated either way: whoever lost is told of what is there.
+async fn catalog(core: &Core, script: Script, args: &Args) -> Result<Result<u64, u64>, Error> {
+    let (mut said, history) = core.write(script, args).await?;
+    let version = number(said.next()?)?;
+    core.safe(history).await?;
+    Ok(if said.word == "OK" { Ok(version) } else { Err(version) })
+}

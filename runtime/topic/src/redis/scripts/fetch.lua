@@ -1,0 +1,79 @@
+-- Messages after the cursor, what is due of retries and timers, and when the next falls due.
+local token, base, ce, ci = take(), take(), take(), take()
+local messages, bytes = num(), num()
+local v = redis.call('HMGET', part, 'tok', 'last', 'ce', 'ci', 'rn', 'rb')
+if v[1] ~= token then return {gone() and 'GONE' or 'FENCED'} end
+if (v[2] or NONE) ~= base or (v[3] or '0') ~= ce or (v[4] or '0') ~= ci then return {'STALE'} end
+local consumed = tonumber(v[5] or '0')
+local c = redis.call('HGET', T .. ':t:' .. stage, 'p' .. p)
+local appended, parked, timers = 0, 0, 0
+if c then
+  local _
+  _, appended, _, _, parked, timers = struct.unpack('<I8I8I8I8I8I8', c)
+end
+local frames = {}
+if appended > consumed then
+  local stream, from = T .. ':in:' .. stage .. ':' .. p, tonumber(ce)
+  local got, size, left, ask = 0, 0, appended - consumed, 1
+  while got < messages and got < left and (got == 0 or size <= bytes) do
+    local entries = redis.call('XRANGE', stream, int(from + 1) .. '-0', '+', 'COUNT', ask)
+    local n = 0
+    for _, entry in ipairs(entries) do
+      local f = entry[2]
+      local before, bytes_before, inside, z = struct.unpack('<I8I8I4I4', f[4])
+      local first = #frames == 0
+      -- Nothing between two frames may be missing.
+      if before + (first and tonumber(ci) or 0) ~= consumed + got then return {'DAMAGED', entry[1]} end
+      local frame = {entry[1], f[2], f[4]}
+      for i = 8, #f, 4 do frame[#frame + 1] = f[i] end
+      frames[#frames + 1] = frame
+      n = first and inside - tonumber(ci) or inside
+      got = got + n
+      size = size + (first and bytes_before + z - tonumber(v[6] or '0') or z)
+      from = tonumber(string.match(entry[1], '^%d+'))
+    end
+    if #entries == 0 then return {'DAMAGED', int(from + 1) .. '-0'} end
+    ask = math.max(1, math.min(64, math.ceil((messages - got) / math.max(n, 1))))
+  end
+end
+local retries, due, next_due = {}, {}, nil
+local function later(key)
+  local found = redis.call('ZRANGEBYSCORE', key, '(' .. int(now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+  if found[2] then
+    local when = tonumber(found[2])
+    if not next_due or when < next_due then next_due = when end
+  end
+end
+if parked > 0 then
+  local heads = T .. ':kd:' .. stage .. ':' .. p
+  local ords = redis.call('ZRANGEBYSCORE', heads, '-inf', int(now), 'LIMIT', 0, math.min(messages, 4000))
+  local size = 0
+  for _, ord in ipairs(ords) do
+    local record = redis.call('HGET', T .. ':k:' .. stage .. ':' .. p, ord)
+    if not record then return {'DAMAGED', 'parked'} end
+    size = size + struct.unpack('<I8', record, 25)
+    if size > bytes and #retries > 0 then break end
+    retries[#retries + 1] = string.sub(record, 33)
+  end
+  later(heads)
+end
+if timers > 0 then
+  local times = T .. ':td:' .. stage .. ':' .. p
+  local offset = 0
+  while #due < messages do
+    local page = redis.call('ZRANGEBYSCORE', times, '-inf', int(now), 'LIMIT', offset, 256)
+    for _, member in ipairs(page) do
+      if #due >= messages then break end
+      local record = redis.call('HGET', T .. ':tm:' .. stage .. ':' .. p, member)
+      if not record then return {'DAMAGED', 'timer'} end
+      local lane = string.sub(member, 1, struct.unpack('<I4', record, 25))
+      if parked == 0 or #redis.call('ZRANGEBYLEX', T .. ':kl:' .. stage .. ':' .. p, '[' .. lane, '(' .. lane .. '\255', 'LIMIT', 0, 1) == 0 then
+        due[#due + 1] = string.sub(record, 29)
+      end
+    end
+    if #page < 256 then break end
+    offset = offset + 256
+  end
+  later(times)
+end
+return {'OK', int(now), parked, next_due and int(next_due) or '', frames, retries, due}

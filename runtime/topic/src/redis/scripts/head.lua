@@ -1,0 +1,27 @@
+-- What every script begins with: its arguments in a row, the store's clock, which guards stand.
+local T = string.sub(KEYS[1], 1, -3)
+local at = 0
+local function take() at = at + 1 return ARGV[at] end
+local function num() at = at + 1 return tonumber(ARGV[at]) end
+local clock = take()
+local now
+if string.byte(clock) == 61 then
+  -- `=ms`: a test's clock. Else what a test adds to the server's, which is nothing outside of tests.
+  now = tonumber(string.sub(clock, 2))
+else
+  local t = redis.call('TIME')
+  now = t[1] * 1000 + math.floor(t[2] / 1000) + tonumber(clock)
+end
+local removed = take()
+local function on(guard) return not string.find(removed, guard, 1, true) end
+local function int(n) return string.format('%.0f', n) end
+local function gone() return redis.call('HGET', KEYS[1], 'gone') end
+local NONE = string.rep('\0', 16)
+-- Variadic calls in slices: Lua's stack is bounded.
+local function many(command, key, args)
+  local i = 1
+  while i <= #args do
+    redis.call(command, key, unpack(args, i, math.min(i + 3999, #args)))
+    i = i + 4000
+  end
+end

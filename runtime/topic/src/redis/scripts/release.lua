@@ -1,0 +1,2 @@
+if holds(take()) then redis.call('HDEL', part, 'tok', 'exp') end
+return {'OK'}

@@ -1,0 +1,107 @@
+//! Keyed state as stored: one field a key in a bucket's hash, so that one call reads or writes a bucket's keys of a whole batch.
+//!
+//! A field holds every value of its key: `i`, then entries of (name's length, value's length, name, sealed value); or `s` and a number
+//! once they are larger than [`limits::STATE_INLINE_BYTES_MAX`], with a hash of their own, so that a large key's write costs what it
+//! changes. Buckets are runs of key groups: fixed for life, so that rescaling moves no state.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bytes::{Buf, Bytes};
+use redis::Value;
+use skep_model::limits;
+
+use super::args::Args;
+use super::reply::{bytes, list, text};
+use crate::record::{self, Kind};
+use crate::{Error, StatePut, key_group};
+
+pub(super) fn bucket(key: &str) -> u16 {
+    key_group(key) / (limits::KEY_GROUPS / limits::STATE_BUCKETS)
+}
+
+type Changes<'a> = Vec<(&'a str, Vec<(&'a str, Option<&'a Bytes>)>)>;
+
+/// The state section of a commit: where it ends, the inline bound, then buckets, keys and changes.
+pub(super) fn write_puts(args: &mut Args, puts: &[StatePut]) {
+    let mut buckets: BTreeMap<u16, Changes<'_>> = BTreeMap::new();
+    let mut places: HashMap<&str, (u16, usize)> = HashMap::new();
+    for put in puts {
+        let (bucket, at) = *places.entry(&put.key).or_insert_with(|| {
+            let bucket = bucket(&put.key);
+            let keys = buckets.entry(bucket).or_default();
+            keys.push((&put.key, Vec::new()));
+            (bucket, keys.len() - 1)
+        });
+        let names = &mut buckets.get_mut(&bucket).expect("made above")[at].1;
+        // The last write of a name wins.
+        match names.iter_mut().find(|(name, _)| *name == put.name) {
+            Some((_, value)) => *value = put.value.as_ref(),
+            None => names.push((&put.name, put.value.as_ref())),
+        }
+    }
+    let keys = buckets.values().flatten();
+    let inside: usize = 2 + buckets.len() * 2 + keys.map(|(_, names)| 2 + names.len() * 2).sum::<usize>();
+    // The place of the argument behind this section, counting this one.
+    args.num(args.count + 1 + inside + 1);
+    args.num(limits::STATE_INLINE_BYTES_MAX).num(buckets.len());
+    for (bucket, keys) in buckets {
+        args.num(bucket).num(keys.len());
+        for (key, names) in keys {
+            args.text(key).num(names.len());
+            for (name, value) in names {
+                args.text(name);
+                match value {
+                    Some(value) => args.bytes(&entry(name, value)),
+                    None => args.bytes(b""),
+                };
+            }
+        }
+    }
+}
+
+fn entry(name: &str, value: &Bytes) -> Vec<u8> {
+    let sealed = record::seal(Kind::State, value);
+    let mut out = Vec::with_capacity(6 + name.len() + sealed.len());
+    out.extend_from_slice(&u16::try_from(name.len()).unwrap_or(u16::MAX).to_le_bytes());
+    out.extend_from_slice(&u32::try_from(sealed.len()).unwrap_or(u32::MAX).to_le_bytes());
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(&sealed);
+    out
+}
+
+/// One key's values, from its field or its own hash.
+pub(super) fn values(stored: Value) -> Result<BTreeMap<String, Bytes>, Error> {
+    let cut = || Error::Corrupt("a key's state is cut off".to_owned());
+    let mut out = BTreeMap::new();
+    if let Value::Array(_) | Value::Map(_) = stored {
+        let mut items = match stored {
+            Value::Map(pairs) => pairs.into_iter().flat_map(|(k, v)| [k, v]).collect(),
+            other => list(other)?,
+        }
+        .into_iter();
+        while let (Some(name), Some(value)) = (items.next(), items.next()) {
+            out.insert(text(name)?, record::unseal(Kind::State, bytes(value)?)?);
+        }
+        return Ok(out);
+    }
+    let mut blob = bytes(stored)?;
+    if blob.is_empty() {
+        return Ok(out);
+    }
+    if blob[0] != b'i' {
+        return Err(Error::Corrupt("a key's state is of a newer format: upgrade".to_owned()));
+    }
+    blob.advance(1);
+    while !blob.is_empty() {
+        if blob.len() < 6 {
+            return Err(cut());
+        }
+        let (name, value) = (usize::from(blob.get_u16_le()), blob.get_u32_le() as usize);
+        if blob.len() < name + value {
+            return Err(cut());
+        }
+        let name = String::from_utf8(blob.split_to(name).to_vec()).map_err(|_| cut())?;
+        out.insert(name, record::unseal(Kind::State, blob.split_to(value))?);
+    }
+    Ok(out)
+}

@@ -1,0 +1,151 @@
+//! What people look at. Answers are gated, so that nobody is shown what a failover may take back; all but counts, which are asked for often.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use redis::Value;
+use skep_model::limits;
+use skep_model::name::StageName;
+use skep_model::scope::{SwarmId, TopicId};
+
+use super::reply::{bytes, list, number, text};
+use super::scripts::Script;
+use super::{Core, names, state};
+use crate::record::{self, Kind};
+use crate::{CatalogRecord, Error, StoredDeadLetter, TopicStatus};
+
+fn stage(name: &str) -> Result<StageName, Error> {
+    name.parse()
+        .map_err(|_| Error::Corrupt(format!("`{name}` is not a stage's name")))
+}
+
+pub(super) async fn status(core: &Core, swarm: &SwarmId) -> Result<Vec<TopicStatus>, Error> {
+    let args = core.args(Script::Status, &names::meta(swarm));
+    let mut said = core.look(Script::Status, &args).await?;
+    if said.word != "OK" {
+        return Err(said.refusal());
+    }
+    let mut out = Vec::new();
+    for row in said.list()? {
+        let mut row = list(row)?.into_iter();
+        let mut next = || row.next().unwrap_or(Value::Nil);
+        let topic = swarm.topic(&stage(&text(next())?)?);
+        let mut count = || number(next());
+        let (unread, unread_bytes, parked, _) = (count()?, count()?, count()?, count()?);
+        let (timers, dead, dead_bytes) = (count()?, count()?, count()?);
+        out.push(TopicStatus {
+            topic,
+            unread,
+            unread_bytes,
+            parked,
+            timers,
+            dead,
+            dead_bytes,
+        });
+    }
+    out.sort_by(|a, b| a.topic.cmp(&b.topic));
+    Ok(out)
+}
+
+pub(super) async fn keys(core: &Core, topic: &TopicId) -> Result<u64, Error> {
+    let mut args = core.args(Script::Keys, &names::meta(topic.swarm()));
+    args.text(topic.stage().as_str()).num(limits::STATE_BUCKETS);
+    core.look(Script::Keys, &args).await?.number()
+}
+
+pub(super) async fn state_of(core: &Core, topic: &TopicId, key: &str) -> Result<HashMap<String, Bytes>, Error> {
+    let mut args = core.args(Script::StateOf, &names::meta(topic.swarm()));
+    args.text(topic.stage().as_str()).num(state::bucket(key)).text(key);
+    let mut said = core.look(Script::StateOf, &args).await?;
+    if said.word != "OK" {
+        return Err(said.refusal());
+    }
+    let found = state::values(said.next()?)?;
+    core.safe_now().await?;
+    Ok(found.into_iter().collect())
+}
+
+/// In pages, so that no answer of the server is large.
+pub(super) async fn dead_letters(
+    core: &Core,
+    swarm: &SwarmId,
+    only: Option<&StageName>,
+    mut after: u64,
+    limit: u32,
+) -> Result<Vec<StoredDeadLetter>, Error> {
+    let mut out = Vec::new();
+    while (out.len() as u64) < u64::from(limit) {
+        let page = (u64::from(limit) - out.len() as u64).min(limits::LETTERS_PAGE_MAX);
+        let mut args = core.args(Script::Letters, &names::meta(swarm));
+        args.text(only.map_or("", StageName::as_str)).num(after).num(page);
+        let mut said = core.look(Script::Letters, &args).await?;
+        if said.word != "OK" {
+            return Err(said.refusal());
+        }
+        let mut found = Vec::new();
+        for row in said.list()? {
+            let mut row = list(row)?.into_iter();
+            let mut next = || row.next().unwrap_or(Value::Nil);
+            found.push(StoredDeadLetter {
+                id: number(next())?,
+                topic: swarm.topic(&stage(&text(next())?)?),
+                letter: record::decode_dead_letter(bytes(next())?)?,
+            });
+        }
+        // Each stage brought a page of its own: only the first of all of them are surely the next ones.
+        found.sort_by_key(|letter| letter.id);
+        found.truncate(usize::try_from(page).unwrap_or(usize::MAX));
+        let Some(last) = found.last() else { break };
+        after = last.id;
+        out.extend(found);
+    }
+    core.safe_now().await?;
+    Ok(out)
+}
+
+pub(super) async fn catalog_list(core: &Core, prefix: &str) -> Result<Vec<(String, CatalogRecord)>, Error> {
+    let mut command = redis::cmd("HGETALL");
+    command.arg(names::CATALOG);
+    let items = core.link.send(&command).await.map_err(super::fault::of_a_look)?;
+    let mut items = match items {
+        Value::Map(pairs) => pairs.into_iter().flat_map(|(k, v)| [k, v]).collect(),
+        other => list(other)?,
+    }
+    .into_iter();
+    let mut out = Vec::new();
+    while let (Some(key), Some(stored)) = (items.next(), items.next()) {
+        let key = text(key)?;
+        if !key.starts_with(prefix) {
+            continue;
+        }
+        let stored = bytes(stored)?;
+        let version: [u8; 8] = stored
+            .get(..8)
+            .and_then(|b| b.try_into().ok())
+            .ok_or_else(|| Error::Corrupt(format!("catalog record `{key}` is cut off")))?;
+        let value = record::unseal(Kind::Catalog, stored.slice(8..))?;
+        let version = u64::from_le_bytes(version);
+        out.push((key, CatalogRecord { version, value }));
+    }
+    out.sort_by(|a, b| a.0.cmp(&b.0));
+    core.safe_now().await?;
+    Ok(out)
+}
+
+pub(super) async fn lives(core: &Core) -> Result<Vec<SwarmId>, Error> {
+    let mut command = redis::cmd("SMEMBERS");
+    command.arg(names::LIVES);
+    let found = core.link.send(&command).await.map_err(super::fault::of_a_look)?;
+    let found = match found {
+        Value::Set(items) => items,
+        other => list(other)?,
+    };
+    let mut out = Vec::new();
+    for tag in found {
+        let tag = text(tag)?;
+        out.push(names::swarm_of(&tag).ok_or_else(|| Error::Corrupt(format!("`{tag}` is not a Swarm's life")))?);
+    }
+    out.sort();
+    core.safe_now().await?;
+    Ok(out)
+}
