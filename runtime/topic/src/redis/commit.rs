@@ -70,7 +70,7 @@ pub(super) fn command(redis: &Core, lease: &Lease, commit: &Commit) -> Args {
         .bytes(&commit.id.0)
         .bytes(&commit.base.0)
         .num(limits::LEASE_TTL_MS);
-    let dead = redis.dead_bound(commit, topic);
+    let dead = commit.own.dead_letters;
     args.num(dead.messages).num(dead.bytes);
     args.flag(effects(commit) > limits::COMMIT_BYTES_MAX as u64);
     match &commit.span {

@@ -1,7 +1,7 @@
 //! One consistent read, in one script, or two where keys matter: keys lie inside of frames, which only a node takes apart. The second
 //! proves token and base again, so what it loads belongs to what the first read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use bytes::{Buf, Bytes};
 use redis::Value;
@@ -85,7 +85,7 @@ async fn second_half(
         return Ok(());
     }
     let mut args = redis.owner_args(Script::State, &lease.partition);
-    args.bytes(&lease.token.0).bytes(&want.base.0).num(state_budget(&want));
+    args.bytes(&lease.token.0).bytes(&want.base.0).num(want.state_bytes);
     args.num(lanes.len());
     for lane in &lanes {
         args.bytes(&names::ended(lane));
@@ -111,34 +111,17 @@ async fn second_half(
             held.push((*lane).to_owned());
         }
     }
-    let mut loaded = crate::StateMap::new();
+    let mut loaded = HashMap::new();
     for (key, blob) in keys.iter().zip(said.list()?) {
         loaded.insert((*key).to_owned(), state::values(blob)?);
     }
-    let complete = loaded.len() == keys.len();
     fetched.held.extend(held);
-    fetched.state = loaded;
-    if want.state && !complete {
-        cut(fetched);
+    if want.state {
+        // The script stops where this does: it counts the same bytes.
+        let missing = || Error::Corrupt("a key's state was not loaded".to_owned());
+        fetched.load_state(want.state_bytes, |key| loaded.remove(key).ok_or_else(missing))?;
     }
     Ok(())
-}
-
-/// Leaves out the inputs from the first one whose state was not loaded.
-fn cut(fetched: &mut Fetched) {
-    let state = &fetched.state;
-    let mut open = true;
-    let mut keeps = |key: Option<&str>| {
-        open = open && key.is_none_or(|key| state.contains_key(key));
-        open
-    };
-    fetched.retries.retain(|p| keeps(p.work.key()));
-    fetched.timers.retain(|t| keeps(Some(&t.key)));
-    fetched.messages.retain(|u| keeps(u.message.key.as_deref()));
-}
-
-fn state_budget(_want: &Want) -> u64 {
-    u64::MAX
 }
 
 /// The messages of frames after the cursor, as many as wanted.

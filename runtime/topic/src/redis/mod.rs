@@ -64,12 +64,11 @@ use std::time::Instant;
 use async_trait::async_trait;
 use bytes::Bytes;
 use skep_model::env::Entropy;
-use skep_model::id::{RequestId, Token};
+use skep_model::id::{RequestId, Token, Uid};
 use skep_model::limits;
 use skep_model::message::Reply;
 use skep_model::name::StageName;
 use skep_model::scope::{PartitionId, SwarmId, TopicId};
-use skep_model::swarm::Bound;
 
 use self::args::Args;
 use self::bells::Bells;
@@ -97,6 +96,8 @@ struct Core {
     guards: Arc<Guards>,
     /// Lives that this process knows to be registered.
     lives: Mutex<HashSet<SwarmId>>,
+    /// Partitions claimed here and not given back, so that a close leaves none behind. Bounded by the partitions of all Swarms.
+    claimed: Mutex<HashMap<PartitionId, Token>>,
     /// Requests whose callers wait here, and where their replies will lie. Bounded by the Gateway's admission.
     awaited: Mutex<HashMap<RequestId, (SwarmId, Instant)>>,
     memory_percent: AtomicU64,
@@ -215,6 +216,7 @@ impl Core {
     }
 
     fn forget_life(&self, swarm: &SwarmId) {
+        lock(&self.claimed).retain(|partition, _| partition.topic().swarm() != swarm);
         lock(&self.lives).remove(swarm);
     }
 
@@ -291,13 +293,6 @@ impl Core {
             tracing::debug!(%error, "a push of replies was lost; their nodes will look for them");
         }
     }
-
-    fn dead_bound(&self, _commit: &Commit, _topic: &TopicId) -> Bound {
-        Bound {
-            messages: limits::DEAD_LETTERS_DEFAULT,
-            bytes: limits::DEAD_LETTER_BYTES_DEFAULT,
-        }
-    }
 }
 
 impl Redis {
@@ -317,6 +312,7 @@ impl Redis {
             entropy,
             guards: Arc::default(),
             lives: Mutex::default(),
+            claimed: Mutex::default(),
             awaited: Mutex::default(),
             memory_percent: AtomicU64::new(0),
             commits: AtomicU64::new(0),
@@ -427,6 +423,7 @@ impl Backend for Redis {
             index: u32::try_from(said.number()?).unwrap_or(u32::MAX),
         };
         let unclean = u32::try_from(said.number()?).unwrap_or(u32::MAX);
+        lock(&self.core.claimed).insert(partition.clone(), token);
         Ok(Ok(Claim {
             seq,
             last,
@@ -445,14 +442,19 @@ impl Backend for Redis {
     async fn release(&self, lease: &Lease) -> Result<(), Error> {
         let mut args = self.core.owner_args(Script::Release, &lease.partition);
         args.bytes(&lease.token.0);
-        self.core.write(Script::Release, &args).await.map(|_| ())
+        self.core.write(Script::Release, &args).await?;
+        let mut claimed = lock(&self.core.claimed);
+        if claimed.get(&lease.partition) == Some(&lease.token) {
+            claimed.remove(&lease.partition);
+        }
+        Ok(())
     }
 
     async fn fetch(&self, lease: &Lease, want: Want) -> Result<Fetched, Error> {
         fetch::fetch(&self.core, lease, want).await
     }
 
-    async fn commit(&self, lease: &Lease, commit: Commit) -> Result<Committed, Error> {
+    async fn commit(&self, lease: &Lease, commit: Arc<Commit>) -> Result<Committed, Error> {
         let core = &self.core;
         let args = commit::command(core, lease, &commit);
         let (mut said, history) = core.write(Script::Commit, &args).await?;
@@ -507,6 +509,18 @@ impl Backend for Redis {
             tokio::spawn(async move { core.release(replies, history).await });
         }
         Ok(done)
+    }
+
+    async fn mark(&self, lease: &Lease, uid: Uid) -> Result<u32, Error> {
+        let mut args = self.core.owner_args(Script::Mark, &lease.partition);
+        args.bytes(&lease.token.0).bytes(&uid.0);
+        let (mut said, history) = self.core.write(Script::Mark, &args).await?;
+        if said.word != "OK" {
+            return Err(said.refusal());
+        }
+        let times = u32::try_from(said.number()?).unwrap_or(u32::MAX);
+        self.core.safe(history).await?;
+        Ok(times)
     }
 
     async fn flushed(&self) -> Result<(), Error> {
@@ -596,6 +610,13 @@ impl Backend for Redis {
     }
 
     async fn close(&self) -> Result<(), Error> {
+        // Others need not wait until these leases run out.
+        let claimed = std::mem::take(&mut *lock(&self.core.claimed));
+        for (partition, token) in claimed {
+            if self.release(&Lease { partition, token }).await.is_err() {
+                break;
+            }
+        }
         let flushed = self.flushed().await;
         self.core.link.close();
         self.tasks.iter().for_each(tokio::task::JoinHandle::abort);

@@ -1,4 +1,6 @@
 -- The second half of a read: which lanes are held, and the state of keys. Valid only while token and base are the owner's.
+-- SEAL: bytes of format and checksum around each stored value, which do not count.
+local SEAL = 5
 local token, base, budget = take(), take(), num()
 local v = redis.call('HMGET', part, 'tok', 'last')
 if v[1] ~= token then return {gone() and 'GONE' or 'FENCED'} end
@@ -22,19 +24,29 @@ for _ = 1, num() do
     i = to + 1
   end
 end
+-- Names and values of an inline field, without what frames them.
+local function net(blob)
+  local size, pos = 0, 2
+  while pos <= #blob do
+    local nl, vl = struct.unpack('<I2I4', blob, pos)
+    size, pos = size + nl + vl - SEAL, pos + 6 + nl + vl
+  end
+  return size
+end
 local size, cut = 0, #blobs
 for i = 1, #blobs do
+  if size >= budget and i > 1 then
+    cut = i - 1
+    break
+  end
   local blob = blobs[i]
   if string.byte(blob) == 115 then
     -- `s<id>`: too large for its bucket, in a hash of its own.
-    blobs[i] = redis.call('HGETALL', T .. ':s:' .. string.sub(blob, 2))
-    for j = 2, #blobs[i], 2 do size = size + #blobs[i][j] end
+    local all = redis.call('HGETALL', T .. ':s:' .. string.sub(blob, 2))
+    for j = 1, #all, 2 do size = size + #all[j] + #all[j + 1] - SEAL end
+    blobs[i] = all
   else
-    size = size + #blob
-  end
-  if size > budget then
-    cut = i
-    break
+    size = size + net(blob)
   end
 end
 for i = #blobs, cut + 1, -1 do blobs[i] = nil end

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 /// What a server is started with, beside port and folder.
 pub const ALWAYS: &[&str] = &["--appendonly", "yes", "--appendfsync", "always"];
-pub const VOLATILE: &[&str] = &["--appendonly", "no"];
+
 
 pub struct Server {
     pub port: u16,
