@@ -100,6 +100,11 @@ impl Bundle {
         // Neighbours mostly share their place.
         let mut last: Option<(Option<u16>, usize)> = None;
         for (i, (place, (encoded, size))) in self.places.iter().zip(self.run.pieces(0)).enumerate() {
+            // Messages without key may join keyed ones in a partition: there they keep the caller's order.
+            if last.is_some_and(|(former, _)| former.is_none() != place.is_none()) {
+                open.clear();
+                last = None;
+            }
             let at = match last {
                 Some((former, at)) if former == *place => Some(at),
                 _ => open.get(place).copied(),

@@ -15,7 +15,7 @@ use tokio::sync::{Notify, oneshot};
 use super::link::Link;
 use super::names;
 use super::options::Gate;
-use super::reply::{list, number};
+use super::reply::number;
 use crate::Error;
 
 type Waiting = (u64, oneshot::Sender<Result<(), Error>>);
@@ -92,6 +92,7 @@ async fn ask(link: &Link) -> Result<u64, String> {
     };
     let patience = Duration::from_millis(timeout) + link.options.response_timeout;
     let answer = tokio::time::timeout(patience, pair.gate.req_packed_commands(&pipe, 0, 2)).await;
+    let answer = answer.map(|a| a.and_then(|values| values.into_iter().map(Value::extract_error).collect::<Result<Vec<_>, _>>()));
     let mut answer = match answer {
         Ok(Ok(answer)) => answer,
         Ok(Err(e)) => {
@@ -119,7 +120,5 @@ async fn ask(link: &Link) -> Result<u64, String> {
             have.1, needed.1
         ));
     }
-    // A pipeline may bring one error a command.
-    let _ = list(Value::Array(answer));
     Ok(pair.history)
 }

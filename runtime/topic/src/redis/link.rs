@@ -82,10 +82,18 @@ pub(super) fn reach(options: &RedisOptions, error: &redis::RedisError) -> String
     format!("Redis at {at} cannot be used: {hint} ({text})")
 }
 
+/// The library's client: an address, nothing is sent yet.
+pub(super) fn client(options: &RedisOptions) -> Result<Client, Error> {
+    if options.url.starts_with("rediss:") {
+        // The library takes the process's choice; whoever made one before is right.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    }
+    Client::open(options.url.as_str()).map_err(|e| Error::Unavailable(reach(options, &e)))
+}
+
 impl Link {
     pub fn new(options: RedisOptions, entropy: Arc<dyn Entropy>) -> Result<Arc<Self>, Error> {
-        let client =
-            Client::open(options.url.as_str()).map_err(|e| Error::Unavailable(reach(&options, &e)))?;
+        let client = client(&options)?;
         Ok(Arc::new(Self {
             options,
             client,
@@ -208,6 +216,7 @@ impl Link {
 
     async fn ask(&self, conn: &mut MultiplexedConnection, command: &Cmd) -> Result<Value, Error> {
         let answer = conn.req_packed_command(command).await;
+        let answer = answer.and_then(Value::extract_error);
         answer.map_err(|e| Error::Unavailable(reach(&self.options, &e)))
     }
 
@@ -346,12 +355,13 @@ impl Link {
     pub async fn send(&self, command: &Cmd) -> Result<Value, Error> {
         let mut pair = self.pair()?;
         let answer = pair.main.req_packed_command(command).await;
-        self.sorted(&pair, answer)
+        self.sorted(&pair, answer.and_then(Value::extract_error))
     }
 
     pub async fn send_all(&self, pipe: &redis::Pipeline, count: usize) -> Result<Vec<Value>, Error> {
         let mut pair = self.pair()?;
         let answer = pair.main.req_packed_commands(pipe, 0, count).await;
+        let answer = answer.and_then(|values| values.into_iter().map(Value::extract_error).collect());
         self.sorted(&pair, answer)
     }
 
@@ -368,13 +378,13 @@ impl Link {
     /// Runs a script; `command` is its EVALSHA. Returns the history that it was written in.
     pub async fn run(&self, script: Script, command: &Cmd) -> Result<(Value, u64), Error> {
         let mut pair = self.pair()?;
-        let mut answer = pair.main.req_packed_command(command).await;
+        let mut answer = pair.main.req_packed_command(command).await.and_then(Value::extract_error);
         if let Err(e) = &answer
             && fault::sort(e, &self.options).1 == After::Load
         {
             // The server forgot its scripts, so it did nothing.
             self.load(&mut pair.main, script).await?;
-            answer = pair.main.req_packed_command(command).await;
+            answer = pair.main.req_packed_command(command).await.and_then(Value::extract_error);
         }
         let history = pair.history;
         self.sorted(&pair, answer).map(|value| (value, history))

@@ -1,9 +1,9 @@
 //! What a server is like, in words: for `open`, which refuses what cannot work, and for people who ask.
 
 use redis::aio::ConnectionLike as _;
-use redis::{AsyncConnectionConfig, Client, Value};
+use redis::{AsyncConnectionConfig, Value};
 
-use super::link::{Link, reach};
+use super::link::{Link, client, reach};
 use super::options::{Gate, RedisOptions};
 use super::reply::text;
 use crate::Error;
@@ -74,13 +74,14 @@ fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
 
 async fn settings(options: &RedisOptions) -> Result<Settings, Error> {
     let unreached = |e: redis::RedisError| Error::Unavailable(reach(options, &e));
-    let client = Client::open(options.url.as_str()).map_err(unreached)?;
+    let client = client(options)?;
     let config = AsyncConnectionConfig::new()
         .set_response_timeout(Some(options.response_timeout))
         .set_connection_timeout(Some(options.connect_timeout));
     let conn = client.get_multiplexed_async_connection_with_config(&config).await;
     let mut conn = conn.map_err(unreached)?;
-    let info = conn.req_packed_command(&redis::cmd("INFO")).await.map_err(unreached)?;
+    let info = conn.req_packed_command(&redis::cmd("INFO")).await.and_then(Value::extract_error);
+    let info = info.map_err(unreached)?;
     let info = text(info)?;
     let number = |name: &str| field(&info, name).and_then(|v| v.parse().ok()).unwrap_or(0);
     let version = field(&info, "redis_version").unwrap_or("0.0");

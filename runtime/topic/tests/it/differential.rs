@@ -7,7 +7,7 @@ use skep_model::env::{Entropy, SeededEntropy};
 use skep_model::id::{CommitId, Digest, RequestId, Token, Uid};
 use skep_model::limits::LEASE_TTL_MS;
 use skep_model::message::{Reply, ReplyResult, Request};
-use skep_topic::conformance::Stop;
+use skep_topic::conformance::{Harness, Stop};
 use skep_topic::conformance::actors::{World, finished, output};
 use skep_topic::{
     Call, Commit, Fetched, Gate, Lease, Once, Parked, Publish, Retry, Span, StatePut, TopicSpec, Want, Work,
@@ -16,9 +16,11 @@ use skep_topic::{
 use crate::harness::{NOW, OnDisk, OnMemory};
 
 /// The two stores and one owner's view, which must be the same for both.
-struct Pair {
+pub struct Pair {
     memory: World,
     disk: World,
+    /// Leases on the second store outlive a kill: time takes them, not the restart.
+    keeps_leases: bool,
     chance: SeededEntropy,
     topics: [Arc<TopicSpec>; 2],
     views: Vec<View>,
@@ -55,11 +57,12 @@ macro_rules! both {
 }
 
 impl Pair {
-    fn new(seed: u64) -> Self {
+    pub fn new(seed: u64, disk: Box<dyn Harness>, keeps_leases: bool) -> Self {
         let memory = World::new(Box::new(OnMemory::new(1)));
         let topics = [memory.bounded("a", 2, 40, 6), memory.bounded("b", 1, 30, 3)];
         Self {
-            disk: World::new(Box::new(OnDisk::new(2))),
+            disk: World::new(disk),
+            keeps_leases,
             memory,
             chance: SeededEntropy::new(seed),
             topics,
@@ -316,7 +319,7 @@ impl Pair {
         both!(self, backend => backend.catalog_list("c/")).unwrap();
     }
 
-    async fn step(&mut self) {
+    pub async fn step(&mut self) {
         match self.below(20) {
             0..5 => self.publish().await,
             5..7 => self.claim().await,
@@ -346,7 +349,11 @@ impl Pair {
             18 if self.one_in(6) => {
                 self.disk.backend().flushed().await.unwrap();
                 self.disk.harness.reopen(Stop::Kill).await;
-                self.memory.harness.reopen(Stop::Kill).await;
+                if self.keeps_leases {
+                    self.memory.harness.advance(LEASE_TTL_MS).await;
+                } else {
+                    self.memory.harness.reopen(Stop::Kill).await;
+                }
                 self.views.clear();
                 self.sent.clear();
             }
@@ -358,7 +365,7 @@ impl Pair {
 #[tokio::test]
 async fn embedded_answers_as_memory_does() {
     for seed in 0..12 {
-        let mut pair = Pair::new(seed);
+        let mut pair = Pair::new(seed, Box::new(OnDisk::new(2)), false);
         for _ in 0..400 {
             pair.step().await;
         }

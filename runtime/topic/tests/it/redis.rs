@@ -1,5 +1,11 @@
 //! The Redis backend against real servers, which each test starts and stops itself. Needs `redis-server` on the path.
 
+mod faults;
+mod gates;
 mod histories;
+mod kept;
+mod nodes;
+mod proxy;
+mod refusals;
 mod server;
 mod suite;

@@ -39,12 +39,20 @@ local function collect(subject)
     if record then forget(subject, key, record) end
   end
 end
-local results, writes, bodies = {}, {}, {}
+local results, writes, written = {}, {}, 0
 local function known(once)
-  local twin = known_now[once.subject .. '\0' .. once.key]
-  local record = twin or redis.call('HGET', T .. ':dd:' .. once.subject, once.key)
-  if record and not twin and struct.unpack('<I8', record, 49) <= now then
-    forget(once.subject, once.key, record)
+  local place = once.subject .. '\0' .. once.key
+  local twin = known_now[place]
+  local record = twin and writes[twin][2] or redis.call('HGET', T .. ':dd:' .. once.subject, once.key)
+  if record and struct.unpack('<I8', record, 49) <= now then
+    if twin then
+      -- Expired when it came, in this very script: as if it had never been.
+      writes[twin] = false
+      known_now[place] = nil
+      known_now[once.subject] = known_now[once.subject] - 1
+    else
+      forget(once.subject, once.key, record)
+    end
     record = nil
   end
   if record then
@@ -77,14 +85,11 @@ local function call()
     local answer = known(once)
     if answer then return answer end
   elseif dedup and once.kind == 's' then
-    local high = sessions_now[once.id]
-    if not high then
-      high = 0
-      local stored = redis.call('HGET', T .. ':se', once.id)
-      if stored then
-        local h, expires = struct.unpack('<I8I8', stored)
-        if expires > now then high = h end
-      end
+    local high = 0
+    local stored = sessions_now[once.id] or redis.call('HGET', T .. ':se', once.id)
+    if stored then
+      local h, expires = struct.unpack('<I8I8', stored)
+      if expires > now then high = h end
     end
     if once.first == 0 or once.first > high + 1 then return {'G', int(high)} end
     skip = math.min(high + 1 - once.first, longest)
@@ -120,20 +125,25 @@ local function call()
   end
   if dedup and once.kind == 'k' then
     local record = once.fingerprint .. once.request .. struct.pack('<I8I8', once.expires, 0)
-    known_now[once.subject .. '\0' .. once.key] = record
+    written = written + 1
+    known_now[once.subject .. '\0' .. once.key] = written
     known_now[once.subject] = (known_now[once.subject] or 0) + 1
-    writes[#writes + 1] = {once, record}
+    writes[written] = {once, record}
   elseif dedup and once.kind == 's' then
-    sessions_now[once.id] = mark
-    writes[#writes + 1] = {once, struct.pack('<I8I8', mark, once.expires)}
+    local record = struct.pack('<I8I8', mark, once.expires)
+    sessions_now[once.id] = record
+    written = written + 1
+    writes[written] = {once, record}
   end
   return {'A', int(skip)}
 end
 local calls = num()
 for i = 1, calls do results[i] = call() end
-for _, w in ipairs(writes) do
-  local once, record = w[1], w[2]
-  if once.kind == 'k' then
+for i = 1, written do
+  local once, record = writes[i] and writes[i][1], writes[i] and writes[i][2]
+  if not once then
+    -- Replaced above.
+  elseif once.kind == 'k' then
     redis.call('HSET', T .. ':dd:' .. once.subject, once.key, record)
     redis.call('ZADD', T .. ':dx:' .. once.subject, once.expires, once.key)
     redis.call('SADD', T .. ':subjects', once.subject)

@@ -1,14 +1,13 @@
 //! A Redis server of a test's own, and the backend on it as the suite wants it.
 
 use std::net::TcpListener;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use skep_model::env::SeededEntropy;
+use skep_model::env::{Clock, ManualClock, SeededEntropy};
 use skep_model::limits::LEASE_TTL_MS;
 use skep_topic::Backend;
 use skep_topic::conformance::{Harness, Stop};
@@ -52,10 +51,6 @@ impl Server {
         i32::try_from(self.child.as_ref().expect("it runs").id()).expect("a process id")
     }
 
-    pub fn folder(&self) -> &Path {
-        self.dir.path()
-    }
-
     /// Starts it on what it kept.
     pub fn run(&mut self) {
         let child = Command::new("redis-server")
@@ -69,7 +64,8 @@ impl Server {
             .expect("redis-server is on the path");
         self.child = Some(child);
         let until = Instant::now() + Duration::from_secs(10);
-        while self.cli(&["PING"]).trim() != "PONG" {
+        // One that wants a password is up as well.
+        while !matches!(self.cli(&["PING"]).get(..4), Some("PONG" | "NOAU")) {
             assert!(Instant::now() < until, "redis-server does not answer");
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -112,15 +108,28 @@ impl Drop for Server {
 pub async fn open(url: &str, node: u8, clock: &StoreClock) -> Arc<Redis> {
     let mut options = RedisOptions::new(url, [node; 8]);
     options.clock = clock.clone();
-    Redis::open(options, Arc::new(SeededEntropy::new(u64::from(node) << 32 | u64::from(std::process::id()))))
-        .await
-        .expect("the store opens")
+    open_as(options).await.expect("the store opens")
+}
+
+pub async fn open_as(options: RedisOptions) -> Result<Arc<Redis>, skep_topic::Error> {
+    let seed = u64::from(options.node[0]) << 32 | u64::from(std::process::id());
+    Redis::open(options, Arc::new(SeededEntropy::new(seed))).await
+}
+
+/// Tries until it holds.
+pub async fn soon(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(15);
+    while !holds().await {
+        assert!(Instant::now() < until, "it never came about: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// One backend on a server of its own.
 pub struct OnRedis {
     pub server: Server,
     pub ahead: Arc<AtomicU64>,
+    manual: Option<Arc<ManualClock>>,
     pub redis: Option<Arc<Redis>>,
     without: Option<Guard>,
     opened: u8,
@@ -131,6 +140,7 @@ impl OnRedis {
         let mut on = Self {
             server: Server::start(ALWAYS),
             ahead: Arc::default(),
+            manual: None,
             redis: None,
             without,
             opened: 0,
@@ -139,7 +149,24 @@ impl OnRedis {
         on
     }
 
+    /// One whose clock stands still unless it is moved.
+    pub async fn at(now_ms: u64) -> Self {
+        let mut on = Self {
+            server: Server::start(ALWAYS),
+            ahead: Arc::default(),
+            manual: Some(Arc::new(ManualClock::at(now_ms))),
+            redis: None,
+            without: None,
+            opened: 0,
+        };
+        on.open().await;
+        on
+    }
+
     pub fn clock(&self) -> StoreClock {
+        if let Some(clock) = &self.manual {
+            return StoreClock::Manual(Arc::clone(clock) as Arc<dyn Clock>);
+        }
         StoreClock::Ahead(Arc::clone(&self.ahead))
     }
 
@@ -161,7 +188,12 @@ impl Harness for OnRedis {
     }
 
     async fn advance(&self, ms: u64) {
-        self.ahead.fetch_add(ms, Ordering::SeqCst);
+        match &self.manual {
+            Some(clock) => clock.advance(ms),
+            None => {
+                self.ahead.fetch_add(ms, Ordering::SeqCst);
+            }
+        }
     }
 
     async fn reopen(&mut self, stop: Stop) -> bool {

@@ -39,3 +39,14 @@ async fn redis_without_a_guard_is_noticed() {
         assert!(broken(guard, rule).await, "nobody notices that {guard:?} is missing");
     }
 }
+
+#[tokio::test]
+async fn redis_answers_as_memory_does() {
+    for seed in 100..108 {
+        let on = OnRedis::at(crate::harness::NOW).await;
+        let mut pair = crate::differential::Pair::new(seed, Box::new(on), true);
+        for _ in 0..400 {
+            pair.step().await;
+        }
+    }
+}

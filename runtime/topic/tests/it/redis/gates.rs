@@ -1,0 +1,158 @@
+//! What leaves waits for the replicas.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use skep_model::message::{Reply, ReplyResult};
+use skep_topic::conformance::actors::World;
+use skep_topic::guard::Guard;
+use skep_topic::redis::{Gate, Redis, RedisOptions};
+use skep_topic::{Backend as _, Call, Error, Lease, Once, Publish, Span, TopicSpec, Want};
+
+use super::server::{Server, open_as, soon};
+
+struct Stalled<'a>(&'a Server);
+
+impl<'a> Stalled<'a> {
+    fn new(server: &'a Server) -> Self {
+        let pid = rustix::process::Pid::from_raw(server.pid()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+        Self(server)
+    }
+}
+
+impl Drop for Stalled<'_> {
+    fn drop(&mut self) {
+        let pid = rustix::process::Pid::from_raw(self.0.pid()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+    }
+}
+
+async fn replicated(timeout_ms: u64) -> (Server, Server, Arc<Redis>) {
+    let quick = ["--appendonly", "yes", "--appendfsync", "everysec", "--repl-diskless-sync-delay", "0"];
+    let leader = Server::start(&quick);
+    let port = leader.port.to_string();
+    let mut of_replica = quick.to_vec();
+    of_replica.extend(["--replicaof", "127.0.0.1", &port]);
+    let replica = Server::start(&of_replica);
+    soon("the replica is in step", async || {
+        replica.cli(&["INFO", "replication"]).contains("master_link_status:up")
+            && leader.cli(&["INFO", "replication"]).contains("state=online")
+    })
+    .await;
+    let mut options = RedisOptions::new(leader.url(), [1; 8]);
+    options.gate = Gate::Wait {
+        replicas: 1,
+        timeout_ms,
+    };
+    let store = open_as(options).await.unwrap();
+    (leader, replica, store)
+}
+
+fn publish(world: &World, to: &Arc<TopicSpec>, gate: skep_topic::Gate) -> Publish {
+    let (_, message) = world.request("1", false);
+    Publish {
+        swarm: world.swarm.clone(),
+        calls: vec![Call {
+            to: vec![(Arc::clone(to), vec![message])],
+            once: Once::No,
+        }],
+        gate,
+    }
+}
+
+#[tokio::test]
+async fn nothing_leaves_before_the_replica_has_it() {
+    let (_leader, replica, store) = replicated(300).await;
+    let world = World::new(Box::new(crate::harness::OnMemory::new(1)));
+    let spec = world.spec("a", 1);
+    let durable = || publish(&world, &spec, skep_topic::Gate::Durable);
+    store.publish(durable()).await.unwrap();
+    store.flushed().await.unwrap();
+    assert!(store.counters().flushes > 0);
+    let lease = Lease {
+        partition: spec.id.partition(0),
+        token: skep_model::id::Token([3; 16]),
+    };
+    let claim = store.claim(&lease.partition, lease.token, 60_000).await.unwrap().unwrap();
+    let want = Want {
+        from: claim.cursor,
+        base: claim.last,
+        messages: 1,
+        bytes: 1 << 20,
+        state: false,
+        state_bytes: 0,
+    };
+    let fetched = store.fetch(&lease, want).await.unwrap();
+    let unread = &fetched.messages[0];
+    let request = unread.message.request.unwrap().id;
+    let mut commit = skep_topic::Commit::empty(
+        Arc::clone(&spec),
+        skep_model::id::CommitId([5; 16]),
+        claim.seq,
+        claim.last,
+    );
+    commit.span = Some(Span {
+        from: claim.cursor,
+        to: unread.after,
+        last_entry: unread.entry,
+        last_entry_uid: unread.entry_uid,
+    });
+    commit.replies.push(Reply {
+        request,
+        result: ReplyResult::Response(Bytes::from_static(b"x")),
+        hops: Vec::new(),
+    });
+    let mut waiter = store.waiters().wait(request);
+    let commit = Arc::new(commit);
+    {
+        let _stalled = Stalled::new(&replica);
+        let unsafe_yet = store.publish(durable()).await;
+        assert!(matches!(unsafe_yet, Err(Error::Unknown(_))), "{unsafe_yet:?}");
+        assert!(matches!(store.flushed().await, Err(Error::Unknown(_))));
+        let marked = store.mark(&lease, skep_model::id::Uid([1; 16])).await;
+        assert!(matches!(marked, Err(Error::Unknown(_))), "{marked:?}");
+        let put = store.catalog_put("a", 0, Bytes::new()).await;
+        assert!(matches!(put, Err(Error::Unknown(_))), "{put:?}");
+        // What waits for nobody goes on, and so does the owner; the reply does not leave.
+        store.publish(publish(&world, &spec, skep_topic::Gate::Appended)).await.unwrap();
+        store.commit(&lease, Arc::clone(&commit)).await.unwrap();
+        let early = tokio::time::timeout(Duration::from_millis(500), &mut waiter).await;
+        assert!(early.is_err(), "the reply left before it was safe");
+    }
+    // The same commit again, once the replica is back: its reply comes now.
+    soon("the replica is back", async || store.flushed().await.is_ok()).await;
+    assert_eq!(store.commit(&lease, commit).await, Ok(skep_topic::Committed::Done));
+    tokio::time::timeout(Duration::from_secs(5), waiter).await.expect("in time").unwrap();
+}
+
+#[tokio::test]
+async fn without_the_gate_an_early_acknowledgement_is_noticed() {
+    let (_leader, replica, store) = replicated(300).await;
+    store.guards().remove(Guard::Gate);
+    let world = World::new(Box::new(crate::harness::OnMemory::new(1)));
+    let spec = world.spec("a", 1);
+    let _stalled = Stalled::new(&replica);
+    let answer = store.publish(publish(&world, &spec, skep_topic::Gate::Durable)).await;
+    assert!(answer.is_ok(), "the planted bug does nothing: {answer:?}");
+}
+
+#[tokio::test]
+async fn what_is_acknowledged_outlives_the_leader() {
+    let (mut leader, replica, store) = replicated(5_000).await;
+    let world = World::new(Box::new(crate::harness::OnMemory::new(1)));
+    let spec = world.spec("a", 1);
+    let mut acked = 0;
+    for _ in 0..50 {
+        if store.publish(publish(&world, &spec, skep_topic::Gate::Durable)).await.is_ok() {
+            acked += 1;
+        }
+    }
+    leader.kill();
+    replica.cli(&["REPLICAOF", "NO", "ONE"]);
+    let next = open_as(RedisOptions::new(replica.url(), [2; 8])).await.unwrap();
+    let status = next.status(&world.swarm).await.unwrap();
+    assert_eq!(status[0].unread, acked, "each acknowledged one, once");
+    assert_eq!(acked, 50);
+}
