@@ -87,9 +87,15 @@ pub const RESERVE_BYTES_MAX: u64 = 64 << 20;
 pub const GONE_SWARMS_MAX: u64 = 10_000;
 /// Streaming submit sessions remembered per Swarm. The one that expires first makes room; its client is told of a gap.
 pub const SESSIONS_MAX: u64 = 100_000;
-/// State on Redis: buckets of a stage, each a run of key groups in one hash. Few enough that a batch's keys take few calls, enough that
-/// no hash gets very large.
-pub const STATE_BUCKETS: u16 = 64;
+/// State on Redis: buckets of a stage, each a run of key groups in one hash. Few, since each costs a batch three calls; with a million
+/// keys a hash has 60,000 of them, some megabytes.
+pub const STATE_BUCKETS: u16 = 16;
+/// State that a node remembers of the keys it works on, all partitions together: it need not be read again while only this owner commits.
+pub const STATE_CACHE_BYTES_MAX: usize = 64 << 20;
+/// A frame on Redis that is larger lies in two entries, so that commits need not look at its messages.
+pub const FRAME_SPLIT_BYTES: usize = 2 << 10;
+/// Entries of an inbox in one answer of Redis.
+pub const REDIS_READ_ENTRIES_MAX: u32 = 512;
 /// All values of one key that share its field of a bucket. A write rewrites the field, so a larger key has a hash of its own.
 pub const STATE_INLINE_BYTES_MAX: usize = 8 << 10;
 /// How long a reply is kept for a caller on another node, which fetches it within seconds if its push was lost: the default deadline and

@@ -4,6 +4,7 @@
 //! bucket of state, and about ten beside; parked messages, timers and dead letters come on top where there are any. So 256 keyed
 //! messages that count something, from one of eight partitions to eight others, are about 50 calls.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -58,13 +59,16 @@ pub(super) fn is_remote(redis: &Core, request: RequestId) -> bool {
     request.0[..8] != redis.link.options.node && !redis.waiters.is_waiting(request)
 }
 
-pub(super) fn command(redis: &Core, lease: &Lease, commit: &Commit) -> Args {
+/// `remembering`: write keys whole where the owner remembers what the base holds.
+pub(super) fn command(redis: &Core, lease: &Lease, commit: &Commit, remembering: bool) -> Args {
     let topic = lease.partition.topic();
     let mut args = redis.args(Script::Commit, &names::meta(topic.swarm()));
     // The lease's part of every owner's script.
     args.text(topic.stage().as_str()).num(lease.partition.index());
     args.bytes(&redis.link.options.node).bytes(&fresh(&*redis.entropy));
-    args.num(limits::FRAME_MESSAGES_MAX).num(limits::FRAME_BYTES_MAX);
+    args.num(limits::FRAME_MESSAGES_MAX)
+        .num(limits::FRAME_BYTES_MAX)
+        .num(limits::FRAME_SPLIT_BYTES);
     args.bytes(&lease.token.0)
         .num(commit.seq)
         .bytes(&commit.id.0)
@@ -73,6 +77,17 @@ pub(super) fn command(redis: &Core, lease: &Lease, commit: &Commit) -> Args {
     let dead = commit.own.dead_letters;
     args.num(dead.messages).num(dead.bytes);
     args.flag(effects(commit) > limits::COMMIT_BYTES_MAX as u64);
+    let foreign = redis.cache.foreign(&lease.partition, commit.base).filter(|_| remembering);
+    let known = foreign.map_or_else(HashMap::new, |foreign| {
+        let keys: Vec<&str> = commit.state.iter().map(|put| put.key.as_str()).collect();
+        redis.cache.known(&lease.partition, (commit.base, foreign), &keys)
+    });
+    match foreign.filter(|_| !known.is_empty()) {
+        Some(foreign) => args.num(foreign),
+        None => args.bytes(b""),
+    };
+    let own = |key: &str| commit.own.partition_of_key(key) == lease.partition.index();
+    args.flag(commit.state.iter().any(|put| !own(&put.key)));
     match &commit.span {
         None => {
             args.flag(false);
@@ -105,7 +120,7 @@ pub(super) fn command(redis: &Core, lease: &Lease, commit: &Commit) -> Args {
     }
     outputs(&mut args, commit);
     set_timers(&mut args, commit);
-    state::write_puts(&mut args, &commit.state);
+    state::write_puts(&mut args, &commit.state, &known);
     args.num(commit.dead.len());
     for letter in &commit.dead {
         args.bytes(&record::encode_dead_letter(letter));

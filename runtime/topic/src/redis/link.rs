@@ -390,6 +390,29 @@ impl Link {
         self.sorted(&pair, answer).map(|value| (value, history))
     }
 
+    /// Runs a script and a read right behind it. Not as a transaction: a full server refuses to queue one.
+    pub async fn run_and_read(&self, script: Script, command: &Cmd, read: &Cmd) -> Result<(Value, Value), Error> {
+        let mut pair = self.pair()?;
+        let mut pipe = redis::pipe();
+        pipe.add_command(command.clone()).add_command(read.clone());
+        let mut loaded = false;
+        loop {
+            let answer = pair.main.req_packed_commands(&pipe, 0, 2).await;
+            let answer = answer.and_then(|values| values.into_iter().map(Value::extract_error).collect::<Result<Vec<_>, _>>());
+            if let Err(e) = &answer
+                && !loaded
+                && fault::sort(e, &self.options).1 == After::Load
+            {
+                self.load(&mut pair.main, script).await?;
+                loaded = true;
+                continue;
+            }
+            let mut both = self.sorted(&pair, answer)?;
+            let second = both.pop().unwrap_or(Value::Nil);
+            return Ok((both.pop().unwrap_or(Value::Nil), second));
+        }
+    }
+
     pub fn wrote(&self, history: u64) {
         self.written.store(history, Ordering::SeqCst);
     }

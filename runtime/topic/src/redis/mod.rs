@@ -15,7 +15,7 @@
 //! | `T:topics` | set of stages | first message or claim | `remove_topic` | stages |
 //! | `T:t:<stage>` | hash: the topic's counters, the append side of each partition | first message or claim | `remove_topic` | 256 partitions |
 //! | `T:p:<stage>:<p>` | hash: lease, sequence, last commit, cursor | first claim | `remove_topic` | 256 a topic |
-//! | `T:in:<stage>:<p>` | stream: one entry a frame, id `<entry + 1>-0` | append | trimmed to the cursor by commits | the inbox |
+//! | `T:in:<stage>:<p>` | stream: a frame is an entry, id `<entry + 1>-0`; of a large one the messages stand behind it in `-1` | append | trimmed to the cursor by commits | the inbox |
 //! | `T:k:`, `T:kl:`, `T:kd:<stage>:<p>` | parked entries; their order by lane; heads of lanes by due time | commit | commit that ends them | the inbox |
 //! | `T:tm:`, `T:td:<stage>:<p>` | timers by key and name; by due time | commit | commit that consumes or cancels | timers a key |
 //! | `T:st:<stage>:<bucket>` | hash: state, a field a key | commit | commit that deletes it, `remove_topic` | what the Bees keep |
@@ -40,6 +40,7 @@
 
 mod args;
 mod bells;
+mod cache;
 mod commit;
 mod fault;
 mod fetch;
@@ -72,6 +73,7 @@ use skep_model::scope::{PartitionId, SwarmId, TopicId};
 
 use self::args::Args;
 use self::bells::Bells;
+use self::cache::Cache;
 use self::gate::Gatekeeper;
 use self::link::Link;
 use self::reply::{Said, number, text};
@@ -90,6 +92,7 @@ pub use probe::{Finding, Severity, Survives, probe};
 struct Core {
     link: Arc<Link>,
     bells: Bells,
+    cache: Cache,
     gate: Arc<Gatekeeper>,
     waiters: Arc<Waiters>,
     entropy: Arc<dyn Entropy>,
@@ -173,6 +176,12 @@ impl Core {
         Said::of(value)
     }
 
+    /// A script that changes nothing, and a read behind it.
+    async fn look_and_read(&self, script: Script, args: &Args, read: &redis::Cmd) -> Result<(redis::Value, redis::Value), Error> {
+        let answer = self.link.run_and_read(script, &args.command, read).await;
+        answer.map_err(fault::of_a_look)
+    }
+
     /// A script that writes. Returns the history that it wrote in.
     async fn write(&self, script: Script, args: &Args) -> Result<(Said, u64), Error> {
         let (value, history) = self.link.run(script, &args.command).await?;
@@ -216,6 +225,7 @@ impl Core {
     }
 
     fn forget_life(&self, swarm: &SwarmId) {
+        self.cache.forget_if(|topic| topic.swarm() == swarm);
         lock(&self.claimed).retain(|partition, _| partition.topic().swarm() != swarm);
         lock(&self.lives).remove(swarm);
     }
@@ -307,6 +317,7 @@ impl Redis {
         let core = Arc::new(Core {
             link: Arc::clone(&link),
             bells: Bells::default(),
+            cache: Cache::default(),
             gate: Arc::default(),
             waiters: Arc::default(),
             entropy,
@@ -442,6 +453,7 @@ impl Backend for Redis {
     async fn release(&self, lease: &Lease) -> Result<(), Error> {
         let mut args = self.core.owner_args(Script::Release, &lease.partition);
         args.bytes(&lease.token.0);
+        self.core.cache.forget(&lease.partition);
         self.core.write(Script::Release, &args).await?;
         let mut claimed = lock(&self.core.claimed);
         if claimed.get(&lease.partition) == Some(&lease.token) {
@@ -456,8 +468,14 @@ impl Backend for Redis {
 
     async fn commit(&self, lease: &Lease, commit: Arc<Commit>) -> Result<Committed, Error> {
         let core = &self.core;
-        let args = commit::command(core, lease, &commit);
-        let (mut said, history) = core.write(Script::Commit, &args).await?;
+        let args = commit::command(core, lease, &commit, true);
+        let (mut said, mut history) = core.write(Script::Commit, &args).await?;
+        if said.word == "AGAIN" {
+            // Nothing was written: somebody else wrote state of this partition's keys.
+            core.cache.forget(&lease.partition);
+            let args = commit::command(core, lease, &commit, false);
+            (said, history) = core.write(Script::Commit, &args).await?;
+        }
         let topic = lease.partition.topic();
         let done = match said.word.as_str() {
             "OK" => Committed::Ok,
@@ -486,6 +504,7 @@ impl Backend for Redis {
                 });
             }
         };
+        core.cache.advance(&lease.partition, &commit);
         let first = said.number()?;
         if done == Committed::Ok {
             core.commits.fetch_add(1, Ordering::Relaxed);

@@ -1,7 +1,7 @@
 //! Keys. All of one Swarm's life stand under one hash tag, so that they live in one slot.
 
 use skep_model::id::Incarnation;
-use skep_model::scope::{Scope, SwarmId};
+use skep_model::scope::{PartitionId, Scope, SwarmId};
 
 /// Which store this is.
 pub(super) const STORE: &str = "sk:store";
@@ -32,6 +32,11 @@ pub(super) fn swarm_of(tag: &str) -> Option<SwarmId> {
 /// The first key of a life's scripts, from which they make the others.
 pub(super) fn meta(swarm: &SwarmId) -> String {
     format!("sk:{{{swarm}}}:m")
+}
+
+pub(super) fn inbox(partition: &PartitionId) -> String {
+    let topic = partition.topic();
+    format!("sk:{{{}}}:in:{}:{}", topic.swarm(), topic.stage(), partition.index())
 }
 
 pub(super) fn ready(tag: &str) -> String {

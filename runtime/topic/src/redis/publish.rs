@@ -51,7 +51,9 @@ pub(super) fn listed(partitions: &[u16]) -> String {
 pub(super) fn command(redis: &Core, publish: Publish) -> Result<Args, Error> {
     let mut args = redis.args(super::scripts::Script::Publish, &names::meta(&publish.swarm));
     args.bytes(&redis.link.options.node).bytes(&fresh(&*redis.entropy));
-    args.num(limits::FRAME_MESSAGES_MAX).num(limits::FRAME_BYTES_MAX);
+    args.num(limits::FRAME_MESSAGES_MAX)
+        .num(limits::FRAME_BYTES_MAX)
+        .num(limits::FRAME_SPLIT_BYTES);
     args.num(limits::INBOX_GATEWAY_PERCENT)
         .num(limits::DEDUP_KEYS_MAX)
         .num(limits::REPLY_BYTES_MAX)

@@ -37,6 +37,7 @@ pub(super) async fn remove_topic(core: &Core, id: &TopicId) -> Result<bool, Erro
     if !topic(core, id.swarm(), id.stage().as_str(), false).await? {
         return Ok(false);
     }
+    core.cache.forget_if(|topic| topic == id);
     core.bells.ring_topic(id);
     core.safe_now().await?;
     Ok(true)

@@ -11,6 +11,7 @@ use redis::Value;
 use skep_model::limits;
 
 use super::args::Args;
+use super::cache::{Values, apply};
 use super::reply::{bytes, list, text};
 use crate::record::{self, Kind};
 use crate::{Error, StatePut, key_group};
@@ -19,11 +20,13 @@ pub(super) fn bucket(key: &str) -> u16 {
     key_group(key) / (limits::KEY_GROUPS / limits::STATE_BUCKETS)
 }
 
-type Changes<'a> = Vec<(&'a str, Vec<(&'a str, Option<&'a Bytes>)>)>;
+/// What a commit does to one key.
+type Changes<'a> = Vec<(&'a str, Option<&'a Bytes>)>;
 
-/// The state section of a commit: where it ends, the inline bound, then buckets, keys and changes.
-pub(super) fn write_puts(args: &mut Args, puts: &[StatePut]) {
-    let mut buckets: BTreeMap<u16, Changes<'_>> = BTreeMap::new();
+/// The state section of a commit: where it ends, the inline bound, then buckets with their keys. Of a key either all its values (`w`),
+/// if the owner knows what the base holds, or what changes, for the script to merge.
+pub(super) fn write_puts(args: &mut Args, puts: &[StatePut], known: &HashMap<&str, Values>) {
+    let mut buckets: BTreeMap<u16, Vec<(&str, Changes<'_>)>> = BTreeMap::new();
     let mut places: HashMap<&str, (u16, usize)> = HashMap::new();
     for put in puts {
         let (bucket, at) = *places.entry(&put.key).or_insert_with(|| {
@@ -39,24 +42,46 @@ pub(super) fn write_puts(args: &mut Args, puts: &[StatePut]) {
             None => names.push((&put.name, put.value.as_ref())),
         }
     }
-    let keys = buckets.values().flatten();
-    let inside: usize = 2 + buckets.len() * 2 + keys.map(|(_, names)| 2 + names.len() * 2).sum::<usize>();
-    // The place of the argument behind this section, counting this one.
-    args.num(args.count + 1 + inside + 1);
-    args.num(limits::STATE_INLINE_BYTES_MAX).num(buckets.len());
-    for (bucket, keys) in buckets {
-        args.num(bucket).num(keys.len());
+    let mut section: Vec<Vec<u8>> = Vec::new();
+    for (bucket, keys) in &buckets {
+        section.push(bucket.to_string().into());
+        section.push(keys.len().to_string().into());
         for (key, names) in keys {
-            args.text(key).num(names.len());
+            section.push(key.as_bytes().to_vec());
+            if let Some(blob) = known.get(key).and_then(|values| whole(values, names)) {
+                section.push(b"w".to_vec());
+                section.push(blob);
+                continue;
+            }
+            section.push(names.len().to_string().into());
             for (name, value) in names {
-                args.text(name);
-                match value {
-                    Some(value) => args.bytes(&entry(name, value)),
-                    None => args.bytes(b""),
-                };
+                section.push(name.as_bytes().to_vec());
+                section.push(value.map_or_else(Vec::new, |value| entry(name, value)));
             }
         }
     }
+    // The place of the argument behind this section, counting this one and the two that follow.
+    args.num(args.count + 3 + section.len() + 1);
+    args.num(limits::STATE_INLINE_BYTES_MAX).num(buckets.len());
+    for arg in section {
+        args.bytes(&arg);
+    }
+}
+
+/// A key's field after changes; empty when nothing is left, `None` when it is too large for its bucket.
+fn whole(values: &Values, changes: &Changes<'_>) -> Option<Vec<u8>> {
+    let mut values = values.clone();
+    for (name, value) in changes {
+        apply(&mut values, name, *value);
+    }
+    if values.is_empty() {
+        return Some(Vec::new());
+    }
+    let mut blob = vec![b'i'];
+    for (name, value) in &values {
+        blob.extend_from_slice(&entry(name, value));
+    }
+    (blob.len() <= limits::STATE_INLINE_BYTES_MAX).then_some(blob)
 }
 
 fn entry(name: &str, value: &Bytes) -> Vec<u8> {
@@ -70,9 +95,9 @@ fn entry(name: &str, value: &Bytes) -> Vec<u8> {
 }
 
 /// One key's values, from its field or its own hash.
-pub(super) fn values(stored: Value) -> Result<BTreeMap<String, Bytes>, Error> {
+pub(super) fn values(stored: Value) -> Result<Values, Error> {
     let cut = || Error::Corrupt("a key's state is cut off".to_owned());
-    let mut out = BTreeMap::new();
+    let mut out = Values::new();
     if let Value::Array(_) | Value::Map(_) = stored {
         let mut items = match stored {
             Value::Map(pairs) => pairs.into_iter().flat_map(|(k, v)| [k, v]).collect(),

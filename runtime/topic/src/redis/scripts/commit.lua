@@ -2,10 +2,13 @@
 -- Arguments: see commit.rs, which lays them out in this order.
 local node = take()
 fresh, drawn = take(), 0
-FRAME_MESSAGES, FRAME_BYTES = num(), num()
+FRAME_MESSAGES, FRAME_BYTES, FRAME_SPLIT = num(), num(), num()
 local token, seq, id, base, ttl = take(), take(), take(), take(), num()
 local dead_messages, dead_bytes = num(), num()
 local too_large = take() == '1'
+-- `foreign`: how often state was written by another partition than its key's, as the owner knew it when it took what it remembers for
+-- whole; `abroad`: this commit does so too.
+local foreign, abroad = take(), take() == '1'
 local v = redis.call('HMGET', part, 'tok', 'seq', 'last', 'ce', 'ci', 'rn', 'rb', 'ord', 'lf')
 if v[1] ~= token then
   if gone() then return {'GONE'} end
@@ -44,7 +47,7 @@ if take() == '1' then
       if left >= pn then
         rb, left = rb + pz, left - pn
       else
-        local sums = f[2 + i * 4]
+        local sums = f[4 + i * 2]
         rb = rb + struct.unpack('<I4', sums, (skip + left - 1) * 4 + 1)
         if skip > 0 then rb = rb - struct.unpack('<I4', sums, (skip - 1) * 4 + 1) end
         left = 0
@@ -128,6 +131,7 @@ if on('m') then
   end
 end
 if too_large then return {'LARGE'} end
+if foreign ~= '' and (redis.call('HGET', own.key, 'f') or '0') ~= foreign then return {'AGAIN'} end
 
 -- All checks are behind; nothing below refuses.
 local c, mine = own.c, own.p[tonumber(p)]
@@ -258,18 +262,28 @@ end
 for _ = 1, num() do
   local bucket, n = T .. ':st:' .. stage .. ':' .. take(), num()
   local keys, changes = {}, {}
-  for i = 1, n do
-    keys[i] = take()
-    local names, puts = {}, {}
-    for j = 1, num() do
-      names[j] = take()
-      puts[names[j]] = take()
-    end
-    changes[i] = {names, puts}
-  end
   local hset, hdel, from = {}, {}, 1
-  while from <= n do
-    local to = math.min(from + 1999, n)
+  for _ = 1, n do
+    local key, what = take(), take()
+    if what == 'w' then
+      -- All of the key's values: the owner knows what the base holds.
+      local blob = take()
+      if blob ~= '' then
+        hset[#hset + 1], hset[#hset + 2] = key, blob
+      else
+        hdel[#hdel + 1] = key
+      end
+    else
+      local names, puts = {}, {}
+      for j = 1, tonumber(what) do
+        names[j] = take()
+        puts[names[j]] = take()
+      end
+      keys[#keys + 1], changes[#changes + 1] = key, {names, puts}
+    end
+  end
+  while from <= #keys do
+    local to = math.min(from + 1999, #keys)
     local found = redis.call('HMGET', bucket, unpack(keys, from, to))
     for i = from, to do
       local blob = merged(found[i - from + 1] or nil, changes[i][1], changes[i][2])
@@ -336,6 +350,7 @@ else
   end
 end
 local room = frees(own)
+if abroad then redis.call('HINCRBY', own.key, 'f', 1) end
 save()
 if room then redis.call('PUBLISH', T .. ':bell', node .. 'r' .. stage .. '\n') end
 return {'OK', int(first), rung, room and 1 or 0, look and 1 or 0}

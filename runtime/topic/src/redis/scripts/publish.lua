@@ -2,7 +2,7 @@
 -- Arguments: node, fresh (12 random bytes), frame bounds, dedup bounds, then topics, then calls.
 local node = take()
 fresh, drawn = take(), 0
-FRAME_MESSAGES, FRAME_BYTES = num(), num()
+FRAME_MESSAGES, FRAME_BYTES, FRAME_SPLIT = num(), num(), num()
 local percent, keys_max, reply_bytes_max, sessions_max, expired_max = num(), num(), num(), num(), num()
 local m = redis.call('HMGET', KEYS[1], 'id', 'gone')
 if m[2] then return {'GONE'} end

@@ -1,4 +1,4 @@
--- A topic's counters: field `c` for all of it, `p<index>` for the append side of each partition.
+-- A topic's counters: field `f` as commits tell, `c` for all of it, `p<index>` for the append side of each partition.
 --   c: unread, their bytes, parked, their bytes, timers, dead letters, their bytes,
 --      the bounds (messages, bytes) at which an inbox and a dead-letter topic refused somebody who waits for room, or 0
 --   p: next entry, messages and bytes ever appended, messages waiting (unread and parked), parked, timers
