@@ -55,7 +55,12 @@ const RAW: &str = "
 async fn raw(url: &str, per_frame: usize, owners: u16, each: Duration) -> Measured {
     let client = redis::Client::open(url).unwrap();
     let mut conn = client.get_multiplexed_async_connection().await.unwrap();
-    let sha: String = redis::cmd("SCRIPT").arg("LOAD").arg(RAW).query_async(&mut conn).await.unwrap();
+    let sha: String = redis::cmd("SCRIPT")
+        .arg("LOAD")
+        .arg(RAW)
+        .query_async(&mut conn)
+        .await
+        .unwrap();
     let blob = vec![7u8; per_frame * (PAYLOAD + 40)];
     let mut tasks = Vec::new();
     let (stop, moved) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
@@ -65,18 +70,33 @@ async fn raw(url: &str, per_frame: usize, owners: u16, each: Duration) -> Measur
         let (mut conn, sha, blob) = (conn.clone(), sha.clone(), blob.clone());
         let (stop, moved) = (Arc::clone(&stop), Arc::clone(&moved));
         tasks.push(tokio::spawn(async move {
-            let _: String = redis::cmd("XADD").arg(&stream).arg("1-0").arg("b").arg(&blob).query_async(&mut conn).await.unwrap();
+            let _: String = redis::cmd("XADD")
+                .arg(&stream)
+                .arg("1-0")
+                .arg("b")
+                .arg(&blob)
+                .query_async(&mut conn)
+                .await
+                .unwrap();
             let mut at = 1u64;
             let mut body = blob;
             while !stop.load(Ordering::Relaxed) {
                 let mut hop = redis::cmd("EVALSHA");
                 hop.arg(&sha).arg(2).arg(&stream).arg(&hash);
-                hop.arg(format!("{at}-0")).arg(format!("{}-0", at + 1)).arg(format!("{}-0", at + 1)).arg(&body);
+                hop.arg(format!("{at}-0"))
+                    .arg(format!("{}-0", at + 1))
+                    .arg(format!("{}-0", at + 1))
+                    .arg(&body);
                 body = hop.query_async(&mut conn).await.unwrap();
                 at += 1;
                 moved.fetch_add(per_frame as u64, Ordering::Relaxed);
             }
-            let _: () = redis::cmd("UNLINK").arg(&stream).arg(&hash).query_async(&mut conn).await.unwrap();
+            let _: () = redis::cmd("UNLINK")
+                .arg(&stream)
+                .arg(&hash)
+                .query_async(&mut conn)
+                .await
+                .unwrap();
         }));
     }
     tokio::time::sleep(each).await;
@@ -123,7 +143,11 @@ async fn owner(
         partition: spec.id.partition(index),
         token: Token(OsEntropy.bits128()),
     };
-    let mut claim = store.claim(&lease.partition, lease.token, 60_000).await.unwrap().unwrap();
+    let mut claim = store
+        .claim(&lease.partition, lease.token, 60_000)
+        .await
+        .unwrap()
+        .unwrap();
     while !stop.load(Ordering::Relaxed) {
         let want = Want {
             from: claim.cursor,
@@ -148,7 +172,9 @@ async fn owner(
             let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
             for unread in &fetched.messages {
                 let key = unread.message.key.as_deref().expect("all are keyed");
-                let stored = fetched.state[key].get("n").map_or(0, |v| u64::from_le_bytes(v[..].try_into().unwrap()));
+                let stored = fetched.state[key]
+                    .get("n")
+                    .map_or(0, |v| u64::from_le_bytes(v[..].try_into().unwrap()));
                 *counts.entry(key).or_insert(stored) += 1;
             }
             let puts = counts.into_iter().map(|(key, n)| StatePut {
@@ -188,12 +214,20 @@ async fn ours(url: &str, per_frame: usize, owners: u16, keyed: bool, each: Durat
     for index in 0..owners {
         let mut messages = Vec::new();
         let mut i = 0u64;
-        let frames = if keyed { KEYS as usize / usize::from(owners) } else { per_frame };
+        let frames = if keyed {
+            KEYS as usize / usize::from(owners)
+        } else {
+            per_frame
+        };
         while messages.len() < frames {
             let key = format!("key-{i}");
             i += 1;
             if spec.partition_of_key(&key) == index {
-                messages.push(message(Some(if keyed || messages.is_empty() { key } else { messages_key(&messages) })));
+                messages.push(message(Some(if keyed || messages.is_empty() {
+                    key
+                } else {
+                    messages_key(&messages)
+                })));
             }
         }
         for part in messages.chunks(per_frame) {
@@ -215,7 +249,15 @@ async fn ours(url: &str, per_frame: usize, owners: u16, keyed: bool, each: Durat
     let tasks: Vec<_> = (0..owners)
         .map(|index| {
             let (store, spec) = (Arc::clone(&store), Arc::clone(&spec));
-            tokio::spawn(owner(store, spec, index, per_frame, keyed, Arc::clone(&stop), Arc::clone(&moved)))
+            tokio::spawn(owner(
+                store,
+                spec,
+                index,
+                per_frame,
+                keyed,
+                Arc::clone(&stop),
+                Arc::clone(&moved),
+            ))
         })
         .collect();
     tokio::time::sleep(each).await;

@@ -109,7 +109,9 @@ impl Cache {
             inner.clear(partition);
             inner.part(partition).base = base;
         }
-        let Some(of) = inner.part(partition).of.clone() else { return };
+        let Some(of) = inner.part(partition).of.clone() else {
+            return;
+        };
         for (key, values) in keys.filter(|(key, _)| of.partition_of_key(key) == partition.index()) {
             let weight = weight(&key, &values);
             if inner.bytes + weight > limits::STATE_CACHE_BYTES_MAX {
@@ -130,12 +132,16 @@ impl Cache {
         let mut inner = self.inner();
         let inner = &mut *inner;
         let of = &commit.own;
-        if inner.part(partition).of.as_ref().is_none_or(|known| known.partitions != of.partitions) {
+        if inner
+            .part(partition)
+            .of
+            .as_ref()
+            .is_none_or(|known| known.partitions != of.partitions)
+        {
             inner.clear(partition);
             inner.part(partition).of = Some(Arc::clone(of));
         }
-        let Some(part) = inner.parts.get_mut(partition)
-            .filter(|p| p.base.0 == commit.base) else {
+        let Some(part) = inner.parts.get_mut(partition).filter(|p| p.base.0 == commit.base) else {
             return;
         };
         part.base.0 = commit.id;
@@ -149,7 +155,10 @@ impl Cache {
         }
         let large = commit.state.iter().map(|put| put.key.as_str());
         for key in large {
-            if part.keys.get(key).is_some_and(|values| weight(key, values) > limits::STATE_INLINE_BYTES_MAX)
+            if part
+                .keys
+                .get(key)
+                .is_some_and(|values| weight(key, values) > limits::STATE_INLINE_BYTES_MAX)
                 && let Some(values) = part.keys.remove(key)
             {
                 // It may have moved to a hash of its own, which is not written whole.
@@ -222,7 +231,10 @@ mod tests {
         }
         cache.advance(&partition, &commit);
         assert!(cache.known(&partition, first, &["k"]).is_empty());
-        assert!(cache.known(&partition, (second.0, 8), &["k"]).is_empty(), "another partition wrote");
+        assert!(
+            cache.known(&partition, (second.0, 8), &["k"]).is_empty(),
+            "another partition wrote"
+        );
         let expected = [("k", values("2"))].into();
         assert_eq!(cache.known(&partition, second, &["k", "unknown"]), expected);
         // The same again, or one that builds on something else, changes nothing.
@@ -237,7 +249,10 @@ mod tests {
     fn it_counts_what_it_holds() {
         let (cache, topic) = (Cache::default(), topic());
         let partition = topic.id.partition(0);
-        cache.advance(&partition, &Commit::empty(Arc::clone(&topic), CommitId::NONE, 0, CommitId::NONE));
+        cache.advance(
+            &partition,
+            &Commit::empty(Arc::clone(&topic), CommitId::NONE, 0, CommitId::NONE),
+        );
         for n in 0..100u8 {
             let keys = (0..50).map(|k| (format!("k{k}"), values("123456")));
             cache.learn(&partition, (CommitId([n / 10; 16]), 0), keys);

@@ -77,7 +77,10 @@ pub(super) fn command(redis: &Core, lease: &Lease, commit: &Commit, remembering:
     let dead = commit.own.dead_letters;
     args.num(dead.messages).num(dead.bytes);
     args.flag(effects(commit) > limits::COMMIT_BYTES_MAX as u64);
-    let foreign = redis.cache.foreign(&lease.partition, commit.base).filter(|_| remembering);
+    let foreign = redis
+        .cache
+        .foreign(&lease.partition, commit.base)
+        .filter(|_| remembering);
     let known = foreign.map_or_else(HashMap::new, |foreign| {
         let keys: Vec<&str> = commit.state.iter().map(|put| put.key.as_str()).collect();
         redis.cache.known(&lease.partition, (commit.base, foreign), &keys)

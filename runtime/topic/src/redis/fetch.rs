@@ -39,7 +39,9 @@ async fn once(redis: &Core, lease: &Lease, want: Want) -> Result<Fetched, Error>
     // As many entries as the last read says that it takes; more are asked for if that was too few.
     let mut frames = Frames::new(want);
     let count = entries(frames_for(frames.want.messages, redis.cache.frame(&lease.partition)));
-    let (answer, first) = redis.look_and_read(Script::Fetch, &args, &range(&stream, want.from.entry, count)).await?;
+    let (answer, first) = redis
+        .look_and_read(Script::Fetch, &args, &range(&stream, want.from.entry, count))
+        .await?;
     let mut said = Said::of(answer)?;
     if said.word != "OK" {
         return Err(said.refusal());
@@ -94,7 +96,11 @@ async fn second_half(
 ) -> Result<(), Error> {
     let mut lanes: Vec<&str> = Vec::new();
     if hold {
-        lanes = fetched.messages.iter().filter_map(|u| u.message.key.as_deref()).collect();
+        lanes = fetched
+            .messages
+            .iter()
+            .filter_map(|u| u.message.key.as_deref())
+            .collect();
         lanes.sort_unstable();
         lanes.dedup();
     }
@@ -150,7 +156,9 @@ async fn second_half(
             }
             loaded.insert((*key).to_owned(), values);
         }
-        redis.cache.learn(&lease.partition, (want.base, foreign), learned.into_iter());
+        redis
+            .cache
+            .learn(&lease.partition, (want.base, foreign), learned.into_iter());
     }
     fetched.held.extend(held);
     if want.state {
@@ -198,8 +206,11 @@ struct Head {
     uid: Uid,
     before: u64,
     count: u32,
-    parts: Vec<(u32, u32)>,
+    parts: Vec<Skipped>,
 }
+
+/// Of a part's messages, how many are skipped and how many count.
+type Skipped = (u32, u32);
 
 impl Frames {
     fn new(want: Want) -> Self {
@@ -233,7 +244,9 @@ impl Frames {
     }
 
     fn average(&self) -> u32 {
-        u32::try_from(self.given / u64::from(self.frames.max(1))).unwrap_or(u32::MAX).max(1)
+        u32::try_from(self.given / u64::from(self.frames.max(1)))
+            .unwrap_or(u32::MAX)
+            .max(1)
     }
 
     fn missing(&self) -> Error {
@@ -276,7 +289,7 @@ impl Frames {
             let sums = head.parts.len();
             (0..sums).for_each(|_| drop(next()));
             let bodies: Vec<Value> = head.parts.iter().map(|_| next()).collect();
-            if bodies.iter().any(|b| *b == Value::Nil) {
+            if bodies.contains(&Value::Nil) {
                 self.open = Some(head);
             } else {
                 self.frame(&head, bodies)?;
@@ -290,7 +303,10 @@ impl Frames {
         let from = self.want.from;
         let skipped = if head.entry == from.entry { from.index } else { 0 };
         // Nothing between two frames may be missing.
-        if self.before.is_some_and(|before| before != head.before + u64::from(skipped)) {
+        if self
+            .before
+            .is_some_and(|before| before != head.before + u64::from(skipped))
+        {
             return Err(self.missing());
         }
         self.before = Some(head.before + u64::from(head.count));
@@ -341,12 +357,16 @@ impl Frames {
 fn entry_of(stream_id: &str) -> Result<(u64, bool), Error> {
     let odd = || Error::Corrupt(format!("`{stream_id}` is not an entry of ours"));
     let (entry, second) = stream_id.split_once('-').ok_or_else(odd)?;
-    let entry = entry.parse::<u64>().ok().and_then(|e| e.checked_sub(1)).ok_or_else(odd)?;
+    let entry = entry
+        .parse::<u64>()
+        .ok()
+        .and_then(|e| e.checked_sub(1))
+        .ok_or_else(odd)?;
     Ok((entry, second == "1"))
 }
 
 /// How many messages came before a frame, how many it has, and of each part how many are skipped and how many there are.
-fn head(meta: &mut Bytes) -> Result<(u64, u32, Vec<(u32, u32)>), Error> {
+fn head(meta: &mut Bytes) -> Result<(u64, u32, Vec<Skipped>), Error> {
     let cut = || Error::Corrupt("a frame's head is cut off".to_owned());
     if meta.len() < 28 {
         return Err(cut());

@@ -40,9 +40,11 @@ impl Gatekeeper {
             .unwrap_or_else(PoisonError::into_inner)
             .push((history, send));
         self.come.notify_one();
-        answer
-            .await
-            .unwrap_or_else(|_| Err(Error::Unknown("the store was closed before the write was safe".to_owned())))
+        answer.await.unwrap_or_else(|_| {
+            Err(Error::Unknown(
+                "the store was closed before the write was safe".to_owned(),
+            ))
+        })
     }
 
     /// Asks for all that wait, again and again.
@@ -92,7 +94,14 @@ async fn ask(link: &Link) -> Result<u64, String> {
     };
     let patience = Duration::from_millis(timeout) + link.options.response_timeout;
     let answer = tokio::time::timeout(patience, pair.gate.req_packed_commands(&pipe, 0, 2)).await;
-    let answer = answer.map(|a| a.and_then(|values| values.into_iter().map(Value::extract_error).collect::<Result<Vec<_>, _>>()));
+    let answer = answer.map(|a| {
+        a.and_then(|values| {
+            values
+                .into_iter()
+                .map(Value::extract_error)
+                .collect::<Result<Vec<_>, _>>()
+        })
+    });
     let mut answer = match answer {
         Ok(Ok(answer)) => answer,
         Ok(Err(e)) => {

@@ -71,7 +71,11 @@ pub(super) fn reach(options: &RedisOptions, error: &redis::RedisError) -> String
         _ if error.kind() == redis::ErrorKind::AuthenticationFailed => "user name or password is wrong or missing",
         _ if error.is_timeout() => "no answer: is it a Redis, is the port right, does it want TLS (rediss://)?",
         _ if text.contains("refused") => "nobody listens there: is Redis running, is the port right?",
-        _ if text.contains("certificate") || text.contains("tls") || text.contains("TLS") || text.contains("corrupt message") => {
+        _ if text.contains("certificate")
+            || text.contains("tls")
+            || text.contains("TLS")
+            || text.contains("corrupt message") =>
+        {
             "TLS does not come about: rediss:// speaks TLS, redis:// does not, and the certificate must be trusted by this machine"
         }
         _ if error.is_connection_dropped() => {
@@ -378,13 +382,21 @@ impl Link {
     /// Runs a script; `command` is its EVALSHA. Returns the history that it was written in.
     pub async fn run(&self, script: Script, command: &Cmd) -> Result<(Value, u64), Error> {
         let mut pair = self.pair()?;
-        let mut answer = pair.main.req_packed_command(command).await.and_then(Value::extract_error);
+        let mut answer = pair
+            .main
+            .req_packed_command(command)
+            .await
+            .and_then(Value::extract_error);
         if let Err(e) = &answer
             && fault::sort(e, &self.options).1 == After::Load
         {
             // The server forgot its scripts, so it did nothing.
             self.load(&mut pair.main, script).await?;
-            answer = pair.main.req_packed_command(command).await.and_then(Value::extract_error);
+            answer = pair
+                .main
+                .req_packed_command(command)
+                .await
+                .and_then(Value::extract_error);
         }
         let history = pair.history;
         self.sorted(&pair, answer).map(|value| (value, history))
@@ -398,7 +410,12 @@ impl Link {
         let mut loaded = false;
         loop {
             let answer = pair.main.req_packed_commands(&pipe, 0, 2).await;
-            let answer = answer.and_then(|values| values.into_iter().map(Value::extract_error).collect::<Result<Vec<_>, _>>());
+            let answer = answer.and_then(|values| {
+                values
+                    .into_iter()
+                    .map(Value::extract_error)
+                    .collect::<Result<Vec<_>, _>>()
+            });
             if let Err(e) = &answer
                 && !loaded
                 && fault::sort(e, &self.options).1 == After::Load

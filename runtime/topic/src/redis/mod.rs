@@ -177,7 +177,12 @@ impl Core {
     }
 
     /// A script that changes nothing, and a read behind it.
-    async fn look_and_read(&self, script: Script, args: &Args, read: &redis::Cmd) -> Result<(redis::Value, redis::Value), Error> {
+    async fn look_and_read(
+        &self,
+        script: Script,
+        args: &Args,
+        read: &redis::Cmd,
+    ) -> Result<(redis::Value, redis::Value), Error> {
         let answer = self.link.run_and_read(script, &args.command, read).await;
         answer.map_err(fault::of_a_look)
     }
@@ -207,7 +212,10 @@ impl Core {
         // A life without its first key may also be one that was flushed away.
         self.link.check().await?;
         if lock(&self.lives).contains(swarm) {
-            let why = format!("Redis at {} lost the keys of {swarm}: they were deleted or flushed", self.link.options.shown());
+            let why = format!(
+                "Redis at {} lost the keys of {swarm}: they were deleted or flushed",
+                self.link.options.shown()
+            );
             self.link.lose(why.clone());
             return Err(Error::Corrupt(why));
         }
@@ -245,7 +253,10 @@ impl Core {
             return Ok(());
         }
         let (written, now) = (self.link.written.load(Ordering::SeqCst), self.link.history());
-        let passed = self.gate.pass(&self.link, if written == 0 { now } else { written }).await;
+        let passed = self
+            .gate
+            .pass(&self.link, if written == 0 { now } else { written })
+            .await;
         if passed.is_err() {
             // Said once: what follows is of the new history.
             self.link.wrote(now);
@@ -521,7 +532,12 @@ impl Backend for Redis {
         // Also when the answer to the first sending was lost: delivering twice finds nobody.
         if !commit.replies.is_empty() {
             let letters = commit::letters(&commit, first);
-            let letter = |r: &Reply| letters.iter().find(|(id, _)| *id == r.request).map_or(0, |(_, letter)| *letter);
+            let letter = |r: &Reply| {
+                letters
+                    .iter()
+                    .find(|(id, _)| *id == r.request)
+                    .map_or(0, |(_, letter)| *letter)
+            };
             let replies: Vec<(Reply, u64)> = commit.replies.iter().map(|r| (r.clone(), letter(r))).collect();
             let core = Arc::clone(core);
             // The owner goes on meanwhile; its next commit builds on this one and rolls back with it.

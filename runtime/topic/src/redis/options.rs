@@ -16,11 +16,7 @@ pub enum Gate {
     /// So many replicas have it in memory. Must cover every replica that may be promoted.
     Wait { replicas: u32, timeout_ms: u64 },
     /// So many append-only files have it on disk: this server's (0 or 1) and its replicas'. Redis 7.2 or newer.
-    WaitAof {
-        local: u32,
-        replicas: u32,
-        timeout_ms: u64,
-    },
+    WaitAof { local: u32, replicas: u32, timeout_ms: u64 },
 }
 
 /// The clock that leases, due times and expiries go by.

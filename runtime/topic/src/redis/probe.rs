@@ -45,7 +45,9 @@ impl std::fmt::Display for Survives {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::OneServer => "durable on one server: survives kill -9 and power cuts, is lost only with the disk",
-            Self::LossOfOneServer => "survives the loss of one server, if the replica that is promoted had acknowledged",
+            Self::LossOfOneServer => {
+                "survives the loss of one server, if the replica that is promoted had acknowledged"
+            }
             Self::ShortSuffixAtRisk => "survives kill -9 of Redis; a power cut takes about the last two seconds",
             Self::BestEffort => "best effort: a failover loses what the replicas lag behind",
             Self::Nothing => "nothing: a restart of Redis loses everything since its last snapshot",
@@ -80,7 +82,10 @@ async fn settings(options: &RedisOptions) -> Result<Settings, Error> {
         .set_connection_timeout(Some(options.connect_timeout));
     let conn = client.get_multiplexed_async_connection_with_config(&config).await;
     let mut conn = conn.map_err(unreached)?;
-    let info = conn.req_packed_command(&redis::cmd("INFO")).await.and_then(Value::extract_error);
+    let info = conn
+        .req_packed_command(&redis::cmd("INFO"))
+        .await
+        .and_then(Value::extract_error);
     let info = info.map_err(unreached)?;
     let info = text(info)?;
     let number = |name: &str| field(&info, name).and_then(|v| v.parse().ok()).unwrap_or(0);
@@ -143,7 +148,10 @@ fn judge(s: &Settings, gate: Gate) -> (Vec<Finding>, Survives) {
     if s.policy != "noeviction" {
         say(
             Severity::Refuse,
-            format!("maxmemory-policy is {}: Redis would throw messages away when its memory is full", s.policy),
+            format!(
+                "maxmemory-policy is {}: Redis would throw messages away when its memory is full",
+                s.policy
+            ),
             "CONFIG SET maxmemory-policy noeviction (and in redis.conf)",
         );
     }
@@ -180,7 +188,10 @@ fn judge(s: &Settings, gate: Gate) -> (Vec<Finding>, Survives) {
         Gate::Wait { replicas, .. } | Gate::WaitAof { replicas, .. } if u64::from(replicas) > s.replicas => {
             say(
                 Severity::Refuse,
-                format!("the gate waits for {replicas} replicas and {} are connected", s.replicas),
+                format!(
+                    "the gate waits for {replicas} replicas and {} are connected",
+                    s.replicas
+                ),
                 "connect the replicas, or lower the gate",
             );
             Survives::Nothing
@@ -189,7 +200,10 @@ fn judge(s: &Settings, gate: Gate) -> (Vec<Finding>, Survives) {
             if u64::from(replicas) < s.replicas {
                 say(
                     Severity::Warn,
-                    format!("the gate waits for {replicas} of {} replicas: another may be promoted", s.replicas),
+                    format!(
+                        "the gate waits for {replicas} of {} replicas: another may be promoted",
+                        s.replicas
+                    ),
                     "wait for all that may be promoted",
                 );
             }
@@ -204,7 +218,10 @@ fn judge(s: &Settings, gate: Gate) -> (Vec<Finding>, Survives) {
     if s.replicas > 0 && gate == Gate::None {
         say(
             Severity::Warn,
-            format!("{} replicas and no gate: a failover loses what they lag behind", s.replicas),
+            format!(
+                "{} replicas and no gate: a failover loses what they lag behind",
+                s.replicas
+            ),
             "configure the gate to wait for all replicas that may be promoted",
         );
     }
@@ -251,7 +268,10 @@ mod tests {
 
     fn worst(s: &Settings, gate: Gate) -> (Severity, Survives) {
         let (findings, survives) = judge(s, gate);
-        (findings.iter().map(|f| f.severity).max().unwrap_or(Severity::Fine), survives)
+        (
+            findings.iter().map(|f| f.severity).max().unwrap_or(Severity::Fine),
+            survives,
+        )
     }
 
     #[test]
@@ -273,10 +293,25 @@ mod tests {
         let rows = [
             (good(), Gate::None, Severity::Fine, Survives::OneServer),
             (good(), aof, Severity::Fine, Survives::OneServer),
-            (old(|s| s.version = (6, 2)), Gate::None, Severity::Refuse, Survives::OneServer),
+            (
+                old(|s| s.version = (6, 2)),
+                Gate::None,
+                Severity::Refuse,
+                Survives::OneServer,
+            ),
             (old(|s| s.version = (7, 0)), aof, Severity::Refuse, Survives::Nothing),
-            (old(|s| s.policy = "allkeys-lru".to_owned()), Gate::None, Severity::Refuse, Survives::OneServer),
-            (old(|s| s.fsync = Some("everysec".to_owned())), Gate::None, Severity::Fine, Survives::ShortSuffixAtRisk),
+            (
+                old(|s| s.policy = "allkeys-lru".to_owned()),
+                Gate::None,
+                Severity::Refuse,
+                Survives::OneServer,
+            ),
+            (
+                old(|s| s.fsync = Some("everysec".to_owned())),
+                Gate::None,
+                Severity::Fine,
+                Survives::ShortSuffixAtRisk,
+            ),
             (old(|s| s.aof = false), Gate::None, Severity::Warn, Survives::Nothing),
             (good(), wait, Severity::Refuse, Survives::Nothing),
             (old(|s| s.replicas = 1), wait, Severity::Fine, Survives::LossOfOneServer),

@@ -157,7 +157,9 @@ pub(super) fn answer(value: Value) -> Result<CallResult, Error> {
                 })
             } else {
                 Err(Refused::TooManyKeys {
-                    subject: name.parse().map_err(|_| Error::Corrupt(format!("`{name}` is not a subject")))?,
+                    subject: name
+                        .parse()
+                        .map_err(|_| Error::Corrupt(format!("`{name}` is not a subject")))?,
                 })
             }
         }

@@ -23,8 +23,8 @@ pub(super) fn bucket(key: &str) -> u16 {
 /// What a commit does to one key.
 type Changes<'a> = Vec<(&'a str, Option<&'a Bytes>)>;
 
-/// The state section of a commit: where it ends, the inline bound, then buckets with their keys. Of a key either all its values (`w`),
-/// if the owner knows what the base holds, or what changes, for the script to merge.
+/// The state section of a commit: where it ends, the inline bound, then buckets with their keys. Of a key either all its values, if
+/// the owner knows what the base holds, or what changes, for the script to merge.
 pub(super) fn write_puts(args: &mut Args, puts: &[StatePut], known: &HashMap<&str, Values>) {
     let mut buckets: BTreeMap<u16, Vec<(&str, Changes<'_>)>> = BTreeMap::new();
     let mut places: HashMap<&str, (u16, usize)> = HashMap::new();
@@ -45,14 +45,21 @@ pub(super) fn write_puts(args: &mut Args, puts: &[StatePut], known: &HashMap<&st
     let mut section: Vec<Vec<u8>> = Vec::new();
     for (bucket, keys) in &buckets {
         section.push(bucket.to_string().into());
-        section.push(keys.len().to_string().into());
+        let (mut set, mut gone, mut merge) = (Vec::new(), Vec::new(), Vec::new());
         for (key, names) in keys {
-            section.push(key.as_bytes().to_vec());
-            if let Some(blob) = known.get(key).and_then(|values| whole(values, names)) {
-                section.push(b"w".to_vec());
-                section.push(blob);
-                continue;
+            match known.get(key).and_then(|values| whole(values, names)) {
+                Some(blob) if blob.is_empty() => gone.push(key.as_bytes().to_vec()),
+                Some(blob) => set.push((key.as_bytes().to_vec(), blob)),
+                None => merge.push((key, names)),
             }
+        }
+        section.push(set.len().to_string().into());
+        section.extend(set.into_iter().flat_map(|(key, blob)| [key, blob]));
+        section.push(gone.len().to_string().into());
+        section.extend(gone);
+        section.push(merge.len().to_string().into());
+        for (key, names) in merge {
+            section.push(key.as_bytes().to_vec());
             section.push(names.len().to_string().into());
             for (name, value) in names {
                 section.push(name.as_bytes().to_vec());

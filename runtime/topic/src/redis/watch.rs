@@ -24,14 +24,11 @@ pub(super) async fn listen(core: Arc<Core>) {
     let mut wait = limits::RECONNECT_FIRST_MS;
     loop {
         let connect = core.link.client().get_async_pubsub();
-        match tokio::time::timeout(core.link.options.connect_timeout, connect).await {
-            Ok(Ok(pubsub)) => {
-                wait = limits::RECONNECT_FIRST_MS;
-                if hear(&core, pubsub).await.is_err() {
-                    tracing::debug!("the bells' connection ended");
-                }
+        if let Ok(Ok(pubsub)) = tokio::time::timeout(core.link.options.connect_timeout, connect).await {
+            wait = limits::RECONNECT_FIRST_MS;
+            if hear(&core, pubsub).await.is_err() {
+                tracing::debug!("the bells' connection ended");
             }
-            Ok(Err(_)) | Err(_) => {}
         }
         tokio::time::sleep(Duration::from_millis(wait / 2 + core.chance(wait))).await;
         wait = (wait * 2).min(limits::RECONNECT_MAX_MS);
@@ -87,13 +84,17 @@ async fn hear(core: &Core, pubsub: PubSub) -> redis::RedisResult<()> {
 
 /// `sk:{tag}:bell` says: who rings (8 bytes), then lines: `b` a partition, `r` room of a stage, `t` a stage that is gone, `g` a life that is.
 fn rung(core: &Core, channel: &str, payload: &[u8]) {
-    let Some((node, lines)) = payload.split_at_checked(8) else { return };
+    let Some((node, lines)) = payload.split_at_checked(8) else {
+        return;
+    };
     if node == core.link.options.node {
         // Rung here already, when it happened.
         return;
     }
     let tag = channel.strip_prefix("sk:{").and_then(|c| c.strip_suffix("}:bell"));
-    let Some(swarm) = tag.and_then(|tag| core.bells.swarm(tag)) else { return };
+    let Some(swarm) = tag.and_then(|tag| core.bells.swarm(tag)) else {
+        return;
+    };
     let Ok(lines) = std::str::from_utf8(lines) else { return };
     for line in lines.lines() {
         match line.split_at_checked(1) {
@@ -151,7 +152,10 @@ async fn memory_and_time(core: &Core) -> Result<u64, Error> {
     let percent = (used * 100).checked_div(max).unwrap_or(0);
     let was = core.memory_percent.swap(percent, Ordering::Relaxed);
     if percent >= limits::REDIS_MEMORY_PERCENT && was < limits::REDIS_MEMORY_PERCENT {
-        tracing::warn!(percent, "Redis is short of memory: new work is refused, queued work drains");
+        tracing::warn!(
+            percent,
+            "Redis is short of memory: new work is refused, queued work drains"
+        );
     }
     Ok(match &core.link.options.clock {
         StoreClock::Server => server,
@@ -191,7 +195,9 @@ async fn replies(core: &Core) -> Result<(), Error> {
             core.waiters.is_waiting(*request) || now.duration_since(*since) < Duration::from_secs(5)
         });
         for (request, (swarm, since)) in awaited.iter() {
-            if now.duration_since(*since) > Duration::from_millis(limits::REDIS_SCAN_MS) && core.waiters.is_waiting(*request) {
+            if now.duration_since(*since) > Duration::from_millis(limits::REDIS_SCAN_MS)
+                && core.waiters.is_waiting(*request)
+            {
                 asked.entry(swarm.clone()).or_default().push(*request);
             }
         }

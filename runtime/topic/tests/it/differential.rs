@@ -7,8 +7,8 @@ use skep_model::env::{Entropy, SeededEntropy};
 use skep_model::id::{CommitId, Digest, RequestId, Token, Uid};
 use skep_model::limits::LEASE_TTL_MS;
 use skep_model::message::{Reply, ReplyResult, Request};
-use skep_topic::conformance::{Harness, Stop};
 use skep_topic::conformance::actors::{World, finished, output};
+use skep_topic::conformance::{Harness, Stop};
 use skep_topic::{
     Call, Commit, Fetched, Gate, Lease, Once, Parked, Publish, Retry, Span, StatePut, TopicSpec, Want, Work,
 };

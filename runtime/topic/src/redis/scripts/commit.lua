@@ -259,28 +259,30 @@ local function merged(blob, names, puts)
   redis.call('SADD', T .. ':sx:' .. stage, spill)
   return 's' .. spill
 end
+-- Straight from the arguments, since nothing needs to be looked at.
+local function pass(command, key, n)
+  local i, stop = at + 1, at + n
+  while i <= stop do
+    redis.call(command, key, unpack(ARGV, i, math.min(i + 3999, stop)))
+    i = i + 4000
+  end
+  at = stop
+end
 for _ = 1, num() do
-  local bucket, n = T .. ':st:' .. stage .. ':' .. take(), num()
+  local bucket = T .. ':st:' .. stage .. ':' .. take()
+  -- Fields whose new value the owner knows whole, then those that go, then those to merge.
+  pass('HSET', bucket, num() * 2)
+  pass('HDEL', bucket, num())
   local keys, changes = {}, {}
   local hset, hdel, from = {}, {}, 1
-  for _ = 1, n do
-    local key, what = take(), take()
-    if what == 'w' then
-      -- All of the key's values: the owner knows what the base holds.
-      local blob = take()
-      if blob ~= '' then
-        hset[#hset + 1], hset[#hset + 2] = key, blob
-      else
-        hdel[#hdel + 1] = key
-      end
-    else
-      local names, puts = {}, {}
-      for j = 1, tonumber(what) do
-        names[j] = take()
-        puts[names[j]] = take()
-      end
-      keys[#keys + 1], changes[#changes + 1] = key, {names, puts}
+  for i = 1, num() do
+    keys[i] = take()
+    local names, puts = {}, {}
+    for j = 1, num() do
+      names[j] = take()
+      puts[names[j]] = take()
     end
+    changes[i] = {names, puts}
   end
   while from <= #keys do
     local to = math.min(from + 1999, #keys)

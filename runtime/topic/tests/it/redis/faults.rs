@@ -57,7 +57,10 @@ async fn a_lost_answer_is_an_unknown_outcome_and_a_repeat_is_done() {
             Ok(_) | Err(Error::Unavailable(_)) => {}
             Err(other) => panic!("{other}"),
         }
-        soon("a repeat gets through", async || far.publish(publish.clone()).await.is_ok()).await;
+        soon("a repeat gets through", async || {
+            far.publish(publish.clone()).await.is_ok()
+        })
+        .await;
         proxy.pass();
         cut += 1;
     }
@@ -309,7 +312,12 @@ async fn a_server_killed_in_the_middle_of_work_loses_nothing_acknowledged() {
     let notes = Arc::new(Mutex::new((Vec::new(), Vec::new())));
     let publishers: Vec<_> = (0..PUBLISHERS)
         .map(|which| {
-            let (store, spec, stop, notes) = (Arc::clone(&store), Arc::clone(&spec), Arc::clone(&stop), Arc::clone(&notes));
+            let (store, spec, stop, notes) = (
+                Arc::clone(&store),
+                Arc::clone(&spec),
+                Arc::clone(&stop),
+                Arc::clone(&notes),
+            );
             tokio::spawn(publisher(store, spec, which, stop, notes))
         })
         .collect();
@@ -354,6 +362,10 @@ async fn a_server_killed_in_the_middle_of_work_loses_nothing_acknowledged() {
         let of_key: Vec<u64> = applied.iter().copied().filter(|n| n % PUBLISHERS == which).collect();
         assert!(of_key.is_sorted(), "the order of k{which} is broken");
         let state = store.state(&spec.id, &format!("k{which}")).await.unwrap();
-        assert_eq!(state.get("n").map_or(0, |v| count(v)), of_key.len() as u64, "the count of k{which}");
+        assert_eq!(
+            state.get("n").map_or(0, |v| count(v)),
+            of_key.len() as u64,
+            "the count of k{which}"
+        );
     }
 }

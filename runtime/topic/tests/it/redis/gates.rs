@@ -30,7 +30,14 @@ impl Drop for Stalled<'_> {
 }
 
 async fn replicated(timeout_ms: u64) -> (Server, Server, Arc<Redis>) {
-    let quick = ["--appendonly", "yes", "--appendfsync", "everysec", "--repl-diskless-sync-delay", "0"];
+    let quick = [
+        "--appendonly",
+        "yes",
+        "--appendfsync",
+        "everysec",
+        "--repl-diskless-sync-delay",
+        "0",
+    ];
     let leader = Server::start(&quick);
     let port = leader.port.to_string();
     let mut of_replica = quick.to_vec();
@@ -75,7 +82,11 @@ async fn nothing_leaves_before_the_replica_has_it() {
         partition: spec.id.partition(0),
         token: skep_model::id::Token([3; 16]),
     };
-    let claim = store.claim(&lease.partition, lease.token, 60_000).await.unwrap().unwrap();
+    let claim = store
+        .claim(&lease.partition, lease.token, 60_000)
+        .await
+        .unwrap()
+        .unwrap();
     let want = Want {
         from: claim.cursor,
         base: claim.last,
@@ -116,7 +127,10 @@ async fn nothing_leaves_before_the_replica_has_it() {
         let put = store.catalog_put("a", 0, Bytes::new()).await;
         assert!(matches!(put, Err(Error::Unknown(_))), "{put:?}");
         // What waits for nobody goes on, and so does the owner; the reply does not leave.
-        store.publish(publish(&world, &spec, skep_topic::Gate::Appended)).await.unwrap();
+        store
+            .publish(publish(&world, &spec, skep_topic::Gate::Appended))
+            .await
+            .unwrap();
         store.commit(&lease, Arc::clone(&commit)).await.unwrap();
         let early = tokio::time::timeout(Duration::from_millis(500), &mut waiter).await;
         assert!(early.is_err(), "the reply left before it was safe");
@@ -124,7 +138,10 @@ async fn nothing_leaves_before_the_replica_has_it() {
     // The same commit again, once the replica is back: its reply comes now.
     soon("the replica is back", async || store.flushed().await.is_ok()).await;
     assert_eq!(store.commit(&lease, commit).await, Ok(skep_topic::Committed::Done));
-    tokio::time::timeout(Duration::from_secs(5), waiter).await.expect("in time").unwrap();
+    tokio::time::timeout(Duration::from_secs(5), waiter)
+        .await
+        .expect("in time")
+        .unwrap();
 }
 
 #[tokio::test]
@@ -145,7 +162,11 @@ async fn what_is_acknowledged_outlives_the_leader() {
     let spec = world.spec("a", 1);
     let mut acked = 0;
     for _ in 0..50 {
-        if store.publish(publish(&world, &spec, skep_topic::Gate::Durable)).await.is_ok() {
+        if store
+            .publish(publish(&world, &spec, skep_topic::Gate::Durable))
+            .await
+            .is_ok()
+        {
             acked += 1;
         }
     }

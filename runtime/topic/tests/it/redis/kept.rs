@@ -100,7 +100,9 @@ async fn nothing_of_a_removed_swarm_is_left_but_its_name() {
             commit.park.push(world.parked(&unread.message, 1, 0));
             commit.dead.push(world.letter(Work::Message(unread.message.clone())));
         }
-        commit.outputs.push(skep_topic::conformance::actors::output(&sink, world.message(None, "x")));
+        commit
+            .outputs
+            .push(skep_topic::conformance::actors::output(&sink, world.message(None, "x")));
         commit.set_timers.push(world.timer("k", "t", 0));
         large(&mut commit, &format!("large{index}"), 10);
         commit.state.push(put("small", "n", "1"));
@@ -133,7 +135,10 @@ async fn nothing_of_a_removed_swarm_is_left_but_its_name() {
         world.call(&spec, vec![message], once).await.unwrap().unwrap();
     }
     let kinds = |keys: &[String]| -> std::collections::BTreeSet<String> {
-        let kind = |k: &String| k.rsplit_once('}').and_then(|(_, rest)| rest.split(':').nth(1).map(str::to_owned));
+        let kind = |k: &String| {
+            k.rsplit_once('}')
+                .and_then(|(_, rest)| rest.split(':').nth(1).map(str::to_owned))
+        };
         keys.iter().filter_map(kind).collect()
     };
     let busy = kinds(&keys(port).await);
@@ -172,7 +177,10 @@ async fn an_empty_inbox_keeps_no_messages() {
             break;
         }
         seen += fetched.messages.len();
-        owner.must(world.consuming(&owner, &fetched, fetched.messages.len())).await.unwrap();
+        owner
+            .must(world.consuming(&owner, &fetched, fetched.messages.len()))
+            .await
+            .unwrap();
         let status = store.status(&world.swarm).await.unwrap();
         assert_eq!(status[0].unread, 100 - seen as u64);
     }

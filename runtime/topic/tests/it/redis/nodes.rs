@@ -32,7 +32,11 @@ async fn a_zombie_changes_nothing_when_it_wakes() {
     // It sleeps longer than its lease; the other node takes over and does the same work.
     world.let_leases_end().await;
     let token = skep_model::id::Token([7; 16]);
-    let claim = second.claim(&zombie.lease.partition, token, 5_000).await.unwrap().unwrap();
+    let claim = second
+        .claim(&zombie.lease.partition, token, 5_000)
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(claim.unclean, 1, "the former owner went away");
     let mut owner = Owner {
         backend: Arc::clone(&second) as Arc<dyn skep_topic::Backend>,
@@ -61,7 +65,9 @@ async fn bells_reach_other_nodes() {
     let (bell, room) = (second.bell(&partition), second.room(&spec.id));
     // What rings before a node listens is found by its look at the store, a second later at most.
     world.words(&spec, None, &["1"]).await.unwrap();
-    tokio::time::timeout(Duration::from_secs(4), bell.notified()).await.expect("the first ring");
+    tokio::time::timeout(Duration::from_secs(4), bell.notified())
+        .await
+        .expect("the first ring");
     tokio::time::sleep(Duration::from_millis(200)).await;
     let began = std::time::Instant::now();
     let mut fastest = Duration::MAX;
@@ -69,10 +75,16 @@ async fn bells_reach_other_nodes() {
         let ring = bell.notified();
         let from = std::time::Instant::now();
         world.words(&spec, None, &[word]).await.unwrap();
-        tokio::time::timeout(Duration::from_secs(4), ring).await.expect("a later ring");
+        tokio::time::timeout(Duration::from_secs(4), ring)
+            .await
+            .expect("a later ring");
         fastest = fastest.min(from.elapsed());
     }
-    assert!(fastest < Duration::from_millis(500), "only the look rings: {:?}", began.elapsed());
+    assert!(
+        fastest < Duration::from_millis(500),
+        "only the look rings: {:?}",
+        began.elapsed()
+    );
     // Room, for who was refused there.
     let full = Publish {
         swarm: world.swarm.clone(),
@@ -87,7 +99,9 @@ async fn bells_reach_other_nodes() {
     let mut owner = world.own(&spec, 0).await.unwrap();
     let fetched = owner.fetch(8).await.unwrap();
     owner.must(world.consuming(&owner, &fetched, 8)).await.unwrap();
-    tokio::time::timeout(Duration::from_secs(4), ring).await.expect("room is told");
+    tokio::time::timeout(Duration::from_secs(4), ring)
+        .await
+        .expect("room is told");
 }
 
 #[tokio::test]
@@ -98,19 +112,25 @@ async fn a_bell_that_nobody_sent_is_made_up_for() {
     // This node begins to listen after the fact, as one that comes late or lost its connection.
     tokio::time::sleep(Duration::from_millis(100)).await;
     let bell = second.bell(&spec.id.partition(0));
-    tokio::time::timeout(Duration::from_secs(4), bell.notified()).await.expect("it looks by itself");
+    tokio::time::timeout(Duration::from_secs(4), bell.notified())
+        .await
+        .expect("it looks by itself");
     // A timer in the future becomes work when its time comes.
     let mut owner = world.own(&spec, 0).await.unwrap();
     let fetched = owner.fetch(1).await.unwrap();
     let mut commit = world.consuming(&owner, &fetched, 1);
-    commit.set_timers.push(world.timer("k", "t", fetched.now_ms + 3_600_000));
+    commit
+        .set_timers
+        .push(world.timer("k", "t", fetched.now_ms + 3_600_000));
     owner.must(commit).await.unwrap();
     tokio::time::sleep(Duration::from_millis(1_500)).await;
     let _ = tokio::time::timeout(Duration::from_millis(10), bell.notified()).await;
     let early = tokio::time::timeout(Duration::from_millis(1_500), bell.notified()).await;
     assert!(early.is_err(), "nothing is due");
     world.harness.advance(3_600_001).await;
-    tokio::time::timeout(Duration::from_secs(4), bell.notified()).await.expect("it is due");
+    tokio::time::timeout(Duration::from_secs(4), bell.notified())
+        .await
+        .expect("it is due");
 }
 
 fn home(node: u8, n: u8) -> RequestId {
@@ -166,7 +186,10 @@ async fn a_reply_finds_its_caller_on_another_node() {
         tokio::time::sleep(Duration::from_millis(50)).await;
         let began = std::time::Instant::now();
         work(&world).await;
-        let reply = tokio::time::timeout(Duration::from_secs(5), waiter).await.expect("in time").unwrap();
+        let reply = tokio::time::timeout(Duration::from_secs(5), waiter)
+            .await
+            .expect("in time")
+            .unwrap();
         assert_eq!(reply, response(request));
         fastest = fastest.min(began.elapsed());
     }
@@ -180,7 +203,10 @@ async fn a_reply_whose_push_is_lost_is_fetched() {
     let request = home(99, 1);
     let waiter = ask(&world, &second, request, Once::No).await;
     work(&world).await;
-    let reply = tokio::time::timeout(Duration::from_secs(6), waiter).await.expect("in time").unwrap();
+    let reply = tokio::time::timeout(Duration::from_secs(6), waiter)
+        .await
+        .expect("in time")
+        .unwrap();
     assert_eq!(reply, response(request));
 }
 
@@ -215,7 +241,10 @@ async fn a_repeated_key_on_another_node_takes_effect_once_and_gets_the_same_repl
     let at_second = second.waiters().wait(request);
     work(&world).await;
     for waiter in [at_first, at_second] {
-        let reply = tokio::time::timeout(Duration::from_secs(6), waiter).await.expect("in time").unwrap();
+        let reply = tokio::time::timeout(Duration::from_secs(6), waiter)
+            .await
+            .expect("in time")
+            .unwrap();
         assert_eq!(reply, response(request));
     }
     let finished = second.publish(again).await.unwrap().remove(0);
@@ -233,11 +262,15 @@ async fn a_removed_swarm_is_gone_for_every_node() {
     world.words(&spec, None, &["1"]).await.unwrap();
     let bell = second.bell(&spec.id.partition(0));
     soon("it is rung", async || {
-        tokio::time::timeout(Duration::from_millis(50), bell.notified()).await.is_ok()
+        tokio::time::timeout(Duration::from_millis(50), bell.notified())
+            .await
+            .is_ok()
     })
     .await;
     assert!(first.remove_swarm(&world.swarm, false).await.unwrap());
-    tokio::time::timeout(Duration::from_secs(4), bell.notified()).await.expect("owners elsewhere are woken");
+    tokio::time::timeout(Duration::from_secs(4), bell.notified())
+        .await
+        .expect("owners elsewhere are woken");
     assert_eq!(second.status(&world.swarm).await, Err(Error::Gone));
     assert_eq!(second.lives().await.unwrap(), []);
 }
@@ -249,7 +282,11 @@ async fn a_closed_node_leaves_no_lease_behind() {
     let world = World::new(Box::new(on));
     let spec = world.spec("a", 1);
     let token = skep_model::id::Token([7; 16]);
-    second.claim(&spec.id.partition(0), token, 60_000).await.unwrap().unwrap();
+    second
+        .claim(&spec.id.partition(0), token, 60_000)
+        .await
+        .unwrap()
+        .unwrap();
     assert!(world.try_own(&spec, 0, 1_000).await.unwrap().is_err(), "held");
     second.close().await.unwrap();
     let owner = world.own(&spec, 0).await.unwrap();

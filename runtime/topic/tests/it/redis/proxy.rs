@@ -64,7 +64,9 @@ impl Drop for Proxy {
 }
 
 async fn carry(node: TcpStream, server: u16, mode: Arc<AtomicU8>, cuts: Arc<AtomicU16>) {
-    let Ok(server) = TcpStream::connect(("127.0.0.1", server)).await else { return };
+    let Ok(server) = TcpStream::connect(("127.0.0.1", server)).await else {
+        return;
+    };
     let (mut from_node, mut to_node) = node.into_split();
     let (mut from_server, mut to_server) = server.into_split();
     let requests = tokio::spawn(async move { tokio::io::copy(&mut from_node, &mut to_server).await });

@@ -27,7 +27,11 @@ macro_rules! says {
 #[tokio::test]
 async fn what_cannot_work_is_refused_with_the_remedy() {
     let port = free_port();
-    says!(why(&format!("redis://127.0.0.1:{port}")).await, "nobody listens", "is Redis running");
+    says!(
+        why(&format!("redis://127.0.0.1:{port}")).await,
+        "nobody listens",
+        "is Redis running"
+    );
     says!(why("http://127.0.0.1").await, "redis://");
     let server = Server::start(&["--requirepass", "hush-hush"]);
     says!(why(&server.url()).await, "password", "redis://:PASSWORD@host");
@@ -54,7 +58,11 @@ async fn what_cannot_work_is_refused_with_the_remedy() {
         replicas: 2,
         timeout_ms: 100,
     };
-    says!(open_as(options.clone()).await.unwrap_err().to_string(), "2 replicas", "0 are connected");
+    says!(
+        open_as(options.clone()).await.unwrap_err().to_string(),
+        "2 replicas",
+        "0 are connected"
+    );
     options.gate = Gate::WaitAof {
         local: 1,
         replicas: 0,
@@ -114,8 +122,13 @@ async fn a_flushed_store_is_an_alarm_and_not_an_empty_start() {
     let refused = store.publish(publish.clone()).await.unwrap_err().to_string();
     says!(&refused, "lost the store", "FLUSHALL", "Restore");
     for _ in 0..3 {
-        let claim = store.claim(&spec.id.partition(0), skep_model::id::Token([1; 16]), 1_000).await;
-        assert!(matches!(claim, Err(Error::Unavailable(_) | Error::Corrupt(_))), "{claim:?}");
+        let claim = store
+            .claim(&spec.id.partition(0), skep_model::id::Token([1; 16]), 1_000)
+            .await;
+        assert!(
+            matches!(claim, Err(Error::Unavailable(_) | Error::Corrupt(_))),
+            "{claim:?}"
+        );
         let put = store.catalog_put("a", 0, Bytes::new()).await;
         assert!(put.is_err(), "{put:?}");
     }
@@ -174,7 +187,9 @@ async fn a_full_server_drains_and_takes_nothing_new() {
     // Refused by the server at once, by the node itself after its next look.
     for _ in 0..2 {
         let refused = store.publish(call()).await;
-        let Err(Error::Unavailable(why)) = refused else { panic!("{refused:?}") };
+        let Err(Error::Unavailable(why)) = refused else {
+            panic!("{refused:?}")
+        };
         says!(why, "maxmemory");
         tokio::time::sleep(Duration::from_millis(1_500)).await;
     }
@@ -193,7 +208,10 @@ async fn a_full_server_drains_and_takes_nothing_new() {
 async fn the_probe_tells_what_an_acknowledgement_survives() {
     for (args, expected) in [
         (ALWAYS, Survives::OneServer),
-        (&["--appendonly", "yes", "--appendfsync", "everysec"], Survives::ShortSuffixAtRisk),
+        (
+            &["--appendonly", "yes", "--appendfsync", "everysec"],
+            Survives::ShortSuffixAtRisk,
+        ),
         (&["--appendonly", "no"], Survives::Nothing),
     ] {
         let server = Server::start(args);

@@ -18,7 +18,6 @@ use tempfile::TempDir;
 /// What a server is started with, beside port and folder.
 pub const ALWAYS: &[&str] = &["--appendonly", "yes", "--appendfsync", "always"];
 
-
 pub struct Server {
     pub port: u16,
     pub dir: TempDir,
