@@ -91,7 +91,7 @@ pub const SESSIONS_MAX: u64 = 100_000;
 /// keys a hash has 60,000 of them, some megabytes.
 pub const STATE_BUCKETS: u16 = 16;
 /// State that a node remembers of the keys it works on, all partitions together: it need not be read again while only this owner commits.
-pub const STATE_CACHE_BYTES_MAX: usize = 64 << 20;
+pub const STATE_KNOWN_BYTES_MAX: usize = 64 << 20;
 /// A frame on Redis that is larger lies in two entries, so that commits need not look at its messages.
 pub const FRAME_SPLIT_BYTES: usize = 2 << 10;
 /// Entries of an inbox in one answer of Redis.

@@ -114,7 +114,7 @@ impl Cache {
         };
         for (key, values) in keys.filter(|(key, _)| of.partition_of_key(key) == partition.index()) {
             let weight = weight(&key, &values);
-            if inner.bytes + weight > limits::STATE_CACHE_BYTES_MAX {
+            if inner.bytes + weight > limits::STATE_KNOWN_BYTES_MAX {
                 // It begins anew with what comes next; others keep theirs.
                 inner.clear(partition);
                 return;

@@ -71,7 +71,7 @@ fn publish(world: &World, to: &Arc<TopicSpec>, gate: skep_topic::Gate) -> Publis
 
 #[tokio::test]
 async fn nothing_leaves_before_the_replica_has_it() {
-    let (_leader, replica, store) = replicated(300).await;
+    let (_leader, replica, store) = replicated(2_000).await;
     let world = World::new(Box::new(crate::harness::OnMemory::new(1)));
     let spec = world.spec("a", 1);
     let durable = || publish(&world, &spec, skep_topic::Gate::Durable);
@@ -146,7 +146,7 @@ async fn nothing_leaves_before_the_replica_has_it() {
 
 #[tokio::test]
 async fn without_the_gate_an_early_acknowledgement_is_noticed() {
-    let (_leader, replica, store) = replicated(300).await;
+    let (_leader, replica, store) = replicated(2_000).await;
     store.guards().remove(Guard::Gate);
     let world = World::new(Box::new(crate::harness::OnMemory::new(1)));
     let spec = world.spec("a", 1);
