@@ -1,4 +1,4 @@
-//! Identities: 128-bit uids, tokens and commit ids, sha256 digests.
+//! Identities: 128-bit uids, tokens and commit ids, 64-bit nodes, sha256 digests.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,14 +9,22 @@ use crate::env::Entropy;
 
 macro_rules! id128 {
     ($(#[$doc:meta])* $name:ident) => {
+        id! { $(#[$doc])* $name, 16 }
+    };
+}
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident, $bytes:literal) => {
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-        pub struct $name(pub [u8; 16]);
+        pub struct $name(pub [u8; $bytes]);
 
         impl $name {
             #[must_use]
             pub fn random(entropy: &dyn Entropy) -> Self {
-                Self(entropy.bits128())
+                let mut id = [0; $bytes];
+                id.copy_from_slice(&entropy.bits128()[..$bytes]);
+                Self(id)
             }
 
             #[must_use]
@@ -66,6 +74,10 @@ id128! {
 id128! {
     /// Joins a reply to the call that waits for it.
     RequestId
+}
+id! {
+    /// A node from its start to its stop: one that starts again is another.
+    NodeId, 8
 }
 
 impl CommitId {
@@ -183,6 +195,10 @@ mod tests {
         let digest = Digest::of(b"bee");
         assert_eq!(digest.to_string().parse::<Digest>(), Ok(digest));
         assert_eq!(digest.to_hex().parse::<Digest>(), Ok(digest));
+        let node = NodeId([0x0f; 8]);
+        assert_eq!(node.to_string(), "0f0f0f0f0f0f0f0f");
+        assert_eq!(node.to_string().parse::<NodeId>(), Ok(node));
+        assert!(uid.to_string().parse::<NodeId>().is_err());
         for bad in ["", "ab", "zz", &"é".repeat(16), &"+1".repeat(16)] {
             assert!(bad.parse::<Uid>().is_err(), "{bad}");
         }

@@ -118,6 +118,10 @@ pub const REDIS_MEMORY_PERCENT: u64 = 80;
 pub const LETTERS_PAGE_MAX: u64 = 64;
 /// Keys unlinked, and dead letters discarded, in one script: others wait meanwhile.
 pub const REDIS_SWEEP_MAX: usize = 256;
+/// Nodes that share a store.
+pub const NODES_MAX: usize = 1_000;
+/// What a node says of itself at each beat; every node reads that of all others.
+pub const NODE_RECORD_BYTES_MAX: usize = 64 << 10;
 /// Rows deleted in one operation when a Swarm or topic goes, so that others are not held up.
 pub const REMOVE_ROWS_MAX: usize = 2_000;
 /// Expired idempotency keys and sessions collected by one publish.

@@ -13,6 +13,7 @@
 //! [`Backend`] is the contract and `conformance` the suite that every backend runs. [`memory`] is the reference,
 //! [`embedded`] the durable default. [`lane`] is the in-memory path of requests on pure Swarms.
 
+mod beats;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod embedded;
@@ -29,7 +30,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use skep_model::id::{CommitId, Digest, RequestId, Token, Uid};
+use skep_model::id::{CommitId, Digest, NodeId, RequestId, Token, Uid};
 use skep_model::limits::KEY_GROUPS;
 use skep_model::message::{Message, Reply};
 use skep_model::name::{StageName, Subject};
@@ -506,6 +507,27 @@ pub struct CatalogRecord {
     pub value: Bytes,
 }
 
+/// A node that is there, as it said of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Beat {
+    pub node: NodeId,
+    pub record: Bytes,
+    /// When it counts as gone unless it says more, by the store's clock.
+    pub left_ms: u64,
+}
+
+/// What a beat tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pulse {
+    /// Every node that is there, by id, the caller too.
+    pub nodes: Vec<Beat>,
+    /// Another number after each write to the catalog. Only for comparison: it need not rise, since one that a failover took back
+    /// must not come again.
+    pub catalog: u64,
+    /// The store's clock, ms since the Unix epoch.
+    pub now_ms: u64,
+}
+
 /// Counts since the backend was opened, for reports and metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters {
@@ -632,6 +654,19 @@ pub trait Backend: Send + Sync + 'static {
     /// # Errors
     /// `Ok(Err(current))` as for [`Backend::catalog_put`].
     async fn catalog_delete(&self, key: &str, expect: u64) -> Result<Result<(), u64>, Error>;
+
+    /// Rung here when anybody writes to the catalog. May be lost on the way; the next beat's [`Pulse::catalog`] tells as well.
+    fn catalog_bell(&self) -> Bell;
+
+    /// Says that a node is there for `ttl_ms` more, with its record, and tells who else is. Waits for no flush: a beat that is lost
+    /// is made up for by the next, and a store that only one process can open keeps none of it.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] for the record; [`Error::Unavailable`] when there are [`skep_model::limits::NODES_MAX`] others.
+    async fn beat(&self, node: NodeId, record: Bytes, ttl_ms: u64) -> Result<Pulse, Error>;
+
+    /// Says that a node is there no more. Does nothing if it was not.
+    async fn leave(&self, node: NodeId) -> Result<(), Error>;
 
     fn counters(&self) -> Counters;
 

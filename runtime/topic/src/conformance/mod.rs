@@ -4,6 +4,7 @@
 //! the suite notices. Random histories ([`histories`]) complement the direct rules.
 
 pub mod actors;
+mod beats;
 pub mod histories;
 mod inbox;
 mod keys;
@@ -88,6 +89,7 @@ rules! {
     lifecycle: a_lease_is_exclusive_and_ends_by_the_store_s_clock, release_is_clean, the_catalog_compares_and_sets,
         a_removed_swarm_is_gone, a_removed_topic_begins_anew, a_clean_reopen_keeps_everything,
         a_kill_keeps_what_was_promised_and_counts_unclean, attempt_marks_count_in_a_row_and_outlive_a_kill, status_counts;
+    beats: nodes_are_seen_while_they_beat, beats_are_bounded, catalog_writes_are_told;
 }
 
 /// Runs every rule on a fresh store each; returns those that are broken, with the reason.

@@ -28,6 +28,7 @@ pub(super) fn put(store: &mut Store, key: &str, expect: u64, value: &[u8]) -> Re
         .conn
         .prepare_cached("INSERT OR REPLACE INTO catalog (key, version, value) VALUES (?1, ?2, ?3)")?
         .execute(params![key, db(current + 1), record::seal(Kind::Catalog, value)])?;
+    store.shared.catalog_written();
     Answer::gated(Ok(current + 1))
 }
 
@@ -56,6 +57,7 @@ pub(super) fn delete(store: &mut Store, key: &str, expect: u64) -> Result<Answer
     if current != 0 {
         store.begin()?;
         store.conn.execute("DELETE FROM catalog WHERE key = ?1", [key])?;
+        store.shared.catalog_written();
     }
     Answer::gated(Ok(()))
 }

@@ -34,7 +34,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use rusqlite::Connection;
 use skep_model::env::{Clock, Entropy};
-use skep_model::id::{Token, Uid};
+use skep_model::id::{NodeId, Token, Uid};
 use skep_model::limits;
 use skep_model::name::StageName;
 use skep_model::scope::{PartitionId, SwarmId, TopicId};
@@ -43,10 +43,11 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use self::disk::{Lock, Reserve};
 use self::store::{Fault, Store};
 use self::writer::{Answer, Due, Job, Ran, Writer};
+use crate::beats::Beats;
 use crate::guard::Guards;
 use crate::{
     Backend, Bell, CallResult, CatalogRecord, Claim, Commit, Committed, Counters, Error, Fetched, Held, Lease, Publish,
-    StoredDeadLetter, TopicStatus, Waiters, Want,
+    Pulse, StoredDeadLetter, TopicStatus, Waiters, Want,
 };
 
 /// Why a data folder cannot be opened.
@@ -71,6 +72,11 @@ struct Shared {
     /// One a partition and one a topic; gone with them.
     bells: Mutex<HashMap<PartitionId, Bell>>,
     rooms: Mutex<HashMap<TopicId, Bell>>,
+    catalog: Bell,
+    /// Another after each write to the catalog, and after each that was taken back.
+    catalog_number: AtomicU64,
+    /// Not on disk: the folder is this process's alone.
+    beats: Mutex<Beats>,
     commits: AtomicU64,
     publishes: AtomicU64,
     flushes: AtomicU64,
@@ -91,6 +97,13 @@ impl Shared {
                 .entry(partition.clone())
                 .or_insert_with(|| Arc::new(Notify::new())),
         )
+    }
+
+    fn catalog_written(&self) {
+        self.catalog_number.fetch_add(1, Ordering::Relaxed);
+        self.catalog.notify_waiters();
+        // For one who has not begun to wait yet.
+        self.catalog.notify_one();
     }
 
     fn room(&self, topic: &TopicId) -> Bell {
@@ -175,6 +188,7 @@ pub struct Embedded {
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
     shared: Arc<Shared>,
     guards: Arc<Guards>,
+    clock: Arc<dyn Clock>,
     clean: bool,
 }
 
@@ -209,7 +223,7 @@ impl Embedded {
         let guards = Arc::new(Guards::default());
         let parts = Parts {
             dir: dir.to_owned(),
-            clock,
+            clock: Arc::clone(&clock),
             entropy,
             guards: Arc::clone(&guards),
             wal_bytes: reserve.wal_bytes(),
@@ -242,6 +256,7 @@ impl Embedded {
             thread: Mutex::new(Some(thread)),
             shared,
             guards,
+            clock,
             clean,
         }))
     }
@@ -256,6 +271,12 @@ impl Embedded {
     #[must_use]
     pub fn guards(&self) -> &Arc<Guards> {
         &self.guards
+    }
+
+    fn is_open(&self) -> Result<(), Error> {
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let closed = || Error::Unavailable("the store is closed".to_owned());
+        queue.as_ref().map(|_| ()).ok_or_else(closed)
     }
 
     async fn submit(&self, run: writer::Run) -> Result<(), Error> {
@@ -543,6 +564,28 @@ impl Backend for Embedded {
     async fn catalog_delete(&self, key: &str, expect: u64) -> Result<Result<(), u64>, Error> {
         let key = key.to_owned();
         self.run(move |store| catalog::delete(store, &key, expect)).await
+    }
+
+    fn catalog_bell(&self) -> Bell {
+        Arc::clone(&self.shared.catalog)
+    }
+
+    async fn beat(&self, node: NodeId, record: Bytes, ttl_ms: u64) -> Result<Pulse, Error> {
+        self.is_open()?;
+        let now_ms = self.clock.now_ms();
+        let mut beats = self.shared.beats.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Pulse {
+            nodes: beats.beat(node, record, ttl_ms, now_ms)?,
+            catalog: self.shared.catalog_number.load(Ordering::Relaxed),
+            now_ms,
+        })
+    }
+
+    async fn leave(&self, node: NodeId) -> Result<(), Error> {
+        self.is_open()?;
+        let mut beats = self.shared.beats.lock().unwrap_or_else(PoisonError::into_inner);
+        beats.leave(node);
+        Ok(())
     }
 
     fn counters(&self) -> Counters {

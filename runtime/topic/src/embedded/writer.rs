@@ -287,7 +287,11 @@ impl Writer {
         }
         failpoint::hit("in-reopen");
         match open_store(&self.parts, &self.shared) {
-            Ok(store) => self.store = Some(store),
+            Ok(store) => {
+                self.store = Some(store);
+                // What was lost may have been a write to the catalog.
+                self.shared.catalog_written();
+            }
             Err(e) => {
                 tracing::error!(error = %e, "the store cannot be opened anew; trying again");
                 self.down = Error::Unavailable(e.to_string());

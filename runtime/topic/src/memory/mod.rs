@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use skep_model::env::{Clock, Entropy};
-use skep_model::id::{Token, Uid};
+use skep_model::id::{NodeId, Token, Uid};
 use skep_model::limits;
 use skep_model::name::StageName;
 use skep_model::scope::{PartitionId, SwarmId, TopicId};
@@ -24,7 +24,7 @@ use self::store::{Rings, Store, With};
 use crate::guard::{Guard, Guards};
 use crate::{
     Accepted, Backend, Bell, CallResult, CatalogRecord, Claim, Commit, Committed, Counters, Error, Fetched, Gate, Held,
-    Lease, Parked, Publish, StoredDeadLetter, TimerDue, TopicStatus, Waiters, Want,
+    Lease, Parked, Publish, Pulse, StoredDeadLetter, TimerDue, TopicStatus, Waiters, Want,
 };
 
 /// A point of the history.
@@ -54,6 +54,7 @@ pub struct Memory {
     inner: Mutex<Inner>,
     bells: Mutex<HashMap<PartitionId, Bell>>,
     rooms: Mutex<HashMap<TopicId, Bell>>,
+    catalog: Bell,
     waiters: Arc<Waiters>,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
@@ -77,6 +78,7 @@ impl Memory {
             inner: Mutex::default(),
             bells: Mutex::default(),
             rooms: Mutex::default(),
+            catalog: Bell::default(),
             waiters: Arc::default(),
             clock,
             entropy,
@@ -203,6 +205,15 @@ impl Memory {
         for (_, bell) in lock(&self.rooms).iter().filter(|(topic, _)| gone(topic)) {
             bell.notify_waiters();
         }
+    }
+
+    /// The catalog was written.
+    fn catalog_written(&self, inner: &mut Inner) {
+        let bits = self.entropy.bits128();
+        inner.store.catalog_number = bits.iter().take(8).fold(0, |n, byte| n << 8 | u64::from(*byte));
+        inner.applied += 1;
+        self.catalog.notify_waiters();
+        self.catalog.notify_one();
     }
 
     fn live(inner: &Inner, swarm: &SwarmId) -> Result<(), Error> {
@@ -435,7 +446,7 @@ impl Backend for Memory {
             .store
             .catalog
             .insert(key.to_owned(), CatalogRecord { version, value });
-        inner.applied += 1;
+        self.catalog_written(&mut inner);
         self.release_all(&mut inner);
         Ok(Ok(version))
     }
@@ -450,12 +461,30 @@ impl Backend for Memory {
     async fn catalog_delete(&self, key: &str, expect: u64) -> Result<Result<(), u64>, Error> {
         let mut inner = self.open()?;
         let current = inner.store.catalog.get(key).map_or(0, |r| r.version);
-        if current == expect {
-            inner.store.catalog.remove(key);
-            inner.applied += 1;
+        if current == expect && inner.store.catalog.remove(key).is_some() {
+            self.catalog_written(&mut inner);
         }
         self.release_all(&mut inner);
         Ok(if current == expect { Ok(()) } else { Err(current) })
+    }
+
+    fn catalog_bell(&self) -> Bell {
+        Arc::clone(&self.catalog)
+    }
+
+    async fn beat(&self, node: NodeId, record: Bytes, ttl_ms: u64) -> Result<Pulse, Error> {
+        let mut inner = self.open()?;
+        let now_ms = self.clock.now_ms();
+        Ok(Pulse {
+            nodes: inner.store.beats.beat(node, record, ttl_ms, now_ms)?,
+            catalog: inner.store.catalog_number,
+            now_ms,
+        })
+    }
+
+    async fn leave(&self, node: NodeId) -> Result<(), Error> {
+        self.open()?.store.beats.leave(node);
+        Ok(())
     }
 
     fn counters(&self) -> Counters {

@@ -11,6 +11,7 @@ use skep_model::name::{StageName, Subject};
 use skep_model::scope::{PartitionId, SwarmId, TopicId};
 use skep_model::swarm::Bound;
 
+use crate::beats::Beats;
 use crate::guard::{Guard, Guards};
 use crate::record::message_bytes;
 use crate::{
@@ -25,6 +26,8 @@ pub(super) struct Store {
     pub crashed: bool,
     pub gone: BTreeSet<SwarmId>,
     pub catalog: BTreeMap<String, CatalogRecord>,
+    pub catalog_number: u64,
+    pub beats: Beats,
     pub last_letter: u64,
 }
 

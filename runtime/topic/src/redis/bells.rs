@@ -15,6 +15,7 @@ pub(super) struct Bells {
     inner: Mutex<Inner>,
     /// A Swarm was asked for that the listener does not hear yet.
     pub wanted: Notify,
+    catalog: Bell,
 }
 
 #[derive(Debug, Default)]
@@ -63,6 +64,14 @@ impl Bells {
         let bell = Arc::new(Notify::new());
         inner.rooms.insert(topic.clone(), Arc::clone(&bell));
         bell
+    }
+
+    pub fn catalog(&self) -> Bell {
+        Arc::clone(&self.catalog)
+    }
+
+    pub fn ring_catalog(&self) {
+        ring_all(&self.catalog);
     }
 
     /// The Swarms that somebody here listens for, by tag.
@@ -115,6 +124,7 @@ impl Bells {
 
     /// Rings everything: some ring may have been lost.
     pub fn ring_everything(&self) {
+        self.ring_catalog();
         let inner = self.inner();
         inner.bells.values().for_each(|bell| bell.notify_one());
         inner.rooms.values().for_each(ring_all);

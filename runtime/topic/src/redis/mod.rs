@@ -10,6 +10,8 @@
 //! | `sk:lives` | set of lives that have keys | a life's first use | end of `remove_swarm` | the catalog's |
 //! | `sk:gone` | list of removed lives | `remove_swarm` | when `GONE_SWARMS_MAX` newer ones exist | `GONE_SWARMS_MAX` |
 //! | `sk:{catalog}` | hash: desired state, version and record | catalog write | catalog delete | the catalog's |
+//! | `sk:{catalog}:n` | a random number, another after each write to the catalog | first catalog write | never | 1 |
+//! | `sk:{catalog}:nodes` | hash: nodes that are there, until when, and their records | beat | `leave`, or a later beat of another | `NODES_MAX` |
 //! | `sk:{gate}` | written before each wait for replicas | first gate | never | 1 |
 //! | `T:m` | hash: store id, `gone`, counters of dead letters and large states | a life's first use | with its place in `sk:gone` | 1 a life |
 //! | `T:topics` | set of stages | first message or claim | `remove_topic` | stages |
@@ -25,7 +27,7 @@
 //! | `T:se`, `T:sx` | sessions' high-water marks; by expiry | streaming submit | expiry, collected by later publishes | `SESSIONS_MAX` a Swarm |
 //! | `T:rp:<request>` | a reply whose caller waits on another node | commit | fetched, or `REPLY_KEPT_MS` (the only key with a time to live) | calls under way |
 //! | `T:ready` | partitions with work, by when | append, commit | commit that leaves nothing | partitions |
-//! | channels `T:bell`, `sk:node:<id>` | bells of a life; replies for a node's callers | | | not kept |
+//! | channels `T:bell`, `sk:{catalog}:bell`, `sk:node:<id>` | bells of a life; of the catalog; replies for a node's callers | | | not kept |
 //!
 //! # Why it is so
 //!
@@ -39,6 +41,7 @@
 //! - **The server's clock decides** leases, due times and expiries; no lease is a key's time to live.
 
 mod args;
+mod beats;
 mod bells;
 mod cache;
 mod commit;
@@ -65,7 +68,7 @@ use std::time::Instant;
 use async_trait::async_trait;
 use bytes::Bytes;
 use skep_model::env::Entropy;
-use skep_model::id::{RequestId, Token, Uid};
+use skep_model::id::{NodeId, RequestId, Token, Uid};
 use skep_model::limits;
 use skep_model::message::Reply;
 use skep_model::name::StageName;
@@ -82,7 +85,7 @@ use crate::guard::{Guard, Guards};
 use crate::record::{self, Kind};
 use crate::{
     Accepted, Backend, Bell, CallResult, CatalogRecord, Claim, Commit, Committed, Counters, Cursor, Error, Fetched,
-    Held, Lease, Once, Publish, Refused, Room, StoredDeadLetter, TopicStatus, Waiters, Want,
+    Held, Lease, Once, Publish, Pulse, Refused, Room, StoredDeadLetter, TopicStatus, Waiters, Want,
 };
 
 pub use options::{Gate, RedisOptions, StoreClock};
@@ -147,6 +150,14 @@ impl Core {
         let topic = partition.topic();
         let mut args = self.args(script, &names::meta(topic.swarm()));
         args.text(topic.stage().as_str()).num(partition.index());
+        args
+    }
+
+    /// … and every script that writes to the catalog.
+    fn catalog_args(&self, script: Script) -> Args {
+        let mut args = self.args(script, names::CATALOG);
+        let fresh = u64::from_le_bytes(NodeId::random(&*self.entropy).0);
+        args.bytes(&self.link.options.node).num(fresh);
         args
     }
 
@@ -619,7 +630,7 @@ impl Backend for Redis {
     }
 
     async fn catalog_put(&self, key: &str, expect: u64, value: Bytes) -> Result<Result<u64, u64>, Error> {
-        let mut args = self.core.args(Script::CatalogPut, names::CATALOG);
+        let mut args = self.core.catalog_args(Script::CatalogPut);
         args.text(key).num(expect).bytes(&record::seal(Kind::Catalog, &value));
         catalog(&self.core, Script::CatalogPut, &args).await
     }
@@ -629,10 +640,22 @@ impl Backend for Redis {
     }
 
     async fn catalog_delete(&self, key: &str, expect: u64) -> Result<Result<(), u64>, Error> {
-        let mut args = self.core.args(Script::CatalogDelete, names::CATALOG);
+        let mut args = self.core.catalog_args(Script::CatalogDelete);
         args.text(key).num(expect);
         let done = catalog(&self.core, Script::CatalogDelete, &args).await?;
         Ok(done.map(|_| ()))
+    }
+
+    fn catalog_bell(&self) -> Bell {
+        self.core.bells.catalog()
+    }
+
+    async fn beat(&self, node: NodeId, record: Bytes, ttl_ms: u64) -> Result<Pulse, Error> {
+        beats::beat(&self.core, node, &record, ttl_ms).await
+    }
+
+    async fn leave(&self, node: NodeId) -> Result<(), Error> {
+        beats::leave(&self.core, node).await
     }
 
     fn counters(&self) -> Counters {
@@ -663,6 +686,10 @@ impl Backend for Redis {
 async fn catalog(core: &Core, script: Script, args: &Args) -> Result<Result<u64, u64>, Error> {
     let (mut said, history) = core.write(script, args).await?;
     let version = number(said.next()?)?;
+    // Also after a delete of what is not there: a look too many.
+    if said.word == "OK" {
+        core.bells.ring_catalog();
+    }
     core.safe(history).await?;
     Ok(if said.word == "OK" { Ok(version) } else { Err(version) })
 }

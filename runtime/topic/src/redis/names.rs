@@ -11,6 +11,8 @@ pub(super) const LIVES: &str = "sk:lives";
 pub(super) const GONE: &str = "sk:gone";
 /// Desired state.
 pub(super) const CATALOG: &str = "sk:{catalog}";
+/// Where catalog writes are told.
+pub(super) const CATALOG_BELL: &str = "sk:{catalog}:bell";
 /// Written before each wait for replicas, so that the wait covers all that came before.
 pub(super) const GATE: &str = "sk:{gate}";
 

@@ -43,6 +43,8 @@ scripts! {
     Replies: " flags=allow-oom", ["head", "replies"];
     CatalogPut: " flags=allow-oom", ["head", "catalog_put"];
     CatalogDelete: " flags=allow-oom", ["head", "catalog_delete"];
+    Beat: " flags=allow-oom", ["head", "beat"];
+    Leave: " flags=allow-oom", ["head", "leave"];
 }
 
 static NAMES: [OnceLock<String>; Script::ALL.len()] = [const { OnceLock::new() }; Script::ALL.len()];

@@ -38,7 +38,7 @@ pub(super) async fn listen(core: Arc<Core>) {
 async fn hear(core: &Core, pubsub: PubSub) -> redis::RedisResult<()> {
     let (mut sink, mut stream) = pubsub.split();
     let home = names::node(&core.link.options.node);
-    sink.subscribe(&home).await?;
+    sink.subscribe(&[home.as_str(), names::CATALOG_BELL]).await?;
     let mut heard: HashSet<String> = HashSet::new();
     let mut first = true;
     loop {
@@ -89,6 +89,10 @@ fn rung(core: &Core, channel: &str, payload: &[u8]) {
     };
     if node == core.link.options.node {
         // Rung here already, when it happened.
+        return;
+    }
+    if channel == names::CATALOG_BELL {
+        core.bells.ring_catalog();
         return;
     }
     let tag = channel.strip_prefix("sk:{").and_then(|c| c.strip_suffix("}:bell"));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use skep_model::id::RequestId;
+use skep_model::id::{NodeId, RequestId};
 use skep_model::message::{Reply, ReplyResult};
 use skep_topic::conformance::actors::{Owner, World, output};
 use skep_topic::redis::Redis;
@@ -102,6 +102,36 @@ async fn bells_reach_other_nodes() {
     tokio::time::timeout(Duration::from_secs(4), ring)
         .await
         .expect("room is told");
+}
+
+#[tokio::test]
+async fn nodes_see_each_other_and_hear_of_the_catalog() {
+    let (_world, first, second) = two().await;
+    let (a, b) = (NodeId([1; 8]), NodeId([2; 8]));
+    let before = first.beat(a, Bytes::from_static(b"a"), 60_000).await.unwrap();
+    let pulse = second.beat(b, Bytes::from_static(b"b"), 60_000).await.unwrap();
+    let seen: Vec<_> = pulse.nodes.iter().map(|n| (n.node, &n.record[..])).collect();
+    assert_eq!(seen, [(a, &b"a"[..]), (b, &b"b"[..])]);
+    assert_eq!(pulse.catalog, before.catalog);
+    // The listener may not be subscribed yet: then it rings when it is.
+    let bell = second.catalog_bell();
+    tokio::time::timeout(Duration::from_secs(4), bell.notified())
+        .await
+        .expect("it listens");
+    let ring = bell.notified();
+    first
+        .catalog_put("swarm/a", 0, Bytes::from_static(b"1"))
+        .await
+        .unwrap()
+        .unwrap();
+    tokio::time::timeout(Duration::from_secs(4), ring)
+        .await
+        .expect("another node's write");
+    let after = second.beat(b, Bytes::from_static(b"b"), 60_000).await.unwrap();
+    assert_ne!(after.catalog, before.catalog);
+    first.leave(a).await.unwrap();
+    let last = second.beat(b, Bytes::from_static(b"b"), 60_000).await.unwrap();
+    assert_eq!(last.nodes.len(), 1, "{last:?}");
 }
 
 #[tokio::test]

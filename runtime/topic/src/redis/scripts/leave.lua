@@ -1,0 +1,2 @@
+redis.call('HDEL', KEYS[1] .. ':nodes', take())
+return {'OK'}
