@@ -15,6 +15,7 @@ pub mod demo;
 pub mod logs;
 pub mod node;
 pub mod serve;
+pub mod settings;
 pub mod spans;
 pub mod stats;
 pub mod store;

@@ -25,6 +25,7 @@ use crate::admin::{self, Admin};
 use crate::beekeeper::{self, Keeper};
 use crate::catalog::Catalog;
 use crate::logs::LogKeep;
+use crate::settings::{ArtifactSettings, BackendSettings, Roles};
 use crate::spans::OtlpSpans;
 use crate::stats::Stats;
 use crate::store::ModuleStore;
@@ -48,6 +49,13 @@ pub struct NodeSettings {
     pub upload: Duration,
     /// The program that compiles modules when it is called with `compile-module`: this one.
     pub compiler: PathBuf,
+    /// Where topics are.
+    pub backend: BackendSettings,
+    /// Where modules are.
+    pub artifacts: ArtifactSettings,
+    pub roles: Roles,
+    /// What the node is called among others.
+    pub node_name: String,
 }
 
 impl NodeSettings {
@@ -63,6 +71,10 @@ impl NodeSettings {
             sample_ratio: 0.01,
             upload: Duration::from_millis(UPLOAD_MS),
             compiler: std::env::current_exe().context("find this program's own file")?,
+            backend: BackendSettings::Embedded,
+            artifacts: ArtifactSettings::Own,
+            roles: Roles::ALL,
+            node_name: "local".to_owned(),
         })
     }
 }
@@ -86,6 +98,10 @@ impl Node {
     /// # Errors
     /// When the folder is in use or written by a newer skep, a port is taken, and so on: with the remedy.
     pub async fn start(settings: NodeSettings) -> anyhow::Result<Self> {
+        anyhow::ensure!(
+            settings.backend == BackendSettings::Embedded && settings.artifacts == ArtifactSettings::Own,
+            "not wired"
+        );
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let entropy: Arc<dyn Entropy> = Arc::new(OsEntropy);
         // Ports first: they fail most often, and before anything was touched.

@@ -1,47 +1,27 @@
 //! `skep serve`: a node in the foreground.
 
 use std::io::Write as _;
-use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::node::{Node, NodeSettings};
 
-/// What `skep serve` takes.
-#[derive(Debug, Clone)]
-pub struct ServeArgs {
-    pub data: PathBuf,
-    pub listen: SocketAddr,
-    pub admin: Option<SocketAddr>,
-    pub sample_ratio: f64,
-    /// How long an upload may take beside its bytes.
-    pub upload: Duration,
-}
-
 /// Serves until SIGINT or SIGTERM, then stops in order. A second signal ends at once.
 ///
 /// # Errors
 /// What keeps the node from starting, with its remedy.
-pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
+pub async fn run(settings: NodeSettings) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
-    let settings = NodeSettings {
-        listen: args.listen,
-        admin: args.admin,
-        sample_ratio: args.sample_ratio,
-        upload: args.upload,
-        ..NodeSettings::local(args.data.clone())?
-    };
+    let data = settings.data.clone();
     let mut node = Node::start(settings).await?;
     // Programs that start a node read these lines: one fact a line, flushed before the first call is answered.
     say(format_args!("skep {} serves {}", env!("CARGO_PKG_VERSION"), node.url()));
     if let Some(admin) = node.admin_url() {
         say(format_args!("metrics {admin}/metrics"));
     }
-    say(format_args!("data {}", args.data.display()));
+    say(format_args!("data {}", data.display()));
     let failure = tokio::select! {
         _ = interrupt.recv() => None,
         _ = terminate.recv() => None,

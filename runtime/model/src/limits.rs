@@ -253,3 +253,14 @@ pub const FAILURE_REASON_BYTES_MAX: usize = 64;
 pub const FAILURE_DETAIL_BYTES_MAX: usize = 1 << 10;
 /// When a refused caller should try again: about the time in which a stage frees half of a small inbox.
 pub const RETRY_HINT_MS: u64 = 100;
+
+// --- a node's settings ------------------------------------------------------------------------------------------
+/// A file of settings: eleven keys.
+pub const CONFIG_FILE_BYTES_MAX: usize = 64 << 10;
+/// A node's name stands in lists and log lines.
+pub const NODE_NAME_BYTES_MAX: usize = 63;
+/// Replicas that an acknowledgement may wait for.
+pub const REPLICAS_MAX: u32 = 16;
+/// How long one question for the replicas' acknowledgement may take, after which the outcome of what waits is unknown. A replica
+/// that stalls for a background save answers within it.
+pub const GATE_TIMEOUT_MS: u64 = 5_000;

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use super::failure::EXIT_CODES;
+use crate::settings::{Hidden, Layer, LogFormat};
 
 pub const NODE_DEFAULT: &str = "http://127.0.0.1:4020";
 
@@ -59,7 +60,7 @@ pub enum When {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a node in the foreground
-    Serve(Serve),
+    Serve(Box<Serve>),
     /// See it work: build sample Bees, start a node, apply two Swarms, call them
     Demo,
     /// The limited process in which a node checks and compiles an upload
@@ -116,36 +117,99 @@ pub enum Command {
     Version,
 }
 
+/// Where a node keeps things.
 #[derive(Debug, Args)]
-pub struct Serve {
-    /// Everything that the node keeps
+pub struct Stores {
+    /// Settings in TOML: the names of the flags are its keys. A flag goes before its variable, that before the file
+    #[arg(long, env = "SKEP_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Everything that the node itself keeps
     #[arg(long, env = "SKEP_DATA", value_name = "DIR")]
-    pub data: PathBuf,
-    /// gRPC and HTTP; port 0 takes a free one
-    #[arg(long, default_value = "127.0.0.1:4020", value_name = "ADDRESS")]
-    pub listen: SocketAddr,
-    /// Metrics and health
-    #[arg(long, default_value = "127.0.0.1:4021", value_name = "ADDRESS")]
-    pub admin: SocketAddr,
-    /// No metrics and health
-    #[arg(long, conflicts_with = "admin")]
-    pub no_admin: bool,
-    /// How the node's own log is written on stderr
-    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
-    pub log_format: LogFormat,
-    /// Share of calls that are traced, 0 to 1
-    #[arg(long, default_value_t = 0.01, value_parser = ratio, value_name = "RATIO")]
-    pub sample_ratio: f64,
-    /// How long an upload may take beside its bytes, for tests that cannot wait
-    #[arg(long, hide = true, value_parser = duration, default_value = "60s")]
-    pub upload_timeout: Duration,
+    pub data: Option<PathBuf>,
+    /// Where topics are: `embedded` (in --data, the default), redis://HOST:PORT or rediss:// with TLS. A password belongs into the
+    /// variable or the file
+    #[arg(long, env = "SKEP_BACKEND", hide_env_values = true, value_name = "URL")]
+    pub backend: Option<Hidden>,
+    /// What an acknowledgement waits for on Redis: `none` (the default), `wait:N` (N replicas have it), `waitaof:N` (the server's
+    /// disk and N replicas' have it)
+    #[arg(long, env = "SKEP_GATE", hide_env_values = true, value_name = "GATE")]
+    pub gate: Option<String>,
+    /// Where modules are: s3://BUCKET/PREFIX (credentials by AWS_*), or a folder that all nodes share; --data by default
+    #[arg(long, env = "SKEP_ARTIFACTS", hide_env_values = true, value_name = "URL")]
+    pub artifacts: Option<Hidden>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    Text,
-    /// A JSON line an event
-    Json,
+impl Stores {
+    fn layer(self) -> (Option<PathBuf>, Layer) {
+        let layer = Layer {
+            data: self.data,
+            backend: self.backend,
+            gate: self.gate,
+            artifacts: self.artifacts,
+            ..Layer::default()
+        };
+        (self.config, layer)
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  skep serve --data ./data
+  skep serve --data ./data --backend redis://127.0.0.1:6379 --artifacts s3://bees/prod
+  skep serve --config /etc/skep.toml --roles gateway,beekeeper")]
+pub struct Serve {
+    #[command(flatten)]
+    pub stores: Stores,
+    /// gRPC and HTTP; port 0 takes a free one. 127.0.0.1:4020 by default
+    #[arg(long, env = "SKEP_LISTEN", hide_env_values = true, value_name = "ADDRESS")]
+    pub listen: Option<SocketAddr>,
+    /// Metrics and health; 127.0.0.1:4021 by default
+    #[arg(long, env = "SKEP_ADMIN", hide_env_values = true, value_name = "ADDRESS")]
+    pub admin: Option<SocketAddr>,
+    /// No metrics and health
+    #[arg(long, env = "SKEP_NO_ADMIN", hide_env_values = true)]
+    pub no_admin: bool,
+    /// What the node does, some of gateway, worker, beekeeper; all by default
+    #[arg(
+        long,
+        env = "SKEP_ROLES",
+        hide_env_values = true,
+        value_name = "ROLES",
+        value_delimiter = ','
+    )]
+    pub roles: Option<Vec<String>>,
+    /// What the node is called among others; the machine's name by default
+    #[arg(long, env = "SKEP_NODE_NAME", hide_env_values = true, value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// How the node's own log is written on stderr; text by default
+    #[arg(long, env = "SKEP_LOG_FORMAT", hide_env_values = true, value_enum)]
+    pub log_format: Option<LogFormat>,
+    /// Share of calls that are traced, 0 to 1; 0.01 by default
+    #[arg(long, env = "SKEP_SAMPLE_RATIO", hide_env_values = true, value_parser = ratio, value_name = "RATIO")]
+    pub sample_ratio: Option<f64>,
+    /// How long an upload may take beside its bytes, for tests that cannot wait
+    #[arg(long, hide = true, value_parser = duration)]
+    pub upload_timeout: Option<Duration>,
+}
+
+impl Serve {
+    /// What was typed or stands in the environment, and the file that says the rest.
+    #[must_use]
+    pub fn layer(self) -> (Option<PathBuf>, Layer) {
+        let (config, stores) = self.stores.layer();
+        let layer = Layer {
+            listen: self.listen,
+            admin: self.admin,
+            no_admin: self.no_admin,
+            roles: self.roles,
+            node_name: self.node_name,
+            log_format: self.log_format,
+            sample_ratio: self.sample_ratio,
+            ..stores
+        };
+        (config, layer)
+    }
 }
 
 #[derive(Debug, Args)]
@@ -436,6 +500,8 @@ mod tests {
     fn commands_read_as_the_readme_writes_them() {
         for line in [
             "skep serve --data d",
+            "skep serve --data d --backend redis://h:6379/1 --gate waitaof:1 --artifacts s3://bucket/p --roles gateway,worker",
+            "skep serve --config skep.toml --node-name a --no-admin",
             "skep push hello.wasm --name hello --tag v1",
             "skep apply swarm.yaml --dry-run",
             "skep apply",
@@ -494,7 +560,6 @@ mod tests {
     fn what_is_not_meant_is_refused_as_usage() {
         for line in [
             "skep",
-            "skep serve",
             "skep serve --data d --sample-ratio 2",
             "skep request",
             "skep request s --header nope",

@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 use skep_proto::v1;
 use tonic::{Code, Status};
 
+use crate::settings::Wrong;
+
 /// The exit codes. Programs rely on them: a number is never given another meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -235,11 +237,18 @@ impl From<std::io::Error> for Failure {
     }
 }
 
+impl From<Wrong> for Failure {
+    fn from(wrong: Wrong) -> Self {
+        Self::new(Exit::Usage, wrong.what).remedy(wrong.remedy)
+    }
+}
+
 impl From<anyhow::Error> for Failure {
     fn from(e: anyhow::Error) -> Self {
-        match e.downcast::<Self>() {
+        match e.downcast::<Self>().map_err(anyhow::Error::downcast::<Wrong>) {
             Ok(failure) => failure,
-            Err(e) => Self::new(Exit::Failed, format!("{e:#}")),
+            Err(Ok(wrong)) => wrong.into(),
+            Err(Err(e)) => Self::new(Exit::Failed, format!("{e:#}")),
         }
     }
 }

@@ -20,18 +20,25 @@ mod up;
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
 use tracing_subscriber::EnvFilter;
 
+use args::Cli;
 pub use args::Command;
-use args::{Cli, LogFormat};
 use failure::{Exit, Failure, Outcome};
 use output::Printer;
 
+use crate::settings::{self, Hidden, LogFormat};
+
 /// The whole program.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let parsed = Cli::command().try_get_matches().and_then(|matches| {
+        let seen = password_typed(&matches);
+        Ok((Cli::from_arg_matches(&matches)?, seen))
+    });
+    let (cli, seen) = match parsed {
+        Ok(parsed) => parsed,
         Err(e) => {
             // A closed pipe after `--help | head` is no error.
             if e.use_stderr() && wants_json(std::env::args()) {
@@ -52,7 +59,7 @@ pub fn main() -> ExitCode {
         Err(e) => return Failure::new(Exit::Internal, format!("cannot start threads: {e}")).report(json),
     };
     // On the heap: the future of all commands is as large as the largest.
-    let ended = runtime.block_on(Box::pin(run(cli)));
+    let ended = runtime.block_on(Box::pin(run(cli, seen)));
     // A thread that still waits for stdin must not keep the process.
     runtime.shutdown_background();
     match ended {
@@ -73,20 +80,32 @@ fn wants_json(line: impl Iterator<Item = String>) -> bool {
             .any(|one| matches!(one.as_str(), "-ojson" | "-o=json" | "--output=json"))
 }
 
-async fn run(cli: Cli) -> Outcome {
+/// A warning where a password stands on the command line, which every user of the machine can read.
+fn password_typed(matches: &ArgMatches) -> Option<String> {
+    let (command, matches) = matches.subcommand()?;
+    let typed = command == "serve"
+        && matches.value_source("backend") == Some(ValueSource::CommandLine)
+        && matches
+            .get_one::<Hidden>("backend")
+            .is_some_and(|Hidden(url)| settings::has_password(url));
+    typed.then(|| {
+        "--backend holds a password, which every user of this machine sees in `ps`: use SKEP_BACKEND or --config"
+            .to_owned()
+    })
+}
+
+async fn run(cli: Cli, seen: Option<String>) -> Outcome {
     let out = Printer::new(&cli.global);
     let node = cli.global.node.as_str();
     match cli.command {
         Command::Serve(args) => {
-            log_to_stderr("info", args.log_format);
-            let args = crate::serve::ServeArgs {
-                data: args.data,
-                listen: args.listen,
-                admin: (!args.no_admin).then_some(args.admin),
-                sample_ratio: args.sample_ratio,
-                upload: args.upload_timeout,
-            };
-            Ok(Box::pin(crate::serve::run(args)).await?)
+            let upload = args.upload_timeout;
+            let (file, flags) = args.layer();
+            let settings = settings::resolve(flags, file.as_deref())?;
+            log_to_stderr("info", settings.log_format);
+            let warnings = seen.into_iter().chain(settings.warnings.clone());
+            warnings.for_each(|warning| tracing::warn!("{warning}"));
+            Ok(Box::pin(crate::serve::run(settings.node(upload)?)).await?)
         }
         Command::Demo => {
             log_to_stderr("warn", LogFormat::Text);
