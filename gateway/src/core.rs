@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use skep_model::env::{Clock, Entropy};
 use skep_model::error::{Certainty, ErrorKind};
-use skep_model::id::{RequestId, Uid};
+use skep_model::id::{NodeId, RequestId, Uid};
 use skep_model::limits::{
     BODY_TIMEOUT_MS, CONNECTIONS_MAX, DEDUP_WINDOW_MS_DEFAULT, HEADER_TIMEOUT_MS, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX,
     REQUEST_DEADLINE_MS_DEFAULT, REQUEST_DEADLINE_MS_MAX,
@@ -43,6 +43,10 @@ pub struct Settings {
     pub body_timeout_ms: u64,
     /// How long an idempotency key or a session is remembered, ms.
     pub dedup_window_ms: u64,
+    /// The node that calls wait on: the first half of its request ids, by which replies find their way home.
+    pub node: NodeId,
+    /// Whether this node is a Gateway at all; else every call is sent elsewhere.
+    pub takes_calls: bool,
 }
 
 impl Default for Settings {
@@ -55,6 +59,8 @@ impl Default for Settings {
             header_timeout_ms: HEADER_TIMEOUT_MS,
             body_timeout_ms: BODY_TIMEOUT_MS,
             dedup_window_ms: DEDUP_WINDOW_MS_DEFAULT,
+            node: NodeId([0; 8]),
+            takes_calls: true,
         }
     }
 }
@@ -229,8 +235,7 @@ impl Core {
 
         let now_ms = self.clock.now_ms();
         let uid = Uid::random(&*self.entropy);
-        // One random number serves both: a uid is unique for ever, and the request id is known to this node only.
-        let request = RequestId(uid.0);
+        let request = self.request_id(uid);
         let way = self.set_out("gateway request", &call.subject, call.trace, uid);
         let once = match call.idempotency_key {
             None => Once::No,
@@ -541,7 +546,21 @@ impl Core {
 
     // -------------------------------------------------------------------------------------------------------- shared
 
+    /// This node and half of the uid: unlike a uid it need be unique only among the calls that wait here.
+    fn request_id(&self, uid: Uid) -> RequestId {
+        let mut id = uid.0;
+        id[..8].copy_from_slice(&self.settings.node.0);
+        RequestId(id)
+    }
+
     fn route(&self, scope: &Scope, subject: &str) -> Result<Arc<Route>, CallError> {
+        if !self.settings.takes_calls {
+            return Err(CallError::not_done(
+                ErrorKind::Unavailable,
+                "not-a-gateway",
+                "this node has not the role `gateway`: call another (`skep nodes` lists them)",
+            ));
+        }
         let found = {
             let table = self.routes.borrow();
             match table.get(scope.tenant(), subject) {

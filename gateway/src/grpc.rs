@@ -195,7 +195,14 @@ fn grpc_timeout_ms(metadata: &MetadataMap) -> Option<u64> {
 pub(crate) fn unknown_method(path: &str) -> Status {
     let shown: String = path.chars().take(200).collect();
     let unknown = CallError::not_done(ErrorKind::NotFound, "unknown-method", format!("no method `{shown}`"));
-    error::status(&unknown, false)
+    let told = error::status(&unknown, false);
+    // The code by which gRPC's own libraries know it.
+    Status::with_details_and_metadata(
+        tonic::Code::Unimplemented,
+        told.message(),
+        told.details().to_vec().into(),
+        told.metadata().clone(),
+    )
 }
 
 #[cfg(test)]

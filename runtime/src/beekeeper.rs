@@ -5,6 +5,7 @@ mod applies;
 mod deletion;
 mod failure;
 mod modules;
+mod nodes;
 mod uploads;
 mod views;
 
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use futures::Stream;
 use skep_model::env::{Clock, Entropy};
+use skep_model::id::NodeId;
 use skep_model::limits::MANIFEST_BYTES_MAX;
 use skep_model::name::SwarmName;
 use skep_model::scope::SwarmId;
@@ -24,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::catalog::{SwarmRecord, Versioned};
+use crate::members::Members;
 use crate::stats::Stats;
 use crate::store::ModuleStore;
 use crate::supervisor::Supervisor;
@@ -49,6 +52,10 @@ impl std::ops::Deref for Keeper {
 
 /// What a Beekeeper works with.
 pub struct Parts {
+    pub node: NodeId,
+    pub members: Arc<Members>,
+    /// As `skep version` shows it.
+    pub backend_name: String,
     pub supervisor: Arc<Supervisor>,
     pub backend: Arc<dyn Backend>,
     pub store: ModuleStore,
@@ -173,10 +180,20 @@ impl Beekeeper for Keeper {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_ms: self.started_ms,
             data: self.data.clone(),
-            backend: "embedded".to_owned(),
+            backend: self.backend_name.clone(),
             flushes: counters.flushes,
             commits: counters.commits,
         }))
+    }
+
+    async fn list_nodes(&self, _: Request<v1::ListNodesRequest>) -> Reply<v1::ListNodesReply> {
+        let nodes = self.nodes().await?;
+        Ok(Response::new(v1::ListNodesReply { nodes }))
+    }
+
+    async fn drain_node(&self, request: Request<v1::DrainNodeRequest>) -> Reply<v1::DrainNodeReply> {
+        let this = self.clone();
+        detached(async move { this.tell_node(request.into_inner()).await }).await
     }
 }
 

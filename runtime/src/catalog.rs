@@ -48,6 +48,9 @@ pub struct SwarmRecord {
     /// What each stage's module reference meant when it was applied, as hex digest: a revision is immutable, a tag is not.
     pub modules: BTreeMap<StageName, String>,
     pub deleting: bool,
+    /// The node that deletes it. Once that one is gone another brings the deletion to an end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deleted_by: Option<String>,
     /// Stages that the revision no longer has and whose topics are not gone yet.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub draining: BTreeMap<StageName, DrainingStage>,

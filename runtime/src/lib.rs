@@ -13,6 +13,7 @@ pub mod catalog;
 pub mod cli;
 pub mod demo;
 pub mod logs;
+pub mod members;
 pub mod node;
 pub mod serve;
 pub mod settings;

@@ -1,5 +1,6 @@
 //! A node: builds its parts in order and stops them in reverse.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use anyhow::Context as _;
 use skep_engine::{ArtifactCache, Compiler, Engine};
 use skep_gateway::RouteTable;
 use skep_model::env::{Clock, Entropy, OsEntropy, SystemClock};
+use skep_model::id::NodeId;
 use skep_model::limits::UPLOAD_MS;
 use skep_model::name::TenantId;
 use skep_model::scope::Scope;
@@ -16,16 +18,19 @@ use skep_model::span::{NoSpans, SpanSink};
 use skep_stage::{Observer, Seams};
 use skep_topic::Backend;
 use skep_topic::embedded::Embedded;
+use skep_topic::redis::{Redis, Severity, probe};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, Admin};
 use crate::beekeeper::{self, Keeper};
 use crate::catalog::Catalog;
 use crate::logs::LogKeep;
-use crate::settings::{ArtifactSettings, BackendSettings, Roles};
+use crate::members::{self, Member, Members};
+use crate::settings::{self, ArtifactSettings, BackendSettings, Roles};
 use crate::spans::OtlpSpans;
 use crate::stats::Stats;
 use crate::store::ModuleStore;
@@ -83,8 +88,12 @@ impl NodeSettings {
 pub struct Node {
     listen: SocketAddr,
     admin: Option<SocketAddr>,
-    backend: Arc<Embedded>,
+    backend: Arc<dyn Backend>,
+    /// Held for as long as the node uses the data folder; the embedded backend has one of its own.
+    _lock: Option<std::fs::File>,
+    members: Arc<Members>,
     supervisor: Arc<Supervisor>,
+    following: TaskTracker,
     spans: Option<Arc<OtlpSpans>>,
     stop: CancellationToken,
     /// Until it has ended.
@@ -98,10 +107,6 @@ impl Node {
     /// # Errors
     /// When the folder is in use or written by a newer skep, a port is taken, and so on: with the remedy.
     pub async fn start(settings: NodeSettings) -> anyhow::Result<Self> {
-        anyhow::ensure!(
-            settings.backend == BackendSettings::Embedded && settings.artifacts == ArtifactSettings::Own,
-            "not wired"
-        );
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let entropy: Arc<dyn Entropy> = Arc::new(OsEntropy);
         // Ports first: they fail most often, and before anything was touched.
@@ -112,9 +117,18 @@ impl Node {
             None => None,
         };
         make_private(&settings.data)?;
-        let backend = Embedded::open(&topics, Arc::clone(&clock), Arc::clone(&entropy))?;
+        let listen = listener.local_addr()?;
+        let me = NodeId::random(entropy.as_ref());
+        let (backend, lock) = open(&settings, &topics, me, &clock, &entropy).await?;
+        let about = about(&settings, listen, clock.as_ref());
+        let (members, workers) = Members::join(me, Arc::clone(&backend), about).await?;
         let tenant = TenantId::default_tenant();
-        let store = ModuleStore::local(&settings.data.join("modules"), tenant.clone())?;
+        let folder = match &settings.artifacts {
+            ArtifactSettings::Own => settings.data.join("modules"),
+            ArtifactSettings::Folder(folder) => folder.clone(),
+            ArtifactSettings::S3 { .. } => anyhow::bail!("artifacts on S3 are not there yet"),
+        };
+        let store = ModuleStore::local(&folder, tenant.clone())?;
         let engine = Engine::new(skep_engine::Settings::new(settings.data.join("cache")))?;
         // The key lies apart from what it authenticates: who can write the cache cannot make it true.
         let cache =
@@ -129,36 +143,43 @@ impl Node {
         let logs = Arc::new(LogKeep::default());
         let stats = Arc::new(Stats::new(Arc::clone(&clock), Arc::clone(&logs)));
         let seams = Arc::new(Seams {
-            backend: Arc::clone(&backend) as Arc<dyn Backend>,
+            backend: Arc::clone(&backend),
             clock: Arc::clone(&clock),
             entropy: Arc::clone(&entropy),
             observer: Arc::clone(&stats) as Arc<dyn Observer>,
             spans: Arc::clone(&sink),
+            workers,
         });
         let (routes, table) = watch::channel(Arc::new(RouteTable::default()));
-        let catalog = Catalog::new(Arc::clone(&backend) as Arc<dyn Backend>, Scope::of(tenant));
+        let catalog = Catalog::new(Arc::clone(&backend), Scope::of(tenant));
         let modules = Modules::new(store.clone(), engine, compiler, Arc::new(cache));
-        let supervisor = Supervisor::new(catalog, modules, seams, Arc::clone(&stats), routes);
-        supervisor.sweep().await?;
-        supervisor.reconcile().await?;
+        let works = settings.roles.worker;
+        let supervisor = Supervisor::new(catalog, modules, seams, Arc::clone(&stats), routes, works);
+        members.begin(&supervisor).await?;
         supervisor.mend();
 
         let stop = CancellationToken::new();
+        let following = TaskTracker::new();
+        members.follow(&supervisor, &following, &stop);
         let core = skep_gateway::Core::new(
-            Arc::clone(&backend) as Arc<dyn Backend>,
+            Arc::clone(&backend),
             table,
             Arc::clone(&clock),
             Arc::clone(&entropy),
             sink,
             skep_gateway::Settings {
                 sample_ratio: settings.sample_ratio,
+                node: me,
+                takes_calls: settings.roles.gateway,
                 ..skep_gateway::Settings::default()
             },
         );
-        let listen = listener.local_addr()?;
         let keeper = Keeper::new(beekeeper::Parts {
+            node: me,
+            members: Arc::clone(&members),
+            backend_name: settings.backend.to_string(),
             supervisor: Arc::clone(&supervisor),
-            backend: Arc::clone(&backend) as Arc<dyn Backend>,
+            backend: Arc::clone(&backend),
             store,
             stats: Arc::clone(&stats),
             clock: Arc::clone(&clock),
@@ -168,17 +189,24 @@ impl Node {
             upload: settings.upload,
             stop: stop.clone(),
         });
+        following.spawn(tell_readiness(Arc::clone(&core), members.leaving(), stop.clone()));
+        following.close();
+        let keeper = if settings.roles.beekeeper {
+            keeper.routes()
+        } else {
+            tonic::service::Routes::default()
+        };
         let doors = tokio::spawn(skep_gateway::serve(
             listener,
             core,
-            keeper.routes(),
+            keeper,
             stop.clone().cancelled_owned(),
             GRACE,
         ));
         let admin = admin_listener.as_ref().map(TcpListener::local_addr).transpose()?;
         let admin_task = admin_listener.map(|listener| {
             let admin = Admin {
-                backend: Arc::clone(&backend) as Arc<dyn Backend>,
+                backend: Arc::clone(&backend),
                 stats,
                 supervisor: Arc::clone(&supervisor),
             };
@@ -188,7 +216,10 @@ impl Node {
             listen,
             admin,
             backend,
+            _lock: lock,
+            members,
             supervisor,
+            following,
             spans,
             stop,
             doors: Some(doors),
@@ -237,6 +268,8 @@ impl Node {
             None => Ok(()),
         };
         self.supervisor.stop().await;
+        self.following.wait().await;
+        self.members.leave().await;
         let admin = match self.admin_task {
             Some(mut task) => match tokio::time::timeout(GRACE, &mut task).await {
                 Ok(end) => ended(end).context("the admin port"),
@@ -263,6 +296,88 @@ impl Node {
             }
         }
         store.and(doors).and(admin).and(spans)
+    }
+}
+
+/// Opens the store; the second is the lock on the data folder, where the store does not lie in it.
+async fn open(
+    settings: &NodeSettings,
+    topics: &Path,
+    me: NodeId,
+    clock: &Arc<dyn Clock>,
+    entropy: &Arc<dyn Entropy>,
+) -> anyhow::Result<(Arc<dyn Backend>, Option<std::fs::File>)> {
+    match &settings.backend {
+        BackendSettings::Embedded => {
+            let store = Embedded::open(topics, Arc::clone(clock), Arc::clone(entropy))?;
+            Ok((store, None))
+        }
+        BackendSettings::Redis(redis) => {
+            let lock = lock(&settings.data)?;
+            if topics.exists() {
+                anyhow::bail!(
+                    "{} holds topics of a node with the embedded backend, which Redis would not see: give this node another --data",
+                    settings.data.display()
+                );
+            }
+            let options = redis.options(me.0);
+            let store = Redis::open(options.clone(), Arc::clone(entropy)).await?;
+            let (findings, survives) = probe(&options).await?;
+            tracing::info!(redis = options.shown(), "an acknowledged submit: {survives}");
+            for finding in findings.iter().filter(|f| f.severity != Severity::Fine) {
+                tracing::warn!(remedy = finding.remedy, "{}", finding.what);
+            }
+            Ok((store, Some(lock)))
+        }
+    }
+}
+
+fn lock(data: &Path) -> anyhow::Result<std::fs::File> {
+    let path = data.join("lock");
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("open {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => anyhow::bail!(
+            "another skep uses the data folder {}: stop it, or give this one another --data",
+            data.display()
+        ),
+        Err(std::fs::TryLockError::Error(e)) => Err(e).with_context(|| format!("lock {}", path.display())),
+    }
+}
+
+fn about(settings: &NodeSettings, listen: SocketAddr, clock: &dyn Clock) -> Member {
+    let url = match listen.ip() {
+        // Reachable at every address: by the machine's name, then.
+        ip if ip.is_unspecified() => format!("http://{}:{}", settings::machine(), listen.port()),
+        _ => format!("http://{listen}"),
+    };
+    // The default name says the port, which may have been left to the system.
+    let name = if settings.node_name == settings::default_name(settings.listen) {
+        settings::default_name(listen)
+    } else {
+        settings.node_name.clone()
+    };
+    let mut common = BTreeMap::new();
+    if let BackendSettings::Redis(redis) = &settings.backend {
+        common.insert("gate".to_owned(), format!("{:?}", redis.gate));
+        common.insert("artifacts".to_owned(), settings.artifacts.to_string());
+    }
+    members::about(name, url, settings.roles, clock, common)
+}
+
+/// A node that is to leave says so to whoever balances load, and serves what comes all the same.
+async fn tell_readiness(core: Arc<skep_gateway::Core>, mut leaving: watch::Receiver<bool>, stop: CancellationToken) {
+    loop {
+        core.set_ready(!*leaving.borrow_and_update());
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = leaving.changed() => if changed.is_err() { return },
+        }
     }
 }
 

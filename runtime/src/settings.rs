@@ -475,11 +475,17 @@ fn node_name(name: String) -> Result<String, Wrong> {
     )
 }
 
-/// The machine's name, with the port where it is not the usual one: several nodes of one machine differ in it.
-fn default_name(listen: SocketAddr) -> String {
+/// The machine's own name; empty where there is none.
+#[must_use]
+pub fn machine() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let mut name: String = host
-        .trim()
+    host.trim().to_owned()
+}
+
+/// The machine's name, with the port where it is not the usual one: several nodes of one machine differ in it.
+#[must_use]
+pub fn default_name(listen: SocketAddr) -> String {
+    let mut name: String = machine()
         .chars()
         .filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c))
         .take(NODE_NAME_BYTES_MAX - 6)

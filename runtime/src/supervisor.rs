@@ -53,6 +53,8 @@ pub struct Supervisor {
     /// Why a Swarm does not run as it should; the last attempt's word.
     troubles: std::sync::Mutex<HashMap<SwarmName, String>>,
     troubled: Notify,
+    /// Whether Bees run on this node.
+    works: bool,
     /// Stages that end, drains and mending.
     tasks: TaskTracker,
     end: CancellationToken,
@@ -144,6 +146,7 @@ impl Supervisor {
         seams: Arc<Seams>,
         stats: Arc<Stats>,
         routes: watch::Sender<Arc<RouteTable>>,
+        works: bool,
     ) -> Arc<Self> {
         Arc::new(Self {
             catalog,
@@ -155,6 +158,7 @@ impl Supervisor {
             fleet: Mutex::default(),
             troubles: std::sync::Mutex::default(),
             troubled: Notify::new(),
+            works,
             tasks: TaskTracker::new(),
             end: CancellationToken::new(),
         })
@@ -433,7 +437,8 @@ impl Supervisor {
         let mut table = RouteTable::default();
         for live in fleet.swarms.values() {
             for subject in live.swarm.subjects() {
-                let pure = live.swarm.pure(&subject);
+                // Lanes lie in memory: without Bees here there is nobody to read them.
+                let pure = live.swarm.pure(&subject) && self.works;
                 let feeds = live
                     .swarm
                     .fed_by(&subject)
@@ -471,6 +476,17 @@ impl Supervisor {
                 stats.forget(&stage.topic.id);
             });
         }
+    }
+
+    /// The partitions that this node owns at this moment, by `swarm/stage`.
+    pub async fn owned(&self) -> BTreeMap<String, Vec<u16>> {
+        let fleet = self.fleet.lock().await;
+        let stages = fleet.swarms.values().flat_map(Live::all);
+        let owned = stages.map(|live| (&live.topic.id, live.running.owned()));
+        owned
+            .filter(|(_, partitions)| !partitions.is_empty())
+            .map(|(id, partitions)| (format!("{}/{}", id.swarm().name(), id.stage()), partitions))
+            .collect()
     }
 
     /// Stops everything, after the batches under way.

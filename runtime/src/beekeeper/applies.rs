@@ -162,6 +162,7 @@ impl Keeper {
                     swarm,
                     modules: digests,
                     deleting: false,
+                    deleted_by: None,
                     draining: BTreeMap::new(),
                 },
             ),

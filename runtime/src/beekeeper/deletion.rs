@@ -67,12 +67,18 @@ impl Keeper {
         let (name, mut found, id) = self.find(&asked.name).await?;
         if !found.record.deleting {
             found.record.deleting = true;
+            found.record.deleted_by = Some(self.node.to_string());
             let put = self.supervisor.catalog.put_swarm(found.version, &found.record).await;
             if put.map_err(internal)?.is_err() {
                 return Err(Status::aborted(format!(
                     "Swarm `{name}` was changed meanwhile: try again"
                 )));
             }
+        }
+        if let Some(other) = found.record.deleted_by.filter(|by| *by != self.node.to_string()) {
+            return Err(Status::failed_precondition(format!(
+                "Swarm `{name}` is being deleted by node {other}: look at `skep swarms`, or ask that node"
+            )));
         }
         // Still under the lock: a deletion that ends withdraws under it, so it cannot miss this order.
         Ok(self.1.start_or_join(&self.supervisor, &id, order))

@@ -91,6 +91,10 @@ pub enum Command {
     Dlq(Dlq),
     /// Show one key's state of a stage
     State(State),
+    /// List the nodes that share a store, and what each owns
+    Nodes,
+    /// Have a node give up what it owns, so that it can be stopped
+    Drain(Drain),
     /// Delete a Swarm once it is drained
     Delete(Delete),
     /// Remove a module, or one of its tags
@@ -118,6 +122,19 @@ pub enum Command {
 }
 
 /// Where a node keeps things.
+#[derive(Debug, Args)]
+pub struct Drain {
+    /// The node's name or id; `skep nodes` lists them
+    #[arg(value_name = "NODE")]
+    pub name: String,
+    /// Take it back into service
+    #[arg(long)]
+    pub undo: bool,
+    /// How long to wait until it owns nothing; it goes on after that
+    #[arg(long, value_parser = duration, default_value = "30s", value_name = "TIME")]
+    pub timeout: Duration,
+}
+
 #[derive(Debug, Args)]
 pub struct Stores {
     /// Settings in TOML: the names of the flags are its keys. A flag goes before its variable, that before the file

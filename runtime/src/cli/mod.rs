@@ -9,6 +9,7 @@ pub mod failure;
 mod files;
 mod modules;
 mod new;
+mod nodes;
 mod observe;
 mod offline;
 mod output;
@@ -127,6 +128,8 @@ async fn run(cli: Cli, seen: Option<String>) -> Outcome {
         Command::Logs(args) => observe::logs(args, node, out).await,
         Command::Dlq(args) => observe::dlq(args, node, out).await,
         Command::State(args) => observe::state(args, node, out).await,
+        Command::Nodes => nodes::list(node, out).await,
+        Command::Drain(args) => nodes::drain(args, node, out).await,
         Command::Delete(args) => swarms::delete(args, node, out).await,
         Command::DeleteModule(args) => modules::delete(args, node, out).await,
         Command::New(args) => new::run(args, out),

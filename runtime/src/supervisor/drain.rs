@@ -4,15 +4,18 @@
 //! any more (no route, no plan, no call or batch under way on an earlier one), its topic is empty at several looks, and the
 //! catalog, read under the lock, still does not have it. The backend then removes the topic only if it is empty at that moment.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use skep_model::id::NodeId;
 use skep_model::name::{StageName, SwarmName};
 use skep_model::scope::SwarmId;
 use skep_topic::Error;
 use tokio::time::sleep;
 
 use super::{LiveStage, Supervisor};
+use crate::catalog::SwarmRecord;
 
 /// Looks in a row at which a removed stage must have nothing to do.
 const EMPTY_LOOKS: u32 = 3;
@@ -116,6 +119,7 @@ impl Supervisor {
             return Ok(());
         }
         found.record.deleting = false;
+        found.record.deleted_by = None;
         if self.catalog.put_swarm(found.version, &found.record).await?.is_err() {
             anyhow::bail!("Swarm `{}` was changed meanwhile: delete it again", id.name());
         }
@@ -141,13 +145,17 @@ impl Supervisor {
         Ok(true)
     }
 
-    /// Brings deletions that a stop interrupted to one of their two ends. Where the life is gone already, what is left of it goes;
+    /// Brings deletions whose node is not among `alive` to one of their two ends. Where the life is gone already, what is left of it goes;
     /// where it is not, nothing was lost yet and nobody was told that it is deleted, so it serves again.
     ///
     /// # Errors
     /// When backend or catalog cannot be read or written.
-    pub async fn sweep(&self) -> anyhow::Result<()> {
-        for record in self.catalog.swarms().await?.into_values().filter(|r| r.deleting) {
+    pub async fn sweep(&self, alive: &BTreeSet<NodeId>) -> anyhow::Result<()> {
+        let abandoned = |record: &SwarmRecord| {
+            let by = record.deleted_by.as_deref().and_then(|by| by.parse().ok());
+            record.deleting && by.is_none_or(|by: NodeId| !alive.contains(&by))
+        };
+        for record in self.catalog.swarms().await?.into_values().filter(abandoned) {
             let id = record.id(self.catalog.scope())?;
             if matches!(self.seams.backend.status(&id).await, Err(Error::Gone)) {
                 tracing::info!(swarm = %id, "finishing a deletion");
@@ -159,8 +167,10 @@ impl Supervisor {
                 self.withdraw_deletion(&id).await?;
             }
         }
+        // In this order: a life that another node begins meanwhile has its record first.
+        let lives = self.seams.backend.lives().await?;
         let wanted = self.catalog.swarms().await?;
-        for id in self.seams.backend.lives().await? {
+        for id in lives {
             let known =
                 id.tenant() != self.catalog.scope().tenant() || wanted.get(id.name()).is_some_and(|r| r.is(&id));
             if !known {

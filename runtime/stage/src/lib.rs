@@ -18,10 +18,12 @@ mod caution;
 pub mod decide;
 pub mod lane;
 pub mod observe;
+pub mod placement;
 pub mod plan;
 pub mod worker;
 
 pub use bee::Bee;
 pub use observe::{BatchReport, Observer, StageState};
+pub use placement::{Place, Workers};
 pub use plan::{Destination, Plan};
 pub use worker::{Running, Seams, start};

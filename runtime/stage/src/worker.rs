@@ -4,7 +4,8 @@
 //! [`IDLE_MS`] after it), so an idle stage costs nothing but a sleeping task. Commits are answered when they are applied, not when
 //! they are durable: whoever builds on one is rolled back with it, and what leaves is gated in the backend.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use skep_model::env::{Clock, Entropy};
@@ -24,6 +25,7 @@ use tokio_util::task::TaskTracker;
 use crate::caution::{BatchCap, HostTroubles};
 use crate::decide::{Decision, Ran, Stamp, arrange, decide};
 use crate::observe::{BatchReport, Observer, StageState};
+use crate::placement::{Place, Workers, YIELD};
 use crate::plan::Plan;
 
 /// How long an owner keeps its lease without work. Under the lease's time to live, so idling needs no renewal.
@@ -32,6 +34,9 @@ const IDLE_MS: u64 = 1_000;
 pub(crate) const STOP_GRACE: Duration = Duration::from_secs(5);
 /// The wait after a trouble of the backend, before it is tried again.
 const TROUBLE: Duration = Duration::from_millis(200);
+/// How long a node keeps a partition that another should own, and that left it alone. Long enough that the giving back costs little,
+/// should the other be unable to work on it.
+const GUEST_MS: u64 = 2_000;
 /// How long an owner waits for room before it asks again although no bell rang.
 const ROOM_MS: u64 = 1_000;
 
@@ -42,6 +47,8 @@ pub struct Seams {
     pub entropy: Arc<dyn Entropy>,
     pub observer: Arc<dyn Observer>,
     pub spans: Arc<dyn SpanSink>,
+    /// Who else works, and thereby which partitions are to be owned here.
+    pub workers: watch::Receiver<Arc<Workers>>,
 }
 
 /// A stage at work on this node.
@@ -51,9 +58,24 @@ pub struct Running {
     seams: Arc<Seams>,
     stop: CancellationToken,
     tasks: TaskTracker,
+    owned: Owned,
 }
 
+/// The partitions that are owned here at this moment.
+type Owned = Arc<Mutex<BTreeSet<u16>>>;
+
 impl Running {
+    /// Partitions whose lease this node holds now.
+    #[must_use]
+    pub fn owned(&self) -> Vec<u16> {
+        self.owned
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .copied()
+            .collect()
+    }
+
     /// Replaces the plan. Batches under way end on the old one.
     pub fn replan(&self, plan: Arc<Plan>) {
         self.plan.send_replace(plan);
@@ -84,11 +106,15 @@ pub fn start(plan: Arc<Plan>, lane: &Arc<Lane>, seams: &Arc<Seams>) -> Running {
         seams: Arc::clone(seams),
         stop: CancellationToken::new(),
         tasks: TaskTracker::new(),
+        owned: Owned::default(),
     };
     for index in 0..plan.topic.partitions {
         let owner = Owner {
             partition: plan.topic.id.partition(index),
             plans: running.plan.subscribe(),
+            workers: seams.workers.clone(),
+            place: None,
+            owned: Arc::clone(&running.owned),
             seams: Arc::clone(seams),
             stop: running.stop.clone(),
             cap: BatchCap::none(),
@@ -105,6 +131,10 @@ pub fn start(plan: Arc<Plan>, lane: &Arc<Lane>, seams: &Arc<Seams>) -> Running {
 struct Owner {
     partition: PartitionId,
     plans: watch::Receiver<Arc<Plan>>,
+    workers: watch::Receiver<Arc<Workers>>,
+    /// What was worked out of `workers` last.
+    place: Option<Place>,
+    owned: Owned,
     seams: Arc<Seams>,
     stop: CancellationToken,
     cap: BatchCap,
@@ -148,6 +178,21 @@ impl Owner {
         let bell = self.seams.backend.bell(&self.partition);
         let scan_ms = self.seams.backend.scan_every_ms();
         loop {
+            match self.place() {
+                Place::Home => {}
+                Place::Guest => tokio::select! {
+                    biased;
+                    () = self.stop.cancelled() => return,
+                    // Perhaps it is this node's now.
+                    () = changed(self.workers.clone()) => continue,
+                    () = sleep(YIELD) => {}
+                },
+                Place::Away => tokio::select! {
+                    biased;
+                    () = self.stop.cancelled() => return,
+                    () = changed(self.workers.clone()) => continue,
+                },
+            }
             let wait_ms = match self.own().await {
                 Ended::Stopped | Ended::Gone => return,
                 Ended::Idle { wait_ms } => wait_ms.min(scan_ms),
@@ -169,8 +214,29 @@ impl Owner {
                 biased;
                 () = self.stop.cancelled() => return,
                 () = bell.notified() => {}
+                () = changed(self.workers.clone()) => {}
                 () = sleep(Duration::from_millis(wait_ms)) => {}
             }
+        }
+    }
+
+    /// What this node is to the partition, by the newest that it knows of the others.
+    fn place(&mut self) -> Place {
+        match self.place {
+            Some(place) if !self.workers.has_changed().unwrap_or(false) => place,
+            _ => {
+                let place = self.workers.borrow_and_update().place(&self.partition);
+                *self.place.insert(place)
+            }
+        }
+    }
+
+    fn note(&self, owns: bool) {
+        let mut owned = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
+        if owns {
+            owned.insert(self.partition.index());
+        } else {
+            owned.remove(&self.partition.index());
         }
     }
 
@@ -215,7 +281,9 @@ impl Owner {
         if claim.unclean > 0 {
             self.cap = BatchCap::suspect(self.plans.borrow().stage.batch.messages);
         }
+        self.note(true);
         let ended = self.work(&mut at).await;
+        self.note(false);
         if !matches!(ended, Ended::Lost | Ended::Gone)
             && let Err(e) = self.seams.backend.release(&at.lease).await
         {
@@ -226,9 +294,16 @@ impl Owner {
 
     async fn work(&mut self, at: &mut Position) -> Ended {
         let bell = self.seams.backend.bell(&self.partition);
+        let (since, before) = (Instant::now(), self.place);
         loop {
             if self.stop.is_cancelled() {
                 return Ended::Stopped;
+            }
+            let place = self.place();
+            let over = since.elapsed() > Duration::from_millis(GUEST_MS);
+            if place == Place::Away || (place == Place::Guest && (before != self.place || over)) {
+                // Another is to have it: it hears of the release.
+                return Ended::Idle { wait_ms: 1 };
             }
             let plan = Arc::clone(&self.plans.borrow_and_update());
             let want = Want {
@@ -250,10 +325,14 @@ impl Owner {
                 let due_ms = fetched
                     .next_due_ms
                     .map_or(u64::MAX, |due| due.saturating_sub(fetched.now_ms).max(1));
+                if place != Place::Home {
+                    return Ended::Idle { wait_ms: due_ms };
+                }
                 tokio::select! {
                     biased;
                     () = self.stop.cancelled() => return Ended::Stopped,
                     () = bell.notified() => continue,
+                    () = changed(self.workers.clone()) => continue,
                     () = sleep(Duration::from_millis(due_ms.min(IDLE_MS))) => {
                         if due_ms <= IDLE_MS { continue }
                         return Ended::Idle { wait_ms: due_ms.saturating_sub(IDLE_MS) };
@@ -511,6 +590,15 @@ fn ended(error: Error) -> Ended {
         Error::Fenced | Error::Stale | Error::InputGone => Ended::Lost,
         Error::Gone => Ended::Gone,
         other => trouble(other.to_string()),
+    }
+}
+
+/// Never, once nobody is left to say so.
+///
+/// On a copy, so that the news stays unseen until `place` looks at it.
+async fn changed(mut workers: watch::Receiver<Arc<Workers>>) {
+    if workers.changed().await.is_err() {
+        std::future::pending().await
     }
 }
 

@@ -2,11 +2,14 @@
 
 mod bad_input;
 mod cli;
+mod cluster;
 mod first_steps;
 mod kills;
 mod lifecycle;
 mod losses;
 mod node;
 mod poison;
+#[path = "../../topic/tests/it/redis/process.rs"]
+mod redis_server;
 mod traces;
 mod up;

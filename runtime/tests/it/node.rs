@@ -126,6 +126,10 @@ impl Node {
             .expect("a port")
     }
 
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).expect("a process id")
+    }
+
     pub fn stderr(&self) -> String {
         self.stderr.lock().expect("stderr").clone()
     }
@@ -200,6 +204,9 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- {} said:\n{}", self.url, self.stderr());
+        }
         // By pid, and only our own child; it may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -8,14 +8,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use skep_model::env::{Clock, Entropy, SeededEntropy, SystemClock};
-use skep_model::id::{Digest, Incarnation, RequestId, Uid};
+use skep_model::id::{Digest, Incarnation, NodeId, RequestId, Uid};
 use skep_model::message::{Message, ReplyResult, Request};
 use skep_model::name::TenantId;
 use skep_model::scope::{Scope, SwarmId, TopicId};
 use skep_model::span::NoSpans;
 use skep_model::step::{Batch, Disposition, Emit, Input, Outcome, Processed, StateWrite, Step, Trap, TrapKind};
 use skep_model::swarm::{BatchPolicy, Bound, GuestClock, Instances, KeySource, Order, RetryPolicy, Stage};
-use skep_stage::{BatchReport, Bee, Destination, Observer, Plan, Running, Seams, StageState, start};
+use skep_stage::{BatchReport, Bee, Destination, Observer, Plan, Running, Seams, StageState, Workers, start};
 use skep_topic::embedded::Embedded;
 use skep_topic::lane::{Lane, Travelling};
 use skep_topic::memory::Memory;
@@ -85,6 +85,7 @@ impl World {
             entropy: Arc::clone(&entropy) as Arc<dyn Entropy>,
             observer: Arc::clone(&told) as Arc<dyn Observer>,
             spans: Arc::new(NoSpans),
+            workers: Workers::alone(NodeId([0; 8])),
         });
         let swarm = Scope::of(TenantId::default_tenant()).swarm(&"w".parse().unwrap(), Incarnation([1; 16]));
         Self {

@@ -275,7 +275,10 @@ impl Link {
                     Value::Int(n) => n,
                     _ => 0,
                 };
-                if keys > 0 {
+                // Another node may have made the store since.
+                let again = super::reply::list(self.ask(conn, &get).await?)?;
+                let made = again.into_iter().next().and_then(super::reply::some_text);
+                if keys > 0 && made.is_none() {
                     return Err(self.foreign(format!(
                         "Redis at {at} holds {keys} keys and no skep store: it serves another program, or lost the key \
                          `{}`. Give skep a server or a database of its own (redis://host:port/1)",

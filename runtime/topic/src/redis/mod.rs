@@ -474,7 +474,7 @@ impl Backend for Redis {
 
     async fn release(&self, lease: &Lease) -> Result<(), Error> {
         let mut args = self.core.owner_args(Script::Release, &lease.partition);
-        args.bytes(&lease.token.0);
+        args.bytes(&lease.token.0).bytes(&self.core.link.options.node);
         self.core.cache.forget(&lease.partition);
         self.core.write(Script::Release, &args).await?;
         let mut claimed = lock(&self.core.claimed);

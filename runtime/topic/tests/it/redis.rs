@@ -5,6 +5,7 @@ mod gates;
 mod histories;
 mod kept;
 mod nodes;
+mod process;
 mod proxy;
 mod refusals;
 mod server;

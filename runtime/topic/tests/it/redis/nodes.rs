@@ -7,10 +7,10 @@ use bytes::Bytes;
 use skep_model::id::{NodeId, RequestId};
 use skep_model::message::{Reply, ReplyResult};
 use skep_topic::conformance::actors::{Owner, World, output};
-use skep_topic::redis::Redis;
+use skep_topic::redis::{Redis, RedisOptions};
 use skep_topic::{Accepted, Backend as _, Call, Error, Gate, Once, Publish};
 
-use super::server::{OnRedis, open, soon};
+use super::server::{ALWAYS, OnRedis, Server, open, open_as, soon};
 
 /// A world on the first node, and the second.
 async fn two() -> (World, Arc<Redis>, Arc<Redis>) {
@@ -18,6 +18,21 @@ async fn two() -> (World, Arc<Redis>, Arc<Redis>) {
     let first = Arc::clone(on.redis.as_ref().unwrap());
     let second = open(&on.server.url(), 200, &on.clock()).await;
     (World::new(Box::new(on)), first, second)
+}
+
+#[tokio::test]
+async fn nodes_that_start_at_once_share_one_store() {
+    for _ in 0..10 {
+        let server = Server::start(ALWAYS);
+        let opened = (1..=8).map(|node| open_as(RedisOptions::new(server.url(), [node; 8])));
+        let opened: Vec<_> = futures::future::join_all(opened).await;
+        let beats = opened.iter().zip(1u8..).map(async |(store, node)| {
+            let store = store.as_ref().unwrap_or_else(|e| panic!("node {node}: {e}"));
+            let me = NodeId([node; 8]);
+            store.beat(me, Bytes::new(), 5_000).await.unwrap();
+        });
+        futures::future::join_all(beats).await;
+    }
 }
 
 #[tokio::test]
