@@ -51,6 +51,9 @@ pub struct SwarmRecord {
     /// The node that deletes it. Once that one is gone another brings the deletion to an end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deleted_by: Option<String>,
+    /// The revision at which each stage came, or came back, draining ones included. Where it is not said, before all of them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub born: BTreeMap<StageName, u64>,
     /// Stages that the revision no longer has and whose topics are not gone yet.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub draining: BTreeMap<StageName, DrainingStage>,
@@ -109,6 +112,28 @@ impl SwarmRecord {
             .chain(removed)
             .filter(|(name, _)| next.stage(name).is_none())
             .collect()
+    }
+
+    #[must_use]
+    pub fn born(&self, stage: &StageName) -> u64 {
+        self.born.get(stage).copied().unwrap_or(0)
+    }
+
+    /// `born` of the record of revision `revision`, which takes the place of `self`. A stage that comes back is born anew even where it
+    /// drains still: a node that is late with its removal must not take away what works again.
+    #[must_use]
+    pub fn born_next(&self, next: &Swarm, revision: u64) -> BTreeMap<StageName, u64> {
+        let stays = |name: &StageName| self.swarm.stage(name).is_some();
+        let stages = next.stages.iter().map(|stage| {
+            let name = &stage.name;
+            (name.clone(), if stays(name) { self.born(name) } else { revision })
+        });
+        let left = self.left_behind(next).into_keys();
+        let left = left.map(|name| {
+            let born = self.born(&name);
+            (name, born)
+        });
+        stages.chain(left).collect()
     }
 
     /// # Errors
@@ -299,6 +324,48 @@ mod tests {
         assert!(newer.to_string().contains("format 2"), "{newer}");
         let damaged = decode::<ModuleRecord>("module/default/x", br#"{"format":1,"rec"#).unwrap_err();
         assert!(damaged.to_string().contains("module/default/x"), "{damaged}");
+    }
+
+    #[test]
+    fn stages_keep_their_birth_and_come_back_born_anew() {
+        let golden = include_bytes!("../tests/golden/swarm-record-1.json");
+        let mut record: SwarmRecord = decode("swarm/default/hello-world", golden).unwrap();
+        let with = |names: &[&str]| {
+            let mut swarm = record.swarm.clone();
+            let stage = swarm.stages[0].clone();
+            swarm.stages = names
+                .iter()
+                .map(|name| Stage {
+                    name: name.parse().unwrap(),
+                    ..stage.clone()
+                })
+                .collect();
+            swarm
+        };
+        let (both, one, other) = (with(&["a", "b"]), with(&["a"]), with(&["b"]));
+        let names = |born: &BTreeMap<StageName, u64>| -> Vec<(String, u64)> {
+            born.iter().map(|(name, born)| (name.to_string(), *born)).collect()
+        };
+        let at = |name: &str, born| (name.to_owned(), born);
+        let mut apply = |swarm: &Swarm, revision| {
+            let next = record.born_next(swarm, revision);
+            record.draining = record.left_behind(swarm);
+            (record.swarm, record.born) = (swarm.clone(), next);
+            names(&record.born)
+        };
+        // What an earlier skep wrote says nothing of births.
+        apply(&one, 4);
+        assert_eq!(apply(&both, 5)[..], [at("a", 4), at("b", 5), at("hello", 0)]);
+        assert_eq!(
+            apply(&other, 6)[..],
+            [at("a", 4), at("b", 5), at("hello", 0)],
+            "draining"
+        );
+        assert_eq!(
+            apply(&both, 7)[..],
+            [at("a", 7), at("b", 5), at("hello", 0)],
+            "it is back"
+        );
     }
 
     #[test]

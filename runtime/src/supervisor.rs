@@ -346,16 +346,20 @@ impl Supervisor {
             .swarm
             .stages
             .iter()
-            .map(|stage| (stage.name.clone(), end_of(&id, stage, before.get(&stage.name))))
+            .map(|stage| {
+                let born = record.born(&stage.name);
+                (stage.name.clone(), end_of(&id, stage, born, before.get(&stage.name)))
+            })
             .collect();
         for (name, left) in &record.draining {
             let at = draining.get(name).map(|d| &d.live).or_else(|| before.get(name));
-            ends.insert(name.clone(), end_of(&id, &left.stage, at));
+            ends.insert(name.clone(), end_of(&id, &left.stage, record.born(name), at));
         }
         let mut stages = BTreeMap::new();
         for stage in &record.swarm.stages {
             let (digest, bee, under_way) = bees.remove(&stage.name).context("every stage has its Bee")?;
-            let plan = plan(stage, digest, bee, &record.swarm.readers(&stage.name), &id, &ends);
+            let born = record.born(&stage.name);
+            let plan = plan(stage, born, digest, bee, &record.swarm.readers(&stage.name), &id, &ends);
             let live = self.start_or_replan(before.remove(&stage.name), plan, &ends[&stage.name], under_way);
             stages.insert(stage.name.clone(), live);
         }
@@ -373,7 +377,7 @@ impl Supervisor {
                     .and_then(|digest| bee_of(&left.stage, digest, loaded, UnderWay::default()))
                 {
                     Ok((digest, bee, under_way)) => {
-                        let plan = plan(&left.stage, digest, bee, &left.readers, &id, &ends);
+                        let plan = plan(&left.stage, record.born(name), digest, bee, &left.readers, &id, &ends);
                         self.start_or_replan(None, plan, &ends[name], under_way)
                     }
                     Err(e) => {
@@ -505,8 +509,8 @@ impl Supervisor {
 }
 
 /// Where a stage is reached: the address that writers have, if it says the same, and its lane.
-fn end_of(id: &SwarmId, stage: &Stage, live: Option<&LiveStage>) -> End {
-    let spec = topic_spec(id, stage);
+fn end_of(id: &SwarmId, stage: &Stage, born: u64, live: Option<&LiveStage>) -> End {
+    let spec = topic_spec(id, stage, born);
     let topic = live.filter(|l| *l.topic == spec).map(|l| Arc::clone(&l.topic));
     End {
         topic: topic.unwrap_or_else(|| Arc::new(spec)),

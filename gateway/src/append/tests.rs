@@ -25,6 +25,7 @@ fn call(swarm: &SwarmId, name: u64, bytes: usize) -> Call {
     };
     let topic = Arc::new(TopicSpec {
         id: swarm.topic(&stage),
+        born: 1,
         partitions: 1,
         inbox: wide,
         dead_letters: wide,

@@ -79,6 +79,15 @@ fn of_refused(refused: &Refused) -> CallError {
             "session-gap",
             format!("{refused}: resume after the last acknowledged sequence"),
         ),
+        // This node is about to learn of the revision that removed it.
+        Refused::StageGone { .. } => CallError {
+            retry_after_ms: RETRY_HINT_MS,
+            ..CallError::not_done(
+                ErrorKind::Unavailable,
+                "stage-gone",
+                format!("{refused}: its subject moves on to another revision"),
+            )
+        },
         Refused::Gone => gone(),
     }
 }

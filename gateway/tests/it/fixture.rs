@@ -82,6 +82,7 @@ pub async fn node(settings: Settings) -> Node {
         let stage: skep_model::name::StageName = "first".parse().unwrap();
         let topic = Arc::new(TopicSpec {
             id: swarm.topic(&stage),
+            born: 1,
             partitions: 1,
             inbox,
             dead_letters: wide,
@@ -183,7 +184,11 @@ fn echo_lane(lane: Arc<Lane>, waiters: Arc<Waiters>, judge: Option<StageName>) {
 async fn echo_commits(backend: Arc<dyn Backend>, own: Arc<TopicSpec>, partition: PartitionId) {
     let token = Token::random(&OsEntropy);
     let bell = backend.bell(&partition);
-    let claim = backend.claim(&partition, token, 60_000).await.unwrap().unwrap();
+    let claim = backend
+        .claim(&own, partition.index(), token, 60_000)
+        .await
+        .unwrap()
+        .unwrap();
     let lease = Lease { partition, token };
     let (mut seq, mut base, mut from) = (claim.seq, claim.last, claim.cursor);
     loop {

@@ -85,6 +85,8 @@ pub const PAGE_CACHE_BYTES: usize = 8 << 20;
 pub const RESERVE_BYTES_MAX: u64 = 64 << 20;
 /// Lives of deleted Swarms that a store remembers, newest first, to answer late calls on them with `Gone`.
 pub const GONE_SWARMS_MAX: u64 = 10_000;
+/// Removed stages that a Swarm's life remembers, to refuse what late writers send them; the earliest one makes room.
+pub const REMOVED_STAGES_MAX: u64 = 1_000;
 /// Streaming submit sessions remembered per Swarm. The one that expires first makes room; its client is told of a gap.
 pub const SESSIONS_MAX: u64 = 100_000;
 /// State on Redis: buckets of a stage, each a run of key groups in one hash. Few, since each costs a batch three calls; with a million

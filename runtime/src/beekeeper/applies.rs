@@ -141,6 +141,7 @@ impl Keeper {
                 next.revision += 1;
                 next.applied_ms = now_ms;
                 next.manifest = asked.manifest;
+                next.born = old.born_next(&swarm, next.revision);
                 next.draining = old.left_behind(&swarm);
                 next.swarm = swarm;
                 next.modules = digests;
@@ -159,6 +160,7 @@ impl Keeper {
                     created_ms: now_ms,
                     applied_ms: now_ms,
                     manifest: asked.manifest,
+                    born: swarm.stages.iter().map(|stage| (stage.name.clone(), 1)).collect(),
                     swarm,
                     modules: digests,
                     deleting: false,

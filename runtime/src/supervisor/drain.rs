@@ -14,6 +14,7 @@ use skep_model::scope::SwarmId;
 use skep_topic::Error;
 use tokio::time::sleep;
 
+use super::plans::topic_spec;
 use super::{LiveStage, Supervisor};
 use crate::catalog::SwarmRecord;
 
@@ -274,8 +275,14 @@ impl Supervisor {
         if !record.is(id) || record.swarm.stage(stage).is_some() {
             return Ok(Finish::Done);
         }
-        let topic = id.topic(stage);
-        match self.seams.backend.remove_topic(&topic).await {
+        let Some(left) = record.draining.get(stage) else {
+            // Another look removed it.
+            live.kept.remove(stage);
+            return Ok(Finish::Done);
+        };
+        let spec = topic_spec(id, &left.stage, record.born(stage));
+        let topic = spec.id.clone();
+        match self.seams.backend.remove_topic(&spec).await {
             Ok(true) => {}
             Ok(false) => {
                 let topics = self.seams.backend.status(id).await?;
@@ -293,7 +300,9 @@ impl Supervisor {
             Err(e) => return Err(e.into()),
         }
         self.stats.forget(&topic);
-        if record.draining.remove(stage).is_some() && self.catalog.put_swarm(found.version, record).await?.is_err() {
+        record.draining.remove(stage);
+        record.born.remove(stage);
+        if self.catalog.put_swarm(found.version, record).await?.is_err() {
             // It stays in `kept`; whoever changed the record looks again.
             return Ok(Finish::Done);
         }

@@ -52,9 +52,10 @@ impl Bee for WasmBee {
     }
 }
 
-pub(super) fn topic_spec(id: &SwarmId, stage: &Stage) -> TopicSpec {
+pub(super) fn topic_spec(id: &SwarmId, stage: &Stage, born: u64) -> TopicSpec {
     TopicSpec {
         id: id.topic(&stage.name),
+        born,
         partitions: stage.partitions,
         inbox: stage.inbox,
         dead_letters: stage.dead_letters,
@@ -64,6 +65,7 @@ pub(super) fn topic_spec(id: &SwarmId, stage: &Stage) -> TopicSpec {
 /// A stage's own address is not the one that writers hold, so that a count of the latter tells whether any writer is left.
 pub(super) fn plan(
     stage: &Stage,
+    born: u64,
     module: Digest,
     bee: Arc<dyn Bee>,
     readers: &[(Option<OutputName>, StageName)],
@@ -89,7 +91,7 @@ pub(super) fn plan(
     }
     Arc::new(Plan {
         stage: stage.clone(),
-        topic: Arc::new(topic_spec(id, stage)),
+        topic: Arc::new(topic_spec(id, stage, born)),
         module,
         bee,
         unnamed,

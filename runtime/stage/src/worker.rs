@@ -37,6 +37,8 @@ const TROUBLE: Duration = Duration::from_millis(200);
 /// How long a node keeps a partition that another should own, and that left it alone. Long enough that the giving back costs little,
 /// should the other be unable to work on it.
 const GUEST_MS: u64 = 2_000;
+/// The longest wait of an owner that loses its partition again and again, until it gets a newer plan.
+const LOST_MS_MAX: u64 = 1_000;
 /// How long an owner waits for room before it asks again although no bell rang.
 const ROOM_MS: u64 = 1_000;
 
@@ -120,6 +122,7 @@ pub fn start(plan: Arc<Plan>, lane: &Arc<Lane>, seams: &Arc<Seams>) -> Running {
             cap: BatchCap::none(),
             host: HostTroubles::default(),
             unwell: false,
+            lost: 0,
             marked: None,
         };
         running.tasks.spawn(owner.run());
@@ -141,6 +144,8 @@ struct Owner {
     host: HostTroubles,
     /// Whether the last that was told of this partition is that it is paused or troubled.
     unwell: bool,
+    /// How often in a row it lost the partition before it could commit anything.
+    lost: u32,
     /// The attempt marks in a row that this owner made, and outlived.
     marked: Option<(Uid, u32)>,
 }
@@ -194,10 +199,29 @@ impl Owner {
                 },
             }
             let wait_ms = match self.own().await {
-                Ended::Stopped | Ended::Gone => return,
+                Ended::Stopped => return,
+                // For good with its Swarm, which stops this; a stage may come back with a newer plan.
+                Ended::Gone => {
+                    if !self.replanned(None).await {
+                        return;
+                    }
+                    continue;
+                }
                 Ended::Idle { wait_ms } => wait_ms.min(scan_ms),
                 Ended::Held { ms_left } => ms_left.max(1),
-                Ended::Lost => 1,
+                Ended::Lost => {
+                    let again = self.lost;
+                    self.lost = again.saturating_add(1);
+                    if again > 0 {
+                        // What is refused again and again is refused to an old plan: the same work would be done for nothing.
+                        let wait = Duration::from_millis((1 << again.min(10)).min(LOST_MS_MAX));
+                        if !self.replanned(Some(wait)).await {
+                            return;
+                        }
+                        continue;
+                    }
+                    1
+                }
                 Ended::Trouble { why, wait } => {
                     tracing::warn!(partition = %self.partition, %why, "stage is troubled, trying again");
                     self.tell(StageState::Troubled { why });
@@ -240,6 +264,22 @@ impl Owner {
         }
     }
 
+    /// Waits for a newer plan, and no longer than said. `false`: it stops.
+    async fn replanned(&mut self, at_most: Option<Duration>) -> bool {
+        let patience = async {
+            match at_most {
+                Some(wait) => sleep(wait).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => false,
+            () = patience => true,
+            changed = self.plans.changed() => changed.is_ok(),
+        }
+    }
+
     /// That the partition is held up.
     fn tell(&mut self, state: StageState) {
         self.unwell = true;
@@ -264,7 +304,8 @@ impl Owner {
     async fn own(&mut self) -> Ended {
         let backend = &self.seams.backend;
         let token = Token::random(self.seams.entropy.as_ref());
-        let claim = match backend.claim(&self.partition, token, LEASE_TTL_MS).await {
+        let topic = Arc::clone(&self.plans.borrow_and_update().topic);
+        let claim = match backend.claim(&topic, self.partition.index(), token, LEASE_TTL_MS).await {
             Ok(Ok(claim)) => claim,
             Ok(Err(held)) => return Ended::Held { ms_left: held.ms_left },
             Err(e) => return ended(e),
@@ -284,7 +325,8 @@ impl Owner {
         self.note(true);
         let ended = self.work(&mut at).await;
         self.note(false);
-        if !matches!(ended, Ended::Lost | Ended::Gone)
+        // Also what it lost: where the lease is still its own, nobody need wait for its end, and nobody is to blame.
+        if !matches!(ended, Ended::Gone)
             && let Err(e) = self.seams.backend.release(&at.lease).await
         {
             tracing::debug!(partition = %self.partition, error = %e, "release failed; the lease will run out");
@@ -415,6 +457,7 @@ impl Owner {
         let (to, id) = (decision.commit.span.map(|s| s.to), decision.commit.id);
         self.commit(at, &decision.commit).await?;
         self.marked = None;
+        self.lost = 0;
         at.seq += 1;
         at.last = id;
         at.cursor = to.unwrap_or(at.cursor);

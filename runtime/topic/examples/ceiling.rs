@@ -118,11 +118,7 @@ async fn owner(
         partition: spec.id.partition(index),
         token: Token(OsEntropy.bits128()),
     };
-    let mut claim = store
-        .claim(&lease.partition, lease.token, 60_000)
-        .await
-        .unwrap()
-        .unwrap();
+    let mut claim = store.claim(&spec, index, lease.token, 60_000).await.unwrap().unwrap();
     while !stop.load(Ordering::Relaxed) {
         let want = Want {
             from: claim.cursor,
@@ -171,6 +167,7 @@ async fn ours(dir: &Path, per_frame: usize, owners: usize, gated: bool, for_how_
     };
     let spec = Arc::new(TopicSpec {
         id: swarm.topic(&"a".parse().unwrap()),
+        born: 1,
         partitions: u16::try_from(owners).unwrap(),
         inbox: bound,
         dead_letters: bound,

@@ -143,11 +143,7 @@ async fn owner(
         partition: spec.id.partition(index),
         token: Token(OsEntropy.bits128()),
     };
-    let mut claim = store
-        .claim(&lease.partition, lease.token, 60_000)
-        .await
-        .unwrap()
-        .unwrap();
+    let mut claim = store.claim(&spec, index, lease.token, 60_000).await.unwrap().unwrap();
     while !stop.load(Ordering::Relaxed) {
         let want = Want {
             from: claim.cursor,
@@ -206,6 +202,7 @@ async fn ours(url: &str, per_frame: usize, owners: u16, keyed: bool, each: Durat
     };
     let spec = Arc::new(TopicSpec {
         id: swarm.topic(&"a".parse().unwrap()),
+        born: 1,
         partitions: owners,
         inbox: bound,
         dead_letters: bound,

@@ -27,6 +27,8 @@ pub enum Guard {
     Room,
     /// A call whose idempotency key or session number is known is not appended again.
     Dedup,
+    /// Nothing is written to a stage as it was before its removal.
+    Birth,
     /// Nothing leaves before it is durable.
     Gate,
 }

@@ -45,6 +45,9 @@ pub use waiters::{Ticket, Waiter, Waiters};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicSpec {
     pub id: TopicId,
+    /// The Swarm's revision at which the stage came, or came back: what [`Backend::remove_topic`] removed takes nothing any more,
+    /// though a node that has not heard of it may still write there.
+    pub born: u64,
     pub partitions: u16,
     /// Unread and parked messages together, over all partitions.
     pub inbox: Bound,
@@ -143,6 +146,9 @@ pub enum Refused {
     TooManyKeys { subject: Subject },
     #[error("session sequence jumps from {high} to {first}: a part of the stream is missing")]
     SessionGap { high: u64, first: u64 },
+    /// The stage was removed, and the caller did not know it yet.
+    #[error("stage `{stage}` was removed from the Swarm")]
+    StageGone { stage: StageName },
     /// The Swarm was deleted.
     #[error("the Swarm is gone")]
     Gone,
@@ -449,7 +455,8 @@ pub enum Error {
     Full { stage: StageName, what: Room },
     #[error("too large: {0}")]
     TooLarge(String),
-    #[error("the Swarm is gone")]
+    /// The Swarm was deleted, or the stage removed.
+    #[error("the Swarm or its stage is gone")]
     Gone,
     /// Certainly not done; the backend cannot serve now.
     #[error("unavailable: {0}")]
@@ -547,7 +554,8 @@ pub type Bell = Arc<Notify>;
 /// 1. **Atomic.** A call or a commit is applied whole or not at all; all its checks come before its first write.
 /// 2. **Order of a commit's checks**: token, else `Fenced`; last commit id equals own, then `Done`; last commit id equals base
 ///    and seq equal, else `Stale`; cursor equals `span.from`, else `Stale`; the last consumed entry and each consumed timer and
-///    retry exist with their uid, due by the store's clock, else `InputGone`; every destination has room, else `Full`; sizes.
+///    retry exist with their uid, due by the store's clock, else `InputGone`; no destination was removed, else `Stale` (the owner's
+///    plan is old); every destination has room, else `Full`; sizes.
 /// 3. **One history.** A crash keeps a prefix of what was applied, and everything that left depends on that prefix only:
 ///    publish acks under [`Gate::Durable`], replies, catalog answers. Commits are answered when applied: they need no flush of
 ///    their own, for whoever builds on one is rolled back with it.
@@ -564,8 +572,14 @@ pub trait Backend: Send + Sync + 'static {
     /// Takes a free or run-out partition for `ttl_ms`, under a fresh random token that the caller made.
     ///
     /// # Errors
-    /// `Ok(Err(Held))` while another lease runs.
-    async fn claim(&self, partition: &PartitionId, token: Token, ttl_ms: u64) -> Result<Result<Claim, Held>, Error>;
+    /// `Ok(Err(Held))` while another lease runs. [`Error::Gone`] of a stage that was removed.
+    async fn claim(
+        &self,
+        topic: &TopicSpec,
+        partition: u16,
+        token: Token,
+        ttl_ms: u64,
+    ) -> Result<Result<Claim, Held>, Error>;
 
     /// Prolongs. A commit does so too.
     ///
@@ -627,7 +641,10 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Removes everything of one stage's topic, e.g. after its removal from the manifest and its drain.
     /// Only if nothing is unread, parked, dead-lettered or waiting for its time; `false`: nothing was removed.
-    async fn remove_topic(&self, topic: &TopicId) -> Result<bool, Error>;
+    ///
+    /// From then on writes to it as it was born then, or earlier, are refused, and its owners find it gone; born later it is new. A
+    /// later birth that lives already is left alone.
+    async fn remove_topic(&self, topic: &TopicSpec) -> Result<bool, Error>;
 
     /// One key's state, as committed.
     async fn state(&self, topic: &TopicId, key: &str) -> Result<HashMap<String, Bytes>, Error>;

@@ -69,6 +69,7 @@ fn plan_of(key: Option<KeySource>, order: Order, readers: Vec<Option<KeySource>>
     let spec = |name: &str| {
         Arc::new(TopicSpec {
             id: swarm.topic(&name.parse().unwrap()),
+            born: 1,
             partitions: 1,
             inbox: bound,
             dead_letters: bound,

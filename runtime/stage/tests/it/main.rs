@@ -101,6 +101,7 @@ impl World {
     fn spec(&self, name: &str, messages: u64) -> Arc<TopicSpec> {
         Arc::new(TopicSpec {
             id: self.swarm.topic(&name.parse().unwrap()),
+            born: 1,
             partitions: 2,
             inbox: Bound {
                 messages,
@@ -920,4 +921,68 @@ impl Bee for Counted {
             log: Vec::new(),
         }
     }
+}
+
+/// A node that has not heard that a reader was removed: its work is refused, which must not make it busy for nothing.
+#[tokio::test]
+async fn an_old_plan_waits_for_a_newer_one() {
+    let world = World::new();
+    let (first, second) = (world.spec("first", 100), world.spec("second", 100));
+    assert!(world.backend.remove_topic(&second).await.unwrap());
+    let runs = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let to = |spec: &Arc<TopicSpec>| {
+        let runs = Arc::clone(&runs);
+        plan(&first, true, vec![reader(spec)], Duration::ZERO, move |_, _| {
+            runs.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            let emit = Emit {
+                to: None,
+                key: Some("k".to_owned()),
+                headers: Vec::new(),
+                payload: Bytes::from_static(b"x"),
+            };
+            Ok(outcome(vec![emit], Vec::new(), Disposition::Done))
+        })
+    };
+    let (running, _) = run(&world, to(&second));
+    world.publish(&first, vec![world.message("k", "1")]).await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    let tries = runs.load(std::sync::atomic::Ordering::SeqCst);
+    assert!((2..20).contains(&tries), "{tries} runs in 700 ms");
+    let newer = Arc::new(TopicSpec {
+        born: 2,
+        ..TopicSpec::clone(&second)
+    });
+    running.replan(to(&newer));
+    let unread = async || {
+        let status = world.backend.status(&world.swarm).await.unwrap();
+        let of = |spec: &TopicSpec| status.iter().find(|t| t.topic == spec.id).map_or(0, |t| t.unread);
+        (of(&first), of(&newer))
+    };
+    for _ in 0..200 {
+        if unread().await == (0, 1) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(unread().await, (0, 1), "the newer plan goes on at once");
+    // Its own stage goes, and comes back with a newer plan.
+    assert!(world.backend.remove_topic(&first).await.unwrap());
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let back = Arc::new(TopicSpec {
+        born: 3,
+        ..TopicSpec::clone(&first)
+    });
+    let again = plan(&back, true, Vec::new(), Duration::ZERO, |_, _| {
+        Ok(outcome(Vec::new(), Vec::new(), Disposition::Done))
+    });
+    running.replan(again);
+    world.publish(&back, vec![world.message("k", "2")]).await;
+    for _ in 0..200 {
+        if unread().await == (0, 1) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(unread().await, (0, 1), "its owners work again");
+    running.stop().await;
 }

@@ -76,10 +76,19 @@ impl World {
         let bytes = 1 << 20;
         Arc::new(TopicSpec {
             id: self.swarm.topic(&stage(name)),
+            born: 1,
             partitions,
             inbox: Bound { messages: inbox, bytes },
             dead_letters: Bound { messages: dead, bytes },
         })
+    }
+
+    /// The same stage, removed and made anew.
+    #[must_use]
+    pub fn reborn(&self, spec: &Arc<TopicSpec>, born: u64) -> Arc<TopicSpec> {
+        let mut spec = TopicSpec::clone(spec);
+        spec.born = born;
+        Arc::new(spec)
     }
 
     #[must_use]
@@ -165,7 +174,7 @@ impl World {
             partition: spec.id.partition(index),
             token: Token::random(&self.entropy),
         };
-        let claim = self.backend().claim(&lease.partition, lease.token, ttl).await.why()?;
+        let claim = self.backend().claim(spec, index, lease.token, ttl).await.why()?;
         Ok(claim.map(|claim| Owner {
             backend: self.backend(),
             spec: Arc::clone(spec),

@@ -127,6 +127,7 @@ pub async fn run(seed: u64, shape: Shape, faults: &mut dyn Faults) -> Verdict {
     let spec = |name: &str| {
         Arc::new(TopicSpec {
             id: swarm.topic(&stage(name)),
+            born: 1,
             partitions: 1,
             inbox: Bound {
                 messages: 10_000,
@@ -336,7 +337,7 @@ impl History<'_> {
             partition: self.topic.id.partition(0),
             token,
         };
-        let claim = self.backend().claim(&lease.partition, token, LEASE_TTL_MS).await;
+        let claim = self.backend().claim(&self.topic, 0, token, LEASE_TTL_MS).await;
         Ok(claim.map_err(|e| format!("claim: {e}"))?.ok().map(|claim| View {
             lease,
             claim,
@@ -583,7 +584,7 @@ impl History<'_> {
             partition: self.sink.id.partition(0),
             token: Token(self.chance.bits128()),
         };
-        let claim = backend.claim(&lease.partition, lease.token, LEASE_TTL_MS).await;
+        let claim = backend.claim(&self.sink, 0, lease.token, LEASE_TTL_MS).await;
         let claim = claim
             .map_err(|e| format!("sink: {e}"))?
             .map_err(|e| format!("sink: {e}"))?;

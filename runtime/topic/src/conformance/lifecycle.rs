@@ -1,9 +1,9 @@
 //! Leases, the catalog, deletion, stops and starts.
 
 use bytes::Bytes;
-use skep_model::limits::LEASE_TTL_MS;
+use skep_model::limits::{LEASE_TTL_MS, REMOVED_STAGES_MAX};
 
-use super::actors::{Reason, World, output, put};
+use super::actors::{Reason, World, output, put, text};
 use super::{Harness, Stop, Verdict, holds, refused, same};
 use crate::{Error, Once, Refused, TimerSet};
 
@@ -67,11 +67,7 @@ pub(super) async fn release_is_clean(harness: Box<dyn Harness>) -> Verdict {
         "given back"
     );
     // A claim that is sent twice is one claim.
-    let again = second
-        .backend
-        .claim(&second.lease.partition, second.lease.token, 1_000)
-        .await
-        .why()?;
+    let again = second.backend.claim(&spec, 0, second.lease.token, 1_000).await.why()?;
     same!(again, Ok(second.claim.clone()), "the same claim again");
     Ok(())
 }
@@ -204,22 +200,23 @@ pub(super) async fn a_removed_topic_begins_anew(harness: Box<dyn Harness>) -> Ve
     let mut commit = world.commit(&owner);
     commit.state.push(put("k", "n", "v"));
     owner.must(commit).await?;
-    holds!(!world.backend().remove_topic(&a.id).await.why()?, "something is unread");
+    holds!(!world.backend().remove_topic(&a).await.why()?, "something is unread");
     let fetched = owner.fetch(1).await?;
     let mut commit = world.consuming(&owner, &fetched, 1);
     commit.set_timers.push(world.timer("k", "t", 0));
     owner.must(commit).await?;
-    holds!(!world.backend().remove_topic(&a.id).await.why()?, "a timer is set");
+    holds!(!world.backend().remove_topic(&a).await.why()?, "a timer is set");
     let mut commit = world.commit(&owner);
     commit.set_timers.push(TimerSet {
         at_ms: None,
         ..world.timer("k", "t", 0)
     });
     owner.must(commit).await?;
-    holds!(world.backend().remove_topic(&a.id).await.why()?, "now it is empty");
+    holds!(world.backend().remove_topic(&a).await.why()?, "now it is empty");
     let next = world.commit(&owner);
     refused!(owner.send(next).await, Error::Fenced, "its owner");
     drop(owner);
+    let a = world.reborn(&a, 2);
     for _ in 0..2 {
         holds!(world.backend().state(&a.id, "k").await.why()?.is_empty(), "its state");
         let owner = world.own(&a, 0).await?;
@@ -232,6 +229,130 @@ pub(super) async fn a_removed_topic_begins_anew(harness: Box<dyn Harness>) -> Ve
         drop(other);
         world.harness.reopen(Stop::Kill).await;
     }
+    Ok(())
+}
+
+/// One that has not heard of a removal may still write: nothing of it may be stranded, and the stage may come back.
+pub(super) async fn a_removed_stage_takes_nothing_from_late_writers(harness: Box<dyn Harness>) -> Verdict {
+    let mut world = World::new(harness);
+    let (old, b) = (world.reborn(&world.spec("a", 1), 3), world.spec("b", 1));
+    world.words(&old, None, &["1"]).await?;
+    world.words(&b, None, &["x", "y"]).await?;
+    let mut late = world.own(&old, 0).await?;
+    let fetched = late.fetch(1).await?;
+    let commit = world.consuming(&late, &fetched, 1);
+    late.must(commit).await?;
+    let once = Once::Key {
+        subject: "door".parse().expect("a name"),
+        key: "i".to_owned(),
+        fingerprint: skep_model::id::Digest([1; 32]),
+        expires_ms: u64::MAX / 4,
+    };
+    let known = world.call(&b, vec![world.message(None, "z")], once.clone()).await?;
+    same!(known, Ok(crate::Accepted::Appended { skipped: 0 }), "a call with a key");
+    holds!(world.backend().remove_topic(&old).await.why()?, "it is empty");
+    holds!(world.backend().remove_topic(&old).await.why()?, "again is no error");
+    let gone = Err(Refused::StageGone {
+        stage: old.id.stage().clone(),
+    });
+    drop(late);
+    for round in 0..2 {
+        // A call is refused whole, its neighbour is not.
+        let word = |text| vec![world.message(None, text)];
+        let both = crate::Call {
+            to: vec![
+                (std::sync::Arc::clone(&b), word("whole")),
+                (std::sync::Arc::clone(&old), word("whole")),
+            ],
+            once: Once::No,
+        };
+        let alone = crate::Call {
+            to: vec![(std::sync::Arc::clone(&b), word("alone"))],
+            once: Once::No,
+        };
+        let results = world.calls(vec![both, alone]).await?;
+        same!(
+            results,
+            [gone.clone(), Ok(crate::Accepted::Appended { skipped: 0 })],
+            "publishes"
+        );
+        let again = world.call(&old, vec![world.message(None, "z")], once.clone()).await?;
+        holds!(
+            matches!(again, Ok(crate::Accepted::Duplicate { .. })),
+            "a repeat of what was done before"
+        );
+        let claim = world.try_own(&old, 0, 1).await;
+        holds!(claim.is_err_and(|e| e.contains("Gone")), "a claim");
+        let mut feeder = world.own(&b, 0).await?;
+        let fetched = feeder.fetch(1).await?;
+        let mut commit = world.consuming(&feeder, &fetched, 1);
+        commit.outputs.push(output(&old, world.message(None, "late")));
+        commit.state.push(put("k", "n", "v"));
+        refused!(feeder.send(commit).await, Error::Stale, "an owner with an old plan");
+        holds!(
+            world.backend().state(&b.id, "k").await.why()?.is_empty(),
+            "nothing of it"
+        );
+        let commit = world.consuming(&feeder, &fetched, 1);
+        feeder.must(commit).await?;
+        feeder.backend.release(&feeder.lease).await.why()?;
+        let first = text(&fetched.messages[0].message);
+        same!(first, ["x", "y"][round], "what it works on");
+        world.backend().flushed().await.why()?;
+        drop(feeder);
+        world.harness.reopen(Stop::Kill).await;
+    }
+    // It comes back: the new birth is another, whatever those say who know of the old one only.
+    let new = world.reborn(&old, 5);
+    let mut owner = world.own(&new, 0).await?;
+    let mut commit = world.commit(&owner);
+    commit.state.push(put("k", "n", "new"));
+    owner.must(commit).await?;
+    same!(
+        world.call(&old, vec![world.message(None, "late")], Once::No).await?,
+        gone,
+        "later"
+    );
+    holds!(
+        world.backend().remove_topic(&old).await.why()?,
+        "a removal that is late"
+    );
+    holds!(
+        world.backend().remove_topic(&world.reborn(&old, 4)).await.why()?,
+        "of a birth that never was used"
+    );
+    same!(
+        world.backend().state(&new.id, "k").await.why()?.len(),
+        1,
+        "what is alive stays"
+    );
+    world.words(&new, None, &["new"]).await?;
+    same!(owner.payloads().await?, ["new"], "it works as new");
+    Ok(())
+}
+
+pub(super) async fn removed_stages_are_bounded(harness: Box<dyn Harness>) -> Verdict {
+    let world = World::new(harness);
+    let spec = |n: u64| {
+        let spec = world.spec(&format!("s{n}"), 1);
+        world.reborn(&spec, n + 1)
+    };
+    for n in 0..=REMOVED_STAGES_MAX {
+        holds!(
+            world.backend().remove_topic(&spec(n)).await.why()?,
+            "it never was in use"
+        );
+    }
+    let message = || vec![world.message(None, "late")];
+    let last = world.call(&spec(REMOVED_STAGES_MAX), message(), Once::No).await?;
+    holds!(matches!(last, Err(Refused::StageGone { .. })), "the last is remembered");
+    let second = world.call(&spec(1), message(), Once::No).await?;
+    holds!(
+        matches!(second, Err(Refused::StageGone { .. })),
+        "the second is remembered"
+    );
+    let first = world.call(&spec(0), message(), Once::No).await?;
+    holds!(first.is_ok(), "the first made room");
     Ok(())
 }
 

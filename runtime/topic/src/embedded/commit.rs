@@ -132,6 +132,9 @@ fn check(
             return Err(Error::InputGone.into());
         }
     }
+    if prepared.outputs.iter().any(|bundle| store.is_removed(&bundle.to)) {
+        return Err(Error::Stale.into());
+    }
     if store.guards.on(Guard::Room) {
         for bundle in &prepared.outputs {
             if store
@@ -260,7 +263,7 @@ fn apply(store: &mut Store, partition: &PartitionId, token: Token, prepared: Pre
     }
     let mut filling = Filling::default();
     for bundle in &outputs {
-        store.topic(&bundle.to.id)?;
+        store.topic(&bundle.to)?;
         filling.add(store, bundle, 0)?;
     }
     filling.finish(store)?;

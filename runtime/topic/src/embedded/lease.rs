@@ -7,23 +7,24 @@ use skep_model::scope::PartitionId;
 
 use super::store::{Fault, Held as LeaseHeld, Store, write_part};
 use super::writer::Answer;
-use crate::{Claim, Error, Held, Lease, marked_again};
+use crate::{Claim, Error, Held, Lease, TopicSpec, marked_again};
 
 pub(super) fn claim(
     store: &mut Store,
-    partition: &PartitionId,
+    spec: &TopicSpec,
+    index: u16,
     token: Token,
     ttl_ms: u64,
 ) -> Result<Answer<Result<Claim, Held>>, Fault> {
-    let id = partition.topic();
-    if store.gone.contains(id.swarm()) {
+    let id = &spec.id;
+    if store.gone.contains(id.swarm()) || store.is_removed(spec) {
         return Err(Error::Gone.into());
     }
     let now = store.now();
     let shared = Arc::clone(&store.shared);
     // A claim before the first message makes the topic's row, so that the lease has a place; it is one small write in a life.
-    let topic = store.topic(id)?;
-    let part = Store::part(topic, id, partition.index(), &shared);
+    let topic = store.topic(spec)?;
+    let part = Store::part(topic, id, index, &shared);
     let mut ran_out = false;
     if let Some(held) = part.lease
         && held.token != token
@@ -50,7 +51,7 @@ pub(super) fn claim(
     };
     if ran_out {
         let at = part.at.clone();
-        let row = store.part_row(id, partition.index())?;
+        let row = store.part_row(id, index)?;
         write_part(&store.conn, row, &at)?;
     }
     Answer::now(Ok(claim))

@@ -10,6 +10,7 @@ use skep_model::scope::{Scope, SwarmId, TopicId};
 
 use super::schema::ENTRY_BITS;
 use super::store::{Fault, Frame, Life, Store, Topic, Window, prefix_bytes, un, write_part};
+use crate::record::Layout;
 use crate::{Error, record};
 
 impl Store {
@@ -34,6 +35,7 @@ impl Store {
                 );
             }
         }
+        self.load_removed(&swarms)?;
         let topics = self.load_topics(&swarms)?;
         let parts = self.load_parts(&topics)?;
         self.load_frames(&parts)?;
@@ -42,9 +44,23 @@ impl Store {
         self.load_windows(&swarms)
     }
 
+    fn load_removed(&mut self, swarms: &HashMap<i64, SwarmId>) -> Result<(), Fault> {
+        let mut query = self.conn.prepare("SELECT swarm, stage, born FROM removed")?;
+        let mut rows = query.query([])?;
+        while let Some(r) = rows.next()? {
+            let Some(life) = swarms.get(&r.get(0)?).and_then(|s| self.lives.get_mut(s)) else {
+                continue;
+            };
+            let stage: String = r.get(1)?;
+            let stage = stage.parse().map_err(|e| damaged("removed stage", &e))?;
+            life.removed.insert(stage, un(r.get(2)?));
+        }
+        Ok(())
+    }
+
     fn load_topics(&mut self, swarms: &HashMap<i64, SwarmId>) -> Result<HashMap<i64, TopicId>, Fault> {
         let mut by_row = HashMap::new();
-        let mut query = self.conn.prepare("SELECT id, swarm, stage FROM topic")?;
+        let mut query = self.conn.prepare("SELECT id, swarm, stage, layout FROM topic")?;
         let mut rows = query.query([])?;
         while let Some(r) = rows.next()? {
             let (row, swarm_row): (i64, i64) = (r.get(0)?, r.get(1)?);
@@ -58,7 +74,12 @@ impl Store {
             };
             let stage = stage.parse().map_err(|e| damaged("topic", &e))?;
             let id = swarm.topic(&stage);
-            self.topics.insert(id.clone(), Topic::new(row));
+            let layout = match r.get::<_, Option<Vec<u8>>>(3)? {
+                Some(layout) => record::decode_layout(Bytes::from(layout))?,
+                // Of an earlier schema.
+                None => Layout::default(),
+            };
+            self.topics.insert(id.clone(), Topic::new(row, layout));
             by_row.insert(row, id);
         }
         Ok(by_row)

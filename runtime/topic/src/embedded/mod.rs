@@ -47,7 +47,7 @@ use crate::beats::Beats;
 use crate::guard::Guards;
 use crate::{
     Backend, Bell, CallResult, CatalogRecord, Claim, Commit, Committed, Counters, Error, Fetched, Held, Lease, Publish,
-    Pulse, StoredDeadLetter, TopicStatus, Waiters, Want,
+    Pulse, StoredDeadLetter, TopicSpec, TopicStatus, Waiters, Want,
 };
 
 /// Why a data folder cannot be opened.
@@ -434,9 +434,15 @@ impl Backend for Embedded {
         self.run_short(move |store| publish::publish(store, &prepared)).await
     }
 
-    async fn claim(&self, partition: &PartitionId, token: Token, ttl_ms: u64) -> Result<Result<Claim, Held>, Error> {
-        let partition = partition.clone();
-        self.run_short(move |store| lease::claim(store, &partition, token, ttl_ms))
+    async fn claim(
+        &self,
+        topic: &TopicSpec,
+        partition: u16,
+        token: Token,
+        ttl_ms: u64,
+    ) -> Result<Result<Claim, Held>, Error> {
+        let topic = topic.clone();
+        self.run_short(move |store| lease::claim(store, &topic, partition, token, ttl_ms))
             .await
     }
 
@@ -515,16 +521,14 @@ impl Backend for Embedded {
         Ok(true)
     }
 
-    async fn remove_topic(&self, topic: &TopicId) -> Result<bool, Error> {
+    async fn remove_topic(&self, topic: &TopicSpec) -> Result<bool, Error> {
         let topic = topic.clone();
         match self.run(move |store| removal::forget_topic(store, &topic)).await? {
             None => return Ok(false),
             Some(None) => {}
-            Some(Some(row)) => {
-                while self.run(move |store| removal::remove_rows(store, row)).await? {}
-                self.flushed().await?;
-            }
+            Some(Some(row)) => while self.run(move |store| removal::remove_rows(store, row)).await? {},
         }
+        self.flushed().await?;
         Ok(true)
     }
 

@@ -243,6 +243,11 @@ fn one(store: &mut Store, filling: &mut Filling, swarm: &SwarmId, call: &Prepare
                 continue;
             }
             let id = &bundle.to.id;
+            if store.is_removed(&bundle.to) {
+                return Ok(Err(Refused::StageGone {
+                    stage: id.stage().clone(),
+                }));
+            }
             if let Some(full) = full_for_door(store, filling, &bundle.to) {
                 store.topics.get_mut(id).expect("it is full").refused_inbox = Some(full);
                 return Ok(Err(Refused::Full {
@@ -251,7 +256,7 @@ fn one(store: &mut Store, filling: &mut Filling, swarm: &SwarmId, call: &Prepare
             }
         }
         for bundle in &call.to {
-            store.topic(&bundle.to.id)?;
+            store.topic(&bundle.to)?;
             filling.add(store, bundle, skip)?;
         }
     }

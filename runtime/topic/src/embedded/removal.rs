@@ -11,7 +11,7 @@ use super::load::lives_in;
 use super::schema::ENTRY_BITS;
 use super::store::{Fault, Store, db, un};
 use super::writer::Answer;
-use crate::Error;
+use crate::{Error, TopicSpec};
 
 /// Marks the life as gone; returns the rows of its topics, or `None` when it was to be empty and is not.
 pub(super) fn forget_swarm(
@@ -53,9 +53,19 @@ pub(super) fn forget_swarm(
 }
 
 /// Takes one empty topic out of service; returns its row, if there is one. `None`: it is not empty.
-pub(super) fn forget_topic(store: &mut Store, id: &TopicId) -> Result<Answer<Option<Option<i64>>>, Fault> {
+pub(super) fn forget_topic(store: &mut Store, spec: &TopicSpec) -> Result<Answer<Option<Option<i64>>>, Fault> {
+    let id = &spec.id;
     if store.gone.contains(id.swarm()) {
         return Err(Error::Gone.into());
+    }
+    let life = store.life(id.swarm())?;
+    let removed = life.removed.get(id.stage()).copied();
+    if removed.is_some_and(|last| last >= spec.born) {
+        return Answer::now(Some(None));
+    }
+    if store.topics.get(id).is_some_and(|topic| topic.layout.born > spec.born) {
+        remember(store, spec)?;
+        return Answer::now(Some(None));
     }
     if let Some(topic) = store.topics.get(id)
         && topic.unread + topic.parked + topic.dead + topic.parts.iter().map(|p| p.timers).sum::<u64>() > 0
@@ -71,7 +81,29 @@ pub(super) fn forget_topic(store: &mut Store, id: &TopicId) -> Result<Answer<Opt
             .conn
             .execute("UPDATE topic SET stage = id || '.gone' WHERE id = ?1", [row])?;
     }
+    remember(store, spec)?;
     Answer::now(Some(row))
+}
+
+/// That this birth of a stage was removed.
+fn remember(store: &mut Store, spec: &TopicSpec) -> Result<(), Fault> {
+    store.begin()?;
+    let life = store.lives.get_mut(spec.id.swarm()).expect("it has its row");
+    store
+        .conn
+        .prepare_cached("INSERT OR REPLACE INTO removed (swarm, stage, born) VALUES (?1, ?2, ?3)")?
+        .execute(params![life.row, spec.id.stage().as_str(), db(spec.born)])?;
+    life.removed.insert(spec.id.stage().clone(), spec.born);
+    if life.removed.len() as u64 > limits::REMOVED_STAGES_MAX {
+        let earliest = life.removed.iter().min_by_key(|(stage, born)| (**born, *stage));
+        let earliest = earliest.map(|(stage, _)| stage.clone()).expect("more than none");
+        store.conn.execute(
+            "DELETE FROM removed WHERE swarm = ?1 AND stage = ?2",
+            params![life.row, earliest.as_str()],
+        )?;
+        life.removed.remove(&earliest);
+    }
+    Ok(())
 }
 
 /// Finishes the removal of topics that a stop interrupted.
@@ -153,6 +185,7 @@ pub(super) fn remove_life(store: &mut Store, swarm: &SwarmId) -> Result<Answer<(
     if let Some(row) = row {
         store.conn.execute("DELETE FROM dedup WHERE swarm = ?1", [row])?;
         store.conn.execute("DELETE FROM session WHERE swarm = ?1", [row])?;
+        store.conn.execute("DELETE FROM removed WHERE swarm = ?1", [row])?;
         store.conn.execute("DELETE FROM swarm WHERE id = ?1", [row])?;
     }
     Answer::gated(())

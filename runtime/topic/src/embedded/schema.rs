@@ -7,6 +7,7 @@
 //! | `meta` `clean` | close | next open | 1 |
 //! | `swarm`, `topic` | first message or commit of a life or stage | `remove_swarm`, `remove_topic` | the catalog's |
 //! | `gone` | `remove_swarm` | when `GONE_SWARMS_MAX` newer ones exist | `GONE_SWARMS_MAX` |
+//! | `removed` | `remove_topic` | with its life, or when it is the earliest of too many | `REMOVED_STAGES_MAX` a life |
 //! | `part` | first message or commit of a partition | with its topic | 256 a topic |
 //! | `frame` | publish, output of a commit | the commit that consumes its last message | the inbox |
 //! | `parked` | commit | commit that finishes or dead-letters it | the inbox |
@@ -21,7 +22,7 @@
 //! Leases are not here: the file lock proves that this process owns every partition, so they live in memory.
 
 /// The version of the tables. Blobs inside carry [`crate::record::FORMAT`] besides.
-pub(super) const SCHEMA: i64 = 2;
+pub(super) const SCHEMA: i64 = 3;
 
 /// A frame's row id is its partition's id and its entry, so that one B-tree holds and orders them.
 pub(super) const ENTRY_BITS: u32 = 40;
@@ -47,7 +48,10 @@ pub(super) const TABLES: &str = "
         id INTEGER PRIMARY KEY AUTOINCREMENT, tenant TEXT NOT NULL, name TEXT NOT NULL, incarnation BLOB NOT NULL,
         UNIQUE (tenant, name, incarnation));
     CREATE TABLE topic (
-        id INTEGER PRIMARY KEY AUTOINCREMENT, swarm INTEGER NOT NULL, stage TEXT NOT NULL, UNIQUE (swarm, stage));
+        id INTEGER PRIMARY KEY AUTOINCREMENT, swarm INTEGER NOT NULL, stage TEXT NOT NULL, layout BLOB,
+        UNIQUE (swarm, stage));
+    CREATE TABLE removed (
+        swarm INTEGER NOT NULL, stage TEXT NOT NULL, born INTEGER NOT NULL, PRIMARY KEY (swarm, stage)) WITHOUT ROWID;
     CREATE TABLE part (
         id INTEGER PRIMARY KEY AUTOINCREMENT, topic INTEGER NOT NULL, idx INTEGER NOT NULL, body BLOB NOT NULL,
         UNIQUE (topic, idx));
@@ -82,11 +86,21 @@ pub(super) const TABLES: &str = "
 ";
 
 /// What brings the tables of an earlier schema, by its number, to the next.
-pub(super) const UPGRADES: &[(i64, &str)] = &[(
-    1,
-    "
+pub(super) const UPGRADES: &[(i64, &str)] = &[
+    (
+        1,
+        "
     CREATE TABLE journal (id INTEGER PRIMARY KEY, body BLOB NOT NULL);
     ALTER TABLE topic DROP COLUMN dead_messages;
     ALTER TABLE topic DROP COLUMN dead_bytes;
 ",
-)];
+    ),
+    (
+        2,
+        "
+    ALTER TABLE topic ADD COLUMN layout BLOB;
+    CREATE TABLE removed (
+        swarm INTEGER NOT NULL, stage TEXT NOT NULL, born INTEGER NOT NULL, PRIMARY KEY (swarm, stage)) WITHOUT ROWID;
+",
+    ),
+];

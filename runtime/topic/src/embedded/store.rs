@@ -15,16 +15,16 @@ use skep_model::env::{Clock, Entropy};
 use skep_model::id::{CommitId, Token, Uid};
 use skep_model::limits;
 use skep_model::message::Reply;
-use skep_model::name::Subject;
+use skep_model::name::{StageName, Subject};
 use skep_model::scope::{SwarmId, TopicId};
 use skep_model::swarm::Bound;
 
 use super::keys::Keys;
 use super::schema::{self, ENTRY_BITS};
 use super::{OpenError, Shared};
-use crate::guard::Guards;
-use crate::record::{self, FrameBuilder, Partition};
-use crate::{Bell, Cursor, Error};
+use crate::guard::{Guard, Guards};
+use crate::record::{self, FrameBuilder, Layout, Partition};
+use crate::{Bell, Cursor, Error, TopicSpec};
 
 /// Why an operation ended without a result.
 #[derive(Debug)]
@@ -115,6 +115,7 @@ pub(super) struct Part {
 #[derive(Debug)]
 pub(super) struct Topic {
     pub row: i64,
+    pub layout: Layout,
     pub parts: Vec<Part>,
     pub unread: u64,
     pub unread_bytes: u64,
@@ -159,6 +160,8 @@ pub(super) struct Life {
     pub row: i64,
     pub windows: HashMap<Subject, Window>,
     pub sessions: u64,
+    /// Stages that were removed, and which birth of them was last.
+    pub removed: HashMap<StageName, u64>,
 }
 
 #[derive(Debug)]
@@ -367,18 +370,32 @@ impl Store {
     }
 
     /// The topic's row, made if it is new.
-    pub(super) fn topic(&mut self, id: &TopicId) -> Result<&mut Topic, rusqlite::Error> {
+    pub(super) fn topic(&mut self, spec: &TopicSpec) -> Result<&mut Topic, rusqlite::Error> {
+        let id = &spec.id;
         if !self.topics.contains_key(id) {
             let swarm_row = self.life(id.swarm())?.row;
             self.begin()?;
+            let layout = Layout { born: spec.born };
             self.conn.execute(
-                "INSERT INTO topic (swarm, stage) VALUES (?1, ?2)",
-                params![swarm_row, id.stage().as_str()],
+                "INSERT INTO topic (swarm, stage, layout) VALUES (?1, ?2, ?3)",
+                params![swarm_row, id.stage().as_str(), record::encode_layout(&layout)],
             )?;
-            let topic = Topic::new(self.conn.last_insert_rowid());
+            let topic = Topic::new(self.conn.last_insert_rowid(), layout);
             self.topics.insert(id.clone(), topic);
+        } else if self.topics[id].layout.born < spec.born {
+            self.begin()?;
+            let topic = self.topics.get_mut(id).expect("it is there");
+            topic.layout.born = spec.born;
+            write_layout(&self.conn, topic)?;
         }
         Ok(self.topics.get_mut(id).expect("just made"))
+    }
+
+    /// Whether the stage was removed, as this writer knows it.
+    pub(super) fn is_removed(&self, spec: &TopicSpec) -> bool {
+        let removed = self.lives.get(spec.id.swarm()).map(|life| &life.removed);
+        let last = removed.and_then(|stages| stages.get(spec.id.stage()));
+        self.guards.on(Guard::Birth) && last.is_some_and(|last| spec.born <= *last)
     }
 
     /// The partition in memory, made if it is new. Writes nothing.
@@ -556,9 +573,10 @@ fn insert_frame(conn: &Connection, part: i64, frame: &Frame, body: &Bytes) -> Re
 }
 
 impl Topic {
-    pub(super) fn new(row: i64) -> Self {
+    pub(super) fn new(row: i64, layout: Layout) -> Self {
         Self {
             row,
+            layout,
             parts: Vec::new(),
             unread: 0,
             unread_bytes: 0,
@@ -591,6 +609,12 @@ impl Part {
             bell,
         }
     }
+}
+
+pub(super) fn write_layout(conn: &Connection, topic: &Topic) -> Result<(), rusqlite::Error> {
+    conn.prepare_cached("UPDATE topic SET layout = ?2 WHERE id = ?1")?
+        .execute(params![topic.row, record::encode_layout(&topic.layout)])?;
+    Ok(())
 }
 
 pub(super) fn write_part(conn: &Connection, row: i64, at: &Partition) -> Result<(), rusqlite::Error> {

@@ -62,6 +62,9 @@ impl Store {
                 return Err(Error::InputGone);
             }
         }
+        if c.outputs.iter().any(|o| self.is_removed(&o.to, with.guards)) {
+            return Err(Error::Stale);
+        }
         if on(Guard::Room) {
             self.check_room(lease.partition.topic(), c)?;
         }

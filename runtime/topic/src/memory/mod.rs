@@ -24,7 +24,7 @@ use self::store::{Rings, Store, With};
 use crate::guard::{Guard, Guards};
 use crate::{
     Accepted, Backend, Bell, CallResult, CatalogRecord, Claim, Commit, Committed, Counters, Error, Fetched, Gate, Held,
-    Lease, Parked, Publish, Pulse, StoredDeadLetter, TimerDue, TopicStatus, Waiters, Want,
+    Lease, Parked, Publish, Pulse, StoredDeadLetter, TimerDue, TopicSpec, TopicStatus, Waiters, Want,
 };
 
 /// A point of the history.
@@ -246,11 +246,16 @@ impl Backend for Memory {
         Ok(results)
     }
 
-    async fn claim(&self, partition: &PartitionId, token: Token, ttl_ms: u64) -> Result<Result<Claim, Held>, Error> {
+    async fn claim(
+        &self,
+        topic: &TopicSpec,
+        partition: u16,
+        token: Token,
+        ttl_ms: u64,
+    ) -> Result<Result<Claim, Held>, Error> {
         let mut inner = self.open()?;
         inner.applied += 1;
-        let now = self.clock.now_ms();
-        inner.store.claim(partition, token, ttl_ms, now)
+        inner.store.claim(topic, partition, token, ttl_ms, &self.with())
     }
 
     async fn renew(&self, lease: &Lease, ttl_ms: u64) -> Result<(), Error> {
@@ -360,19 +365,15 @@ impl Backend for Memory {
         Ok(true)
     }
 
-    async fn remove_topic(&self, topic: &TopicId) -> Result<bool, Error> {
+    async fn remove_topic(&self, topic: &TopicSpec) -> Result<bool, Error> {
         let mut inner = self.open()?;
-        Self::live(&inner, topic.swarm())?;
-        let mut topics = inner.store.status(topic.swarm()).into_iter();
-        if topics.any(|t| t.topic == *topic && t.unread + t.parked + t.timers + t.dead > 0) {
+        Self::live(&inner, topic.id.swarm())?;
+        if !inner.store.remove_topic(topic) {
             return Ok(false);
-        }
-        if let Some(life) = inner.store.lives.get_mut(topic.swarm()) {
-            life.topics.remove(topic.stage());
         }
         inner.applied += 1;
         self.release_all(&mut inner);
-        self.ring_gone(|id| id == topic);
+        self.ring_gone(|id| *id == topic.id);
         Ok(true)
     }
 

@@ -79,6 +79,11 @@ impl Store {
                 if messages.is_empty() {
                     continue;
                 }
+                if self.is_removed(spec, with.guards) {
+                    return Err(Refused::StageGone {
+                        stage: spec.id.stage().clone(),
+                    });
+                }
                 let pending = appends
                     .iter()
                     .find(|(s, _)| s.id == spec.id)

@@ -36,6 +36,8 @@ pub(super) struct Life {
     pub topics: BTreeMap<StageName, Topic>,
     pub keys: BTreeMap<(Subject, String), Known>,
     pub sessions: BTreeMap<Uid, Session>,
+    /// Stages that were removed, and which birth of them was last.
+    pub removed: BTreeMap<StageName, u64>,
 }
 
 #[derive(Debug, Clone)]
@@ -54,6 +56,7 @@ pub(super) struct Session {
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Topic {
+    pub born: u64,
     pub parts: BTreeMap<u16, Part>,
     pub dead: BTreeMap<u64, DeadLetter>,
     pub state: BTreeMap<String, BTreeMap<String, Bytes>>,
@@ -269,19 +272,47 @@ impl Store {
         self.lives.get_mut(id.swarm())?.topics.get_mut(id.stage())
     }
 
-    pub fn make_topic(&mut self, id: &TopicId) -> &mut Topic {
-        self.lives
-            .entry(id.swarm().clone())
-            .or_default()
-            .topics
-            .entry(id.stage().clone())
-            .or_default()
+    pub fn make_topic(&mut self, spec: &TopicSpec) -> &mut Topic {
+        let life = self.lives.entry(spec.id.swarm().clone()).or_default();
+        let topic = life.topics.entry(spec.id.stage().clone()).or_default();
+        topic.born = topic.born.max(spec.born);
+        topic
+    }
+
+    /// Whether the stage was removed, as this writer knows it.
+    pub fn is_removed(&self, spec: &TopicSpec, guards: &Guards) -> bool {
+        let removed = self.lives.get(spec.id.swarm()).map(|life| &life.removed);
+        let last = removed.and_then(|stages| stages.get(spec.id.stage()));
+        guards.on(Guard::Birth) && last.is_some_and(|last| spec.born <= *last)
+    }
+
+    /// Removes a topic in which nothing is, and remembers its birth.
+    pub fn remove_topic(&mut self, spec: &TopicSpec) -> bool {
+        let mut topics = self.status(spec.id.swarm()).into_iter();
+        let life = self.lives.entry(spec.id.swarm().clone()).or_default();
+        let stage = spec.id.stage();
+        let lives_on = life.topics.get(stage).is_some_and(|topic| topic.born > spec.born)
+            || life.removed.get(stage).is_some_and(|last| *last >= spec.born);
+        if !lives_on {
+            if topics.any(|t| t.topic == spec.id && t.unread + t.parked + t.timers + t.dead > 0) {
+                return false;
+            }
+            life.topics.remove(stage);
+        }
+        let last = life.removed.entry(stage.clone()).or_default();
+        *last = spec.born.max(*last);
+        if life.removed.len() as u64 > limits::REMOVED_STAGES_MAX {
+            let earliest = life.removed.iter().min_by_key(|(stage, born)| (**born, *stage));
+            let earliest = earliest.map(|(stage, _)| stage.clone()).expect("more than none");
+            life.removed.remove(&earliest);
+        }
+        true
     }
 
     /// Appends messages to their partitions: one frame a partition, unless it would be too large. Loose ones stay together.
     pub fn append(&mut self, to: &TopicSpec, messages: Vec<Message>, with: &With<'_>, rings: &mut Rings) {
         let crashed = self.crashed;
-        let topic = self.make_topic(&to.id);
+        let topic = self.make_topic(to);
         let loose = topic.shortest(to.partitions);
         let mut by_part: BTreeMap<u16, Vec<Message>> = BTreeMap::new();
         for message in messages {
@@ -317,17 +348,18 @@ impl Store {
 
     pub fn claim(
         &mut self,
-        id: &PartitionId,
+        spec: &TopicSpec,
+        index: u16,
         token: Token,
         ttl_ms: u64,
-        now: u64,
+        with: &With<'_>,
     ) -> Result<Result<Claim, Held>, Error> {
-        if self.gone.contains(id.topic().swarm()) {
+        if self.gone.contains(spec.id.swarm()) || self.is_removed(spec, with.guards) {
             return Err(Error::Gone);
         }
-        let crashed = self.crashed;
-        let topic = self.make_topic(id.topic());
-        let part = topic.parts.entry(id.index()).or_insert_with(|| Part::unborn(crashed));
+        let (crashed, now) = (self.crashed, with.now);
+        let topic = self.make_topic(spec);
+        let part = topic.parts.entry(index).or_insert_with(|| Part::unborn(crashed));
         if let Some((other, until)) = part.lease
             && other != token
         {

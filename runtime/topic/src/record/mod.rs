@@ -36,6 +36,7 @@ pub enum Kind {
     State = 7,
     Catalog = 8,
     Journal = 9,
+    Layout = 10,
 }
 
 impl Kind {
@@ -50,6 +51,7 @@ impl Kind {
             Self::State => "state value",
             Self::Catalog => "catalog record",
             Self::Journal => "journal of state",
+            Self::Layout => "topic's layout",
         }
     }
 }
@@ -63,6 +65,13 @@ pub struct Partition {
     pub unclean: u32,
     /// The attempt mark and how often in a row. Not a format of its own: a skep that does not know it forgets a suspicion.
     pub marked: Option<(Uid, u32)>,
+}
+
+/// A topic's row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Layout {
+    /// The latest birth of its stage that somebody used it as.
+    pub born: u64,
 }
 
 /// A write of state, as the journal of the embedded backend holds it.
@@ -178,6 +187,7 @@ record!(
     DeadLetter
 );
 record!(encode_reply, decode_reply, Kind::Reply, wire::Reply, Reply);
+record!(encode_layout, decode_layout, Kind::Layout, wire::Layout, Layout);
 record!(
     encode_partition,
     decode_partition,

@@ -313,6 +313,7 @@ fn golden_files_read_and_write_as_ever() {
         ..partition
     };
     golden("partition-marked", &marked, encode_partition, decode_partition);
+    golden("layout", &Layout { born: 7 }, encode_layout, decode_layout);
     let write = |value: Option<&Bytes>| StateWrite {
         topic: 3,
         key: "key".to_owned(),

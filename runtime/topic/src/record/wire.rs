@@ -543,6 +543,24 @@ impl Partition {
     }
 }
 
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct Layout {
+    #[prost(uint64, tag = "1")]
+    pub born: u64,
+}
+
+impl From<&super::Layout> for Layout {
+    fn from(layout: &super::Layout) -> Self {
+        Self { born: layout.born }
+    }
+}
+
+impl Layout {
+    pub(super) fn into_model(self) -> Result<super::Layout, What> {
+        Ok(super::Layout { born: self.born })
+    }
+}
+
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Journal {
     #[prost(message, repeated, tag = "1")]

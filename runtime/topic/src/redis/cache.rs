@@ -199,6 +199,7 @@ mod tests {
         let bound = Bound { messages: 1, bytes: 1 };
         Arc::new(TopicSpec {
             id: swarm.topic(&"a".parse().unwrap()),
+            born: 1,
             partitions: 1,
             inbox: bound,
             dead_letters: bound,

@@ -167,6 +167,7 @@ fn outputs(args: &mut Args, commit: &Commit) {
     args.num(bundles.len());
     for bundle in bundles {
         args.text(bundle.to.id.stage().as_str())
+            .num(bundle.to.born)
             .num(bundle.to.inbox.messages)
             .num(bundle.to.inbox.bytes)
             .num(bundle.to.partitions)

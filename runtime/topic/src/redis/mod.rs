@@ -15,7 +15,8 @@
 //! | `sk:{gate}` | written before each wait for replicas | first gate | never | 1 |
 //! | `T:m` | hash: store id, `gone`, counters of dead letters and large states | a life's first use | with its place in `sk:gone` | 1 a life |
 //! | `T:topics` | set of stages | first message or claim | `remove_topic` | stages |
-//! | `T:t:<stage>` | hash: the topic's counters, the append side of each partition | first message or claim | `remove_topic` | 256 partitions |
+//! | `T:x` | hash: removed stages, and which birth of them was last | `remove_topic` | end of `remove_swarm`, or as the earliest of too many | `REMOVED_STAGES_MAX` |
+//! | `T:t:<stage>` | hash: the topic's counters, its stage's birth, the append side of each partition | first message or claim | `remove_topic` | 256 partitions |
 //! | `T:p:<stage>:<p>` | hash: lease, sequence, last commit, cursor | first claim | `remove_topic` | 256 a topic |
 //! | `T:in:<stage>:<p>` | stream: a frame is an entry, id `<entry + 1>-0`; of a large one the messages stand behind it in `-1` | append | trimmed to the cursor by commits | the inbox |
 //! | `T:k:`, `T:kl:`, `T:kd:<stage>:<p>` | parked entries; their order by lane; heads of lanes by due time | commit | commit that ends them | the inbox |
@@ -85,7 +86,7 @@ use crate::guard::{Guard, Guards};
 use crate::record::{self, Kind};
 use crate::{
     Accepted, Backend, Bell, CallResult, CatalogRecord, Claim, Commit, Committed, Counters, Cursor, Error, Fetched,
-    Held, Lease, Once, Publish, Pulse, Refused, Room, StoredDeadLetter, TopicStatus, Waiters, Want,
+    Held, Lease, Once, Publish, Pulse, Refused, Room, StoredDeadLetter, TopicSpec, TopicStatus, Waiters, Want,
 };
 
 pub use options::{Gate, RedisOptions, StoreClock};
@@ -163,7 +164,7 @@ impl Core {
 
     /// Letters of guards that a test took away; the scripts know them by these.
     fn removed_guards(&self) -> String {
-        const LETTERS: [(Guard, char); 11] = [
+        const LETTERS: [(Guard, char); 12] = [
             (Guard::Token, 't'),
             (Guard::Seq, 's'),
             (Guard::Base, 'b'),
@@ -175,6 +176,7 @@ impl Core {
             (Guard::Wake, 'w'),
             (Guard::Room, 'm'),
             (Guard::Dedup, 'd'),
+            (Guard::Birth, 'n'),
         ];
         let removed = LETTERS.iter().filter(|(guard, _)| !self.guards.on(*guard));
         removed.map(|(_, letter)| *letter).collect()
@@ -435,9 +437,16 @@ impl Backend for Redis {
         Ok(results)
     }
 
-    async fn claim(&self, partition: &PartitionId, token: Token, ttl_ms: u64) -> Result<Result<Claim, Held>, Error> {
-        let mut args = self.core.owner_args(Script::Claim, partition);
-        args.bytes(&token.0).num(ttl_ms);
+    async fn claim(
+        &self,
+        topic: &TopicSpec,
+        partition: u16,
+        token: Token,
+        ttl_ms: u64,
+    ) -> Result<Result<Claim, Held>, Error> {
+        let partition = topic.id.partition(partition);
+        let mut args = self.core.owner_args(Script::Claim, &partition);
+        args.bytes(&token.0).num(ttl_ms).num(topic.born);
         let swarm = partition.topic().swarm();
         let (mut said, _) = self.core.write_alive(swarm, Script::Claim, &args).await?;
         match said.word.as_str() {
@@ -456,7 +465,7 @@ impl Backend for Redis {
             index: u32::try_from(said.number()?).unwrap_or(u32::MAX),
         };
         let unclean = u32::try_from(said.number()?).unwrap_or(u32::MAX);
-        lock(&self.core.claimed).insert(partition.clone(), token);
+        lock(&self.core.claimed).insert(partition, token);
         Ok(Ok(Claim {
             seq,
             last,
@@ -607,7 +616,7 @@ impl Backend for Redis {
         removal::remove_swarm(&self.core, swarm, if_empty).await
     }
 
-    async fn remove_topic(&self, topic: &TopicId) -> Result<bool, Error> {
+    async fn remove_topic(&self, topic: &TopicSpec) -> Result<bool, Error> {
         removal::remove_topic(&self.core, topic).await
     }
 

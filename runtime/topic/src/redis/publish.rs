@@ -83,6 +83,7 @@ pub(super) fn command(redis: &Core, publish: Publish) -> Result<Args, Error> {
     args.num(topics.len());
     for (spec, loose, partitions) in &topics {
         args.text(spec.id.stage().as_str())
+            .num(spec.born)
             .num(spec.inbox.messages)
             .num(spec.inbox.bytes)
             .num(spec.partitions)
@@ -147,12 +148,16 @@ pub(super) fn answer(value: Value) -> Result<CallResult, Error> {
             })
         }
         "R" => Err(Refused::KeyReused),
-        word @ ("F" | "T") => {
+        word @ ("F" | "T" | "X") => {
             let word = word.to_owned();
             let name = text(next())?;
             let odd = |_| Error::Corrupt(format!("`{name}` is not a name"));
             if word == "F" {
                 Err(Refused::Full {
+                    stage: name.parse().map_err(odd)?,
+                })
+            } else if word == "X" {
+                Err(Refused::StageGone {
                     stage: name.parse().map_err(odd)?,
                 })
             } else {

@@ -2,21 +2,23 @@
 //! a node that dies between finds the life there and removes it again.
 
 use skep_model::limits;
-use skep_model::scope::{SwarmId, TopicId};
+use skep_model::scope::SwarmId;
 
 use super::reply::text;
 use super::scripts::Script;
 use super::{Core, names};
-use crate::Error;
+use crate::{Error, TopicSpec};
 
-/// Takes one topic away. `false`: there is something in it.
-async fn topic(core: &Core, swarm: &SwarmId, stage: &str, force: bool) -> Result<bool, Error> {
+/// Takes one topic away, as it was born; with its life, however it was. `false`: there is something in it.
+async fn topic(core: &Core, swarm: &SwarmId, stage: &str, born: Option<u64>) -> Result<bool, Error> {
     let mut args = core.args(Script::RemoveTopic, &names::meta(swarm));
     args.bytes(&core.link.options.node)
         .text(stage)
         .num(limits::STATE_BUCKETS)
-        .flag(force);
-    let (mut said, _) = core.write(Script::RemoveTopic, &args).await?;
+        .flag(born.is_none())
+        .num(born.unwrap_or(0))
+        .num(limits::REMOVED_STAGES_MAX);
+    let (mut said, _) = core.write_alive(swarm, Script::RemoveTopic, &args).await?;
     match said.word.as_str() {
         "OK" => {}
         "KEPT" => return Ok(false),
@@ -33,8 +35,9 @@ async fn topic(core: &Core, swarm: &SwarmId, stage: &str, force: bool) -> Result
     }
 }
 
-pub(super) async fn remove_topic(core: &Core, id: &TopicId) -> Result<bool, Error> {
-    if !topic(core, id.swarm(), id.stage().as_str(), false).await? {
+pub(super) async fn remove_topic(core: &Core, spec: &TopicSpec) -> Result<bool, Error> {
+    let id = &spec.id;
+    if !topic(core, id.swarm(), id.stage().as_str(), Some(spec.born)).await? {
         return Ok(false);
     }
     core.cache.forget_if(|topic| topic == id);
@@ -54,7 +57,7 @@ pub(super) async fn remove_swarm(core: &Core, swarm: &SwarmId, if_empty: bool) -
     }
     core.bells.forget(swarm);
     for stage in said.list()? {
-        topic(core, swarm, &text(stage)?, true).await?;
+        topic(core, swarm, &text(stage)?, None).await?;
     }
     let args = core.args(Script::EndLife, &names::meta(swarm));
     core.write(Script::EndLife, &args).await?;

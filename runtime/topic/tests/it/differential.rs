@@ -140,13 +140,13 @@ impl Pair {
     }
 
     async fn claim(&mut self) {
-        let topic = &self.topics[self.below(2)];
+        let topic = Arc::clone(&self.topics[self.below(2)]);
         let index = u16::try_from(self.below(usize::from(topic.partitions))).unwrap();
         let lease = Lease {
             partition: topic.id.partition(index),
             token: Token(self.chance.bits128()),
         };
-        let claim = both!(self, backend => backend.claim(&lease.partition, lease.token, 900)).unwrap();
+        let claim = both!(self, backend => backend.claim(&topic, index, lease.token, 900)).unwrap();
         if let Ok(claim) = claim {
             self.views.push(View { lease, claim });
         }

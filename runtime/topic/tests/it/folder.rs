@@ -54,7 +54,12 @@ fn a_newer_schema_is_refused() {
 }
 
 #[tokio::test]
-async fn a_folder_of_the_first_schema_is_read_and_goes_on() {
+async fn folders_of_earlier_schemas_are_read_and_go_on() {
+    goes_on(1, include_str!("../golden/schema-1.sql"), "100, 100").await;
+    goes_on(2, include_str!("../golden/schema-2.sql"), "").await;
+}
+
+async fn goes_on(schema: u32, tables: &str, more: &str) {
     let mut disk = OnDisk::new(1);
     drop(disk.embedded.take());
     let dir = disk.dir.path();
@@ -63,12 +68,19 @@ async fn a_folder_of_the_first_schema_is_read_and_goes_on() {
         dir,
         "PRAGMA page_size = 8192; PRAGMA auto_vacuum = INCREMENTAL; PRAGMA journal_mode = WAL;",
     );
-    sql(dir, include_str!("../golden/schema-1.sql"));
+    sql(dir, tables);
+    let more = if more.is_empty() {
+        String::new()
+    } else {
+        format!(", {more}")
+    };
     sql(
         dir,
-        "INSERT INTO meta VALUES ('schema', 1), ('store', x'01'), ('clean', 1);
-         INSERT INTO swarm VALUES (1, 'default', 'suite', x'07070707070707070707070707070707');
-         INSERT INTO topic VALUES (1, 1, 'a', 100, 100);",
+        &format!(
+            "INSERT INTO meta VALUES ('schema', {schema}), ('store', x'01'), ('clean', 1);
+             INSERT INTO swarm VALUES (1, 'default', 'suite', x'07070707070707070707070707070707');
+             INSERT INTO topic VALUES (1, 1, 'a'{more});"
+        ),
     );
     let conn = rusqlite::Connection::open(dir.join("skep.db")).unwrap();
     let value = skep_topic::record::seal(skep_topic::record::Kind::State, b"kept");

@@ -40,6 +40,7 @@ fn spec(name: &str) -> Arc<TopicSpec> {
     };
     Arc::new(TopicSpec {
         id: swarm().topic(&name.parse().unwrap()),
+        born: 1,
         partitions: 1,
         inbox: bound,
         dead_letters: bound,
@@ -90,11 +91,7 @@ async fn owner(store: Arc<Embedded>) {
         partition: spec("a").id.partition(0),
         token: Token(OsEntropy.bits128()),
     };
-    let mut claim = store
-        .claim(&lease.partition, lease.token, 60_000)
-        .await
-        .unwrap()
-        .unwrap();
+    let mut claim = store.claim(&spec("a"), 0, lease.token, 60_000).await.unwrap().unwrap();
     let sink = spec("sink");
     loop {
         let want = Want {
@@ -212,11 +209,7 @@ async fn look(store: &Embedded, name: &str) -> Vec<u64> {
         partition: spec(name).id.partition(0),
         token: Token(OsEntropy.bits128()),
     };
-    let claim = store
-        .claim(&lease.partition, lease.token, 60_000)
-        .await
-        .unwrap()
-        .unwrap();
+    let claim = store.claim(&spec(name), 0, lease.token, 60_000).await.unwrap().unwrap();
     let want = Want {
         from: claim.cursor,
         base: claim.last,

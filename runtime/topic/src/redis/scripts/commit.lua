@@ -90,7 +90,7 @@ for i = 1, num() do park[i] = {lane = take(), due = num(), record = take()} end
 local own = load(stage, {tonumber(p)})
 local outputs = {}
 for i = 1, num() do
-  local o = {stage = take(), messages = num(), bytes = num(), partitions = num(), loose = take() == '1', parts = {}}
+  local o = {stage = take(), born = num(), messages = num(), bytes = num(), partitions = num(), loose = take() == '1', parts = {}}
   local wanted, places = {}, take()
   if o.loose then
     for q = 0, o.partitions - 1 do wanted[q + 1] = q end
@@ -108,6 +108,10 @@ for i = 1, num() do
   timers_set[i] = s
 end
 local state_at = at
+-- A plan that names a removed stage is old.
+for _, o in ipairs(outputs) do
+  if is_removed(o.stage, o.born) then return {'STALE'} end
+end
 -- Room, after all that only reads: a refusal is remembered, so that whoever frees room knows whom to ring.
 local dead_at = num()
 local dead_count = tonumber(ARGV[dead_at])
@@ -302,6 +306,7 @@ for _ = 1, num() do
 end
 at = dead_at
 for _, o in ipairs(outputs) do
+  if o.born > o.t.born then o.t.born = o.born end
   for _, q in ipairs(o.parts) do
     add(o.t, q.place == '' and loose(o.t, o.partitions) or tonumber(q.place), 0, q.n, q.bytes, q.sums, q.body)
   end

@@ -9,7 +9,7 @@ if m[2] then return {'GONE'} end
 if not m[1] then return {'NEW'} end
 local specs = {}
 for i = 1, num() do
-  local s = {stage = take(), messages = num(), bytes = num(), partitions = num(), loose = take() == '1'}
+  local s = {stage = take(), born = num(), messages = num(), bytes = num(), partitions = num(), loose = take() == '1'}
   local parts = {}
   if s.loose then
     for p = 0, s.partitions - 1 do parts[#parts + 1] = p end
@@ -18,6 +18,7 @@ for i = 1, num() do
     for p in string.gmatch(take(), '%d+') do parts[#parts + 1] = tonumber(p) end
   end
   s.t = load(s.stage, parts)
+  s.removed = is_removed(s.stage, s.born)
   specs[i] = s
 end
 local dedup = on('d')
@@ -99,6 +100,7 @@ local function call()
     for _, target in ipairs(targets) do
       local s = target.spec
       if target.count > 0 then
+        if s.removed then return {'X', s.stage} end
         local n, bytes = waiting(s.t)
         if (s.t.c[1] + s.t.c[3] + n) * 100 >= s.messages * percent or (s.t.c[2] + s.t.c[4] + bytes) * 100 >= s.bytes * percent then
           s.t.c[8], s.t.c[9] = s.messages, s.bytes
@@ -119,6 +121,7 @@ local function call()
             bytes = n > 0 and bytes - struct.unpack('<I4', part.sums, (drop - 1) * 4 + 1) or 0
           end
         end
+        if s.born > s.t.born then s.t.born = s.born end
         if n > 0 then add(s.t, p, drop, n, bytes, part.sums, part.body) end
       end
     end

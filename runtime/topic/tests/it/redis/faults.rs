@@ -175,10 +175,10 @@ async fn publisher(
     }
 }
 
-async fn claim(store: &Redis, lease: &mut Lease) -> skep_topic::Claim {
+async fn claim(store: &Redis, spec: &TopicSpec, lease: &mut Lease) -> skep_topic::Claim {
     loop {
         lease.token = Token(OsEntropy.bits128());
-        match store.claim(&lease.partition, lease.token, 300).await {
+        match store.claim(spec, lease.partition.index(), lease.token, 300).await {
             Ok(Ok(claim)) => return claim,
             Ok(Err(_)) | Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
@@ -195,7 +195,7 @@ async fn owner(store: Arc<Redis>, spec: Arc<TopicSpec>, sink: Arc<TopicSpec>, st
         partition: spec.id.partition(0),
         token: Token(OsEntropy.bits128()),
     };
-    let mut claimed = claim(&store, &mut lease).await;
+    let mut claimed = claim(&store, &spec, &mut lease).await;
     loop {
         let want = Want {
             from: claimed.cursor,
@@ -212,7 +212,7 @@ async fn owner(store: Arc<Redis>, spec: Arc<TopicSpec>, sink: Arc<TopicSpec>, st
                 continue;
             }
             Err(Error::Fenced | Error::Stale) => {
-                claimed = claim(&store, &mut lease).await;
+                claimed = claim(&store, &spec, &mut lease).await;
                 continue;
             }
             Err(other) => panic!("{other}"),
@@ -267,7 +267,7 @@ async fn owner(store: Arc<Redis>, spec: Arc<TopicSpec>, sink: Arc<TopicSpec>, st
                 }
                 Err(Error::Unknown(_) | Error::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(5)).await,
                 Err(Error::Fenced | Error::Stale | Error::InputGone) => {
-                    claimed = claim(&store, &mut lease).await;
+                    claimed = claim(&store, &spec, &mut lease).await;
                     break;
                 }
                 Err(other) => panic!("{other}"),
@@ -282,7 +282,7 @@ async fn all_of(store: &Redis, spec: &TopicSpec) -> Vec<u64> {
         partition: spec.id.partition(0),
         token: Token(OsEntropy.bits128()),
     };
-    let claimed = claim(store, &mut lease).await;
+    let claimed = claim(store, spec, &mut lease).await;
     let want = Want {
         from: claimed.cursor,
         base: claimed.last,

@@ -82,11 +82,7 @@ async fn nothing_leaves_before_the_replica_has_it() {
         partition: spec.id.partition(0),
         token: skep_model::id::Token([3; 16]),
     };
-    let claim = store
-        .claim(&lease.partition, lease.token, 60_000)
-        .await
-        .unwrap()
-        .unwrap();
+    let claim = store.claim(&spec, 0, lease.token, 60_000).await.unwrap().unwrap();
     let want = Want {
         from: claim.cursor,
         base: claim.last,

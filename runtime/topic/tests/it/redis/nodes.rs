@@ -47,11 +47,7 @@ async fn a_zombie_changes_nothing_when_it_wakes() {
     // It sleeps longer than its lease; the other node takes over and does the same work.
     world.let_leases_end().await;
     let token = skep_model::id::Token([7; 16]);
-    let claim = second
-        .claim(&zombie.lease.partition, token, 5_000)
-        .await
-        .unwrap()
-        .unwrap();
+    let claim = second.claim(&spec, 0, token, 5_000).await.unwrap().unwrap();
     assert_eq!(claim.unclean, 1, "the former owner went away");
     let mut owner = Owner {
         backend: Arc::clone(&second) as Arc<dyn skep_topic::Backend>,
@@ -327,11 +323,7 @@ async fn a_closed_node_leaves_no_lease_behind() {
     let world = World::new(Box::new(on));
     let spec = world.spec("a", 1);
     let token = skep_model::id::Token([7; 16]);
-    second
-        .claim(&spec.id.partition(0), token, 60_000)
-        .await
-        .unwrap()
-        .unwrap();
+    second.claim(&spec, 0, token, 60_000).await.unwrap().unwrap();
     assert!(world.try_own(&spec, 0, 1_000).await.unwrap().is_err(), "held");
     second.close().await.unwrap();
     let owner = world.own(&spec, 0).await.unwrap();

@@ -122,9 +122,7 @@ async fn a_flushed_store_is_an_alarm_and_not_an_empty_start() {
     let refused = store.publish(publish.clone()).await.unwrap_err().to_string();
     says!(&refused, "lost the store", "FLUSHALL", "Restore");
     for _ in 0..3 {
-        let claim = store
-            .claim(&spec.id.partition(0), skep_model::id::Token([1; 16]), 1_000)
-            .await;
+        let claim = store.claim(&spec, 0, skep_model::id::Token([1; 16]), 1_000).await;
         assert!(
             matches!(claim, Err(Error::Unavailable(_) | Error::Corrupt(_))),
             "{claim:?}"
