@@ -87,6 +87,10 @@ pub const RESERVE_BYTES_MAX: u64 = 64 << 20;
 pub const GONE_SWARMS_MAX: u64 = 10_000;
 /// Removed stages that a Swarm's life remembers, to refuse what late writers send them; the earliest one makes room.
 pub const REMOVED_STAGES_MAX: u64 = 1_000;
+/// Parked entries, and timers, that one step of a rescale looks at: others wait meanwhile.
+pub const HAND_OVER_MAX: usize = 256;
+/// Times that a writer is told of a topic's true partitions in one call: each is a rescale that came between.
+pub const LAYOUT_TRIES_MAX: usize = 8;
 /// Streaming submit sessions remembered per Swarm. The one that expires first makes room; its client is told of a gap.
 pub const SESSIONS_MAX: u64 = 100_000;
 /// State on Redis: buckets of a stage, each a run of key groups in one hash. Few, since each costs a batch three calls; with a million

@@ -61,6 +61,8 @@ pub struct Running {
     stop: CancellationToken,
     tasks: TaskTracker,
     owned: Owned,
+    /// Partitions that have an owner's task here.
+    owners: Mutex<u16>,
 }
 
 /// The partitions that are owned here at this moment.
@@ -80,9 +82,36 @@ impl Running {
 
     /// Replaces the plan. Batches under way end on the old one.
     pub fn replan(&self, plan: Arc<Plan>) {
+        let partitions = plan.topic.partitions;
         self.plan.send_replace(plan);
+        self.own(partitions);
         // It may allow more batches at once than are under way.
         self.lane.ring();
+    }
+
+    /// Starts owners for the first `partitions` partitions that have none. While a topic gets another number of partitions, those need
+    /// owners that were before as well as those that are: see [`skep_topic::Layout::owners`]. One whose partition is no more waits
+    /// for a plan by which it is.
+    pub fn own(&self, partitions: u16) {
+        let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        for index in *owners..partitions {
+            let owner = Owner {
+                partition: self.plan.borrow().topic.id.partition(index),
+                plans: self.plan.subscribe(),
+                workers: self.seams.workers.clone(),
+                place: None,
+                owned: Arc::clone(&self.owned),
+                seams: Arc::clone(&self.seams),
+                stop: self.stop.clone(),
+                cap: BatchCap::none(),
+                host: HostTroubles::default(),
+                unwell: false,
+                lost: 0,
+                marked: None,
+            };
+            self.tasks.spawn(owner.run());
+        }
+        *owners = partitions.max(*owners);
     }
 
     #[must_use]
@@ -109,24 +138,9 @@ pub fn start(plan: Arc<Plan>, lane: &Arc<Lane>, seams: &Arc<Seams>) -> Running {
         stop: CancellationToken::new(),
         tasks: TaskTracker::new(),
         owned: Owned::default(),
+        owners: Mutex::new(0),
     };
-    for index in 0..plan.topic.partitions {
-        let owner = Owner {
-            partition: plan.topic.id.partition(index),
-            plans: running.plan.subscribe(),
-            workers: seams.workers.clone(),
-            place: None,
-            owned: Arc::clone(&running.owned),
-            seams: Arc::clone(seams),
-            stop: running.stop.clone(),
-            cap: BatchCap::none(),
-            host: HostTroubles::default(),
-            unwell: false,
-            lost: 0,
-            marked: None,
-        };
-        running.tasks.spawn(owner.run());
-    }
+    running.own(plan.topic.partitions);
     crate::lane::consume(lane, running.plan.subscribe(), seams, &running.stop, &running.tasks);
     running
 }
@@ -200,9 +214,15 @@ impl Owner {
             }
             let wait_ms = match self.own().await {
                 Ended::Stopped => return,
-                // For good with its Swarm, which stops this; a stage may come back with a newer plan.
+                // For good with its Swarm, which stops this; a stage may come back with a newer plan, a partition with a rescale.
                 Ended::Gone => {
-                    if !self.replanned(None).await {
+                    let again = async {
+                        tokio::select! {
+                            () = bell.notified() => {}
+                            () = sleep(Duration::from_millis(scan_ms)) => {}
+                        }
+                    };
+                    if !self.replanned(again).await {
                         return;
                     }
                     continue;
@@ -215,7 +235,7 @@ impl Owner {
                     if again > 0 {
                         // What is refused again and again is refused to an old plan: the same work would be done for nothing.
                         let wait = Duration::from_millis((1 << again.min(10)).min(LOST_MS_MAX));
-                        if !self.replanned(Some(wait)).await {
+                        if !self.replanned(sleep(wait)).await {
                             return;
                         }
                         continue;
@@ -265,13 +285,7 @@ impl Owner {
     }
 
     /// Waits for a newer plan, and no longer than said. `false`: it stops.
-    async fn replanned(&mut self, at_most: Option<Duration>) -> bool {
-        let patience = async {
-            match at_most {
-                Some(wait) => sleep(wait).await,
-                None => std::future::pending().await,
-            }
-        };
+    async fn replanned(&mut self, patience: impl Future<Output = ()>) -> bool {
         tokio::select! {
             biased;
             () = self.stop.cancelled() => false,
@@ -326,9 +340,7 @@ impl Owner {
         let ended = self.work(&mut at).await;
         self.note(false);
         // Also what it lost: where the lease is still its own, nobody need wait for its end, and nobody is to blame.
-        if !matches!(ended, Ended::Gone)
-            && let Err(e) = self.seams.backend.release(&at.lease).await
-        {
+        if let Err(e) = self.seams.backend.release(&at.lease).await {
             tracing::debug!(partition = %self.partition, error = %e, "release failed; the lease will run out");
         }
         ended
@@ -361,6 +373,15 @@ impl Owner {
                 Ok(fetched) => fetched,
                 Err(e) => return ended(e),
             };
+            if fetched.at_seal {
+                // The topic gets another number of partitions: what waits here goes to those that own its keys.
+                let id = CommitId::random(self.seams.entropy.as_ref());
+                match self.seams.backend.hand_over(&at.lease, at.last, id).await {
+                    Ok(()) => at.last = id,
+                    Err(e) => return ended(e),
+                }
+                continue;
+            }
             fetched.keep(self.cap.size());
             if fetched.messages.is_empty() && fetched.retries.is_empty() && fetched.timers.is_empty() {
                 self.well();

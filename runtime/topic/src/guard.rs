@@ -29,6 +29,10 @@ pub enum Guard {
     Dedup,
     /// Nothing is written to a stage as it was before its removal.
     Birth,
+    /// Nothing behind a seal is read until all seals of its topic are passed.
+    Seal,
+    /// Timers go over with their keys when a topic gets another number of partitions.
+    HandOver,
     /// Nothing leaves before it is durable.
     Gate,
 }

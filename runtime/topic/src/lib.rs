@@ -48,6 +48,7 @@ pub struct TopicSpec {
     /// The Swarm's revision at which the stage came, or came back: what [`Backend::remove_topic`] removed takes nothing any more,
     /// though a node that has not heard of it may still write there.
     pub born: u64,
+    /// How many the caller believes. The store knows: it was told at the topic's first use, and by [`Backend::rescale`].
     pub partitions: u16,
     /// Unread and parked messages together, over all partitions.
     pub inbox: Bound,
@@ -58,8 +59,52 @@ impl TopicSpec {
     /// The partition that owns a key: each owns a run of the [`KEY_GROUPS`] groups.
     #[must_use]
     pub fn partition_of_key(&self, key: &str) -> u16 {
-        let group = u32::from(key_group(key));
-        u16::try_from(group * u32::from(self.partitions) / u32::from(KEY_GROUPS)).expect("less than `partitions`")
+        partition_of_group(key_group(key), self.partitions)
+    }
+}
+
+/// The partition of `partitions` that owns a key group.
+#[must_use]
+pub fn partition_of_group(group: u16, partitions: u16) -> u16 {
+    u16::try_from(u32::from(group) * u32::from(partitions) / u32::from(KEY_GROUPS)).expect("less than `partitions`")
+}
+
+/// How a topic is split.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    pub partitions: u16,
+    /// Rises with each rescale.
+    pub generation: u64,
+    /// A rescale is under way: some partition still has what came before it.
+    pub rescaling: bool,
+    /// Partitions that need an owner: those that are, and while it rescales those that were.
+    pub owners: u16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rescaled {
+    Begun,
+    /// There are as many.
+    Already,
+    /// An earlier one is under way.
+    Busy,
+}
+
+/// The last commit id of partition `index` when an operation on several partitions bears `id`: one for each, since a base names one
+/// history of one partition.
+fn derived(id: CommitId, index: u16) -> CommitId {
+    let mut id = id.0;
+    for (byte, mask) in id[14..].iter_mut().zip((index + 1).to_be_bytes()) {
+        *byte ^= mask;
+    }
+    CommitId(id)
+}
+
+/// The partition that a parked entry belongs to.
+fn partition_of_work(work: &Work, partitions: u16, now: u16) -> u16 {
+    match work.key() {
+        Some(key) => partition_of_group(key_group(key), partitions),
+        None => now % partitions,
     }
 }
 
@@ -215,6 +260,9 @@ pub struct Fetched {
     pub now_ms: u64,
     /// When the next parked message or timer that is not yet due falls due.
     pub next_due_ms: Option<u64>,
+    /// The topic gets another number of partitions, and all that came before is read: nothing else is given, and
+    /// [`Backend::hand_over`] is due.
+    pub at_seal: bool,
 }
 
 impl Fetched {
@@ -609,6 +657,26 @@ pub trait Backend: Send + Sync + 'static {
     /// # Errors
     /// [`Error::Fenced`] when the lease is another's; else as [`Backend::commit`] fails.
     async fn mark(&self, lease: &Lease, uid: Uid) -> Result<u32, Error>;
+
+    /// Gives a topic another number of partitions, `topic.partitions`, while messages flow. Appends go by the new number at once. What
+    /// is there already is *sealed* in its partition, whose owner works it off first; until all seals are passed nothing behind one is
+    /// given to anybody, so that keys keep their order. State lies by key, so it stays where it is. `id` must be fresh: every owner
+    /// drops what it knows (rule 4).
+    ///
+    /// # Errors
+    /// [`Error::Gone`] of a stage that was removed.
+    async fn rescale(&self, topic: &TopicSpec, id: CommitId) -> Result<Rescaled, Error>;
+
+    /// One bounded step of an owner at its seal: parked entries and timers go to the partitions that own their keys now; with the last
+    /// of them the seal is passed. Afterwards `id`, which must be fresh, is the partition's last commit. Prolongs the lease as a commit
+    /// does. A partition that the topic has no longer is [`Error::Gone`] from then on.
+    ///
+    /// # Errors
+    /// [`Error::Fenced`]; [`Error::Stale`] where `base` is not the last commit or the partition is not at its seal.
+    async fn hand_over(&self, lease: &Lease, base: CommitId, id: CommitId) -> Result<(), Error>;
+
+    /// `None` of a topic that was never used.
+    async fn layout(&self, topic: &TopicId) -> Result<Option<Layout>, Error>;
 
     /// Returns once everything applied before this call is durable.
     async fn flushed(&self) -> Result<(), Error>;

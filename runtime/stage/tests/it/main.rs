@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use skep_model::env::{Clock, Entropy, SeededEntropy, SystemClock};
-use skep_model::id::{Digest, Incarnation, NodeId, RequestId, Uid};
+use skep_model::id::{CommitId, Digest, Incarnation, NodeId, RequestId, Uid};
 use skep_model::message::{Message, ReplyResult, Request};
 use skep_model::name::TenantId;
 use skep_model::scope::{Scope, SwarmId, TopicId};
@@ -19,7 +19,7 @@ use skep_stage::{BatchReport, Bee, Destination, Observer, Plan, Running, Seams, 
 use skep_topic::embedded::Embedded;
 use skep_topic::lane::{Lane, Travelling};
 use skep_topic::memory::Memory;
-use skep_topic::{Backend, Call, Gate, Once, Publish, TopicSpec, TopicStatus, Waiter};
+use skep_topic::{Backend, Call, Gate, Once, Publish, Rescaled, TopicSpec, TopicStatus, Waiter};
 
 type Function = dyn Fn(&Input, &Batch) -> Result<Step, Trap> + Send + Sync;
 
@@ -985,4 +985,73 @@ async fn an_old_plan_waits_for_a_newer_one() {
     }
     assert_eq!(unread().await, (0, 1), "its owners work again");
     running.stop().await;
+}
+
+/// Another number of partitions under load, twice: each message once, in the order of its key.
+async fn rescaled(world: &World) {
+    let spec = Arc::new(TopicSpec {
+        partitions: 4,
+        ..TopicSpec::clone(&world.spec("list", 100_000))
+    });
+    let with = |partitions: u16| {
+        let spec = Arc::new(TopicSpec {
+            partitions,
+            ..TopicSpec::clone(&spec)
+        });
+        plan(&spec, true, Vec::new(), Duration::from_millis(1), |input, batch| {
+            // Some fail once in a while, so that some wait while they go over.
+            if payload(input).ends_with('7') && input.attempt() < 2 {
+                return Ok(outcome(Vec::new(), Vec::new(), Disposition::RetryAfter(5)));
+            }
+            Ok(append(input, batch))
+        })
+    };
+    let (running, _) = run(world, with(4));
+    for chunk in 0..12 {
+        let messages = (0..400)
+            .map(|i| world.message(&format!("k{}", i % 40), &format!("{}", chunk * 10 + i / 40)))
+            .collect();
+        // Writers believe what they heard first.
+        world.publish(&spec, messages).await;
+        let partitions = match chunk {
+            3 => 16,
+            7 => 8,
+            _ => continue,
+        };
+        let to = Arc::new(TopicSpec {
+            partitions,
+            ..TopicSpec::clone(&spec)
+        });
+        loop {
+            let id = CommitId::random(&*world.entropy);
+            match world.backend.rescale(&to, id).await.unwrap() {
+                Rescaled::Begun => break,
+                Rescaled::Busy => tokio::time::sleep(Duration::from_millis(5)).await,
+                Rescaled::Already => panic!("it has another number"),
+            }
+        }
+        running.replan(with(partitions));
+        let layout = world.backend.layout(&spec.id).await.unwrap().unwrap();
+        running.own(layout.owners);
+    }
+    world.drained().await;
+    let expected: String = (0..120).map(|n| format!("{n} ")).collect();
+    for key in 0..40 {
+        let list = world.state(&spec, &format!("k{key}"), "list").await;
+        assert_eq!(list.as_deref(), Some(&*expected), "k{key}");
+    }
+    let layout = world.backend.layout(&spec.id).await.unwrap().unwrap();
+    assert_eq!((layout.partitions, layout.generation, layout.rescaling), (8, 2, false));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn partitions_change_under_load() {
+    rescaled(&World::new()).await;
+}
+
+#[tokio::test]
+async fn partitions_change_under_load_on_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    rescaled(&World::on_disk(dir.path())).await;
 }

@@ -12,6 +12,7 @@ mod lifecycle;
 mod parking;
 mod refusals;
 mod repeats;
+mod rescale;
 mod room;
 
 use std::pin::Pin;
@@ -90,6 +91,8 @@ rules! {
         a_removed_swarm_is_gone, a_removed_topic_begins_anew, a_removed_stage_takes_nothing_from_late_writers,
         removed_stages_are_bounded, a_clean_reopen_keeps_everything,
         a_kill_keeps_what_was_promised_and_counts_unclean, attempt_marks_count_in_a_row_and_outlive_a_kill, status_counts;
+    rescale: keys_keep_their_order_while_messages_flow, nothing_behind_a_seal_is_given_early, a_rescale_is_told,
+        timers_go_with_their_keys, what_waits_goes_to_its_new_partition;
     beats: nodes_are_seen_while_they_beat, beats_are_bounded, catalog_writes_are_told;
 }
 

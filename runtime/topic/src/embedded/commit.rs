@@ -230,7 +230,7 @@ fn due(parked: &Parked) -> u64 {
     if parked.attempts == 0 { 0 } else { parked.due_ms }
 }
 
-fn work_bytes(work: &Work) -> u64 {
+pub(super) fn work_bytes(work: &Work) -> u64 {
     match work {
         Work::Message(message) => message_bytes(message),
         Work::Timer { key, name, .. } => (key.len() + name.len()) as u64,
@@ -337,7 +337,7 @@ fn settle(store: &mut Store, id: &TopicId, index: u16, row: i64, retry: &Retry) 
     Ok(())
 }
 
-fn park(store: &mut Store, id: &TopicId, index: u16, row: i64, parked: &Parked) -> Result<(), Fault> {
+pub(super) fn park(store: &mut Store, id: &TopicId, index: u16, row: i64, parked: &Parked) -> Result<(), Fault> {
     let bytes = work_bytes(&parked.work);
     let body = record::encode_parked(parked);
     store

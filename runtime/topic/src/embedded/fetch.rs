@@ -21,11 +21,23 @@ pub(super) fn fetch(store: &mut Store, lease: &Lease, want: Want) -> Result<Answ
     if part.at.last != want.base || part.at.cursor != want.from {
         return Err(Error::Stale.into());
     }
+    if !topic.has(lease.partition.index()) {
+        return Err(Error::Gone.into());
+    }
     let mut fetched = Fetched {
         now_ms: now,
-        messages: unread(store, part, want)?,
         ..Fetched::default()
     };
+    let seals = store.guards.on(Guard::Seal);
+    if seals && part.at.seal.is_some_and(|seal| part.at.cursor.entry >= seal) {
+        fetched.at_seal = true;
+        return Answer::now(fetched);
+    }
+    if seals && part.at.seal.is_none() && topic.rescaling() {
+        return Answer::now(fetched);
+    }
+    let until = part.at.seal.filter(|_| seals).unwrap_or(u64::MAX);
+    fetched.messages = unread(store, part, want, until)?;
     if let Some(row) = part.row {
         if part.parked > 0 {
             fetched.retries = retries(store, row, now, want)?;
@@ -48,11 +60,11 @@ pub(super) fn fetch(store: &mut Store, lease: &Lease, want: Want) -> Result<Answ
     Answer::now(fetched)
 }
 
-fn unread(store: &Store, part: &Part, want: Want) -> Result<Vec<Unread>, Fault> {
+fn unread(store: &Store, part: &Part, want: Want, until: u64) -> Result<Vec<Unread>, Fault> {
     let mut out: Vec<Unread> = Vec::new();
     let mut bytes = 0;
     let Some(row) = part.row else { return Ok(out) };
-    for frame in &part.frames {
+    for frame in part.frames.iter().take_while(|frame| frame.entry < until) {
         let skip = if frame.entry == want.from.entry {
             want.from.index
         } else {

@@ -24,6 +24,9 @@ pub(super) fn claim(
     let shared = Arc::clone(&store.shared);
     // A claim before the first message makes the topic's row, so that the lease has a place; it is one small write in a life.
     let topic = store.topic(spec)?;
+    if !topic.has(index) {
+        return Err(Error::Gone.into());
+    }
     let part = Store::part(topic, id, index, &shared);
     let mut ran_out = false;
     if let Some(held) = part.lease

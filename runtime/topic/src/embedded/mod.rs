@@ -4,7 +4,7 @@
 //! - `writer`: the desk at which operations run one by one, and the thread that groups their flushes.
 //! - `store`, `load`: the connection and the mirror of the small rows, and how it is built.
 //! - `publish`, `window`: appends, and how a repeated call is recognised.
-//! - `lease`, `fetch`, `commit`: an owner's life.
+//! - `lease`, `fetch`, `commit`: an owner's life. `rescale`: another number of partitions.
 //! - `keys`: keyed state in memory, in its journal and in its rows.
 //! - `catalog`, `views`, `removal`: desired state, what people look at, deletion.
 //! - `disk`: the file lock and the reserve.
@@ -18,6 +18,7 @@ mod lease;
 mod load;
 mod publish;
 mod removal;
+mod rescale;
 mod schema;
 mod store;
 mod views;
@@ -34,7 +35,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use rusqlite::Connection;
 use skep_model::env::{Clock, Entropy};
-use skep_model::id::{NodeId, Token, Uid};
+use skep_model::id::{CommitId, NodeId, Token, Uid};
 use skep_model::limits;
 use skep_model::name::StageName;
 use skep_model::scope::{PartitionId, SwarmId, TopicId};
@@ -46,8 +47,8 @@ use self::writer::{Answer, Due, Job, Ran, Writer};
 use crate::beats::Beats;
 use crate::guard::Guards;
 use crate::{
-    Backend, Bell, CallResult, CatalogRecord, Claim, Commit, Committed, Counters, Error, Fetched, Held, Lease, Publish,
-    Pulse, StoredDeadLetter, TopicSpec, TopicStatus, Waiters, Want,
+    Backend, Bell, CallResult, CatalogRecord, Claim, Commit, Committed, Counters, Error, Fetched, Held, Layout, Lease,
+    Publish, Pulse, Rescaled, StoredDeadLetter, TopicSpec, TopicStatus, Waiters, Want,
 };
 
 /// Why a data folder cannot be opened.
@@ -472,6 +473,21 @@ impl Backend for Embedded {
     async fn mark(&self, lease: &Lease, uid: Uid) -> Result<u32, Error> {
         let lease = lease.clone();
         self.run_short(move |store| lease::mark(store, &lease, uid)).await
+    }
+
+    async fn rescale(&self, topic: &TopicSpec, id: CommitId) -> Result<Rescaled, Error> {
+        let topic = topic.clone();
+        self.run(move |store| rescale::rescale(store, &topic, id)).await
+    }
+
+    async fn hand_over(&self, lease: &Lease, base: CommitId, id: CommitId) -> Result<(), Error> {
+        let lease = lease.clone();
+        self.run(move |store| rescale::hand_over(store, &lease, base, id)).await
+    }
+
+    async fn layout(&self, topic: &TopicId) -> Result<Option<Layout>, Error> {
+        let topic = topic.clone();
+        self.run(move |store| rescale::layout(store, &topic)).await
     }
 
     async fn flushed(&self) -> Result<(), Error> {

@@ -13,15 +13,17 @@ use super::window::{self, Key};
 use super::writer::Answer;
 use crate::guard::Guard;
 use crate::record::{FrameBuilder, Run};
-use crate::{Accepted, CallResult, Error, Gate, Once, Publish, Refused, TopicSpec, failpoint};
+use crate::{
+    Accepted, CallResult, Error, Gate, Once, Publish, Refused, TopicSpec, failpoint, key_group, partition_of_group,
+};
 
 /// Messages for one topic, encoded, in order.
 #[derive(Debug)]
 pub(super) struct Bundle {
     pub to: Arc<TopicSpec>,
     run: Run,
-    /// The partition of each message. `None`: wherever the inbox is shortest.
-    places: Vec<Option<u16>>,
+    /// The key group of each message. `None`: wherever the inbox is shortest.
+    groups: Vec<Option<u16>>,
 }
 
 impl Bundle {
@@ -29,13 +31,12 @@ impl Bundle {
         Self {
             to,
             run: Run::default(),
-            places: Vec::new(),
+            groups: Vec::new(),
         }
     }
 
     pub fn push(&mut self, message: &Message) {
-        self.places
-            .push(message.key.as_deref().map(|key| self.to.partition_of_key(key)));
+        self.groups.push(message.key.as_deref().map(key_group));
         self.run.push(message);
     }
 }
@@ -121,15 +122,17 @@ impl Filling {
     /// Adds all but the first `skip` messages of a bundle. The topic's row must exist.
     pub fn add(&mut self, store: &mut Store, bundle: &Bundle, skip: u64) -> Result<(), Fault> {
         let id = &bundle.to.id;
-        let skip = usize::try_from(skip).unwrap_or(usize::MAX).min(bundle.places.len());
+        let skip = usize::try_from(skip).unwrap_or(usize::MAX).min(bundle.groups.len());
+        let partitions = store.topics[id].layout.partitions;
         // Neighbours mostly share their place.
         let mut last: Option<(Option<u16>, usize)> = None;
-        for (place, (encoded, size)) in bundle.places[skip..].iter().zip(bundle.run.pieces(skip)) {
+        for (group, (encoded, size)) in bundle.groups[skip..].iter().zip(bundle.run.pieces(skip)) {
+            let place = group.map(|group| partition_of_group(group, partitions));
             let at = match last {
-                Some((former, at)) if former == *place => at,
-                _ => self.frame_at(store, bundle, *place),
+                Some((former, at)) if former == place => at,
+                _ => self.frame_at(store, bundle, place),
             };
-            last = Some((*place, at));
+            last = Some((place, at));
             let (_, index, frame) = &mut self.frames[at];
             let many = frame.messages() as usize >= limits::FRAME_MESSAGES_MAX;
             if many || (frame.messages() > 0 && frame.size() + size > limits::FRAME_BYTES_MAX as u64) {
@@ -149,7 +152,7 @@ impl Filling {
             None => match self.loose.iter().find(|(t, _)| t == id) {
                 Some((_, index)) => *index,
                 None => {
-                    let index = store.topics[id].shortest(bundle.to.partitions);
+                    let index = store.topics[id].shortest();
                     self.loose.push((id.clone(), index));
                     index
                 }
@@ -239,7 +242,7 @@ fn one(store: &mut Store, filling: &mut Filling, swarm: &SwarmId, call: &Prepare
     }
     if skip < call.messages {
         for bundle in &call.to {
-            if bundle.places.is_empty() {
+            if bundle.groups.is_empty() {
                 continue;
             }
             let id = &bundle.to.id;

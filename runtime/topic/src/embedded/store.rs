@@ -109,6 +109,8 @@ pub(super) struct Part {
     pub unread: u64,
     pub parked: u64,
     pub timers: u64,
+    /// How far a hand-over has looked: parked entries by their order, timers by key and name. It begins anew with the process.
+    pub handed: (i64, (String, String)),
     pub bell: Bell,
 }
 
@@ -136,9 +138,27 @@ impl Topic {
             || reached(self.unread_bytes + self.parked_bytes, bound.bytes)
     }
 
+    pub fn rescaling(&self) -> bool {
+        self.parts.iter().any(|part| part.at.seal.is_some())
+    }
+
+    /// Whether anything is, or may come, in a partition.
+    pub fn has(&self, index: u16) -> bool {
+        let part = self.parts.get(usize::from(index));
+        index < self.layout.partitions || part.is_some_and(|part| part.at.seal.is_some())
+    }
+
+    pub fn owners(&self) -> u16 {
+        if self.rescaling() {
+            self.layout.partitions.max(self.layout.former)
+        } else {
+            self.layout.partitions
+        }
+    }
+
     /// The partition with the shortest inbox.
-    pub fn shortest(&self, partitions: u16) -> u16 {
-        (0..partitions)
+    pub fn shortest(&self) -> u16 {
+        (0..self.layout.partitions)
             .min_by_key(|p| {
                 self.parts
                     .get(usize::from(*p))
@@ -375,17 +395,24 @@ impl Store {
         if !self.topics.contains_key(id) {
             let swarm_row = self.life(id.swarm())?.row;
             self.begin()?;
-            let layout = Layout { born: spec.born };
+            let layout = Layout {
+                born: spec.born,
+                partitions: spec.partitions,
+                ..Layout::default()
+            };
             self.conn.execute(
                 "INSERT INTO topic (swarm, stage, layout) VALUES (?1, ?2, ?3)",
                 params![swarm_row, id.stage().as_str(), record::encode_layout(&layout)],
             )?;
             let topic = Topic::new(self.conn.last_insert_rowid(), layout);
             self.topics.insert(id.clone(), topic);
-        } else if self.topics[id].layout.born < spec.born {
+        } else if self.topics[id].layout.born < spec.born || self.topics[id].layout.partitions == 0 {
             self.begin()?;
             let topic = self.topics.get_mut(id).expect("it is there");
-            topic.layout.born = spec.born;
+            topic.layout.born = topic.layout.born.max(spec.born);
+            if topic.layout.partitions == 0 {
+                topic.layout.partitions = spec.partitions;
+            }
             write_layout(&self.conn, topic)?;
         }
         Ok(self.topics.get_mut(id).expect("just made"))
@@ -606,6 +633,7 @@ impl Part {
             unread: 0,
             parked: 0,
             timers: 0,
+            handed: Default::default(),
             bell,
         }
     }

@@ -6,6 +6,7 @@
 
 mod commit;
 mod publish;
+mod rescale;
 mod store;
 
 use std::collections::HashMap;
@@ -14,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use skep_model::env::{Clock, Entropy};
-use skep_model::id::{NodeId, Token, Uid};
+use skep_model::id::{CommitId, NodeId, Token, Uid};
 use skep_model::limits;
 use skep_model::name::StageName;
 use skep_model::scope::{PartitionId, SwarmId, TopicId};
@@ -24,7 +25,7 @@ use self::store::{Rings, Store, With};
 use crate::guard::{Guard, Guards};
 use crate::{
     Accepted, Backend, Bell, CallResult, CatalogRecord, Claim, Commit, Committed, Counters, Error, Fetched, Gate, Held,
-    Lease, Parked, Publish, Pulse, StoredDeadLetter, TimerDue, TopicSpec, TopicStatus, Waiters, Want,
+    Layout, Lease, Parked, Publish, Pulse, Rescaled, StoredDeadLetter, TimerDue, TopicSpec, TopicStatus, Waiters, Want,
 };
 
 /// A point of the history.
@@ -303,6 +304,42 @@ impl Backend for Memory {
         inner.applied += 1;
         self.release_all(&mut inner);
         Ok(times)
+    }
+
+    async fn rescale(&self, topic: &TopicSpec, id: CommitId) -> Result<Rescaled, Error> {
+        let mut rings = Rings::default();
+        let result = {
+            let mut inner = self.open()?;
+            let result = inner.store.rescale(topic, id, &self.with(), &mut rings);
+            inner.applied += 1;
+            self.release_all(&mut inner);
+            result
+        };
+        self.ring(rings);
+        result
+    }
+
+    async fn hand_over(&self, lease: &Lease, base: CommitId, id: CommitId) -> Result<(), Error> {
+        let mut rings = Rings::default();
+        {
+            let mut inner = self.open()?;
+            inner.store.hand_over(lease, base, id, &self.with(), &mut rings)?;
+            inner.applied += 1;
+        }
+        self.ring(rings);
+        Ok(())
+    }
+
+    async fn layout(&self, topic: &TopicId) -> Result<Option<Layout>, Error> {
+        let inner = self.open()?;
+        Self::live(&inner, topic.swarm())?;
+        let topic = inner.store.topic(topic);
+        Ok(topic.map(|topic| Layout {
+            partitions: topic.partitions,
+            generation: topic.generation,
+            rescaling: topic.rescaling(),
+            owners: topic.owners(),
+        }))
     }
 
     async fn flushed(&self) -> Result<(), Error> {

@@ -16,7 +16,7 @@ use crate::guard::{Guard, Guards};
 use crate::record::message_bytes;
 use crate::{
     CatalogRecord, Claim, Cursor, DeadLetter, Error, Fetched, Held, Lease, Parked, TimerDue, TopicSpec, TopicStatus,
-    Unread, Want, Work, marked_again,
+    Unread, Want, Work, key_group, marked_again, partition_of_group,
 };
 
 #[derive(Debug, Clone, Default)]
@@ -57,6 +57,10 @@ pub(super) struct Session {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Topic {
     pub born: u64,
+    pub partitions: u16,
+    /// Partitions before the last rescale.
+    pub former: u16,
+    pub generation: u64,
     pub parts: BTreeMap<u16, Part>,
     pub dead: BTreeMap<u64, DeadLetter>,
     pub state: BTreeMap<String, BTreeMap<String, Bytes>>,
@@ -76,6 +80,8 @@ pub(super) struct Part {
     /// The attempt mark, and how often in a row.
     pub marked: Option<(Uid, u32)>,
     pub next_entry: u64,
+    /// Entries from here on came after the rescale that is under way.
+    pub seal: Option<u64>,
     pub frames: BTreeMap<u64, Frame>,
     pub parked: Vec<Slot>,
     pub timers: BTreeMap<(String, String), TimerDue>,
@@ -204,6 +210,23 @@ impl Part {
 }
 
 impl Topic {
+    pub fn rescaling(&self) -> bool {
+        self.parts.values().any(|part| part.seal.is_some())
+    }
+
+    /// Whether anything is, or may come, in a partition.
+    pub fn has(&self, index: u16) -> bool {
+        index < self.partitions || self.parts.get(&index).is_some_and(|part| part.seal.is_some())
+    }
+
+    pub fn owners(&self) -> u16 {
+        if self.rescaling() {
+            self.partitions.max(self.former)
+        } else {
+            self.partitions
+        }
+    }
+
     pub fn unread(&self) -> (u64, u64) {
         self.parts
             .values()
@@ -276,6 +299,9 @@ impl Store {
         let life = self.lives.entry(spec.id.swarm().clone()).or_default();
         let topic = life.topics.entry(spec.id.stage().clone()).or_default();
         topic.born = topic.born.max(spec.born);
+        if topic.partitions == 0 {
+            topic.partitions = spec.partitions;
+        }
         topic
     }
 
@@ -313,10 +339,14 @@ impl Store {
     pub fn append(&mut self, to: &TopicSpec, messages: Vec<Message>, with: &With<'_>, rings: &mut Rings) {
         let crashed = self.crashed;
         let topic = self.make_topic(to);
-        let loose = topic.shortest(to.partitions);
+        let partitions = topic.partitions;
+        let loose = topic.shortest(partitions);
         let mut by_part: BTreeMap<u16, Vec<Message>> = BTreeMap::new();
         for message in messages {
-            let index = message.key.as_deref().map_or(loose, |key| to.partition_of_key(key));
+            let index = message
+                .key
+                .as_deref()
+                .map_or(loose, |key| partition_of_group(key_group(key), partitions));
             by_part.entry(index).or_default().push(message);
         }
         for (index, messages) in by_part {
@@ -359,6 +389,9 @@ impl Store {
         }
         let (crashed, now) = (self.crashed, with.now);
         let topic = self.make_topic(spec);
+        if !topic.has(index) {
+            return Err(Error::Gone);
+        }
         let part = topic.parts.entry(index).or_insert_with(|| Part::unborn(crashed));
         if let Some((other, until)) = part.lease
             && other != token
@@ -418,8 +451,21 @@ impl Store {
             now_ms: with.now,
             ..Fetched::default()
         };
+        let topic = self.topic(lease.partition.topic()).expect("owned");
+        if !topic.has(lease.partition.index()) {
+            return Err(Error::Gone);
+        }
+        let seals = with.guards.on(Guard::Seal);
+        if seals && part.seal.is_some_and(|seal| part.cursor.entry >= seal) {
+            fetched.at_seal = true;
+            return Ok(fetched);
+        }
+        if seals && part.seal.is_none() && topic.rescaling() {
+            return Ok(fetched);
+        }
+        let until = part.seal.filter(|_| seals).unwrap_or(u64::MAX);
         let mut bytes = 0;
-        for (entry, i, frame) in part.unread() {
+        for (entry, i, frame) in part.unread().take_while(|(entry, ..)| *entry < until) {
             let message = frame.messages[i as usize].clone();
             bytes += message_bytes(&message);
             let many = fetched.messages.len() >= want.messages as usize;

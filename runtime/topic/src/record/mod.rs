@@ -65,6 +65,8 @@ pub struct Partition {
     pub unclean: u32,
     /// The attempt mark and how often in a row. Not a format of its own: a skep that does not know it forgets a suspicion.
     pub marked: Option<(Uid, u32)>,
+    /// Entries from here on came after the rescale that is under way.
+    pub seal: Option<u64>,
 }
 
 /// A topic's row.
@@ -72,6 +74,11 @@ pub struct Partition {
 pub struct Layout {
     /// The latest birth of its stage that somebody used it as.
     pub born: u64,
+    /// 0 in what an earlier schema left: the first use says.
+    pub partitions: u16,
+    /// Partitions before the last rescale.
+    pub former: u16,
+    pub generation: u64,
 }
 
 /// A write of state, as the journal of the embedded backend holds it.

@@ -124,7 +124,7 @@ proptest! {
         marked in proptest::option::of((any::<[u8; 16]>(), 1..u32::MAX)),
     ) {
         let marked = marked.map(|(uid, times)| (Uid(uid), times));
-        let partition = Partition { seq, last: CommitId(last), cursor: Cursor { entry, index }, unclean, marked };
+        let partition = Partition { seq, last: CommitId(last), cursor: Cursor { entry, index }, unclean, marked, seal: marked.map(|(_, n)| u64::from(n)) };
         prop_assert_eq!(decode_partition(encode_partition(&partition).into()).unwrap(), partition);
     }
 
@@ -306,14 +306,26 @@ fn golden_files_read_and_write_as_ever() {
         cursor: Cursor { entry: 6, index: 7 },
         unclean: 1,
         marked: None,
+        seal: None,
     };
     golden("partition", &partition, encode_partition, decode_partition);
     let marked = Partition {
         marked: Some((Uid([9; 16]), 2)),
         ..partition
     };
+    let sealed = Partition {
+        seal: Some(8),
+        ..marked.clone()
+    };
+    golden("partition-sealed", &sealed, encode_partition, decode_partition);
     golden("partition-marked", &marked, encode_partition, decode_partition);
-    golden("layout", &Layout { born: 7 }, encode_layout, decode_layout);
+    let layout = Layout {
+        born: 7,
+        partitions: 16,
+        former: 4,
+        generation: 2,
+    };
+    golden("layout", &layout, encode_layout, decode_layout);
     let write = |value: Option<&Bytes>| StateWrite {
         topic: 3,
         key: "key".to_owned(),

@@ -507,6 +507,8 @@ pub struct Partition {
     /// 0: no mark.
     #[prost(uint32, tag = "9")]
     pub marks: u32,
+    #[prost(uint64, optional, tag = "10")]
+    pub seal: Option<u64>,
 }
 
 impl From<&super::Partition> for Partition {
@@ -518,6 +520,7 @@ impl From<&super::Partition> for Partition {
             marked_hi,
             marked_lo,
             marks,
+            seal: p.seal,
             seq: p.seq,
             last_hi,
             last_lo,
@@ -539,6 +542,7 @@ impl Partition {
             },
             unclean: self.unclean,
             marked: (self.marks > 0).then(|| (Uid(join(self.marked_hi, self.marked_lo)), self.marks)),
+            seal: self.seal,
         })
     }
 }
@@ -547,17 +551,34 @@ impl Partition {
 pub struct Layout {
     #[prost(uint64, tag = "1")]
     pub born: u64,
+    #[prost(uint32, tag = "2")]
+    pub partitions: u32,
+    #[prost(uint32, tag = "3")]
+    pub former: u32,
+    #[prost(uint64, tag = "4")]
+    pub generation: u64,
 }
 
 impl From<&super::Layout> for Layout {
     fn from(layout: &super::Layout) -> Self {
-        Self { born: layout.born }
+        Self {
+            born: layout.born,
+            partitions: layout.partitions.into(),
+            former: layout.former.into(),
+            generation: layout.generation,
+        }
     }
 }
 
 impl Layout {
     pub(super) fn into_model(self) -> Result<super::Layout, What> {
-        Ok(super::Layout { born: self.born })
+        let count = |n: u32| u16::try_from(n).map_err(|_| "too many partitions");
+        Ok(super::Layout {
+            born: self.born,
+            partitions: count(self.partitions)?,
+            former: count(self.former)?,
+            generation: self.generation,
+        })
     }
 }
 

@@ -128,10 +128,9 @@ impl Cache {
     }
 
     /// A commit was applied: what was known at its base is now known at it.
-    pub fn advance(&self, partition: &PartitionId, commit: &Commit) {
+    pub fn advance(&self, partition: &PartitionId, commit: &Commit, of: Arc<TopicSpec>) {
         let mut inner = self.inner();
         let inner = &mut *inner;
-        let of = &commit.own;
         if inner
             .part(partition)
             .of
@@ -139,7 +138,7 @@ impl Cache {
             .is_none_or(|known| known.partitions != of.partitions)
         {
             inner.clear(partition);
-            inner.part(partition).of = Some(Arc::clone(of));
+            inner.part(partition).of = Some(of);
         }
         let Some(part) = inner.parts.get_mut(partition).filter(|p| p.base.0 == commit.base) else {
             return;
@@ -218,7 +217,7 @@ mod tests {
         let begin = Commit::empty(Arc::clone(&topic), first.0, 0, CommitId::NONE);
         cache.learn(&partition, first, [("k".to_owned(), values("1"))].into_iter());
         assert!(cache.known(&partition, first, &["k"]).is_empty(), "whose key is it?");
-        cache.advance(&partition, &begin);
+        cache.advance(&partition, &begin, Arc::clone(&topic));
         cache.learn(&partition, first, [("k".to_owned(), values("1"))].into_iter());
         assert_eq!(cache.known(&partition, first, &["k", "l"]), [("k", values("1"))].into());
         assert!(cache.known(&partition, other, &["k"]).is_empty());
@@ -230,7 +229,7 @@ mod tests {
                 value: Some(Bytes::from_static(value.as_bytes())),
             });
         }
-        cache.advance(&partition, &commit);
+        cache.advance(&partition, &commit, Arc::clone(&topic));
         assert!(cache.known(&partition, first, &["k"]).is_empty());
         assert!(
             cache.known(&partition, (second.0, 8), &["k"]).is_empty(),
@@ -239,7 +238,7 @@ mod tests {
         let expected = [("k", values("2"))].into();
         assert_eq!(cache.known(&partition, second, &["k", "unknown"]), expected);
         // The same again, or one that builds on something else, changes nothing.
-        cache.advance(&partition, &commit);
+        cache.advance(&partition, &commit, Arc::clone(&topic));
         assert_eq!(cache.known(&partition, second, &["k"]), expected);
         // Another base: all is forgotten.
         cache.learn(&partition, other, [("l".to_owned(), values("4"))].into_iter());
@@ -253,6 +252,7 @@ mod tests {
         cache.advance(
             &partition,
             &Commit::empty(Arc::clone(&topic), CommitId::NONE, 0, CommitId::NONE),
+            Arc::clone(&topic),
         );
         for n in 0..100u8 {
             let keys = (0..50).map(|k| (format!("k{k}"), values("123456")));

@@ -5,7 +5,6 @@
 //! messages that count something, from one of eight partitions to eight others, are about 50 calls.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use skep_model::id::RequestId;
@@ -89,8 +88,10 @@ pub(super) fn command(redis: &Core, lease: &Lease, commit: &Commit, remembering:
         Some(foreign) => args.num(foreign),
         None => args.bytes(b""),
     };
-    let own = |key: &str| commit.own.partition_of_key(key) == lease.partition.index();
-    args.flag(commit.state.iter().any(|put| !own(&put.key)));
+    let told = redis.told(&commit.own);
+    let own = |key: &str| told.partition_of_key(key) == lease.partition.index();
+    args.flag(commit.state.iter().any(|put| !own(&put.key)))
+        .num(told.partitions);
     match &commit.span {
         None => {
             args.flag(false);
@@ -121,7 +122,7 @@ pub(super) fn command(redis: &Core, lease: &Lease, commit: &Commit, remembering:
         let (due, record) = parked_record(parked);
         args.bytes(&names::ended(&parked.lane)).num(due).bytes(&record);
     }
-    outputs(&mut args, commit);
+    outputs(redis, &mut args, commit);
     set_timers(&mut args, commit);
     state::write_puts(&mut args, &commit.state, &known);
     args.num(commit.dead.len());
@@ -152,13 +153,13 @@ fn wants_letter(reply: &Reply) -> bool {
     matches!(&reply.result, ReplyResult::Failed { dead_letter: None, .. })
 }
 
-fn outputs(args: &mut Args, commit: &Commit) {
+fn outputs(redis: &Core, args: &mut Args, commit: &Commit) {
     let mut bundles: Vec<Bundle> = Vec::new();
     for output in &commit.outputs {
         let at = match bundles.iter().position(|b| b.to.id == output.to.id) {
             Some(at) => at,
             None => {
-                bundles.push(Bundle::new(Arc::clone(&output.to)));
+                bundles.push(Bundle::new(redis.told(&output.to)));
                 bundles.len() - 1
             }
         };

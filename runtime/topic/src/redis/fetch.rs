@@ -43,6 +43,13 @@ async fn once(redis: &Core, lease: &Lease, want: Want) -> Result<Fetched, Error>
         .look_and_read(Script::Fetch, &args, &range(&stream, want.from.entry, count))
         .await?;
     let mut said = Said::of(answer)?;
+    if let word @ ("SEAL" | "WAIT") = said.word.as_str() {
+        return Ok(Fetched {
+            at_seal: word == "SEAL",
+            now_ms: said.number()?,
+            ..Fetched::default()
+        });
+    }
     if said.word != "OK" {
         return Err(said.refusal());
     }
@@ -50,6 +57,7 @@ async fn once(redis: &Core, lease: &Lease, want: Want) -> Result<Fetched, Error>
     let parked = said.number()?;
     let next_due = said.text()?;
     let (consumed, appended, foreign) = (said.number()?, said.number()?, said.number()?);
+    frames.until = said.text()?.parse().unwrap_or(u64::MAX);
     frames.expect(consumed);
     frames.take(list(first)?)?;
     while !frames.enough() && frames.given() < appended.saturating_sub(consumed) {
@@ -196,6 +204,8 @@ struct Frames {
     given: u64,
     frames: u32,
     next: u64,
+    /// The seal of a topic that gets another number of partitions.
+    until: u64,
     full: bool,
     /// A frame whose messages are in the entry behind.
     open: Option<Head>,
@@ -222,6 +232,7 @@ impl Frames {
             given: 0,
             frames: 0,
             next: want.from.entry,
+            until: u64::MAX,
             full: false,
             open: None,
         }
@@ -269,6 +280,9 @@ impl Frames {
                 fields.next().unwrap_or(Value::Nil)
             };
             let (number, second) = entry_of(&id)?;
+            if number >= self.until {
+                break;
+            }
             if second {
                 if let Some(head) = self.open.take_if(|head| head.entry == number) {
                     let bodies: Vec<Value> = head.parts.iter().map(|_| next()).collect();

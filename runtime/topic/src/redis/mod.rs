@@ -16,8 +16,8 @@
 //! | `T:m` | hash: store id, `gone`, counters of dead letters and large states | a life's first use | with its place in `sk:gone` | 1 a life |
 //! | `T:topics` | set of stages | first message or claim | `remove_topic` | stages |
 //! | `T:x` | hash: removed stages, and which birth of them was last | `remove_topic` | end of `remove_swarm`, or as the earliest of too many | `REMOVED_STAGES_MAX` |
-//! | `T:t:<stage>` | hash: the topic's counters, its stage's birth, the append side of each partition | first message or claim | `remove_topic` | 256 partitions |
-//! | `T:p:<stage>:<p>` | hash: lease, sequence, last commit, cursor | first claim | `remove_topic` | 256 a topic |
+//! | `T:t:<stage>` | hash: the topic's counters, its layout, the append side of each partition | first message or claim | `remove_topic` | 256 partitions |
+//! | `T:p:<stage>:<p>` | hash: lease, sequence, last commit, cursor, seal | first claim | `remove_topic` | 256 a topic |
 //! | `T:in:<stage>:<p>` | stream: a frame is an entry, id `<entry + 1>-0`; of a large one the messages stand behind it in `-1` | append | trimmed to the cursor by commits | the inbox |
 //! | `T:k:`, `T:kl:`, `T:kd:<stage>:<p>` | parked entries; their order by lane; heads of lanes by due time | commit | commit that ends them | the inbox |
 //! | `T:tm:`, `T:td:<stage>:<p>` | timers by key and name; by due time | commit | commit that consumes or cancels | timers a key |
@@ -56,6 +56,7 @@ mod probe;
 mod publish;
 mod removal;
 mod reply;
+mod rescale;
 mod scripts;
 mod state;
 mod views;
@@ -69,7 +70,7 @@ use std::time::Instant;
 use async_trait::async_trait;
 use bytes::Bytes;
 use skep_model::env::Entropy;
-use skep_model::id::{NodeId, RequestId, Token, Uid};
+use skep_model::id::{CommitId, NodeId, RequestId, Token, Uid};
 use skep_model::limits;
 use skep_model::message::Reply;
 use skep_model::name::StageName;
@@ -86,7 +87,8 @@ use crate::guard::{Guard, Guards};
 use crate::record::{self, Kind};
 use crate::{
     Accepted, Backend, Bell, CallResult, CatalogRecord, Claim, Commit, Committed, Counters, Cursor, Error, Fetched,
-    Held, Lease, Once, Publish, Pulse, Refused, Room, StoredDeadLetter, TopicSpec, TopicStatus, Waiters, Want,
+    Held, Layout, Lease, Once, Publish, Pulse, Refused, Rescaled, Room, StoredDeadLetter, TopicSpec, TopicStatus,
+    Waiters, Want,
 };
 
 pub use options::{Gate, RedisOptions, StoreClock};
@@ -101,6 +103,8 @@ struct Core {
     waiters: Arc<Waiters>,
     entropy: Arc<dyn Entropy>,
     guards: Arc<Guards>,
+    /// Partitions of topics as the store told them, where that is not what some writer believes. Bounded by the stages of all Swarms.
+    layouts: Mutex<HashMap<TopicId, u16>>,
     /// Lives that this process knows to be registered.
     lives: Mutex<HashSet<SwarmId>>,
     /// Partitions claimed here and not given back, so that a close leaves none behind. Bounded by the partitions of all Swarms.
@@ -164,7 +168,7 @@ impl Core {
 
     /// Letters of guards that a test took away; the scripts know them by these.
     fn removed_guards(&self) -> String {
-        const LETTERS: [(Guard, char); 12] = [
+        const LETTERS: [(Guard, char); 14] = [
             (Guard::Token, 't'),
             (Guard::Seq, 's'),
             (Guard::Base, 'b'),
@@ -177,6 +181,8 @@ impl Core {
             (Guard::Room, 'm'),
             (Guard::Dedup, 'd'),
             (Guard::Birth, 'n'),
+            (Guard::Seal, 'l'),
+            (Guard::HandOver, 'o'),
         ];
         let removed = LETTERS.iter().filter(|(guard, _)| !self.guards.on(*guard));
         removed.map(|(_, letter)| *letter).collect()
@@ -247,6 +253,7 @@ impl Core {
 
     fn forget_life(&self, swarm: &SwarmId) {
         self.cache.forget_if(|topic| topic.swarm() == swarm);
+        lock(&self.layouts).retain(|topic, _| topic.swarm() != swarm);
         lock(&self.claimed).retain(|partition, _| partition.topic().swarm() != swarm);
         lock(&self.lives).remove(swarm);
     }
@@ -346,6 +353,7 @@ impl Redis {
             waiters: Arc::default(),
             entropy,
             guards: Arc::default(),
+            layouts: Mutex::default(),
             lives: Mutex::default(),
             claimed: Mutex::default(),
             awaited: Mutex::default(),
@@ -391,8 +399,8 @@ impl Backend for Redis {
             })
             .collect();
         let requests: Vec<RequestId> = publish.calls.iter().filter_map(publish::request_of).collect();
-        let args = publish::command(core, publish)?;
-        let (mut said, history) = match core.write_alive(&swarm, Script::Publish, &args).await {
+        let make = || publish::command(core, &publish);
+        let (mut said, history) = match core.write_as_told(&swarm, Script::Publish, make).await {
             Err(Error::Gone) => return Ok(vec![Err(Refused::Gone); firsts.len()]),
             other => other?,
         };
@@ -446,7 +454,7 @@ impl Backend for Redis {
     ) -> Result<Result<Claim, Held>, Error> {
         let partition = topic.id.partition(partition);
         let mut args = self.core.owner_args(Script::Claim, &partition);
-        args.bytes(&token.0).num(ttl_ms).num(topic.born);
+        args.bytes(&token.0).num(ttl_ms).num(topic.born).num(topic.partitions);
         let swarm = partition.topic().swarm();
         let (mut said, _) = self.core.write_alive(swarm, Script::Claim, &args).await?;
         match said.word.as_str() {
@@ -499,13 +507,15 @@ impl Backend for Redis {
 
     async fn commit(&self, lease: &Lease, commit: Arc<Commit>) -> Result<Committed, Error> {
         let core = &self.core;
-        let args = commit::command(core, lease, &commit, true);
-        let (mut said, mut history) = core.write(Script::Commit, &args).await?;
+        let swarm = lease.partition.topic().swarm();
+        let make = |remembering| commit::command(core, lease, &commit, remembering);
+        let first = core.write_as_told(swarm, Script::Commit, || Ok(make(true)));
+        let (mut said, mut history) = first.await?;
         if said.word == "AGAIN" {
             // Nothing was written: somebody else wrote state of this partition's keys.
             core.cache.forget(&lease.partition);
-            let args = commit::command(core, lease, &commit, false);
-            (said, history) = core.write(Script::Commit, &args).await?;
+            let again = core.write_as_told(swarm, Script::Commit, || Ok(make(false)));
+            (said, history) = again.await?;
         }
         let topic = lease.partition.topic();
         let done = match said.word.as_str() {
@@ -535,7 +545,7 @@ impl Backend for Redis {
                 });
             }
         };
-        core.cache.advance(&lease.partition, &commit);
+        core.cache.advance(&lease.partition, &commit, core.told(&commit.own));
         let first = said.number()?;
         if done == Committed::Ok {
             core.commits.fetch_add(1, Ordering::Relaxed);
@@ -576,6 +586,18 @@ impl Backend for Redis {
         let times = u32::try_from(said.number()?).unwrap_or(u32::MAX);
         self.core.safe(history).await?;
         Ok(times)
+    }
+
+    async fn rescale(&self, topic: &TopicSpec, id: CommitId) -> Result<Rescaled, Error> {
+        rescale::rescale(&self.core, topic, id).await
+    }
+
+    async fn hand_over(&self, lease: &Lease, base: CommitId, id: CommitId) -> Result<(), Error> {
+        rescale::hand_over(&self.core, lease, base, id).await
+    }
+
+    async fn layout(&self, topic: &TopicId) -> Result<Option<Layout>, Error> {
+        rescale::layout(&self.core, topic).await
     }
 
     async fn flushed(&self) -> Result<(), Error> {

@@ -48,7 +48,7 @@ pub(super) fn listed(partitions: &[u16]) -> String {
     partitions.iter().map(|p| format!("{p},")).collect()
 }
 
-pub(super) fn command(redis: &Core, publish: Publish) -> Result<Args, Error> {
+pub(super) fn command(redis: &Core, publish: &Publish) -> Result<Args, Error> {
     let mut args = redis.args(super::scripts::Script::Publish, &names::meta(&publish.swarm));
     args.bytes(&redis.link.options.node).bytes(&fresh(&*redis.entropy));
     args.num(limits::FRAME_MESSAGES_MAX)
@@ -61,16 +61,16 @@ pub(super) fn command(redis: &Core, publish: Publish) -> Result<Args, Error> {
         .num(limits::EXPIRED_ROWS_MAX);
     let mut topics: Vec<(std::sync::Arc<TopicSpec>, bool, Vec<u16>)> = Vec::new();
     let mut calls = Vec::with_capacity(publish.calls.len());
-    for call in publish.calls {
-        let request = request_of(&call);
+    for call in &publish.calls {
+        let request = request_of(call);
         let mut bundles = Vec::with_capacity(call.to.len());
-        for (spec, messages) in call.to {
-            let mut bundle = Bundle::new(std::sync::Arc::clone(&spec));
+        for (spec, messages) in &call.to {
+            let mut bundle = Bundle::new(redis.told(spec));
             messages.iter().for_each(|message| bundle.push(message));
             let at = match topics.iter().position(|(s, ..)| s.id == spec.id) {
                 Some(at) => at,
                 None => {
-                    topics.push((spec, false, Vec::new()));
+                    topics.push((redis.told(spec), false, Vec::new()));
                     topics.len() - 1
                 }
             };
@@ -78,7 +78,7 @@ pub(super) fn command(redis: &Core, publish: Publish) -> Result<Args, Error> {
             topics[at].2.extend(bundle.partitions());
             bundles.push((at, bundle));
         }
-        calls.push((call.once, request, bundles));
+        calls.push((&call.once, request, bundles));
     }
     args.num(topics.len());
     for (spec, loose, partitions) in &topics {
@@ -103,13 +103,13 @@ pub(super) fn command(redis: &Core, publish: Publish) -> Result<Args, Error> {
                 fingerprint,
                 expires_ms,
             } => {
-                args.bytes(b"k").text(subject.as_str()).text(&key);
+                args.bytes(b"k").text(subject.as_str()).text(key);
                 args.bytes(&fingerprint.0)
                     .bytes(&request.unwrap_or_default().0)
-                    .num(expires_ms);
+                    .num(*expires_ms);
             }
             Once::Session { id, first, expires_ms } => {
-                args.bytes(b"s").bytes(&id.0).num(first).num(expires_ms);
+                args.bytes(b"s").bytes(&id.0).num(*first).num(*expires_ms);
                 positions = Positions::Written;
             }
         }

@@ -41,6 +41,7 @@ pub(super) async fn remove_topic(core: &Core, spec: &TopicSpec) -> Result<bool, 
         return Ok(false);
     }
     core.cache.forget_if(|topic| topic == id);
+    super::lock(&core.layouts).remove(id);
     core.bells.ring_topic(id);
     core.safe_now().await?;
     Ok(true)

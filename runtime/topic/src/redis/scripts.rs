@@ -43,6 +43,10 @@ scripts! {
     Replies: " flags=allow-oom", ["head", "replies"];
     CatalogPut: " flags=allow-oom", ["head", "catalog_put"];
     CatalogDelete: " flags=allow-oom", ["head", "catalog_delete"];
+    Rescale: " flags=allow-oom", ["head", "topic", "derived", "rescale"];
+    Layout: " flags=no-writes", ["head", "layout"];
+    Waiting: " flags=no-writes", ["head", "lease", "waiting"];
+    HandOver: " flags=allow-oom", ["head", "topic", "derived", "lease", "hand_over"];
     Beat: " flags=allow-oom", ["head", "beat"];
     Leave: " flags=allow-oom", ["head", "leave"];
 }

@@ -141,13 +141,13 @@ impl Pair {
 
     async fn claim(&mut self) {
         let topic = Arc::clone(&self.topics[self.below(2)]);
-        let index = u16::try_from(self.below(usize::from(topic.partitions))).unwrap();
+        let index = u16::try_from(self.below(4)).unwrap();
         let lease = Lease {
             partition: topic.id.partition(index),
             token: Token(self.chance.bits128()),
         };
-        let claim = both!(self, backend => backend.claim(&topic, index, lease.token, 900)).unwrap();
-        if let Ok(claim) = claim {
+        let claim = both!(self, backend => backend.claim(&topic, index, lease.token, 900));
+        if let Ok(Ok(claim)) = claim {
             self.views.push(View { lease, claim });
         }
     }
@@ -292,6 +292,26 @@ impl Pair {
         self.memory.letter(work)
     }
 
+    /// Another number of partitions, or a step of an owner at its seal.
+    async fn rescale(&mut self) {
+        let id = CommitId(self.chance.bits128());
+        let which = self.below(2);
+        if self.one_in(3) {
+            let mut spec = TopicSpec::clone(&self.topics[which]);
+            spec.partitions = 1 + u16::try_from(self.below(4)).unwrap();
+            both!(self, backend => backend.rescale(&spec, id)).unwrap();
+        } else if !self.views.is_empty() {
+            let which = self.below(self.views.len());
+            let view = self.views[which].clone();
+            let (lease, base) = (&view.lease, view.claim.last);
+            if both!(self, backend => backend.hand_over(lease, base, id)).is_ok() {
+                self.views[which].claim.last = id;
+            }
+        }
+        let topic = self.topics[which].id.clone();
+        both!(self, backend => backend.layout(&topic)).unwrap();
+    }
+
     async fn look(&mut self) {
         let swarm = self.memory.swarm.clone();
         both!(self, backend => backend.status(&swarm)).unwrap();
@@ -337,6 +357,7 @@ impl Pair {
                 self.memory.harness.advance(LEASE_TTL_MS).await;
                 self.disk.harness.advance(LEASE_TTL_MS).await;
             }
+            16 if self.one_in(2) => self.rescale().await,
             16 => self.catalog().await,
             17 if !self.views.is_empty() => {
                 let lease = self.views[self.below(self.views.len())].lease.clone();

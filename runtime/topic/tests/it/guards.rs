@@ -48,5 +48,7 @@ noticed! {
     without_wake_the_suite_notices: Wake by "parking::the_next_falls_due_when_the_first_leaves",
     without_room_the_suite_notices: Room by "room::a_full_inbox_refuses_and_writes_nothing",
     without_dedup_the_suite_notices: Dedup by "repeats::a_key_is_remembered",
+    without_seals_the_suite_notices: Seal by "rescale::nothing_behind_a_seal_is_given_early",
+    without_a_full_hand_over_the_suite_notices: HandOver by "rescale::timers_go_with_their_keys",
     without_births_the_suite_notices: Birth by "lifecycle::a_removed_stage_takes_nothing_from_late_writers",
 }

@@ -1,10 +1,17 @@
-local token, ttl, born = take(), num(), num()
+local token, ttl, born, partitions = take(), num(), num(), num()
 local m = redis.call('HMGET', KEYS[1], 'id', 'gone')
 if m[2] then return {'GONE'} end
 if not m[1] then return {'NEW'} end
 local last = redis.call('HGET', T .. ':x', stage)
 if last and born <= tonumber(last) and on('n') then return {'GONE'} end
-local v = redis.call('HMGET', part, 'tok', 'exp', 'seq', 'last', 'ce', 'ci', 'un')
+local t = T .. ':t:' .. stage
+local L = '<I8I8I4I4I4'
+local born_now, generation, now_partitions, sealed, former = 0, 0, 0, 0, 0
+local l = redis.call('HGET', t, 'l')
+if l then born_now, generation, now_partitions, sealed, former = struct.unpack(L, l) end
+if now_partitions == 0 then now_partitions = partitions end
+local v = redis.call('HMGET', part, 'tok', 'exp', 'seq', 'last', 'ce', 'ci', 'un', 'seal')
+if tonumber(p) >= now_partitions and not v[8] then return {'GONE'} end
 local unclean = tonumber(v[7] or '0')
 if v[1] and v[1] ~= token then
   local left = tonumber(v[2]) - now
@@ -17,6 +24,6 @@ if not v[3] then
   redis.call('HSETNX', T .. ':t:' .. stage, 'p' .. p, string.rep('\0', 48))
   redis.call('SADD', T .. ':topics', stage)
 end
-local t = T .. ':t:' .. stage
-if tonumber(redis.call('HGET', t, 'b') or '0') < born then redis.call('HSET', t, 'b', int(born)) end
+l = struct.pack(L, math.max(born, born_now), generation, now_partitions, sealed, former)
+redis.call('HSET', t, 'l', l)
 return {'OK', v[3] or '0', v[4] or NONE, v[5] or '0', v[6] or '0', int(unclean)}

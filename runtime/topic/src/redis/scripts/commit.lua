@@ -9,6 +9,7 @@ local too_large = take() == '1'
 -- `foreign`: how often state was written by another partition than its key's, as the owner knew it when it took what it remembers for
 -- whole; `abroad`: this commit does so too.
 local foreign, abroad = take(), take() == '1'
+local own_partitions = num()
 local v = redis.call('HMGET', part, 'tok', 'seq', 'last', 'ce', 'ci', 'rn', 'rb', 'ord', 'lf')
 if v[1] ~= token then
   if gone() then return {'GONE'} end
@@ -112,6 +113,18 @@ local state_at = at
 for _, o in ipairs(outputs) do
   if is_removed(o.stage, o.born) then return {'STALE'} end
 end
+local wrong = {}
+for _, o in ipairs(outputs) do
+  if used(o.t, o.born, o.partitions) then
+    wrong[#wrong + 1] = o.stage
+    wrong[#wrong + 1] = int(o.t.partitions)
+  end
+end
+if own.partitions ~= own_partitions then
+  wrong[#wrong + 1] = stage
+  wrong[#wrong + 1] = int(own.partitions)
+end
+if #wrong > 0 then return {'LAYOUT', wrong} end
 -- Room, after all that only reads: a refusal is remembered, so that whoever frees room knows whom to ring.
 local dead_at = num()
 local dead_count = tonumber(ARGV[dead_at])
@@ -306,7 +319,6 @@ for _ = 1, num() do
 end
 at = dead_at
 for _, o in ipairs(outputs) do
-  if o.born > o.t.born then o.t.born = o.born end
   for _, q in ipairs(o.parts) do
     add(o.t, q.place == '' and loose(o.t, o.partitions) or tonumber(q.place), 0, q.n, q.bytes, q.sums, q.body)
   end

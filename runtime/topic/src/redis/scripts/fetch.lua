@@ -2,16 +2,30 @@
 -- it time by the byte.
 local token, base, ce, ci = take(), take(), take(), take()
 local messages, bytes = num(), num()
-local v = redis.call('HMGET', part, 'tok', 'last', 'ce', 'ci', 'rn')
+local v = redis.call('HMGET', part, 'tok', 'last', 'ce', 'ci', 'rn', 'seal', 'sn')
 if v[1] ~= token then return {gone() and 'GONE' or 'FENCED'} end
 if (v[2] or NONE) ~= base or (v[3] or '0') ~= ce or (v[4] or '0') ~= ci then return {'STALE'} end
 local consumed = tonumber(v[5] or '0')
-local found = redis.call('HMGET', T .. ':t:' .. stage, 'p' .. p, 'f')
+local found = redis.call('HMGET', T .. ':t:' .. stage, 'p' .. p, 'f', 'l')
 local c = found[1]
 local appended, parked, timers = 0, 0, 0
 if c then
   local _
   _, appended, _, _, parked, timers = struct.unpack('<I8I8I8I8I8I8', c)
+end
+local seal
+if found[3] then
+  local _, _, partitions, sealed = struct.unpack('<I8I8I4I4I4', found[3])
+  if tonumber(p) >= partitions and not v[6] then return {'GONE'} end
+  if on('l') then
+    if v[6] then
+      seal = v[6]
+      if tonumber(ce) >= tonumber(seal) then return {'SEAL', int(now)} end
+      appended = tonumber(v[7])
+    elseif sealed > 0 then
+      return {'WAIT', int(now)}
+    end
+  end
 end
 local retries, due, next_due = {}, {}, nil
 local function later(key)
@@ -53,4 +67,4 @@ if timers > 0 then
   end
   later(times)
 end
-return {'OK', int(now), parked, next_due and int(next_due) or '', int(consumed), int(appended), found[2] or '0', retries, due}
+return {'OK', int(now), parked, next_due and int(next_due) or '', int(consumed), int(appended), found[2] or '0', seal or '', retries, due}

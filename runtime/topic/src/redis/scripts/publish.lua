@@ -7,7 +7,7 @@ local percent, keys_max, reply_bytes_max, sessions_max, expired_max = num(), num
 local m = redis.call('HMGET', KEYS[1], 'id', 'gone')
 if m[2] then return {'GONE'} end
 if not m[1] then return {'NEW'} end
-local specs = {}
+local specs, wrong = {}, {}
 for i = 1, num() do
   local s = {stage = take(), born = num(), messages = num(), bytes = num(), partitions = num(), loose = take() == '1'}
   local parts = {}
@@ -19,8 +19,13 @@ for i = 1, num() do
   end
   s.t = load(s.stage, parts)
   s.removed = is_removed(s.stage, s.born)
+  if not s.removed and used(s.t, s.born, s.partitions) then
+    wrong[#wrong + 1] = s.stage
+    wrong[#wrong + 1] = int(s.t.partitions)
+  end
   specs[i] = s
 end
+if #wrong > 0 then return {'LAYOUT', wrong} end
 local dedup = on('d')
 local dirty_windows, known_now, sessions_now = {}, {}, {}
 -- Idempotency keys: `dd:<subject>` key to (fingerprint, request, expiry, letter, reply); `dx:` by expiry; `dr` request to place; `dm` reply bytes.
@@ -121,7 +126,6 @@ local function call()
             bytes = n > 0 and bytes - struct.unpack('<I4', part.sums, (drop - 1) * 4 + 1) or 0
           end
         end
-        if s.born > s.t.born then s.t.born = s.born end
         if n > 0 then add(s.t, p, drop, n, bytes, part.sums, part.body) end
       end
     end

@@ -1,21 +1,22 @@
 -- A topic's counters: field `f` as commits tell, `c` for all of it, `p<index>` for the append side of each partition.
 --   c: unread, their bytes, parked, their bytes, timers, dead letters, their bytes,
 --      the bounds (messages, bytes) at which an inbox and a dead-letter topic refused somebody who waits for room, or 0
---   b: the latest birth of the stage that somebody used it as
+--   l: the latest birth of the stage that somebody used it as, generation, partitions, how many of them have a seal, partitions before
 --   p: next entry, messages and bytes ever appended, messages waiting (unread and parked), parked, timers
 local C = '<I8I8I8I8I8I8I8I8I8I8I8'
 local P = '<I8I8I8I8I8I8'
+local L = '<I8I8I4I4I4'
 local topics = {}
 local loaded = {}
 local function load(stage, parts)
   local t = topics[stage]
   if not t then
-    t = {stage = stage, key = T .. ':t:' .. stage, p = {}, born = 0, c = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}}
+    t = {stage = stage, key = T .. ':t:' .. stage, p = {}, born = 0, generation = 0, partitions = 0, sealed = 0, former = 0, c = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}}
     topics[stage] = t
     loaded[#loaded + 1] = t
   end
   local fields, asked = {}, {}
-  if t.exists == nil then fields[1], fields[2] = 'c', 'b' end
+  if t.exists == nil then fields[1], fields[2] = 'c', 'l' end
   for _, p in ipairs(parts) do
     if not t.p[p] then
       t.p[p] = {0, 0, 0, 0, 0, 0}
@@ -30,7 +31,7 @@ local function load(stage, parts)
     first = 2
     t.exists = found[1] and true or false
     if found[1] then t.c = {struct.unpack(C, found[1])} end
-    t.born = tonumber(found[2] or '0')
+    if found[2] then t.born, t.generation, t.partitions, t.sealed, t.former = struct.unpack(L, found[2]) end
   end
   for i, p in ipairs(asked) do
     local packed = found[i + first]
@@ -42,7 +43,7 @@ local function save()
   for _, t in ipairs(loaded) do
     if t.dirty then
       local c = t.c
-      local args = {'b', int(t.born), 'c', struct.pack(C, c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8], c[9], c[10], c[11])}
+      local args = {'l', struct.pack(L, t.born, t.generation, t.partitions, t.sealed, t.former), 'c', struct.pack(C, c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8], c[9], c[10], c[11])}
       for p, v in pairs(t.p) do
         if v.dirty then
           args[#args + 1] = 'p' .. p
@@ -53,6 +54,12 @@ local function save()
       if not t.exists then redis.call('SADD', T .. ':topics', t.stage) end
     end
   end
+end
+-- What a writer says of a topic. Returns whether it is wrong about the number of partitions.
+local function used(t, born, partitions)
+  if born > t.born then t.born = born end
+  if t.partitions == 0 then t.partitions = partitions end
+  return t.partitions ~= partitions
 end
 -- Whether a stage was removed as a writer knows it: as it was born then, or earlier.
 local function is_removed(stage, born)

@@ -35,6 +35,8 @@ async fn redis_without_a_guard_is_noticed() {
         (Guard::Wake, "parking::the_next_falls_due_when_the_first_leaves"),
         (Guard::Room, "room::a_full_inbox_refuses_and_writes_nothing"),
         (Guard::Dedup, "repeats::a_key_is_remembered"),
+        (Guard::Seal, "rescale::nothing_behind_a_seal_is_given_early"),
+        (Guard::HandOver, "rescale::timers_go_with_their_keys"),
         (
             Guard::Birth,
             "lifecycle::a_removed_stage_takes_nothing_from_late_writers",
