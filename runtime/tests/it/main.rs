@@ -11,5 +11,6 @@ mod node;
 mod poison;
 #[path = "../../topic/tests/it/redis/process.rs"]
 mod redis_server;
+mod settings;
 mod traces;
 mod up;
