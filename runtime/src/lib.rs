@@ -12,6 +12,7 @@ pub mod beekeeper;
 pub mod catalog;
 pub mod cli;
 pub mod demo;
+pub mod doctor;
 pub mod logs;
 pub mod members;
 pub mod node;

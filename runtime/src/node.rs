@@ -33,7 +33,7 @@ use crate::members::{self, Member, Members};
 use crate::settings::{self, ArtifactSettings, BackendSettings, Roles};
 use crate::spans::OtlpSpans;
 use crate::stats::Stats;
-use crate::store::ModuleStore;
+use crate::store::{Access, ModuleStore};
 use crate::supervisor::{Modules, Supervisor};
 
 /// How long a stopping node waits for calls under way.
@@ -123,12 +123,13 @@ impl Node {
         let about = about(&settings, listen, clock.as_ref());
         let (members, workers) = Members::join(me, Arc::clone(&backend), about).await?;
         let tenant = TenantId::default_tenant();
-        let folder = match &settings.artifacts {
-            ArtifactSettings::Own => settings.data.join("modules"),
-            ArtifactSettings::Folder(folder) => folder.clone(),
-            ArtifactSettings::S3 { .. } => anyhow::bail!("artifacts on S3 are not there yet"),
-        };
-        let store = ModuleStore::local(&folder, tenant.clone())?;
+        let store = ModuleStore::open(
+            &settings.artifacts,
+            &settings.data,
+            tenant.clone(),
+            Access::of_environment(),
+        )
+        .await?;
         let engine = Engine::new(skep_engine::Settings::new(settings.data.join("cache")))?;
         // The key lies apart from what it authenticates: who can write the cache cannot make it true.
         let cache =

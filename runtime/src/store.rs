@@ -1,31 +1,142 @@
 //! Modules in object storage: content-addressed, created once, verified on every read.
+//!
+//! A folder of the node's own, a folder that nodes share, or S3 with local copies of what this node runs.
 
 use std::path::Path as FsPath;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
+use futures::TryStreamExt as _;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt as _, PutMode, PutOptions};
+use object_store::prefix::PrefixStore;
+use object_store::{ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, WriteMultipart};
 use skep_model::Bytes;
 use skep_model::id::Digest;
+use skep_model::limits::{MODULE_COPIES_BYTES_MAX, STORE_PART_BYTES, STORE_PARTS_AT_ONCE_MAX, UPLOAD_BYTES_MAX};
 use skep_model::name::TenantId;
+
+use crate::settings::ArtifactSettings;
+
+mod copies;
+mod probe;
+mod trouble;
+
+use copies::Copies;
+pub use probe::{Probe, probe};
+pub use trouble::{Access, Trouble};
 
 #[derive(Clone)]
 pub struct ModuleStore {
-    store: Arc<dyn ObjectStore>,
+    place: Place,
     tenant: TenantId,
+    /// Of what lies elsewhere.
+    copies: Option<Arc<Copies>>,
+}
+
+/// An object store and what it is called.
+#[derive(Clone)]
+pub struct Place {
+    store: Arc<dyn ObjectStore>,
+    settings: ArtifactSettings,
+    access: Arc<Access>,
+}
+
+/// What became of a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Put {
+    Created,
+    /// Whole.
+    Known,
+    /// It was there and damaged.
+    Replaced,
+}
+
+impl Place {
+    /// Nothing is asked of the store yet.
+    ///
+    /// # Errors
+    /// The folder cannot be made, or the variables that S3 is configured by do not fit.
+    pub fn open(settings: &ArtifactSettings, data: &FsPath, access: Access) -> Result<Self, Trouble> {
+        let settings = settings.clone();
+        let store: Arc<dyn ObjectStore> = match &settings {
+            ArtifactSettings::Own => folder(&data.join("modules"))?,
+            ArtifactSettings::Folder(dir) => folder(dir)?,
+            ArtifactSettings::S3 { bucket, prefix } => {
+                let s3 = trouble::s3(bucket, &access)?;
+                match prefix.as_str() {
+                    "" => Arc::new(s3),
+                    prefix => Arc::new(PrefixStore::new(s3, prefix)),
+                }
+            }
+        };
+        let access = Arc::new(access);
+        Ok(Self {
+            store,
+            settings,
+            access,
+        })
+    }
+
+    fn remote(&self) -> bool {
+        matches!(self.settings, ArtifactSettings::S3 { .. })
+    }
+
+    fn trouble(&self, doing: &str, e: &object_store::Error) -> Trouble {
+        trouble::of(&self.settings, &self.access, doing, e)
+    }
+}
+
+fn folder(dir: &FsPath) -> Result<Arc<dyn ObjectStore>, Trouble> {
+    std::fs::create_dir_all(dir).map_err(|e| trouble::of_folder(dir, &e))?;
+    let store = LocalFileSystem::new_with_prefix(dir).map_err(|e| Trouble {
+        what: format!("cannot use the folder {}: {e}", dir.display()),
+        remedy: "look at --artifacts".to_owned(),
+    })?;
+    Ok(Arc::new(store.with_fsync(true)))
 }
 
 impl ModuleStore {
     /// A folder on this machine, made if it is missing.
+    ///
+    /// # Errors
+    /// It cannot be made.
     pub fn local(dir: &FsPath, tenant: TenantId) -> anyhow::Result<Self> {
-        std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
-        let store = LocalFileSystem::new_with_prefix(dir).with_context(|| format!("open {}", dir.display()))?;
+        let place = Place {
+            store: folder(dir)?,
+            settings: ArtifactSettings::Folder(dir.to_owned()),
+            access: Arc::default(),
+        };
         Ok(Self {
-            store: Arc::new(store.with_fsync(true)),
+            place,
             tenant,
+            copies: None,
         })
+    }
+
+    /// What the settings name. A store that others use is tried out first: it must be reached, let us read, write and delete, and
+    /// refuse to create what exists.
+    ///
+    /// # Errors
+    /// [`Trouble`]: what does not work, and the remedy.
+    pub async fn open(
+        settings: &ArtifactSettings,
+        data: &FsPath,
+        tenant: TenantId,
+        access: Access,
+    ) -> anyhow::Result<Self> {
+        let place = Place::open(settings, data, access)?;
+        if *settings != ArtifactSettings::Own {
+            probe(&place).await?;
+        }
+        let copies = match place.remote() {
+            true => Some(Arc::new(
+                Copies::open(data.join("module-copies"), MODULE_COPIES_BYTES_MAX)
+                    .context("open the copies of modules")?,
+            )),
+            false => None,
+        };
+        Ok(Self { place, tenant, copies })
     }
 
     fn path(&self, digest: &Digest) -> Path {
@@ -33,36 +144,112 @@ impl ModuleStore {
     }
 
     /// Stores a component under its digest. Whoever comes second finds it there. A damaged copy is replaced.
-    pub async fn put(&self, digest: &Digest, bytes: Bytes) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// [`Trouble`]: it is not known to be stored. Storing it again is safe.
+    pub async fn put(&self, digest: &Digest, bytes: Bytes) -> anyhow::Result<Put> {
+        let created = self.create(digest, bytes.clone()).await?;
+        let put = if created {
+            Put::Created
+        } else if self.fetch(digest).await.is_ok() {
+            Put::Known
+        } else {
+            self.write(digest, bytes.clone()).await?;
+            Put::Replaced
+        };
+        self.copy(*digest, bytes).await;
+        Ok(put)
+    }
+
+    /// Whether it was not there.
+    async fn create(&self, digest: &Digest, bytes: Bytes) -> anyhow::Result<bool> {
         let path = self.path(digest);
-        let create = PutOptions::from(PutMode::Create);
-        match self.store.put_opts(&path, bytes.clone().into(), create).await {
-            Ok(_) => Ok(()),
-            Err(object_store::Error::AlreadyExists { .. }) => {
-                if self.get(digest).await.is_err() {
-                    self.store
-                        .put(&path, bytes.into())
-                        .await
-                        .context("replace a damaged module")?;
-                }
-                Ok(())
+        if self.in_parts(&bytes) {
+            // Parts have no such condition. Two that write at once write the same bytes, and each object is whole.
+            if self.has(digest).await? {
+                return Ok(false);
             }
-            Err(e) => Err(e).context("store the module"),
+            self.write(digest, bytes).await?;
+            return Ok(true);
+        }
+        let create = PutOptions::from(PutMode::Create);
+        match self.place.store.put_opts(&path, bytes.into(), create).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
+            Err(e) => Err(self.place.trouble("store the module", &e).into()),
         }
     }
 
-    /// # Errors
-    /// When it is missing, or its bytes are not those that its digest names.
-    pub async fn get(&self, digest: &Digest) -> anyhow::Result<Bytes> {
+    fn in_parts(&self, bytes: &Bytes) -> bool {
+        self.place.remote() && bytes.len() > STORE_PART_BYTES
+    }
+
+    /// Over whatever is there.
+    async fn write(&self, digest: &Digest, bytes: Bytes) -> anyhow::Result<()> {
         let path = self.path(digest);
-        let found = match self.store.get(&path).await {
+        let told = |e: object_store::Error| self.place.trouble("store the module", &e);
+        if !self.in_parts(&bytes) {
+            self.place.store.put(&path, bytes.into()).await.map_err(told)?;
+            return Ok(());
+        }
+        let upload = self.place.store.put_multipart(&path).await.map_err(told)?;
+        let mut upload = WriteMultipart::new_with_chunk_size(upload, STORE_PART_BYTES);
+        for start in (0..bytes.len()).step_by(STORE_PART_BYTES) {
+            if let Err(e) = upload.wait_for_capacity(STORE_PARTS_AT_ONCE_MAX).await {
+                // What is left of it costs room until it is aborted.
+                let _ = upload.abort().await;
+                return Err(told(e).into());
+            }
+            upload.put(bytes.slice(start..bytes.len().min(start + STORE_PART_BYTES)));
+        }
+        // Aborts by itself.
+        upload.finish().await.map_err(told)?;
+        Ok(())
+    }
+
+    /// # Errors
+    /// When it is missing, or its bytes are not those that its digest names; [`Trouble`] when the store does not answer.
+    pub async fn get(&self, digest: &Digest) -> anyhow::Result<Bytes> {
+        if let Some(bytes) = self.copied(*digest).await {
+            return Ok(bytes);
+        }
+        let bytes = self.fetch(digest).await?;
+        self.copy(*digest, bytes.clone()).await;
+        Ok(bytes)
+    }
+
+    /// Whether something is stored under the digest.
+    ///
+    /// # Errors
+    /// [`Trouble`]: the store does not answer.
+    pub async fn has(&self, digest: &Digest) -> anyhow::Result<bool> {
+        match self.place.store.head(&self.path(digest)).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(e) => Err(self.place.trouble("look for the module", &e).into()),
+        }
+    }
+
+    /// From the store itself.
+    async fn fetch(&self, digest: &Digest) -> anyhow::Result<Bytes> {
+        let told = |e: object_store::Error| self.place.trouble("read the module", &e);
+        let found = match self.place.store.get(&self.path(digest)).await {
             Ok(found) => found,
-            Err(object_store::Error::NotFound { .. }) => {
+            Err(e @ object_store::Error::NotFound { .. }) if !trouble::no_bucket(&e) => {
                 bail!("module {digest} is not in the module store: push it again")
             }
-            Err(e) => return Err(e).context("read the module"),
+            Err(e) => return Err(told(e).into()),
         };
-        let bytes = found.bytes().await.context("read the module")?;
+        // What is larger than any upload is not read to find that out.
+        let mut bytes = Vec::new();
+        if found.meta.size <= UPLOAD_BYTES_MAX as u64 {
+            bytes.reserve_exact(usize::try_from(found.meta.size)?);
+            let mut stream = found.into_stream();
+            while let Some(part) = stream.try_next().await.map_err(told)? {
+                bytes.extend_from_slice(&part);
+            }
+        }
+        let bytes = Bytes::from(bytes);
         if Digest::of(&bytes) != *digest {
             bail!("module {digest} is damaged in the module store: push it again");
         }
@@ -70,10 +257,37 @@ impl ModuleStore {
     }
 
     /// Removes it; not an error when it is gone already.
+    ///
+    /// # Errors
+    /// [`Trouble`]: it may be there still.
     pub async fn remove(&self, digest: &Digest) -> anyhow::Result<()> {
-        match self.store.delete(&self.path(digest)).await {
+        if let Some(copies) = &self.copies {
+            let (copies, digest) = (Arc::clone(copies), *digest);
+            let _ = tokio::task::spawn_blocking(move || copies.remove(digest)).await;
+        }
+        match self.place.store.delete(&self.path(digest)).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(e) => Err(e).context("remove the module"),
+            Err(e) => Err(self.place.trouble("remove the module", &e).into()),
+        }
+    }
+
+    async fn copied(&self, digest: Digest) -> Option<Bytes> {
+        let copies = Arc::clone(self.copies.as_ref()?);
+        let found = tokio::task::spawn_blocking(move || copies.get(digest)).await.ok()?;
+        found.unwrap_or_else(|e| {
+            tracing::warn!(%digest, error = %e, "cannot read the copy of a module");
+            None
+        })
+    }
+
+    /// A copy saves a download, nothing else: without one the module is fetched again.
+    async fn copy(&self, digest: Digest, bytes: Bytes) {
+        let Some(copies) = self.copies.clone() else {
+            return;
+        };
+        let kept = tokio::task::spawn_blocking(move || copies.put(digest, &bytes)).await;
+        if let Ok(Err(e)) = kept {
+            tracing::warn!(%digest, error = %e, "cannot keep a copy of a module");
         }
     }
 }
@@ -96,17 +310,34 @@ mod tests {
                 .to_string()
                 .contains("push it again")
         );
-        store.put(&digest, bytes.clone()).await.unwrap();
-        store.put(&digest, bytes.clone()).await.unwrap();
+        assert_eq!(store.put(&digest, bytes.clone()).await.unwrap(), Put::Created);
+        assert_eq!(store.put(&digest, bytes.clone()).await.unwrap(), Put::Known);
         assert_eq!(store.get(&digest).await.unwrap(), bytes);
 
         let file = dir.path().join("modules/default").join(digest.to_hex());
         std::fs::write(&file, b"\0asm modulE").unwrap();
         assert!(store.get(&digest).await.unwrap_err().to_string().contains("damaged"));
-        store.put(&digest, bytes.clone()).await.unwrap();
+        assert_eq!(store.put(&digest, bytes.clone()).await.unwrap(), Put::Replaced);
         assert_eq!(store.get(&digest).await.unwrap(), bytes);
         store.remove(&digest).await.unwrap();
         store.remove(&digest).await.unwrap();
         assert!(store.get(&digest).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_cannot_be_is_told_with_the_remedy() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, b"").unwrap();
+        let settings = ArtifactSettings::Folder(file.join("modules"));
+        let opened = ModuleStore::open(&settings, dir.path(), TenantId::default_tenant(), Access::default()).await;
+        let told = opened.err().unwrap().to_string();
+        assert!(told.contains("file/modules") && told.contains("--artifacts"), "{told}");
+        let settings = ArtifactSettings::Folder(dir.path().join("shared"));
+        let store = ModuleStore::open(&settings, dir.path(), TenantId::default_tenant(), Access::default()).await;
+        assert!(store.is_ok());
+        // The probe leaves nothing behind.
+        let left: Vec<_> = std::fs::read_dir(dir.path().join("shared/probe")).unwrap().collect();
+        assert!(left.is_empty(), "{left:?}");
     }
 }

@@ -270,3 +270,21 @@ pub const REPLICAS_MAX: u32 = 16;
 /// How long one question for the replicas' acknowledgement may take, after which the outcome of what waits is unknown. A replica
 /// that stalls for a background save answers within it.
 pub const GATE_TIMEOUT_MS: u64 = 5_000;
+
+// --- object storage ---------------------------------------------------------------------------------------------
+/// A component that is larger goes in parts: S3 takes none under 5 MiB but the last, and a lost part is sent again alone.
+pub const STORE_PART_BYTES: usize = 8 << 20;
+/// Parts under way at once: they lie in memory, which the whole component does anyway.
+pub const STORE_PARTS_AT_ONCE_MAX: usize = 4;
+/// Copies of components that lie in a remote store, on the node's disk: some fifty of Python, thousands of Rust.
+pub const MODULE_COPIES_BYTES_MAX: u64 = 1 << 30;
+pub const STORE_CONNECT_MS: u64 = 5_000;
+/// How long an answer may stand still.
+pub const STORE_QUIET_MS: u64 = 20_000;
+/// One request with its answer: the largest component at half a megabyte a second.
+pub const STORE_REQUEST_MS: u64 = 120_000;
+/// Repeats of a request that failed, and how long they may begin: an upload's caller waits meanwhile.
+pub const STORE_RETRIES_MAX: usize = 3;
+pub const STORE_RETRY_MS: u64 = 30_000;
+/// How long a store is tried out before a node starts on it.
+pub const STORE_PROBE_MS: u64 = 20_000;

@@ -2,6 +2,7 @@
 
 use tonic::{Code, Status};
 
+use crate::store::Trouble;
 use crate::supervisor::Refused;
 
 pub(super) fn invalid(e: impl std::fmt::Display) -> Status {
@@ -11,6 +12,10 @@ pub(super) fn invalid(e: impl std::fmt::Display) -> Status {
 pub(super) fn internal(e: anyhow::Error) -> Status {
     if let Some(e) = e.downcast_ref::<skep_topic::Error>() {
         return topic_error(e.clone());
+    }
+    if let Some(trouble) = e.downcast_ref::<Trouble>() {
+        tracing::warn!(%trouble, "the module store cannot be used");
+        return Status::unavailable(trouble.to_string());
     }
     tracing::error!(error = format!("{e:#}"), "Beekeeper call failed");
     Status::internal(format!("{e:#}"))

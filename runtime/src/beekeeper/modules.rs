@@ -60,7 +60,7 @@ impl Keeper {
             )));
         }
         // Bytes before the record: a crash between the two leaves bytes that nobody names, never a name without bytes.
-        self.store.put(&digest, bytes).await.map_err(internal)?;
+        self.store.put(&digest, bytes.clone()).await.map_err(internal)?;
         let swarms = self.supervisor.catalog.swarms().await.map_err(internal)?;
         let mut dropped = Vec::new();
         let (known, replaced) = self
@@ -85,6 +85,10 @@ impl Keeper {
             })
             .await
             .map_err(told)?;
+        // Another node may have dropped the same bytes before it could see the record: see `drop_bytes`.
+        if !self.store.has(&digest).await.map_err(internal)? {
+            self.store.put(&digest, bytes).await.map_err(internal)?;
+        }
         self.drop_bytes(dropped).await?;
         drop(writes);
         self.supervisor.pushed(digest).await.map_err(internal)?;
@@ -117,6 +121,9 @@ impl Keeper {
     }
 
     /// The bytes of versions that a record lost. The same bytes may have been pushed under another name. Under `writes`.
+    ///
+    /// Other nodes share catalog and store and not `writes`. Whoever pushes writes the record and then looks for the bytes; whoever drops
+    /// removes the bytes and then looks for a record: one of the two sees the other and puts them back.
     async fn drop_bytes(&self, dropped: Vec<String>) -> Result<(), Status> {
         if dropped.is_empty() {
             return Ok(());
@@ -126,8 +133,16 @@ impl Keeper {
             if left.values().any(|m| m.versions.contains_key(&hex)) {
                 continue;
             }
-            if let Ok(digest) = hex.parse() {
-                self.store.remove(&digest).await.map_err(internal)?;
+            let Ok(digest) = hex.parse() else {
+                continue;
+            };
+            let bytes = self.store.get(&digest).await.ok();
+            self.store.remove(&digest).await.map_err(internal)?;
+            let left = self.supervisor.catalog.modules().await.map_err(internal)?;
+            if let Some(bytes) = bytes
+                && left.values().any(|m| m.versions.contains_key(&hex))
+            {
+                self.store.put(&digest, bytes).await.map_err(internal)?;
             }
         }
         Ok(())

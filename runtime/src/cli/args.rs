@@ -61,6 +61,8 @@ pub enum When {
 pub enum Command {
     /// Run a node in the foreground
     Serve(Box<Serve>),
+    /// Look at what a node would start on: Redis, object store, data folder; and say what an acknowledged submit survives there
+    Doctor(Box<Stores>),
     /// See it work: build sample Bees, start a node, apply two Swarms, call them
     Demo,
     /// The limited process in which a node checks and compiles an upload
@@ -121,7 +123,6 @@ pub enum Command {
     Version,
 }
 
-/// Where a node keeps things.
 #[derive(Debug, Args)]
 pub struct Drain {
     /// The node's name or id; `skep nodes` lists them
@@ -135,7 +136,15 @@ pub struct Drain {
     pub timeout: Duration,
 }
 
+/// Where a node keeps things.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+It exits with 1 when a node would not start on what it finds. Nothing is changed, but for an object that is made and deleted in
+the object store to try it.
+
+Examples:
+  skep doctor --config /etc/skep.toml
+  skep doctor --backend redis://127.0.0.1:6379 --gate wait:1 --artifacts s3://bees/prod -o json")]
 pub struct Stores {
     /// Settings in TOML: the names of the flags are its keys. A flag goes before its variable, that before the file
     #[arg(long, env = "SKEP_CONFIG", value_name = "FILE")]
@@ -157,7 +166,9 @@ pub struct Stores {
 }
 
 impl Stores {
-    fn layer(self) -> (Option<PathBuf>, Layer) {
+    /// What was typed or stands in the environment, and the file that says the rest.
+    #[must_use]
+    pub fn layer(self) -> (Option<PathBuf>, Layer) {
         let layer = Layer {
             data: self.data,
             backend: self.backend,
@@ -518,6 +529,7 @@ mod tests {
         for line in [
             "skep serve --data d",
             "skep serve --data d --backend redis://h:6379/1 --gate waitaof:1 --artifacts s3://bucket/p --roles gateway,worker",
+            "skep doctor --backend redis://h --gate wait:1 -o json",
             "skep serve --config skep.toml --node-name a --no-admin",
             "skep push hello.wasm --name hello --tag v1",
             "skep apply swarm.yaml --dry-run",
@@ -567,7 +579,16 @@ mod tests {
         let mut mute = Vec::new();
         look(&command, "", &mut mute);
         assert!(mute.is_empty(), "no help text: {mute:#?}");
-        for main in ["push", "apply", "request", "submit", "dlq", "delete-module"] {
+        for main in [
+            "serve",
+            "doctor",
+            "push",
+            "apply",
+            "request",
+            "submit",
+            "dlq",
+            "delete-module",
+        ] {
             let help = command.find_subcommand(main).unwrap().get_after_help();
             assert!(help.is_some_and(|h| h.to_string().contains("Example")), "{main}");
         }

@@ -8,6 +8,7 @@ use skep_proto::v1;
 use tonic::{Code, Status};
 
 use crate::settings::Wrong;
+use crate::store::Trouble;
 
 /// The exit codes. Programs rely on them: a number is never given another meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -243,12 +244,25 @@ impl From<Wrong> for Failure {
     }
 }
 
+impl From<Trouble> for Failure {
+    fn from(trouble: Trouble) -> Self {
+        Self::new(Exit::Failed, trouble.what).remedy(trouble.remedy)
+    }
+}
+
 impl From<anyhow::Error> for Failure {
     fn from(e: anyhow::Error) -> Self {
-        match e.downcast::<Self>().map_err(anyhow::Error::downcast::<Wrong>) {
-            Ok(failure) => failure,
-            Err(Ok(wrong)) => wrong.into(),
-            Err(Err(e)) => Self::new(Exit::Failed, format!("{e:#}")),
+        let e = match e.downcast::<Self>() {
+            Ok(failure) => return failure,
+            Err(e) => e,
+        };
+        let e = match e.downcast::<Wrong>() {
+            Ok(wrong) => return wrong.into(),
+            Err(e) => e,
+        };
+        match e.downcast::<Trouble>() {
+            Ok(trouble) => trouble.into(),
+            Err(e) => Self::new(Exit::Failed, format!("{e:#}")),
         }
     }
 }

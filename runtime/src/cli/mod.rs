@@ -4,6 +4,7 @@ pub mod args;
 pub mod build;
 mod call;
 mod connect;
+mod doctor;
 mod edits;
 pub mod failure;
 mod files;
@@ -84,7 +85,7 @@ fn wants_json(line: impl Iterator<Item = String>) -> bool {
 /// A warning where a password stands on the command line, which every user of the machine can read.
 fn password_typed(matches: &ArgMatches) -> Option<String> {
     let (command, matches) = matches.subcommand()?;
-    let typed = command == "serve"
+    let typed = matches!(command, "serve" | "doctor")
         && matches.value_source("backend") == Some(ValueSource::CommandLine)
         && matches
             .get_one::<Hidden>("backend")
@@ -108,6 +109,7 @@ async fn run(cli: Cli, seen: Option<String>) -> Outcome {
             warnings.for_each(|warning| tracing::warn!("{warning}"));
             Ok(Box::pin(crate::serve::run(settings.node(upload)?)).await?)
         }
+        Command::Doctor(args) => Box::pin(doctor::run(*args, seen, out)).await,
         Command::Demo => {
             log_to_stderr("warn", LogFormat::Text);
             Ok(Box::pin(crate::demo::run()).await?)

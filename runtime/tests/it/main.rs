@@ -3,6 +3,7 @@
 mod bad_input;
 mod cli;
 mod cluster;
+mod doctor;
 mod first_steps;
 mod kills;
 mod lifecycle;
@@ -11,6 +12,7 @@ mod node;
 mod poison;
 #[path = "../../topic/tests/it/redis/process.rs"]
 mod redis_server;
+mod s3;
 mod settings;
 mod traces;
 mod up;

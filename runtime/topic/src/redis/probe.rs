@@ -1,11 +1,15 @@
 //! What a server is like, in words: for `open`, which refuses what cannot work, and for people who ask.
 
-use redis::aio::ConnectionLike as _;
-use redis::{AsyncConnectionConfig, Value};
+use std::time::{Duration, Instant};
 
-use super::link::{Link, client, reach};
+use redis::aio::{ConnectionLike as _, MultiplexedConnection};
+use redis::{AsyncConnectionConfig, Value};
+use skep_model::env::{Clock as _, SystemClock};
+
+use super::link::{FORMAT, Link, client, reach};
+use super::names;
 use super::options::{Gate, RedisOptions};
-use super::reply::text;
+use super::reply::{list, some_text, text};
 use crate::Error;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,6 +70,7 @@ struct Settings {
     replica: bool,
     replicas: u64,
     cluster: bool,
+    write_failed: bool,
 }
 
 fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
@@ -74,14 +79,17 @@ fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
         .map(str::trim)
 }
 
-async fn settings(options: &RedisOptions) -> Result<Settings, Error> {
-    let unreached = |e: redis::RedisError| Error::Unavailable(reach(options, &e));
+async fn connect(options: &RedisOptions) -> Result<MultiplexedConnection, Error> {
     let client = client(options)?;
     let config = AsyncConnectionConfig::new()
         .set_response_timeout(Some(options.response_timeout))
         .set_connection_timeout(Some(options.connect_timeout));
     let conn = client.get_multiplexed_async_connection_with_config(&config).await;
-    let mut conn = conn.map_err(unreached)?;
+    conn.map_err(|e| Error::Unavailable(reach(options, &e)))
+}
+
+async fn settings(options: &RedisOptions, conn: &mut MultiplexedConnection) -> Result<Settings, Error> {
+    let unreached = |e: redis::RedisError| Error::Unavailable(reach(options, &e));
     let info = conn
         .req_packed_command(&redis::cmd("INFO"))
         .await
@@ -109,7 +117,120 @@ async fn settings(options: &RedisOptions) -> Result<Settings, Error> {
         replica: field(&info, "role") == Some("slave"),
         replicas: number("connected_slaves"),
         cluster: number("cluster_enabled") == 1,
+        write_failed: field(&info, "aof_last_write_status").is_some_and(|s| s != "ok"),
     })
+}
+
+/// What is looked at for people: how fast, whose clock, whose keys.
+async fn look(options: &RedisOptions, conn: &mut MultiplexedConnection, s: &Settings) -> Result<Vec<Finding>, Error> {
+    /// Median of so many.
+    const PINGS: usize = 9;
+    let mut ask = async |command: &redis::Cmd| {
+        let answer = conn.req_packed_command(command).await;
+        let answer = answer.and_then(Value::extract_error);
+        answer.map_err(|e| Error::Unavailable(reach(options, &e)))
+    };
+    let mut took = Vec::with_capacity(PINGS);
+    for _ in 0..PINGS {
+        let began = Instant::now();
+        ask(&redis::cmd("PING")).await?;
+        took.push(began.elapsed());
+    }
+    took.sort();
+    let mut out = vec![speed(took[PINGS / 2])];
+    let before = SystemClock.now_ms();
+    let answer = ask(&redis::cmd("TIME")).await?;
+    let after = SystemClock.now_ms();
+    let parts: Vec<u64> = list(answer)?
+        .into_iter()
+        .filter_map(|v| text(v).ok()?.parse().ok())
+        .collect();
+    if let [seconds, micros] = parts[..] {
+        let theirs = seconds.saturating_mul(1_000).saturating_add(micros / 1_000);
+        out.push(skew(before, after, theirs));
+    }
+    let mut get = redis::cmd("HMGET");
+    get.arg(names::STORE).arg("id").arg("format");
+    let mut found = list(ask(&get).await?)?.into_iter().map(some_text);
+    let (id, format) = (found.next().flatten(), found.next().flatten());
+    let keys = match ask(&redis::cmd("DBSIZE")).await? {
+        Value::Int(n) => u64::try_from(n).unwrap_or(0),
+        _ => 0,
+    };
+    out.push(store(id.as_deref(), format.and_then(|f| f.parse().ok()), keys));
+    if s.aof && s.fsync.is_none() {
+        out.push(finding(
+            Severity::Warn,
+            "it does not tell appendfsync (CONFIG is refused): everysec is assumed".to_owned(),
+            "ask who runs it, or allow CONFIG GET",
+        ));
+    }
+    if s.write_failed {
+        out.push(finding(
+            Severity::Refuse,
+            "its last write to the append-only file failed".to_owned(),
+            "look at its disk and its log",
+        ));
+    }
+    Ok(out)
+}
+
+fn speed(median: Duration) -> Finding {
+    let what = format!("answers in {:.2} ms", median.as_secs_f64() * 1e3);
+    if median < Duration::from_millis(10) {
+        return finding(Severity::Fine, what, "");
+    }
+    finding(
+        Severity::Warn,
+        format!("{what}: each step of a message waits for that"),
+        "keep nodes and Redis in one place",
+    )
+}
+
+/// The server's clock against this machine's, read before and after.
+fn skew(before: u64, after: u64, theirs: u64) -> Finding {
+    const FINE_MS: u64 = 500;
+    let (ahead, by) = if theirs < before {
+        ("ahead of", before - theirs)
+    } else {
+        ("behind", theirs.saturating_sub(after))
+    };
+    if by <= FINE_MS {
+        return finding(Severity::Fine, "its clock is this machine's".to_owned(), "");
+    }
+    finding(
+        Severity::Warn,
+        format!("this machine's clock is {:.1} s {ahead} its clock", by as f64 / 1e3),
+        "set the clocks of nodes and Redis by NTP: leases go by the server's, deadlines of calls by the nodes'",
+    )
+}
+
+fn store(id: Option<&str>, format: Option<u64>, keys: u64) -> Finding {
+    match (id, format) {
+        (Some(_), Some(format)) if format > FORMAT => finding(
+            Severity::Refuse,
+            format!("its store has format {format}, this skep reads {FORMAT}"),
+            "upgrade skep",
+        ),
+        (Some(id), _) => finding(Severity::Fine, format!("holds the skep store {id}, {keys} keys"), ""),
+        (None, _) if keys == 0 => finding(Severity::Fine, "empty: the first node makes it a store".to_owned(), ""),
+        (None, _) => finding(
+            Severity::Refuse,
+            format!(
+                "holds {keys} keys and no skep store: it serves another program, or lost the key `{}`",
+                names::STORE
+            ),
+            "give skep a server or a database of its own (redis://host:port/1)",
+        ),
+    }
+}
+
+fn finding(severity: Severity, what: String, remedy: &str) -> Finding {
+    Finding {
+        severity,
+        what,
+        remedy: remedy.to_owned(),
+    }
 }
 
 fn judge(s: &Settings, gate: Gate) -> (Vec<Finding>, Survives) {
@@ -233,12 +354,17 @@ fn judge(s: &Settings, gate: Gate) -> (Vec<Finding>, Survives) {
 /// # Errors
 /// [`Error::Unavailable`]: it is not reached, with the remedy.
 pub async fn probe(options: &RedisOptions) -> Result<(Vec<Finding>, Survives), Error> {
-    Ok(judge(&settings(options).await?, options.gate))
+    let mut conn = connect(options).await?;
+    let settings = settings(options, &mut conn).await?;
+    let (mut findings, survives) = judge(&settings, options.gate);
+    findings.extend(look(options, &mut conn, &settings).await?);
+    Ok((findings, survives))
 }
 
 /// Refuses a server on which skep must not start.
 pub(super) async fn fit(link: &Link) -> Result<(), Error> {
-    let (findings, _) = probe(&link.options).await?;
+    let mut conn = connect(&link.options).await?;
+    let (findings, _) = judge(&settings(&link.options, &mut conn).await?, link.options.gate);
     let refused = findings.into_iter().find(|f| f.severity == Severity::Refuse);
     match refused {
         None => Ok(()),
@@ -272,6 +398,27 @@ mod tests {
             findings.iter().map(|f| f.severity).max().unwrap_or(Severity::Fine),
             survives,
         )
+    }
+
+    #[test]
+    fn clocks_keys_and_speed_are_told() {
+        for (theirs, says) in [
+            (10_000, "this machine's"),
+            (10_100, "this machine's"),
+            (9_600, "this machine's"),
+            (70_100, "60.0 s behind"),
+            (4_000, "6.0 s ahead of"),
+        ] {
+            let found = skew(10_000, 10_100, theirs);
+            assert!(found.what.contains(says), "{theirs}: {found:?}");
+            assert_eq!(found.remedy.is_empty(), found.severity == Severity::Fine);
+        }
+        assert_eq!(store(Some("x"), Some(FORMAT), 7).severity, Severity::Fine);
+        assert_eq!(store(None, None, 0).severity, Severity::Fine);
+        assert_eq!(store(None, None, 1).severity, Severity::Refuse);
+        assert_eq!(store(Some("x"), Some(FORMAT + 1), 7).severity, Severity::Refuse);
+        assert_eq!(speed(Duration::from_millis(1)).severity, Severity::Fine);
+        assert_eq!(speed(Duration::from_millis(30)).severity, Severity::Warn);
     }
 
     #[test]
