@@ -18,22 +18,22 @@ use skep_topic::embedded::Embedded;
 use skep_topic::guard::Guard;
 use skep_topic::{Backend, Call, Commit, Gate, Lease, Once, Output, Publish, Span, StatePut, TopicSpec, Want};
 
-const DIR: &str = "SKEP_TEST_DIR";
-const FROM: &str = "SKEP_TEST_FROM";
+pub const DIR: &str = "SKEP_TEST_DIR";
+pub const FROM: &str = "SKEP_TEST_FROM";
 const BUG: &str = "SKEP_TEST_PLANTED_BUG";
-const PUBLISHERS: u64 = 4;
+pub const PUBLISHERS: u64 = 4;
 
-fn open(dir: &Path) -> Arc<Embedded> {
+pub fn open(dir: &Path) -> Arc<Embedded> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let entropy: Arc<dyn Entropy> = Arc::new(OsEntropy);
     Embedded::open(dir, clock, entropy).expect("the folder opens")
 }
 
-fn swarm() -> SwarmId {
+pub fn swarm() -> SwarmId {
     Scope::of(TenantId::default_tenant()).swarm(&"killed".parse().unwrap(), Incarnation([1; 16]))
 }
 
-fn spec(name: &str) -> Arc<TopicSpec> {
+pub fn spec(name: &str) -> Arc<TopicSpec> {
     let bound = Bound {
         messages: 1 << 30,
         bytes: 1 << 40,
@@ -47,7 +47,7 @@ fn spec(name: &str) -> Arc<TopicSpec> {
     })
 }
 
-fn message(number: u64) -> Message {
+pub fn message(number: u64) -> Message {
     Message {
         uid: Uid(u128::from(number).to_be_bytes()),
         key: Some(format!("k{}", number % PUBLISHERS)),
@@ -61,12 +61,12 @@ fn message(number: u64) -> Message {
     }
 }
 
-fn number(message: &Message) -> u64 {
+pub fn number(message: &Message) -> u64 {
     std::str::from_utf8(&message.payload).unwrap().parse().unwrap()
 }
 
 /// Publishes number after number, one key a publisher, and says which are acknowledged.
-async fn publisher(store: Arc<Embedded>, which: u64, from: u64) {
+pub async fn publisher(store: Arc<Embedded>, which: u64, from: u64) {
     for i in from.. {
         let number = i * PUBLISHERS + which;
         let publish = Publish {
@@ -167,9 +167,13 @@ async fn child() {
 }
 
 fn start(dir: &Path, from: u64, failpoint: Option<&str>, bug: bool) -> Child {
+    start_as("kills::child", dir, from, failpoint, bug)
+}
+
+pub fn start_as(test: &str, dir: &Path, from: u64, failpoint: Option<&str>, bug: bool) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
-        .args(["--exact", "kills::child", "--nocapture", "--test-threads=1"])
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
         .env(DIR, dir)
         .env(FROM, from.to_string())
         .stdout(Stdio::piped())
@@ -184,7 +188,7 @@ fn start(dir: &Path, from: u64, failpoint: Option<&str>, bug: bool) -> Child {
 }
 
 /// Reads acknowledgements until the child is dead; kills it after `after`, if given.
-fn acks(mut child: Child, after: Option<Duration>) -> Vec<u64> {
+pub fn acks(mut child: Child, after: Option<Duration>) -> Vec<u64> {
     let out = BufReader::new(child.stdout.take().unwrap());
     let killer = std::thread::spawn(move || {
         if let Some(after) = after {
@@ -204,7 +208,7 @@ fn acks(mut child: Child, after: Option<Duration>) -> Vec<u64> {
 }
 
 /// What is in a partition, and how many entries a key's state counts.
-async fn look(store: &Embedded, name: &str) -> Vec<u64> {
+pub async fn look(store: &dyn Backend, name: &str) -> Vec<u64> {
     let lease = Lease {
         partition: spec(name).id.partition(0),
         token: Token(OsEntropy.bits128()),
@@ -226,7 +230,7 @@ async fn look(store: &Embedded, name: &str) -> Vec<u64> {
 /// The first thing that is wrong with a store, given all that was ever acknowledged.
 async fn judge(dir: &Path, acked: &[u64]) -> Result<(), String> {
     let store = open(dir);
-    let (unread, applied) = (look(&store, "a").await, look(&store, "sink").await);
+    let (unread, applied) = (look(&*store, "a").await, look(&*store, "sink").await);
     let mut found: BTreeMap<u64, u32> = BTreeMap::new();
     for number in unread.iter().chain(&applied) {
         *found.entry(*number).or_default() += 1;
@@ -252,7 +256,7 @@ async fn judge(dir: &Path, acked: &[u64]) -> Result<(), String> {
 }
 
 /// The number to go on from: past everything that was ever sent.
-fn next(acked: &[u64]) -> u64 {
+pub fn next(acked: &[u64]) -> u64 {
     acked.iter().max().map_or(1, |n| n / PUBLISHERS + 100)
 }
 

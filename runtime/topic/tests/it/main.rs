@@ -7,4 +7,5 @@ mod harness;
 mod histories;
 mod kills;
 mod redis;
+mod rescaled;
 mod suite;

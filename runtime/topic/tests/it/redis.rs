@@ -8,5 +8,6 @@ mod nodes;
 mod process;
 mod proxy;
 mod refusals;
+mod rescaled;
 mod server;
 mod suite;
