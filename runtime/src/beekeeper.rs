@@ -135,6 +135,11 @@ impl Beekeeper for Keeper {
         detached(async move { this.apply(request.into_inner()).await }).await
     }
 
+    async fn scale_stage(&self, request: Request<v1::ScaleStageRequest>) -> Reply<v1::ApplySwarmReply> {
+        let this = self.clone();
+        detached(async move { this.scale(request.into_inner()).await }).await
+    }
+
     async fn list_swarms(&self, _: Request<v1::ListSwarmsRequest>) -> Reply<v1::ListSwarmsReply> {
         let swarms = self.swarms().await?;
         Ok(Response::new(v1::ListSwarmsReply { swarms }))

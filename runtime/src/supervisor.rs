@@ -19,13 +19,13 @@ use std::time::Duration;
 use anyhow::Context as _;
 use skep_engine::{BeeSettings, Module};
 use skep_gateway::{Feed, Route, RouteTable};
-use skep_model::id::Digest;
+use skep_model::id::{CommitId, Digest};
 use skep_model::name::{StageName, SwarmName};
 use skep_model::scope::SwarmId;
 use skep_model::swarm::{Stage, Swarm};
 use skep_stage::{Bee, Running, Seams};
-use skep_topic::TopicSpec;
 use skep_topic::lane::Lane;
+use skep_topic::{Error, Rescaled, TopicSpec};
 use tokio::sync::{Mutex, Notify, watch};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -76,6 +76,8 @@ struct Live {
     revision: u64,
     swarm: Swarm,
     accepting: bool,
+    /// Topics have as many partitions as the revision says.
+    scaled: bool,
     stages: BTreeMap<StageName, LiveStage>,
     draining: BTreeMap<StageName, Draining>,
     /// Removed stages that are drained but for dead letters, which stay until they are discarded. They do not run.
@@ -217,8 +219,9 @@ impl Supervisor {
             }
             if fleet.swarms.get(name).is_some_and(|live| live.runs(&record)) {
                 self.publish_routes(&fleet);
+                let scaled = self.scale(&mut fleet, name).await;
                 drop(fleet);
-                self.say(name, None);
+                self.say(name, scaled.err().map(|e| format!("{e:#}")));
                 return Ok(());
             }
             let new = |hex: &str| hex.parse::<Digest>().is_ok_and(|d| !loaded.contains_key(&d));
@@ -230,8 +233,11 @@ impl Supervisor {
                 Some(live) if !record.is(&live.id) => fleet.swarms.remove(name),
                 _ => None,
             };
-            let result = self.swap(&mut fleet, name, &record, &loaded);
+            let mut result = self.swap(&mut fleet, name, &record, &loaded);
             self.publish_routes(&fleet);
+            if result.is_ok() {
+                result = self.scale(&mut fleet, name).await;
+            }
             drop(fleet);
             self.end_stages(before.into_iter().flat_map(Live::into_stages));
             if let Err(e) = &result {
@@ -399,6 +405,7 @@ impl Supervisor {
                 revision: record.revision,
                 swarm: record.swarm.clone(),
                 accepting: !record.deleting,
+                scaled: false,
                 stages,
                 draining,
                 kept,
@@ -480,6 +487,38 @@ impl Supervisor {
                 stats.forget(&stage.topic.id);
             });
         }
+    }
+
+    /// Gives topics the number of partitions that the revision wants, and owners to those that were before, which work off what is
+    /// there. Any node may do it, so it is done whoever dies after the apply.
+    async fn scale(&self, fleet: &mut Fleet, name: &SwarmName) -> anyhow::Result<()> {
+        let Some(live) = fleet.swarms.get_mut(name).filter(|live| !live.scaled) else {
+            return Ok(());
+        };
+        let backend = &self.seams.backend;
+        for (stage, its) in &live.stages {
+            let id = CommitId::random(self.seams.entropy.as_ref());
+            let layout = match backend.layout(&its.topic.id).await {
+                Ok(Some(layout)) => layout,
+                Ok(None) | Err(Error::Gone) => continue,
+                Err(e) => return Err(e.into()),
+            };
+            if layout.partitions != its.topic.partitions {
+                match backend.rescale(&its.topic, id).await {
+                    Ok(Rescaled::Begun) => tracing::info!(
+                        swarm = %name, %stage, from = layout.partitions, to = its.topic.partitions, "a rescale begins"
+                    ),
+                    Ok(Rescaled::Already) | Err(Error::Gone) => {}
+                    Ok(Rescaled::Busy) => {
+                        anyhow::bail!("stage `{stage}` is still being rescaled; the next number follows")
+                    }
+                    Err(e) => return Err(e.into()),
+                }
+            }
+            its.running.own(layout.owners.max(its.topic.partitions));
+        }
+        live.scaled = true;
+        Ok(())
     }
 
     /// The partitions that this node owns at this moment, by `swarm/stage`.

@@ -803,6 +803,9 @@ pub struct ApplySwarmRequest {
     /// Let the keyed state of removed stages go. Without it an apply that would lose state is refused.
     #[prost(bool, tag = "4")]
     pub discard_state: bool,
+    /// Let stages change their number of partitions.
+    #[prost(bool, tag = "5")]
+    pub rescale: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ApplySwarmReply {
@@ -1231,6 +1234,19 @@ pub struct DrainNodeReply {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ScaleStageRequest {
+    #[prost(string, tag = "1")]
+    pub swarm: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub stage: ::prost::alloc::string::String,
+    #[prost(uint32, optional, tag = "3")]
+    pub partitions: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "4")]
+    pub concurrency: ::core::option::Option<u32>,
+    #[prost(bool, tag = "5")]
+    pub dry_run: bool,
+}
 /// Generated client implementations.
 pub mod beekeeper_client {
     #![allow(
@@ -1419,6 +1435,31 @@ pub mod beekeeper_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("skep.v1.Beekeeper", "ApplySwarm"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// As an apply of the Swarm's manifest with other numbers at one stage.
+        pub async fn scale_stage(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ScaleStageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ApplySwarmReply>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/skep.v1.Beekeeper/ScaleStage",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("skep.v1.Beekeeper", "ScaleStage"));
             self.inner.unary(req, path, codec).await
         }
         pub async fn list_swarms(
@@ -1689,6 +1730,11 @@ pub mod beekeeper_server {
         async fn apply_swarm(
             &self,
             request: tonic::Request<super::ApplySwarmRequest>,
+        ) -> std::result::Result<tonic::Response<super::ApplySwarmReply>, tonic::Status>;
+        /// As an apply of the Swarm's manifest with other numbers at one stage.
+        async fn scale_stage(
+            &self,
+            request: tonic::Request<super::ScaleStageRequest>,
         ) -> std::result::Result<tonic::Response<super::ApplySwarmReply>, tonic::Status>;
         async fn list_swarms(
             &self,
@@ -2005,6 +2051,51 @@ pub mod beekeeper_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ApplySwarmSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Beekeeper/ScaleStage" => {
+                    #[allow(non_camel_case_types)]
+                    struct ScaleStageSvc<T: Beekeeper>(pub Arc<T>);
+                    impl<
+                        T: Beekeeper,
+                    > tonic::server::UnaryService<super::ScaleStageRequest>
+                    for ScaleStageSvc<T> {
+                        type Response = super::ApplySwarmReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ScaleStageRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Beekeeper>::scale_stage(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ScaleStageSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -82,23 +82,26 @@ pub fn changes(before: Option<&Swarm>, after: &Swarm) -> Vec<Change> {
     out
 }
 
-/// Why a stage may not take over the topic that `old` left: partitions and key decide where each message lies.
+/// Why a stage may not take over the topic that `old` left: partitions and key decide where each message lies. With `rescale` the
+/// number of partitions may change.
 #[must_use]
-pub fn misplaced(old: &Stage, new: &Stage) -> Vec<String> {
+pub fn misplaced(old: &Stage, new: &Stage, rescale: bool) -> Vec<String> {
     let mut out = Vec::new();
-    let mut refuse = |field: &str, a: String, b: String| {
+    if old.partitions != new.partitions && !rescale {
         out.push(format!(
-            "stage `{}`: changing `{field}` from {a} to {b} needs --rescale, which is not available in this version; \
-             keep {a}, give the stage a new name, or remove it in one apply (with --discard-state if it has any) and \
-             add it in another once it is drained",
-            new.name
+            "stage `{}`: changing `partitions` from {} to {} needs --rescale: keys then move to other partitions while messages \
+             flow, in order and with their state",
+            new.name, old.partitions, new.partitions
         ));
-    };
-    if old.partitions != new.partitions {
-        refuse("partitions", old.partitions.to_string(), new.partitions.to_string());
     }
     if old.key != new.key {
-        refuse("key", key(old.key.as_ref()), key(new.key.as_ref()));
+        out.push(format!(
+            "stage `{}`: changing `key` from {} to {} would part keys from their order and state; keep it, give the stage a new name, \
+             or remove it in one apply (with --discard-state if it has any) and add it in another once it is drained",
+            new.name,
+            key(old.key.as_ref()),
+            key(new.key.as_ref())
+        ));
     }
     out
 }
@@ -107,11 +110,11 @@ pub fn misplaced(old: &Stage, new: &Stage) -> Vec<String> {
 ///
 /// `state` may be turned on and off where the key stays: what was kept stays in its place, unreachable while it is off.
 #[must_use]
-pub fn refusals(before: &Swarm, after: &Swarm) -> Vec<String> {
+pub fn refusals(before: &Swarm, after: &Swarm, rescale: bool) -> Vec<String> {
     let mut out: Vec<String> = after
         .stages
         .iter()
-        .filter_map(|stage| Some(misplaced(before.stage(&stage.name)?, stage)))
+        .filter_map(|stage| Some(misplaced(before.stage(&stage.name)?, stage, rescale)))
         .flatten()
         .collect();
     let added: Vec<&Stage> = after
@@ -292,13 +295,13 @@ mod tests {
             shown(Some(&before), &smaller),
             ["- stage count [count of module words|]"]
         );
-        assert!(refusals(&before, &smaller).is_empty());
+        assert!(refusals(&before, &smaller, false).is_empty());
     }
 
     #[test]
     fn what_would_lose_or_misplace_state_is_refused_with_the_remedy() {
         let before = counting("");
-        let moved = refusals(&before, &counting("    partitions: 8\n"));
+        let moved = refusals(&before, &counting("    partitions: 8\n"), false);
         assert_eq!(moved.len(), 1);
         assert!(
             moved[0].contains("`partitions` from 4 to 8 needs --rescale"),
@@ -307,16 +310,16 @@ mod tests {
         );
         let mut rekeyed = before.clone();
         rekeyed.stages[1].key = Some(KeySource::Json("/word".into()));
-        assert!(refusals(&before, &rekeyed)[0].contains("`key` from message to json:/word"));
+        assert!(refusals(&before, &rekeyed, false)[0].contains("`key` from message to json:/word"));
         let mut renamed = before.clone();
         renamed.stages[1].name = "tally".parse().unwrap();
-        assert!(refusals(&before, &renamed)[0].contains("keep the name `count`"));
+        assert!(refusals(&before, &renamed, false)[0].contains("keep the name `count`"));
         // Also where there is no key: what lies in a partition that is gone would never be read.
         let mut wider = before.clone();
         wider.stages[0].partitions = 9;
-        assert!(refusals(&before, &wider)[0].contains("stage `split`: changing `partitions`"));
+        assert!(refusals(&before, &wider, false)[0].contains("stage `split`: changing `partitions`"));
         let mut stateless = before.clone();
         stateless.stages[1].state = false;
-        assert!(refusals(&before, &stateless).is_empty() && refusals(&stateless, &before).is_empty());
+        assert!(refusals(&before, &stateless, false).is_empty() && refusals(&stateless, &before, false).is_empty());
     }
 }

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use skep_model::diff;
 use skep_model::id::{Digest, Incarnation};
-use skep_model::limits::{MANIFEST_BYTES_MAX, SWARM_PARTITIONS_MAX, SWARMS_MAX};
+use skep_model::limits::{CONCURRENCY_MAX, MANIFEST_BYTES_MAX, PARTITIONS_MAX, SWARM_PARTITIONS_MAX, SWARMS_MAX};
 use skep_model::manifest::{self, Modules};
-use skep_model::name::{BeeName, ModuleName, ModuleRef, ModuleVersion as Wanted, SwarmName};
+use skep_model::name::{BeeName, ModuleName, ModuleRef, ModuleVersion as Wanted, StageName, SwarmName};
 use skep_model::swarm::Swarm;
 use skep_proto::v1;
 use tonic::{Response, Status};
@@ -14,7 +14,10 @@ use tonic::{Response, Status};
 use super::failure::{internal, invalid, topic_error};
 use super::{Keeper, Reply};
 use crate::catalog::{ModuleRecord, ModuleVersion, SwarmRecord};
-use crate::wording::count;
+use crate::wording::{count, instead};
+
+/// What each stage runs, as hex digest.
+type Digests = BTreeMap<StageName, String>;
 
 /// The catalog's modules, as the manifest's reader wants to see them.
 struct Known<'a>(&'a BTreeMap<ModuleName, ModuleRecord>);
@@ -45,7 +48,45 @@ impl Modules for Known<'_> {
 }
 
 impl Keeper {
+    /// A revision with other numbers at one stage.
+    pub(super) async fn scale(&self, asked: v1::ScaleStageRequest) -> Reply<v1::ApplySwarmReply> {
+        let (name, found, _) = self.find(&asked.swarm).await?;
+        let known: Vec<&str> = found.record.swarm.stages.iter().map(|s| s.name.as_str()).collect();
+        if !known.contains(&asked.stage.as_str()) {
+            let hint = instead(&asked.stage, &known, "it has none");
+            return Err(Status::not_found(format!(
+                "Swarm `{name}` has no stage `{}`; {hint}",
+                asked.stage
+            )));
+        }
+        for (what, number, max) in [
+            ("partitions", asked.partitions, PARTITIONS_MAX),
+            ("concurrency", asked.concurrency, CONCURRENCY_MAX),
+        ] {
+            if number.is_some_and(|n| !(1..=u32::from(max)).contains(&n)) {
+                return Err(invalid(format!("`{what}` is from 1 to {max}")));
+            }
+        }
+        let call = v1::ApplySwarmRequest {
+            manifest: found.record.manifest,
+            dry_run: asked.dry_run,
+            expect_revision: found.record.revision,
+            discard_state: false,
+            rescale: true,
+        };
+        self.make(call, Some(asked)).await
+    }
+
     pub(super) async fn apply(&self, asked: v1::ApplySwarmRequest) -> Reply<v1::ApplySwarmReply> {
+        self.make(asked, None).await
+    }
+
+    /// A new revision: what the manifest says, or the current one with other numbers.
+    async fn make(
+        &self,
+        asked: v1::ApplySwarmRequest,
+        scaled: Option<v1::ScaleStageRequest>,
+    ) -> Reply<v1::ApplySwarmReply> {
         if asked.manifest.len() > MANIFEST_BYTES_MAX {
             return Err(invalid(format!(
                 "the manifest has {} bytes, at most {MANIFEST_BYTES_MAX} are taken",
@@ -58,7 +99,7 @@ impl Keeper {
             revision,
             changes,
             lost_state,
-        } = self.decide(asked).await?;
+        } = self.decide(asked, scaled).await?;
         if !dry_run {
             // Also when nothing changed: applying again is how people mend what could not run.
             self.supervisor.settle(&name).await.map_err(internal)?;
@@ -79,20 +120,17 @@ impl Keeper {
 
     /// Reads a manifest against the catalog and writes the new revision, unless nothing changes or it is a dry run. What the
     /// manifest refers to stays there until it is written.
-    async fn decide(&self, asked: v1::ApplySwarmRequest) -> Result<Decided, Status> {
+    async fn decide(
+        &self,
+        asked: v1::ApplySwarmRequest,
+        scaled: Option<v1::ScaleStageRequest>,
+    ) -> Result<Decided, Status> {
         let catalog = &self.supervisor.catalog;
         let _writes = self.supervisor.writes.lock().await;
-        let modules = catalog.modules().await.map_err(internal)?;
-        let known = Known(&modules);
-        let swarm = manifest::parse_with(&asked.manifest, &known).map_err(invalid)?;
-        let mut digests = BTreeMap::new();
-        for stage in &swarm.stages {
-            let wanted: ModuleRef = stage.module.parse().map_err(invalid)?;
-            let (digest, _) = known
-                .resolve(&wanted)
-                .ok_or_else(|| invalid(format!("stage `{}`: no module `{wanted}`: push it first", stage.name)))?;
-            digests.insert(stage.name.clone(), digest.to_hex());
-        }
+        let (swarm, digests) = match &scaled {
+            Some(scaled) => self.with_numbers(scaled).await?,
+            None => self.read(&asked.manifest).await?,
+        };
         let now_ms = self.clock.now_ms();
         let name = swarm.name.clone();
         let swarms = catalog.swarms().await.map_err(internal)?;
@@ -123,10 +161,10 @@ impl Keeper {
         let (expect, record) = match &current {
             Some(found) => {
                 let old = &found.record;
-                let mut refusals = diff::refusals(&old.swarm, &swarm);
+                let mut refusals = diff::refusals(&old.swarm, &swarm, asked.rescale);
                 for stage in &swarm.stages {
                     if let Some(left) = old.draining.get(&stage.name) {
-                        refusals.extend(diff::misplaced(&left.stage, stage).into_iter().map(|why| {
+                        refusals.extend(diff::misplaced(&left.stage, stage, false).into_iter().map(|why| {
                             format!(
                                 "{why}; what is left of the removed `{}` still drains, or has dead letters",
                                 stage.name
@@ -134,6 +172,7 @@ impl Keeper {
                         }));
                     }
                 }
+                refusals.extend(self.still_rescaling(old, &swarm).await?);
                 if !refusals.is_empty() {
                     return Err(Status::failed_precondition(refusals.join("\n")));
                 }
@@ -207,6 +246,57 @@ impl Keeper {
             }
         }
         Ok(decided(record.revision, changes))
+    }
+
+    /// What a manifest says, against the modules of this moment.
+    async fn read(&self, manifest: &str) -> Result<(Swarm, Digests), Status> {
+        let modules = self.supervisor.catalog.modules().await.map_err(internal)?;
+        let known = Known(&modules);
+        let swarm = manifest::parse_with(manifest, &known).map_err(invalid)?;
+        let mut digests = Digests::new();
+        for stage in &swarm.stages {
+            let wanted: ModuleRef = stage.module.parse().map_err(invalid)?;
+            let (digest, _) = known
+                .resolve(&wanted)
+                .ok_or_else(|| invalid(format!("stage `{}`: no module `{wanted}`: push it first", stage.name)))?;
+            digests.insert(stage.name.clone(), digest.to_hex());
+        }
+        Ok((swarm, digests))
+    }
+
+    /// The current revision with other numbers. Its modules stay those that it runs, whatever their tags mean by now.
+    async fn with_numbers(&self, scaled: &v1::ScaleStageRequest) -> Result<(Swarm, Digests), Status> {
+        let (_, found, _) = self.find(&scaled.swarm).await?;
+        let mut swarm = found.record.swarm;
+        for stage in swarm.stages.iter_mut().filter(|s| s.name.as_str() == scaled.stage) {
+            let number = |asked: Option<u32>, now: u16| asked.map_or(now, |n| u16::try_from(n).unwrap_or(now));
+            stage.partitions = number(scaled.partitions, stage.partitions);
+            stage.concurrency = number(scaled.concurrency, stage.concurrency);
+        }
+        Ok((swarm, found.record.modules))
+    }
+
+    /// Stages that are to get another number of partitions while they still get the last one.
+    async fn still_rescaling(&self, old: &SwarmRecord, next: &Swarm) -> Result<Vec<String>, Status> {
+        let id = old.id(self.supervisor.catalog.scope()).map_err(internal)?;
+        let mut out = Vec::new();
+        for stage in &next.stages {
+            let changes = old
+                .swarm
+                .stage(&stage.name)
+                .is_some_and(|s| s.partitions != stage.partitions);
+            if !changes {
+                continue;
+            }
+            let layout = self.backend.layout(&id.topic(&stage.name)).await.map_err(topic_error)?;
+            if layout.is_some_and(|l| l.rescaling) {
+                out.push(format!(
+                    "stage `{}` is still being rescaled: what came before works itself off first; try again then",
+                    stage.name
+                ));
+            }
+        }
+        Ok(out)
     }
 
     /// The state that removed stages take with them. Counted while messages flow, so the numbers are of this moment.

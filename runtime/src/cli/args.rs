@@ -93,6 +93,8 @@ pub enum Command {
     Dlq(Dlq),
     /// Show one key's state of a stage
     State(State),
+    /// Change a stage's partitions or concurrency while messages flow
+    Scale(Scale),
     /// List the nodes that share a store, and what each owns
     Nodes,
     /// Have a node give up what it owns, so that it can be stopped
@@ -276,6 +278,26 @@ pub struct Apply {
     /// Let the keyed state of removed stages go
     #[arg(long)]
     pub discard_state: bool,
+    /// Let stages change their number of partitions, while messages flow
+    #[arg(long)]
+    pub rescale: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("number").required(true).multiple(true))]
+pub struct Scale {
+    /// SWARM/BEE
+    #[arg(value_name = "SWARM/BEE")]
+    pub stage: String,
+    /// How many partitions it has, and so how many batches of it run at once; keys move with their order and state
+    #[arg(long, value_name = "N", group = "number")]
+    pub partitions: Option<u16>,
+    /// How many batches run at once for requests that need no durability
+    #[arg(long, value_name = "N", group = "number")]
+    pub concurrency: Option<u16>,
+    /// Only show what would change
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 #[derive(Debug, Args)]

@@ -130,6 +130,7 @@ async fn run(cli: Cli, seen: Option<String>) -> Outcome {
         Command::Logs(args) => observe::logs(args, node, out).await,
         Command::Dlq(args) => observe::dlq(args, node, out).await,
         Command::State(args) => observe::state(args, node, out).await,
+        Command::Scale(args) => swarms::scale(args, node, out).await,
         Command::Nodes => nodes::list(node, out).await,
         Command::Drain(args) => nodes::drain(args, node, out).await,
         Command::Delete(args) => swarms::delete(args, node, out).await,

@@ -23,6 +23,7 @@ pub async fn apply(args: args::Apply, node: &str, out: Printer) -> Outcome {
         dry_run: true,
         expect: 0,
         discard_state: args.discard_state,
+        rescale: args.rescale,
     };
     let plan = send(node, &args.file, &manifest, how).await?;
     if args.dry_run {
@@ -57,6 +58,27 @@ pub async fn apply(args: args::Apply, node: &str, out: Printer) -> Outcome {
     show(&reply, out)
 }
 
+/// Other numbers for one stage.
+pub async fn scale(args: args::Scale, node: &str, out: Printer) -> Outcome {
+    let Some((swarm, stage)) = args.stage.split_once('/') else {
+        return Err(Failure::new(Exit::Usage, format!("`{}` names no stage", args.stage))
+            .remedy("write SWARM/BEE, as in `skep scale hello-world/count --partitions 8`"));
+    };
+    let call = v1::ScaleStageRequest {
+        swarm: swarm.to_owned(),
+        stage: stage.to_owned(),
+        partitions: args.partitions.map(u32::from),
+        concurrency: args.concurrency.map(u32::from),
+        dry_run: args.dry_run,
+    };
+    let reply = connect::beekeeper(node).await?.scale_stage(call).await?.into_inner();
+    show(&reply, out)?;
+    if !args.dry_run && !reply.changes.is_empty() && !out.json() {
+        eprintln!("write it into the manifest as well: the next apply of one that says otherwise takes it back");
+    }
+    Ok(())
+}
+
 /// Reads a manifest's text.
 pub fn read(file: &Path) -> Outcome<String> {
     let bytes = files::read(file, MANIFEST_BYTES_MAX)
@@ -80,6 +102,7 @@ pub struct How {
     /// The revision that it builds on; 0: any.
     pub expect: u64,
     pub discard_state: bool,
+    pub rescale: bool,
 }
 
 /// Applies or plans; what the node refuses is shown with the file's own name.
@@ -89,6 +112,7 @@ pub async fn send(node: &str, file: &Path, manifest: &str, how: How) -> Outcome<
         dry_run: how.dry_run,
         expect_revision: how.expect,
         discard_state: how.discard_state,
+        rescale: how.rescale,
     };
     match connect::beekeeper(node).await?.apply_swarm(request).await {
         Ok(reply) => Ok(reply.into_inner()),

@@ -136,6 +136,8 @@ impl Project {
         if pushed || text != self.applied {
             let how = swarms::How {
                 discard_state: self.discard_state,
+                // Nothing is lost by it.
+                rescale: true,
                 ..swarms::How::default()
             };
             let reply = swarms::send(node, &file, &text, how).await?;

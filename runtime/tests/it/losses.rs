@@ -32,6 +32,7 @@ async fn apply_as(
         manifest: manifest.to_owned(),
         dry_run,
         discard_state,
+        rescale: false,
         ..v1::ApplySwarmRequest::default()
     };
     let mut keeper = node.keeper().await;
