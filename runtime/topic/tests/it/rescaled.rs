@@ -85,7 +85,7 @@ fn work(fetched: &Fetched, mut commit: Commit, cursor: skep_topic::Cursor) -> Co
             last_entry_uid: unread.entry_uid,
         });
         let key = unread.message.key.clone().unwrap_or_default();
-        let waits = number(&unread.message) % 5 == 0;
+        let waits = number(&unread.message).is_multiple_of(5);
         if !waits && !held.contains(&key) {
             done.push(unread.message.clone());
             continue;
