@@ -202,6 +202,7 @@ fn settings(stage: &Stage) -> BTreeMap<String, String> {
             .to_owned(),
         ),
         ("retry.attempts", retry.attempts.to_string()),
+        ("retry.crashes", retry.crashes.to_string()),
         ("retry.backoff.first", show_duration(retry.first_ms)),
         ("retry.backoff.max", show_duration(retry.max_ms)),
         ("timeout", show_duration(*timeout_ms)),

@@ -150,9 +150,13 @@ pub const ATTEMPTS_DEFAULT: u32 = 5;
 pub const ATTEMPTS_MAX: u32 = 1_000;
 pub const BACKOFF_FIRST_MS_DEFAULT: u64 = 100;
 pub const BACKOFF_MAX_MS_DEFAULT: u64 = 30_000;
-/// The attempt mark with which an input that kills its host is set aside, not run: it has run marked one time less, and once
-/// before that in the batch that made its partition suspect.
-pub const CRASH_MARKS_MAX: u32 = 3;
+/// Crashes of its node with which an input is set aside, not run again: the one that made its partition suspect, and those that it was
+/// alone in. An input that was alone in one waits before it runs again, so that a node which others kill again and again, within
+/// moments of its start, blames nobody.
+pub const CRASHES_DEFAULT: u32 = 3;
+pub const CRASHES_MAX: u32 = 1_000;
+pub const CRASH_WAIT_MS: u64 = 500;
+pub const CRASH_WAIT_MS_MAX: u64 = 10_000;
 pub const RETRY_AFTER_MS_MAX: u64 = 24 * 60 * 60 * 1_000;
 pub const STAGE_TIMEOUT_MS_DEFAULT: u64 = 30_000;
 pub const STAGE_TIMEOUT_MS_MAX: u64 = 3_600_000;

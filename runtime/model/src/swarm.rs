@@ -80,6 +80,18 @@ pub struct RetryPolicy {
     pub attempts: u32,
     pub first_ms: u64,
     pub max_ms: u64,
+    /// Crashes of its node, in a row, with which a message that was alone under way is set aside. At least 1.
+    #[serde(default = "crashes_default", skip_serializing_if = "is_crashes_default")]
+    pub crashes: u32,
+}
+
+fn crashes_default() -> u32 {
+    limits::CRASHES_DEFAULT
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_crashes_default(crashes: &u32) -> bool {
+    *crashes == limits::CRASHES_DEFAULT
 }
 
 impl Default for RetryPolicy {
@@ -88,6 +100,7 @@ impl Default for RetryPolicy {
             attempts: limits::ATTEMPTS_DEFAULT,
             first_ms: limits::BACKOFF_FIRST_MS_DEFAULT,
             max_ms: limits::BACKOFF_MAX_MS_DEFAULT,
+            crashes: limits::CRASHES_DEFAULT,
         }
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use skep_model::env::{Clock, Entropy};
 use skep_model::id::{CommitId, Token, Uid};
-use skep_model::limits::{CRASH_MARKS_MAX, FETCH_STATE_BYTES_MAX, LEASE_TTL_MS};
+use skep_model::limits::{CRASH_WAIT_MS, CRASH_WAIT_MS_MAX, FETCH_STATE_BYTES_MAX, LEASE_TTL_MS};
 use skep_model::message::TraceContext;
 use skep_model::scope::PartitionId;
 use skep_model::span::{SpanKind, SpanRecord, SpanSink};
@@ -108,6 +108,7 @@ impl Running {
                 unwell: false,
                 lost: 0,
                 marked: None,
+                alone: None,
             };
             self.tasks.spawn(owner.run());
         }
@@ -162,6 +163,8 @@ struct Owner {
     lost: u32,
     /// The attempt marks in a row that this owner made, and outlived.
     marked: Option<(Uid, u32)>,
+    /// The attempt mark that the claim found: that input was alone in a crash.
+    alone: Option<(Uid, u32)>,
 }
 
 /// Where an owner stands between two commits.
@@ -333,6 +336,7 @@ impl Owner {
             last: claim.last,
             cursor: claim.cursor,
         };
+        self.alone = claim.marked;
         if claim.unclean > 0 {
             self.cap = BatchCap::suspect(self.plans.borrow().stage.batch.messages);
         }
@@ -420,7 +424,7 @@ impl Owner {
             (Vec::new(), Vec::new())
         } else {
             let uids: Vec<Uid> = batch.inputs.iter().map(Input::uid).collect();
-            let processed = match self.crashed(at, &uids).await? {
+            let processed = match self.crashed(at, &uids, plan.stage.retry.crashes).await? {
                 Some(trap) => Processed {
                     result: Err(trap),
                     log: Vec::new(),
@@ -497,10 +501,14 @@ impl Owner {
 
     /// In suspect mode an attempt mark is made durable before the input runs alone. A crash loses every other count, so this one
     /// tells when it is the input that kills its host: then it is not run again.
-    async fn crashed(&mut self, at: &Position, uids: &[Uid]) -> Result<Option<Trap>, Ended> {
+    async fn crashed(&mut self, at: &Position, uids: &[Uid], crashes: u32) -> Result<Option<Trap>, Ended> {
         let [uid] = *uids else { return Ok(None) };
         if !self.cap.suspects() {
             return Ok(None);
+        }
+        if let Some((_, times)) = self.alone.take().filter(|(last, _)| *last == uid) {
+            let wait = CRASH_WAIT_MS.saturating_mul(u64::from(times)).min(CRASH_WAIT_MS_MAX);
+            self.hold_back(at, Duration::from_millis(wait)).await?;
         }
         let marks = self.seams.backend.mark(&at.lease, uid).await.map_err(ended)?;
         // Marks of this very owner are no crashes: it lives.
@@ -510,11 +518,25 @@ impl Owner {
             .map_or(0, |(_, times)| times);
         self.marked = Some((uid, own + 1));
         let others = marks.saturating_sub(own);
-        Ok((others >= CRASH_MARKS_MAX).then(|| Trap {
+        Ok((others >= crashes).then(|| Trap {
             kind: TrapKind::Crash,
             detail: format!("the node died {others} times while it ran this input"),
             stderr: String::new(),
         }))
+    }
+
+    /// Waits with the lease in hand.
+    async fn hold_back(&self, at: &Position, wait: Duration) -> Result<(), Ended> {
+        let over = sleep(wait);
+        tokio::pin!(over);
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return Err(Ended::Stopped),
+                () = &mut over => return Ok(()),
+                () = sleep(Duration::from_millis(LEASE_TTL_MS / 3)) => self.prolong(&at.lease).await?,
+            }
+        }
     }
 
     /// Runs the Bee, prolonging the lease meanwhile.

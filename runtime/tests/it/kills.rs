@@ -11,6 +11,7 @@ use tonic::transport::Channel;
 
 use crate::node::{Node, SOON, Start, apply, drained, hello_world, push, state, test_bees, upload};
 
+/// Nodes are killed so often here, and so soon after their start, that the message which happens to be alone then would be blamed.
 pub const LEDGER: &str = "
 name: ledger
 bees:
@@ -20,12 +21,14 @@ bees:
     key: json:/key
     state: true
     batch: { messages: 32 }
+    retry: { crashes: 1000 }
   - name: effect
     module: test-bees
     input: { bee: ledger }
     key: message
     state: true
     batch: { messages: 64 }
+    retry: { crashes: 1000 }
 ";
 
 const KEYS: usize = 5;

@@ -217,6 +217,8 @@ pub struct Claim {
     pub cursor: Cursor,
     /// How many times a lease ran out, or the node died, since the last commit: the owner goes into suspect mode.
     pub unclean: u32,
+    /// The last attempt mark, and how many times in a row: see [`Backend::mark`].
+    pub marked: Option<(Uid, u32)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -410,6 +410,12 @@ fn retry(value: &Value<'_>) -> Option<RetryPolicy> {
     {
         policy.attempts = attempts;
     }
+    if let Some(crashes) = fields
+        .get("crashes")
+        .and_then(|v| v.int(1..=u64::from(limits::CRASHES_MAX)))
+    {
+        policy.crashes = crashes;
+    }
     if let Some(backoff) = fields.get("backoff").and_then(|v| v.fields(&BACKOFF)) {
         let range = 1..=limits::RETRY_AFTER_MS_MAX;
         let first = backoff.get("first").and_then(|v| v.duration(range.clone()));

@@ -50,7 +50,7 @@ pub(super) const INPUT: Shape = Shape {
 };
 pub(super) const RETRY: Shape = Shape {
     what: "`retry`",
-    fields: &["attempts", "backoff"],
+    fields: &["attempts", "backoff", "crashes"],
 };
 pub(super) const BACKOFF: Shape = Shape {
     what: "`backoff`",

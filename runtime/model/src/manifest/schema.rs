@@ -117,6 +117,7 @@ fn bee() -> Value {
                 "additionalProperties": false,
                 "properties": {
                     "attempts": { "type": "integer", "minimum": 1, "maximum": limits::ATTEMPTS_MAX },
+                    "crashes": { "type": "integer", "minimum": 1, "maximum": limits::CRASHES_MAX },
                     "backoff": {
                         "type": "object",
                         "additionalProperties": false,

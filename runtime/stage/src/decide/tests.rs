@@ -46,6 +46,7 @@ fn stage(key: Option<KeySource>, order: Order) -> Stage {
             attempts: 3,
             first_ms: 100,
             max_ms: 1_000,
+            ..RetryPolicy::default()
         },
         timeout_ms: 1_000,
         batch: BatchPolicy::default(),

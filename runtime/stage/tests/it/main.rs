@@ -186,6 +186,7 @@ fn stage(spec: &TopicSpec, keyed: bool) -> Stage {
             attempts: 3,
             first_ms: 5,
             max_ms: 20,
+            ..RetryPolicy::default()
         },
         timeout_ms: 1_000,
         batch: BatchPolicy {

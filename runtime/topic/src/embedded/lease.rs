@@ -51,6 +51,7 @@ pub(super) fn claim(
         last: part.at.last,
         cursor: part.at.cursor,
         unclean: part.at.unclean,
+        marked: part.at.marked,
     };
     if ran_out {
         let at = part.at.clone();

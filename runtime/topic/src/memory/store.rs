@@ -408,6 +408,7 @@ impl Store {
             last: part.last,
             cursor: part.cursor,
             unclean: part.unclean,
+            marked: part.marked,
         }))
     }
 

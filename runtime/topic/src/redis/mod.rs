@@ -473,12 +473,15 @@ impl Backend for Redis {
             index: u32::try_from(said.number()?).unwrap_or(u32::MAX),
         };
         let unclean = u32::try_from(said.number()?).unwrap_or(u32::MAX);
+        let uid = Uid(reply::id(said.next()?)?);
+        let times = u32::try_from(said.number()?).unwrap_or(u32::MAX);
         lock(&self.core.claimed).insert(partition, token);
         Ok(Ok(Claim {
             seq,
             last,
             cursor,
             unclean,
+            marked: (times > 0).then_some((uid, times)),
         }))
     }
 

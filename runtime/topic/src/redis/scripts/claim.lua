@@ -10,7 +10,7 @@ local born_now, generation, now_partitions, sealed, former = 0, 0, 0, 0, 0
 local l = redis.call('HGET', t, 'l')
 if l then born_now, generation, now_partitions, sealed, former = struct.unpack(L, l) end
 if now_partitions == 0 then now_partitions = partitions end
-local v = redis.call('HMGET', part, 'tok', 'exp', 'seq', 'last', 'ce', 'ci', 'un', 'seal')
+local v = redis.call('HMGET', part, 'tok', 'exp', 'seq', 'last', 'ce', 'ci', 'un', 'seal', 'mu', 'mc')
 if tonumber(p) >= now_partitions and not v[8] then return {'GONE'} end
 local unclean = tonumber(v[7] or '0')
 if v[1] and v[1] ~= token then
@@ -26,4 +26,4 @@ if not v[3] then
 end
 l = struct.pack(L, math.max(born, born_now), generation, now_partitions, sealed, former)
 redis.call('HSET', t, 'l', l)
-return {'OK', v[3] or '0', v[4] or NONE, v[5] or '0', v[6] or '0', int(unclean)}
+return {'OK', v[3] or '0', v[4] or NONE, v[5] or '0', v[6] or '0', int(unclean), v[9] or NONE, v[10] or '0'}
