@@ -355,15 +355,18 @@ mod tests {
         };
         // What an earlier skep wrote says nothing of births.
         apply(&one, 4);
-        assert_eq!(apply(&both, 5)[..], [at("a", 4), at("b", 5), at("hello", 0)]);
+        assert_eq!(
+            apply(&both, 5)[..],
+            [at("a", 4), at("b", 5), at("goodbye", 0), at("hello", 0)]
+        );
         assert_eq!(
             apply(&other, 6)[..],
-            [at("a", 4), at("b", 5), at("hello", 0)],
+            [at("a", 4), at("b", 5), at("goodbye", 0), at("hello", 0)],
             "draining"
         );
         assert_eq!(
             apply(&both, 7)[..],
-            [at("a", 7), at("b", 5), at("hello", 0)],
+            [at("a", 7), at("b", 5), at("goodbye", 0), at("hello", 0)],
             "it is back"
         );
     }

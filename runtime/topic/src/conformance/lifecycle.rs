@@ -387,14 +387,19 @@ pub(super) async fn attempt_marks_count_in_a_row_and_outlive_a_kill(harness: Box
     world.harness.reopen(Stop::Kill).await;
     world.let_leases_end().await;
     let mut owner = world.own(&spec, 0).await?;
+    same!(owner.claim.marked, Some((first, 1)), "the claim tells of it");
     same!(owner.backend.mark(&owner.lease, first).await.why()?, 2, "after a kill");
     let fetched = owner.fetch(1).await?;
     let commit = world.consuming(&owner, &fetched, 1);
     owner.must(commit).await?;
+    drop(owner);
+    world.let_leases_end().await;
+    let owner = world.own(&spec, 0).await?;
+    same!(owner.claim.marked, None, "a commit clears it");
     same!(
         owner.backend.mark(&owner.lease, first).await.why()?,
         1,
-        "a commit clears it"
+        "and the next begins anew"
     );
     Ok(())
 }

@@ -26,4 +26,4 @@ if not v[3] then
 end
 l = struct.pack(L, math.max(born, born_now), generation, now_partitions, sealed, former)
 redis.call('HSET', t, 'l', l)
-return {'OK', v[3] or '0', v[4] or NONE, v[5] or '0', v[6] or '0', int(unclean), v[9] or NONE, v[10] or '0'}
+return {'OK', v[3] or '0', v[4] or NONE, v[5] or '0', v[6] or '0', int(unclean), v[9] ~= '' and v[9] or NONE, v[10] or '0'}
