@@ -233,6 +233,72 @@ async fn every_acknowledged_submit_takes_effect_exactly_once_whoever_dies_or_sle
     assert!(gate.stop().success());
 }
 
+/// 4 partitions, then 16, then 8, asked of one node while a client streams to the other.
+async fn rescaled(gate: &Node, asked: &Node) {
+    let (mut durable, to) = (0, 12_000);
+    let mut gateway = gate.gateway().await;
+    let mut keeper = asked.keeper().await;
+    let streaming = async {
+        while durable < to {
+            let from = durable + 1;
+            stream(&mut gateway, from, to, &mut durable).await;
+        }
+    };
+    let scaling = async {
+        for partitions in [16, 8] {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let until = Instant::now() + SOON;
+            loop {
+                let call = v1::ScaleStageRequest {
+                    swarm: "ledger".to_owned(),
+                    stage: "ledger".to_owned(),
+                    partitions: Some(partitions),
+                    ..v1::ScaleStageRequest::default()
+                };
+                match keeper.scale_stage(call).await {
+                    Ok(_) => break,
+                    // What came before works itself off first.
+                    Err(busy) if busy.code() == tonic::Code::FailedPrecondition => {}
+                    Err(other) => panic!("{other}"),
+                }
+                assert!(Instant::now() < until, "the first rescale never ended");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    };
+    tokio::join!(streaming, scaling);
+    assert_eq!(check(asked, durable, durable).await, to);
+    let told = drained(&mut keeper, "ledger").await;
+    assert_eq!(told.stages[0].partitions, 8);
+    let refused = asked.cli(&["scale", "ledger/nothing", "--partitions", "2"]);
+    assert_eq!(refused.status.code(), Some(4), "{refused:?}");
+    for (number, code) in [("0", 3), ("257", 3), ("70000", 2)] {
+        let refused = asked.cli(&["scale", "ledger/ledger", "--partitions", number]);
+        assert_eq!(refused.status.code(), Some(code), "{refused:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_change_while_messages_flow() {
+    let cluster = Cluster::new();
+    let (first, second) = (cluster.start(1), cluster.start(2));
+    prepare(&first).await;
+    in_step(&first, 2).await;
+    rescaled(&first, &second).await;
+    for node in [first, second] {
+        assert!(node.stop().success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_change_while_messages_flow_on_one_node_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Start::new(dir.path()).start();
+    prepare(&node).await;
+    rescaled(&node, &node).await;
+    assert!(node.stop().success());
+}
+
 /// The caller's node dies while the call is under way: the same call at another node is answered once, as if nothing had been.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_gateway_s_keyed_calls_are_answered_elsewhere_once() {

@@ -215,11 +215,13 @@ impl Core {
 
     /// The same, for a script that a life's first use meets: it makes the life known and asks again.
     async fn write_alive(&self, swarm: &SwarmId, script: Script, args: &Args) -> Result<(Said, u64), Error> {
+        // Looked at before the question is asked: others may make the life known while it is under way.
+        let known = lock(&self.lives).contains(swarm);
         let answer = self.write(script, args).await?;
         if answer.0.word != "NEW" {
             return Ok(answer);
         }
-        self.register(swarm).await?;
+        self.register(swarm, known).await?;
         let answer = self.write(script, args).await?;
         if answer.0.word == "NEW" {
             return Err(Error::Unavailable("a Swarm's first key vanished at once".to_owned()));
@@ -227,10 +229,11 @@ impl Core {
         Ok(answer)
     }
 
-    async fn register(&self, swarm: &SwarmId) -> Result<(), Error> {
+    /// `known`: it was registered before the store said that it is new.
+    async fn register(&self, swarm: &SwarmId, known: bool) -> Result<(), Error> {
         // A life without its first key may also be one that was flushed away.
         self.link.check().await?;
-        if lock(&self.lives).contains(swarm) {
+        if known {
             let why = format!(
                 "Redis at {} lost the keys of {swarm}: they were deleted or flushed",
                 self.link.options.shown()

@@ -35,6 +35,31 @@ async fn nodes_that_start_at_once_share_one_store() {
     }
 }
 
+/// Many that are the first to use a life, at once: none of them may take it for one that was lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_life_s_first_users_come_at_once() {
+    let (world, first, second) = two().await;
+    let spec = world.spec("a", 16);
+    for n in 0..40u8 {
+        let swarm = skep_model::scope::Scope::of(skep_model::name::TenantId::default_tenant())
+            .swarm(&"many".parse().unwrap(), skep_model::id::Incarnation([n + 1; 16]));
+        let spec = skep_topic::TopicSpec {
+            id: swarm.topic(spec.id.stage()),
+            ..(*spec).clone()
+        };
+        let claims = (0..16u16).map(|p| {
+            let (spec, store) = (spec.clone(), Arc::clone(if p % 2 == 0 { &first } else { &second }));
+            tokio::spawn(async move {
+                let token = skep_model::id::Token([u8::try_from(p).unwrap() + 1; 16]);
+                store.claim(&spec, p, token, 5_000).await
+            })
+        });
+        for claim in futures::future::join_all(claims).await {
+            claim.unwrap().unwrap().unwrap();
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_zombie_changes_nothing_when_it_wakes() {
     let (world, first, second) = two().await;
