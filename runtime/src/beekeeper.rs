@@ -146,7 +146,8 @@ impl Beekeeper for Keeper {
     }
 
     async fn describe_swarm(&self, request: Request<v1::DescribeSwarmRequest>) -> Reply<v1::DescribeSwarmReply> {
-        self.describe(&request.into_inner().name).await
+        let v1::DescribeSwarmRequest { name, count_keys } = request.into_inner();
+        self.describe(&name, count_keys).await
     }
 
     type DeleteSwarmStream = Out<v1::DeleteSwarmProgress>;

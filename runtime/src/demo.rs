@@ -181,7 +181,10 @@ fn plain_count(text: &str) -> BTreeMap<String, u64> {
 /// Waits until nothing is unread or parked; returns how many messages the last stage processed.
 async fn drained(keeper: &mut BeekeeperClient<Channel>, swarm: &str, until: Instant) -> anyhow::Result<u64> {
     loop {
-        let call = v1::DescribeSwarmRequest { name: swarm.to_owned() };
+        let call = v1::DescribeSwarmRequest {
+            name: swarm.to_owned(),
+            count_keys: false,
+        };
         let told = keeper.describe_swarm(call).await?.into_inner();
         if told.stages.iter().all(|s| s.unread + s.parked == 0) {
             let dead: u64 = told.stages.iter().map(|s| s.dead).sum();

@@ -131,6 +131,7 @@ impl Node {
         )
         .await?;
         let engine = Engine::new(skep_engine::Settings::new(settings.data.join("cache")))?;
+        let seats = engine.seats();
         // The key lies apart from what it authenticates: who can write the cache cannot make it true.
         let cache =
             ArtifactCache::open(&engine, &settings.data.join("artifact.key")).context("open the artifact cache")?;
@@ -150,6 +151,7 @@ impl Node {
             observer: Arc::clone(&stats) as Arc<dyn Observer>,
             spans: Arc::clone(&sink),
             workers,
+            seats,
         });
         let (routes, table) = watch::channel(Arc::new(RouteTable::default()));
         let catalog = Catalog::new(Arc::clone(&backend), Scope::of(tenant));

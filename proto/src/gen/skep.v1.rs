@@ -924,6 +924,9 @@ pub struct SwarmSummary {
 pub struct DescribeSwarmRequest {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
+    /// Fill in StageStatus.keys, which costs a look at each key: not for whoever asks again and again.
+    #[prost(bool, tag = "2")]
+    pub count_keys: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DescribeSwarmReply {
@@ -956,6 +959,7 @@ pub struct StageStatus {
     pub timers: u64,
     #[prost(uint64, tag = "10")]
     pub dead: u64,
+    /// Keys with state, where the request asks to count them.
     #[prost(uint64, tag = "11")]
     pub keys: u64,
     /// Since this node started.

@@ -131,7 +131,10 @@ pub async fn apply(keeper: &mut BeekeeperClient<Channel>, manifest: &str) -> any
 /// Waits until the last stage has processed `messages` and nothing is left.
 pub async fn processed(keeper: &mut BeekeeperClient<Channel>, swarm: &str, messages: u64) -> anyhow::Result<Instant> {
     loop {
-        let call = v1::DescribeSwarmRequest { name: swarm.to_owned() };
+        let call = v1::DescribeSwarmRequest {
+            name: swarm.to_owned(),
+            count_keys: false,
+        };
         let told = keeper.describe_swarm(call).await?.into_inner();
         let dead: u64 = told.stages.iter().map(|s| s.dead).sum();
         if dead > 0 {

@@ -1,7 +1,8 @@
 //! Measures what the engine adds to wasmtime: a bare loop with the same settings, against `Bee::process`.
 //!
 //! `cargo run --release --example bare -- MODULE.wasm BEE [CALLS [THREADS]]` prints nanoseconds a call as JSON. The Bee should do next to
-//! nothing. `fresh` calls follow at once, `spaced` ones leave the engine time to prepare. All are measured in turns, several times, and the medians are printed.
+//! nothing. `fresh` calls follow at once, `spaced` ones leave the engine time to prepare. Ours are made where a node's stages
+//! make them: on a thread that runs guests. All are measured in turns, several times, and the medians are printed.
 
 use std::time::{Duration, Instant};
 
@@ -109,7 +110,7 @@ fn main() {
         settings.threads = threads.parse().expect("THREADS is a number");
     }
 
-    // The caller's runtime, as a node has one for its I/O.
+    // As a node has one for its I/O.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -156,6 +157,7 @@ fn main() {
         )
     });
 
+    let seat = engine.seats().swap_remove(0);
     let mut results = [const { Vec::new() }; 4];
     for _ in 0..ROUNDS {
         let start = Instant::now();
@@ -166,26 +168,32 @@ fn main() {
             }
         });
         results[0].push(each(start, calls));
-        let spaced = runtime.block_on(async {
+        let bee = fresh.clone();
+        let spaced = async move {
             let mut took = Duration::ZERO;
             for _ in 0..calls / 10 {
                 let start = Instant::now();
-                ours(&fresh).await;
+                ours(&bee).await;
                 took += start.elapsed();
-                while start.elapsed() < SPACE {
-                    std::hint::spin_loop();
-                }
+                tokio::time::sleep(SPACE).await;
             }
             took
-        });
+        };
+        let spaced = runtime
+            .block_on(seat.spawn(spaced))
+            .expect("calls that follow with space");
         results[3].push(spaced.as_nanos() / u128::from((calls / 10).max(1)));
         for (bee, to) in [(&fresh, 1), (&pooled, 2)] {
+            let bee = bee.clone();
             let start = Instant::now();
-            runtime.block_on(async {
+            let called = seat.spawn(async move {
                 for _ in 0..calls {
-                    ours(bee).await;
+                    ours(&bee).await;
+                    // As a stage does at the latest when it has no more input; what a call leaves is cleared away then.
+                    tokio::task::yield_now().await;
                 }
             });
+            runtime.block_on(called).expect("calls that follow at once");
             results[to].push(each(start, calls));
         }
     }

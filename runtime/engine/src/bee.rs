@@ -1,16 +1,18 @@
 //! A Bee as a stage calls it: batch in, outcomes out.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt as _;
 use skep_model::env::SystemClock;
 use skep_model::id::Digest;
 use skep_model::limits;
 use skep_model::name::BeeName;
 use skep_model::step::{Batch, Processed, Trap, TrapKind};
 use skep_model::swarm::{GuestClock, Instances, Stage};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::task::AbortHandle;
 
 use crate::engine::Engine;
@@ -100,6 +102,13 @@ struct Spares {
     watched: bool,
 }
 
+/// What a call leaves.
+struct Used {
+    /// And whether it may be used again.
+    instance: Option<(Instance, bool)>,
+    place: OwnedSemaphorePermit,
+}
+
 /// Stops the guest when the caller loses interest.
 struct StopOnDrop(Option<AbortHandle>);
 
@@ -131,15 +140,46 @@ impl Bee {
 
     /// Calls the Bee once, with all inputs.
     ///
-    /// The guest runs on the engine's own threads, so this may be called from any tokio runtime. Dropping the future
-    /// stops the guest within an epoch_tick. More calls than [`crate::Settings::running`] at once wait here.
+    /// The guest runs on the engine's own threads, so this may be called from any tokio runtime; from one of [`Engine::seats`]
+    /// it runs where it is called, unless another thread has less to do. Dropping the future stops the guest within an epoch_tick.
+    /// More calls than [`crate::Settings::running`] at once wait here.
     pub async fn process(&self, batch: Batch) -> Processed {
+        match self.0.engine.guests().here() {
+            Some(load) => self.right_here(batch, load).await,
+            None => self.elsewhere(batch).await,
+        }
+    }
+
+    async fn right_here(&self, batch: Batch, load: Load) -> Processed {
+        let ran = AssertUnwindSafe(Arc::clone(&self.0).run(batch)).catch_unwind().await;
+        drop(load);
+        match ran {
+            Ok(Some((processed, used))) => {
+                // Off the caller's path: it takes place when the caller waits next.
+                tokio::spawn(Arc::clone(&self.0).after(used));
+                processed
+            }
+            Ok(None) => lost("the engine is shutting down".to_owned()),
+            Err(panic) => lost(format!("the host panicked: {}", message(&*panic))),
+        }
+    }
+
+    async fn elsewhere(&self, batch: Batch) -> Processed {
         let (answer, answered) = oneshot::channel();
-        let task = self
-            .0
-            .engine
-            .guests()
-            .spawn(|load| Arc::clone(&self.0).run(batch, answer, load));
+        let task = self.0.engine.guests().spawn(|load| {
+            let bee = Arc::clone(&self.0);
+            async move {
+                let Some((processed, used)) = Arc::clone(&bee).run(batch).await else {
+                    return;
+                };
+                // The next call should come to this same thread and find its instance made, rather than wake another thread to
+                // make one.
+                drop(load);
+                // The caller may be gone: then nobody minds.
+                let _ = answer.send(processed);
+                bee.after(used).await;
+            }
+        });
         let mut stop = StopOnDrop(Some(task.abort_handle()));
         match answered.await {
             Ok(processed) => {
@@ -188,11 +228,9 @@ impl Inner {
         }
     }
 
-    async fn run(self: Arc<Self>, batch: Batch, answer: oneshot::Sender<Processed>, load: Load) {
-        let Ok(place) = self.engine.running().acquire().await else {
-            // Closed only when the engine ends.
-            return;
-        };
+    /// One call. `None` when the engine ends.
+    async fn run(self: Arc<Self>, batch: Batch) -> Option<(Processed, Used)> {
+        let place = Arc::clone(self.engine.running()).acquire_owned().await.ok()?;
         let instance = match self.take_spare() {
             Some(spare) => Ok(spare),
             None => self.make().await,
@@ -200,18 +238,21 @@ impl Inner {
         let mut instance = match instance {
             Ok(instance) => instance,
             Err(processed) => {
-                // The caller may be gone: then nobody minds.
-                let _ = answer.send(*processed);
-                return;
+                let used = Used { instance: None, place };
+                return Some((*processed, used));
             }
         };
         let granted = self.settings.keyed && self.settings.state;
         let call = instance.call(self.name.as_str(), batch, granted, self.engine.ticker(), self.time());
         let (processed, sound) = Box::pin(call).await;
-        // What follows is off the caller's path. The next call should come to this same thread and find its instance
-        // made, rather than wake another thread to make one.
-        drop(load);
-        let _ = answer.send(processed);
+        let instance = Some((instance, sound));
+        Some((processed, Used { instance, place }))
+    }
+
+    /// What follows a call and its caller need not wait for.
+    async fn after(self: Arc<Self>, used: Used) {
+        let Used { instance, place } = used;
+        let Some((instance, sound)) = instance else { return };
         if sound && matches!(self.settings.instances, Instances::Pooled { .. }) {
             self.keep(instance);
         } else {

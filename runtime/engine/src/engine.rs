@@ -7,6 +7,7 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sha2::{Digest as _, Sha256};
 use skep_model::id::Digest;
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime::component::{Component, Linker};
 
@@ -31,7 +32,7 @@ pub struct Engine {
     ticker: Ticker,
     /// Guest code runs here and nowhere else, so that a busy guest never delays I/O.
     guests: Guests,
-    running: Semaphore,
+    running: Arc<Semaphore>,
     spare: Arc<Semaphore>,
     watched: Mutex<Watched>,
 }
@@ -69,7 +70,7 @@ impl Engine {
             linker,
             ticker,
             guests,
-            running: Semaphore::new(settings.running as usize),
+            running: Arc::new(Semaphore::new(settings.running as usize)),
             spare: Arc::new(Semaphore::new(settings.spare as usize)),
             watched: Mutex::default(),
             settings,
@@ -123,11 +124,19 @@ impl Engine {
         &self.settings
     }
 
+    /// The runtimes of the guest threads, one a thread. A task that lives on one of them and calls a Bee has it run right there, so
+    /// that a batch wakes no other thread. Such a task must not block, and waits while a guest on its thread computes, for an
+    /// epoch_tick at a time.
+    #[must_use]
+    pub fn seats(&self) -> Vec<Handle> {
+        self.guests.handles()
+    }
+
     pub(crate) fn ticker(&self) -> &Ticker {
         &self.ticker
     }
 
-    pub(crate) fn running(&self) -> &Semaphore {
+    pub(crate) fn running(&self) -> &Arc<Semaphore> {
         &self.running
     }
 

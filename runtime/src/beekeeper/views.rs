@@ -61,12 +61,12 @@ impl Keeper {
         Ok(swarms)
     }
 
-    pub(super) async fn describe(&self, name: &str) -> Reply<v1::DescribeSwarmReply> {
+    pub(super) async fn describe(&self, name: &str, count_keys: bool) -> Reply<v1::DescribeSwarmReply> {
         let (name, found, id) = self.find(name).await?;
         let record = found.record;
         let topics = depths(self.backend.as_ref(), &id).await?;
         let mut keys = BTreeMap::new();
-        for stage in record.swarm.stages.iter().filter(|s| s.state) {
+        for stage in record.swarm.stages.iter().filter(|s| count_keys && s.state) {
             let count = self.backend.keys(&id.topic(&stage.name)).await.unwrap_or_default();
             keys.insert(stage.name.clone(), count);
         }

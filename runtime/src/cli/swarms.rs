@@ -257,7 +257,7 @@ pub async fn list(node: &str, out: Printer) -> Outcome {
 }
 
 pub async fn describe(name: String, node: &str, out: Printer) -> Outcome {
-    let request = v1::DescribeSwarmRequest { name };
+    let request = v1::DescribeSwarmRequest { name, count_keys: true };
     let reply = connect::beekeeper(node)
         .await?
         .describe_swarm(request)

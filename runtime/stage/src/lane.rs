@@ -86,17 +86,20 @@ impl Consumer {
         usize::from(self.plans.borrow().stage.concurrency.max(1))
     }
 
-    fn turn(self: &Arc<Self>) -> Option<Turn> {
+    /// And how many there were.
+    fn turn(self: &Arc<Self>) -> Option<(Turn, usize)> {
         let most = self.concurrency();
         self.under_way
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| (n < most).then_some(n + 1))
             .ok()
-            .map(|_| Turn(Arc::clone(self)))
+            .map(|others| (Turn(Arc::clone(self)), others))
     }
 
     fn wake(self: &Arc<Self>) {
-        if let Some(turn) = self.turn() {
+        if let Some((turn, others)) = self.turn() {
             let this = Arc::clone(self);
+            let topic = self.plans.borrow().topic.id.clone();
+            let seat = self.seams.seat(&topic, others, &self.runtime);
             self.tasks.spawn_on(
                 async move {
                     let turn = turn;
@@ -107,7 +110,7 @@ impl Consumer {
                         this.wake();
                     }
                 },
-                &self.runtime,
+                seat,
             );
         }
     }

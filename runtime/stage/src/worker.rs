@@ -5,6 +5,7 @@
 //! they are durable: whoever builds on one is rolled back with it, and what leaves is gated in the backend.
 
 use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,11 +13,12 @@ use skep_model::env::{Clock, Entropy};
 use skep_model::id::{CommitId, Token, Uid};
 use skep_model::limits::{CRASH_WAIT_MS, CRASH_WAIT_MS_MAX, FETCH_STATE_BYTES_MAX, LEASE_TTL_MS};
 use skep_model::message::TraceContext;
-use skep_model::scope::PartitionId;
+use skep_model::scope::{PartitionId, TopicId};
 use skep_model::span::{SpanKind, SpanRecord, SpanSink};
 use skep_model::step::{Batch, Input, LogLine, Processed, Step, Trap, TrapKind};
 use skep_topic::lane::Lane;
 use skep_topic::{Backend, Bell, Commit, Cursor, Error, Fetched, Lease, Want, failpoint};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -51,6 +53,22 @@ pub struct Seams {
     pub spans: Arc<dyn SpanSink>,
     /// Who else works, and thereby which partitions are to be owned here.
     pub workers: watch::Receiver<Arc<Workers>>,
+    /// The runtimes of the threads that run Bees. Owners and drains live there, so that a batch goes from fetch to commit without
+    /// waking another thread. Empty: all live on the runtime that starts the stage.
+    pub seats: Vec<Handle>,
+}
+
+impl Seams {
+    /// The same number is the same seat. Stages begin at different ones, so that a node of many small Swarms uses all.
+    pub(crate) fn seat<'a>(&'a self, topic: &TopicId, number: usize, otherwise: &'a Handle) -> &'a Handle {
+        let mut hasher = DefaultHasher::new();
+        topic.hash(&mut hasher);
+        let start = usize::try_from(hasher.finish() >> 32).unwrap_or(0);
+        match self.seats.len() {
+            0 => otherwise,
+            seats => &self.seats[start.wrapping_add(number) % seats],
+        }
+    }
 }
 
 /// A stage at work on this node.
@@ -110,7 +128,9 @@ impl Running {
                 marked: None,
                 alone: None,
             };
-            self.tasks.spawn(owner.run());
+            let here = Handle::current();
+            let seat = self.seams.seat(owner.partition.topic(), index.into(), &here);
+            self.tasks.spawn_on(owner.run(), seat);
         }
         *owners = partitions.max(*owners);
     }

@@ -307,6 +307,7 @@ async fn a_new_revision_takes_over_and_a_stateful_change_is_refused() {
     let described = keeper
         .describe_swarm(v1::DescribeSwarmRequest {
             name: "effects".to_owned(),
+            count_keys: false,
         })
         .await
         .unwrap()

@@ -335,7 +335,10 @@ fn build(dir: &Path, name: &str) -> Vec<u8> {
 pub async fn drained(keeper: &mut BeekeeperClient<Channel>, swarm: &str) -> v1::DescribeSwarmReply {
     let until = Instant::now() + SOON;
     loop {
-        let call = v1::DescribeSwarmRequest { name: swarm.to_owned() };
+        let call = v1::DescribeSwarmRequest {
+            name: swarm.to_owned(),
+            count_keys: true,
+        };
         let told = keeper.describe_swarm(call).await.expect("describe").into_inner();
         if told.stages.iter().all(|s| s.unread + s.parked == 0) {
             return told;

@@ -86,6 +86,7 @@ impl World {
             observer: Arc::clone(&told) as Arc<dyn Observer>,
             spans: Arc::new(NoSpans),
             workers: Workers::alone(NodeId([0; 8])),
+            seats: Vec::new(),
         });
         let swarm = Scope::of(TenantId::default_tenant()).swarm(&"w".parse().unwrap(), Incarnation([1; 16]));
         Self {

@@ -97,6 +97,8 @@ pub use probe::{Finding, Severity, Survives, probe};
 /// What operations and the tasks beside them share.
 struct Core {
     link: Arc<Link>,
+    /// Of whoever opened the store: commits may come from threads that run guests, which should not wait for a gate.
+    runtime: tokio::runtime::Handle,
     bells: Bells,
     cache: Cache,
     gate: Arc<Gatekeeper>,
@@ -350,6 +352,7 @@ impl Redis {
         link.establish().await?;
         let core = Arc::new(Core {
             link: Arc::clone(&link),
+            runtime: tokio::runtime::Handle::current(),
             bells: Bells::default(),
             cache: Cache::default(),
             gate: Arc::default(),
@@ -575,9 +578,10 @@ impl Backend for Redis {
                     .map_or(0, |(_, letter)| *letter)
             };
             let replies: Vec<(Reply, u64)> = commit.replies.iter().map(|r| (r.clone(), letter(r))).collect();
-            let core = Arc::clone(core);
+            let released = Arc::clone(core);
             // The owner goes on meanwhile; its next commit builds on this one and rolls back with it.
-            tokio::spawn(async move { core.release(replies, history).await });
+            core.runtime
+                .spawn(async move { released.release(replies, history).await });
         }
         Ok(done)
     }
