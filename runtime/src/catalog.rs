@@ -18,7 +18,7 @@ use skep_topic::Backend;
 /// Format of every catalog record.
 const FORMAT: u32 = 1;
 /// Lost races after which a write gives up: with eight writers at once this is never seen.
-const RACES_MAX: usize = 64;
+pub const RACES_MAX: usize = 64;
 
 /// A module name with its tags and everything that was pushed under it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -219,23 +219,35 @@ impl Catalog {
         self.get(&self.swarm_key(name.as_str())).await
     }
 
-    /// Reads, changes and writes one module record until no other write came between. `change` may be called several times.
+    /// What a decision that reads more than one record builds on; taken before the first read.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn number(&self) -> anyhow::Result<u64> {
+        Ok(self.backend.catalog_number().await?)
+    }
+
+    /// Reads, changes and writes one module record until no other write came between, to Swarms neither: what they run stays. `change`
+    /// may be called several times.
     pub async fn change_module<T>(
         &self,
         name: &ModuleName,
-        mut change: impl FnMut(&mut ModuleRecord) -> anyhow::Result<T>,
+        mut change: impl FnMut(&mut ModuleRecord, &BTreeMap<SwarmName, SwarmRecord>) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
         let key = self.module_key(name.as_str());
         for _ in 0..RACES_MAX {
+            let seen = self.number().await?;
+            let swarms = self.swarms().await?;
             let (version, mut record) = match self.get::<ModuleRecord>(&key).await? {
                 Some(found) => (found.version, found.record),
                 None => (0, ModuleRecord::default()),
             };
-            let told = change(&mut record)?;
+            let told = change(&mut record, &swarms)?;
             let lost = if record.versions.is_empty() {
-                version != 0 && self.backend.catalog_delete(&key, version).await?.is_err()
+                let delete = self.backend.catalog_delete_if(&key, version, Some(seen));
+                version != 0 && delete.await?.is_err()
             } else {
-                self.put(&key, version, &record).await?.is_err()
+                self.put(&key, version, Some(seen), &record).await?.is_err()
             };
             if !lost {
                 return Ok(told);
@@ -246,7 +258,16 @@ impl Catalog {
 
     /// `Err(current)` when the record is not at version `expect` any more.
     pub async fn put_swarm(&self, expect: u64, record: &SwarmRecord) -> anyhow::Result<Result<u64, u64>> {
-        self.put(&self.swarm_key(record.swarm.name.as_str()), expect, record)
+        self.put(&self.swarm_key(record.swarm.name.as_str()), expect, None, record)
+            .await
+    }
+
+    /// The same of a decision that read other records as well, from `seen` on. `Err(expect)`: one of those may have changed.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn put_swarm_if(&self, expect: u64, seen: u64, record: &SwarmRecord) -> anyhow::Result<Result<u64, u64>> {
+        self.put(&self.swarm_key(record.swarm.name.as_str()), expect, Some(seen), record)
             .await
     }
 
@@ -264,10 +285,16 @@ impl Catalog {
         bail!("Swarm `{}` is being changed by too many at once: try again", id.name())
     }
 
-    async fn put<T: Serialize>(&self, key: &str, expect: u64, record: &T) -> anyhow::Result<Result<u64, u64>> {
+    async fn put<T: Serialize>(
+        &self,
+        key: &str,
+        expect: u64,
+        seen: Option<u64>,
+        record: &T,
+    ) -> anyhow::Result<Result<u64, u64>> {
         let stored = Stored { format: FORMAT, record };
         let value = Bytes::from(serde_json::to_vec(&stored)?);
-        Ok(self.backend.catalog_put(key, expect, value).await?)
+        Ok(self.backend.catalog_put_if(key, expect, seen, value).await?)
     }
 
     async fn get<T: for<'a> Deserialize<'a>>(&self, key: &str) -> anyhow::Result<Option<Versioned<T>>> {

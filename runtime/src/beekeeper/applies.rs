@@ -13,7 +13,7 @@ use tonic::{Response, Status};
 
 use super::failure::{internal, invalid, topic_error};
 use super::{Keeper, Reply};
-use crate::catalog::{ModuleRecord, ModuleVersion, SwarmRecord};
+use crate::catalog::{ModuleRecord, ModuleVersion, RACES_MAX, SwarmRecord};
 use crate::wording::{count, instead};
 
 /// What each stage runs, as hex digest.
@@ -125,9 +125,26 @@ impl Keeper {
         asked: v1::ApplySwarmRequest,
         scaled: Option<v1::ScaleStageRequest>,
     ) -> Result<Decided, Status> {
-        let catalog = &self.supervisor.catalog;
         let _writes = self.supervisor.writes.lock().await;
-        let (swarm, digests) = match &scaled {
+        for _ in 0..RACES_MAX {
+            if let Some(decided) = self.decide_once(&asked, scaled.as_ref()).await? {
+                return Ok(decided);
+            }
+        }
+        Err(Status::aborted(
+            "the catalog is being changed by too many at once: try again",
+        ))
+    }
+
+    /// `None`: another node wrote to the catalog meanwhile, perhaps a Swarm with the same subject, or took away a module.
+    async fn decide_once(
+        &self,
+        asked: &v1::ApplySwarmRequest,
+        scaled: Option<&v1::ScaleStageRequest>,
+    ) -> Result<Option<Decided>, Status> {
+        let catalog = &self.supervisor.catalog;
+        let seen = catalog.number().await.map_err(internal)?;
+        let (swarm, digests) = match scaled {
             Some(scaled) => self.with_numbers(scaled).await?,
             None => self.read(&asked.manifest).await?,
         };
@@ -179,7 +196,7 @@ impl Keeper {
                 let mut next = old.clone();
                 next.revision += 1;
                 next.applied_ms = now_ms;
-                next.manifest = asked.manifest;
+                next.manifest.clone_from(&asked.manifest);
                 next.born = old.born_next(&swarm, next.revision);
                 next.draining = old.left_behind(&swarm);
                 next.swarm = swarm;
@@ -198,7 +215,7 @@ impl Keeper {
                     revision: 1,
                     created_ms: now_ms,
                     applied_ms: now_ms,
-                    manifest: asked.manifest,
+                    manifest: asked.manifest.clone(),
                     born: swarm.stages.iter().map(|stage| (stage.name.clone(), 1)).collect(),
                     swarm,
                     modules: digests,
@@ -234,18 +251,21 @@ impl Keeper {
         };
         match &current {
             // Nothing to do is not a revision.
-            Some(found) if changes.is_empty() => return Ok(decided(found.record.revision, changes)),
+            Some(found) if changes.is_empty() => return Ok(Some(decided(found.record.revision, changes))),
             _ if asked.dry_run => {}
             _ if !lost_state.is_empty() && !asked.discard_state => return Err(would_lose(&name, &lost_state)),
             _ => {
-                if let Err(now) = catalog.put_swarm(expect, &record).await.map_err(internal)? {
+                if let Err(now) = catalog.put_swarm_if(expect, seen, &record).await.map_err(internal)? {
+                    if now == expect {
+                        return Ok(None);
+                    }
                     return Err(Status::aborted(format!(
                         "Swarm `{name}` was changed by somebody else meanwhile (record {now}): look again, then apply again"
                     )));
                 }
             }
         }
-        Ok(decided(record.revision, changes))
+        Ok(Some(decided(record.revision, changes)))
     }
 
     /// What a manifest says, against the modules of this moment.

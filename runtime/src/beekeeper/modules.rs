@@ -61,12 +61,11 @@ impl Keeper {
         }
         // Bytes before the record: a crash between the two leaves bytes that nobody names, never a name without bytes.
         self.store.put(&digest, bytes.clone()).await.map_err(internal)?;
-        let swarms = self.supervisor.catalog.swarms().await.map_err(internal)?;
         let mut dropped = Vec::new();
         let (known, replaced) = self
             .supervisor
             .catalog
-            .change_module(&name, |record| {
+            .change_module(&name, |record, swarms| {
                 let known = record.versions.contains_key(&hex);
                 record.versions.entry(hex.clone()).or_insert_with(|| ModuleVersion {
                     size,
@@ -80,7 +79,7 @@ impl Keeper {
                     ))
                     .into());
                 }
-                dropped = superseded(record, &swarms);
+                dropped = superseded(record, swarms);
                 Ok((known, replaced))
             })
             .await
@@ -96,6 +95,7 @@ impl Keeper {
             name,
             version: Wanted::Tag(tag),
         };
+        let swarms = self.supervisor.catalog.swarms().await.map_err(internal)?;
         let followers = swarms
             .iter()
             .filter(|(_, record)| {
@@ -151,13 +151,12 @@ impl Keeper {
     pub(super) async fn remove_module(&self, asked: v1::DeleteModuleRequest) -> Reply<v1::DeleteModuleReply> {
         let name: ModuleName = asked.name.parse().map_err(invalid)?;
         let _writes = self.supervisor.writes.lock().await;
-        let swarms = self.supervisor.catalog.swarms().await.map_err(internal)?;
         let known = self.supervisor.catalog.modules().await.map_err(internal)?;
         let mut dropped = Vec::new();
         let removed = self
             .supervisor
             .catalog
-            .change_module(&name, |record| {
+            .change_module(&name, |record, swarms| {
                 dropped.clear();
                 let tags: Vec<String> = record
                     .tags
@@ -176,7 +175,7 @@ impl Keeper {
                     .cloned()
                     .collect();
                 for hex in loose {
-                    let used = users(&swarms, &hex);
+                    let used = users(swarms, &hex);
                     // A version that lost its tag earlier and is in use is not what was asked about, unless all goes.
                     if !used.is_empty() && !asked.tag.is_empty() && !untagged.contains(&hex) {
                         continue;

@@ -11,13 +11,13 @@ use crate::kills::{check, prepare, stream};
 use crate::node::{Node, SOON, Start, apply, drained, push, request, response, state, test_bees};
 use crate::redis_server::{ALWAYS, Server};
 
-struct Cluster {
-    dir: TempDir,
+pub struct Cluster {
+    pub dir: TempDir,
     redis: Server,
 }
 
 impl Cluster {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self {
             dir: tempfile::tempdir().unwrap(),
             redis: Server::start(ALWAYS),
@@ -28,7 +28,7 @@ impl Cluster {
         self.dir.path().join(format!("node-{node}"))
     }
 
-    fn start(&self, node: u8) -> Node {
+    pub fn start(&self, node: u8) -> Node {
         self.start_at(node, 0)
     }
 
@@ -55,7 +55,7 @@ async fn nodes(node: &Node) -> Vec<v1::NodeInfo> {
 }
 
 /// Until every node follows the catalog.
-async fn in_step(node: &Node, count: usize) -> Vec<v1::NodeInfo> {
+pub async fn in_step(node: &Node, count: usize) -> Vec<v1::NodeInfo> {
     let until = Instant::now() + SOON;
     loop {
         let all = nodes(node).await;

@@ -10,6 +10,7 @@ mod lifecycle;
 mod losses;
 mod node;
 mod poison;
+mod races;
 #[path = "../../topic/tests/it/redis/process.rs"]
 mod redis_server;
 mod s3;

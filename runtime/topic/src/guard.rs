@@ -33,6 +33,8 @@ pub enum Guard {
     Seal,
     /// Timers go over with their keys when a topic gets another number of partitions.
     HandOver,
+    /// A catalog write names what it was decided on, which is more than the record itself.
+    Seen,
     /// Nothing leaves before it is durable.
     Gate,
 }

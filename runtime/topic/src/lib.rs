@@ -733,14 +733,39 @@ pub trait Backend: Send + Sync + 'static {
 
     /// # Errors
     /// `Ok(Err(current))` when the stored version is not `expect` (0: must not exist).
-    async fn catalog_put(&self, key: &str, expect: u64, value: Bytes) -> Result<Result<u64, u64>, Error>;
+    async fn catalog_put(&self, key: &str, expect: u64, value: Bytes) -> Result<Result<u64, u64>, Error> {
+        self.catalog_put_if(key, expect, None, value).await
+    }
+
+    /// For who decides by more than the record itself: `seen` is [`Backend::catalog_number`] as it was before the first read, and
+    /// nothing is written unless it is the number still.
+    ///
+    /// # Errors
+    /// As [`Backend::catalog_put`]; `Ok(Err(expect))` when the record is as expected and something else in the catalog is not: read
+    /// again, then decide again.
+    async fn catalog_put_if(
+        &self,
+        key: &str,
+        expect: u64,
+        seen: Option<u64>,
+        value: Bytes,
+    ) -> Result<Result<u64, u64>, Error>;
 
     /// Every record whose key starts with `prefix`, by key.
     async fn catalog_list(&self, prefix: &str) -> Result<Vec<(String, CatalogRecord)>, Error>;
 
     /// # Errors
     /// `Ok(Err(current))` as for [`Backend::catalog_put`].
-    async fn catalog_delete(&self, key: &str, expect: u64) -> Result<Result<(), u64>, Error>;
+    async fn catalog_delete(&self, key: &str, expect: u64) -> Result<Result<(), u64>, Error> {
+        self.catalog_delete_if(key, expect, None).await
+    }
+
+    /// # Errors
+    /// As [`Backend::catalog_put_if`].
+    async fn catalog_delete_if(&self, key: &str, expect: u64, seen: Option<u64>) -> Result<Result<(), u64>, Error>;
+
+    /// [`Pulse::catalog`] of this moment.
+    async fn catalog_number(&self) -> Result<u64, Error>;
 
     /// Rung here when anybody writes to the catalog. May be lost on the way; the next beat's [`Pulse::catalog`] tells as well.
     fn catalog_bell(&self) -> Bell;

@@ -1,6 +1,7 @@
 //! Leases, the catalog, deletion, stops and starts.
 
 use bytes::Bytes;
+use skep_model::id::NodeId;
 use skep_model::limits::{LEASE_TTL_MS, REMOVED_STAGES_MAX};
 
 use super::actors::{Reason, World, output, put, text};
@@ -69,6 +70,35 @@ pub(super) async fn release_is_clean(harness: Box<dyn Harness>) -> Verdict {
     // A claim that is sent twice is one claim.
     let again = second.backend.claim(&spec, 0, second.lease.token, 1_000).await.why()?;
     same!(again, Ok(second.claim.clone()), "the same claim again");
+    Ok(())
+}
+
+pub(super) async fn a_catalog_write_names_what_it_was_decided_on(harness: Box<dyn Harness>) -> Verdict {
+    let world = World::new(harness);
+    let backend = world.backend();
+    let value = || Bytes::from_static(b"v");
+    let empty = backend.catalog_number().await.why()?;
+    let put = backend.catalog_put_if("swarm/a", 0, Some(empty), value()).await.why()?;
+    same!(put, Ok(1), "nothing came between");
+    // Two decide on the same catalog, each about a record of its own.
+    let seen = backend.catalog_number().await.why()?;
+    holds!(seen != empty, "a write changes the number");
+    let pulse = backend.beat(NodeId([1; 8]), Bytes::new(), 1_000).await.why()?;
+    same!(pulse.catalog, seen, "a beat tells the same");
+    let put = backend.catalog_put_if("swarm/b", 0, Some(seen), value()).await.why()?;
+    same!(put, Ok(1), "the first");
+    let put = backend.catalog_put_if("swarm/c", 0, Some(seen), value()).await.why()?;
+    same!(put, Err(0), "the second");
+    let gone = backend.catalog_delete_if("swarm/a", 1, Some(seen)).await.why()?;
+    same!(gone, Err(1), "a deletion");
+    same!(backend.catalog_list("").await.why()?.len(), 2, "neither did anything");
+    let now = backend.catalog_number().await.why()?;
+    let gone = backend.catalog_delete_if("swarm/a", 1, Some(now)).await.why()?;
+    same!(gone, Ok(()), "decided anew");
+    let put = backend.catalog_put_if("swarm/b", 1, Some(now), value()).await.why()?;
+    same!(put, Err(1), "a deletion comes between as well");
+    let put = backend.catalog_put_if("swarm/b", 1, None, value()).await.why()?;
+    same!(put, Ok(2), "who decided by the record alone");
     Ok(())
 }
 

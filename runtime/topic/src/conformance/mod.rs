@@ -88,6 +88,7 @@ rules! {
         dead_letters_are_kept_listed_and_discarded;
     keys: state_moves_with_the_commit, state_bytes_end_a_batch, a_key_s_state_is_its_own, state_is_deleted;
     lifecycle: a_lease_is_exclusive_and_ends_by_the_store_s_clock, release_is_clean, the_catalog_compares_and_sets,
+        a_catalog_write_names_what_it_was_decided_on,
         a_removed_swarm_is_gone, a_removed_topic_begins_anew, a_removed_stage_takes_nothing_from_late_writers,
         removed_stages_are_bounded, a_clean_reopen_keeps_everything,
         a_kill_keeps_what_was_promised_and_counts_unclean, attempt_marks_count_in_a_row_and_outlive_a_kill, status_counts;

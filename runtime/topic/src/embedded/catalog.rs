@@ -1,11 +1,14 @@
 //! Desired state: compare-and-set on a version a record.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 use rusqlite::{OptionalExtension, params};
 
 use super::store::{Fault, Store, db, un};
 use super::writer::Answer;
 use crate::CatalogRecord;
+use crate::guard::Guard;
 use crate::record::{self, Kind};
 
 fn version(store: &Store, key: &str) -> Result<u64, Fault> {
@@ -17,9 +20,21 @@ fn version(store: &Store, key: &str) -> Result<u64, Fault> {
     Ok(found.map_or(0, un))
 }
 
-pub(super) fn put(store: &mut Store, key: &str, expect: u64, value: &[u8]) -> Result<Answer<Result<u64, u64>>, Fault> {
+/// Whether the catalog is what somebody decided on. Only the writer changes the number, and this runs there.
+fn is(store: &Store, seen: Option<u64>) -> bool {
+    let number = store.shared.catalog_number.load(Ordering::Relaxed);
+    seen.is_none_or(|seen| seen == number) || !store.guards.on(Guard::Seen)
+}
+
+pub(super) fn put(
+    store: &mut Store,
+    key: &str,
+    expect: u64,
+    seen: Option<u64>,
+    value: &[u8],
+) -> Result<Answer<Result<u64, u64>>, Fault> {
     let current = version(store, key)?;
-    if current != expect {
+    if current != expect || !is(store, seen) {
         return Answer::gated(Err(current));
     }
     store.begin()?;
@@ -49,9 +64,14 @@ pub(super) fn list(store: &mut Store, prefix: &str) -> Result<Answer<Vec<(String
     Answer::gated(out)
 }
 
-pub(super) fn delete(store: &mut Store, key: &str, expect: u64) -> Result<Answer<Result<(), u64>>, Fault> {
+pub(super) fn delete(
+    store: &mut Store,
+    key: &str,
+    expect: u64,
+    seen: Option<u64>,
+) -> Result<Answer<Result<(), u64>>, Fault> {
     let current = version(store, key)?;
-    if current != expect {
+    if current != expect || !is(store, seen) {
         return Answer::gated(Err(current));
     }
     if current != 0 {

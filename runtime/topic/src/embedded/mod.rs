@@ -571,9 +571,16 @@ impl Backend for Embedded {
             .await
     }
 
-    async fn catalog_put(&self, key: &str, expect: u64, value: Bytes) -> Result<Result<u64, u64>, Error> {
+    async fn catalog_put_if(
+        &self,
+        key: &str,
+        expect: u64,
+        seen: Option<u64>,
+        value: Bytes,
+    ) -> Result<Result<u64, u64>, Error> {
         let key = key.to_owned();
-        self.run(move |store| catalog::put(store, &key, expect, &value)).await
+        self.run(move |store| catalog::put(store, &key, expect, seen, &value))
+            .await
     }
 
     async fn catalog_list(&self, prefix: &str) -> Result<Vec<(String, CatalogRecord)>, Error> {
@@ -581,9 +588,14 @@ impl Backend for Embedded {
         self.run(move |store| catalog::list(store, &prefix)).await
     }
 
-    async fn catalog_delete(&self, key: &str, expect: u64) -> Result<Result<(), u64>, Error> {
+    async fn catalog_delete_if(&self, key: &str, expect: u64, seen: Option<u64>) -> Result<Result<(), u64>, Error> {
         let key = key.to_owned();
-        self.run(move |store| catalog::delete(store, &key, expect)).await
+        self.run(move |store| catalog::delete(store, &key, expect, seen)).await
+    }
+
+    async fn catalog_number(&self) -> Result<u64, Error> {
+        self.is_open()?;
+        Ok(self.shared.catalog_number.load(Ordering::Relaxed))
     }
 
     fn catalog_bell(&self) -> Bell {

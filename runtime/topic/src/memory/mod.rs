@@ -208,6 +208,11 @@ impl Memory {
         }
     }
 
+    /// Whether the catalog is what somebody decided on.
+    fn catalog_is(&self, inner: &Inner, seen: Option<u64>) -> bool {
+        seen.is_none_or(|seen| seen == inner.store.catalog_number) || !self.guards.on(Guard::Seen)
+    }
+
     /// The catalog was written.
     fn catalog_written(&self, inner: &mut Inner) {
         let bits = self.entropy.bits128();
@@ -472,11 +477,17 @@ impl Backend for Memory {
         Ok(discarded)
     }
 
-    async fn catalog_put(&self, key: &str, expect: u64, value: Bytes) -> Result<Result<u64, u64>, Error> {
+    async fn catalog_put_if(
+        &self,
+        key: &str,
+        expect: u64,
+        seen: Option<u64>,
+        value: Bytes,
+    ) -> Result<Result<u64, u64>, Error> {
         let mut inner = self.open()?;
         let current = inner.store.catalog.get(key).map_or(0, |r| r.version);
         self.release_all(&mut inner);
-        if current != expect {
+        if current != expect || !self.catalog_is(&inner, seen) {
             return Ok(Err(current));
         }
         let version = current + 1;
@@ -496,14 +507,19 @@ impl Backend for Memory {
         Ok(records.map(|(key, record)| (key.clone(), record.clone())).collect())
     }
 
-    async fn catalog_delete(&self, key: &str, expect: u64) -> Result<Result<(), u64>, Error> {
+    async fn catalog_delete_if(&self, key: &str, expect: u64, seen: Option<u64>) -> Result<Result<(), u64>, Error> {
         let mut inner = self.open()?;
         let current = inner.store.catalog.get(key).map_or(0, |r| r.version);
-        if current == expect && inner.store.catalog.remove(key).is_some() {
+        let done = current == expect && self.catalog_is(&inner, seen);
+        if done && inner.store.catalog.remove(key).is_some() {
             self.catalog_written(&mut inner);
         }
         self.release_all(&mut inner);
-        Ok(if current == expect { Ok(()) } else { Err(current) })
+        Ok(if done { Ok(()) } else { Err(current) })
+    }
+
+    async fn catalog_number(&self) -> Result<u64, Error> {
+        Ok(self.open()?.store.catalog_number)
     }
 
     fn catalog_bell(&self) -> Bell {

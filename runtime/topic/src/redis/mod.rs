@@ -170,7 +170,7 @@ impl Core {
 
     /// Letters of guards that a test took away; the scripts know them by these.
     fn removed_guards(&self) -> String {
-        const LETTERS: [(Guard, char); 14] = [
+        const LETTERS: [(Guard, char); 15] = [
             (Guard::Token, 't'),
             (Guard::Seq, 's'),
             (Guard::Base, 'b'),
@@ -185,6 +185,7 @@ impl Core {
             (Guard::Birth, 'n'),
             (Guard::Seal, 'l'),
             (Guard::HandOver, 'o'),
+            (Guard::Seen, 'a'),
         ];
         let removed = LETTERS.iter().filter(|(guard, _)| !self.guards.on(*guard));
         removed.map(|(_, letter)| *letter).collect()
@@ -670,9 +671,16 @@ impl Backend for Redis {
         removal::discard_dead_letters(&self.core, swarm, ids).await
     }
 
-    async fn catalog_put(&self, key: &str, expect: u64, value: Bytes) -> Result<Result<u64, u64>, Error> {
+    async fn catalog_put_if(
+        &self,
+        key: &str,
+        expect: u64,
+        seen: Option<u64>,
+        value: Bytes,
+    ) -> Result<Result<u64, u64>, Error> {
         let mut args = self.core.catalog_args(Script::CatalogPut);
-        args.text(key).num(expect).bytes(&record::seal(Kind::Catalog, &value));
+        args.text(key).num(expect).text(&number_seen(seen));
+        args.bytes(&record::seal(Kind::Catalog, &value));
         catalog(&self.core, Script::CatalogPut, &args).await
     }
 
@@ -680,11 +688,15 @@ impl Backend for Redis {
         views::catalog_list(&self.core, prefix).await
     }
 
-    async fn catalog_delete(&self, key: &str, expect: u64) -> Result<Result<(), u64>, Error> {
+    async fn catalog_delete_if(&self, key: &str, expect: u64, seen: Option<u64>) -> Result<Result<(), u64>, Error> {
         let mut args = self.core.catalog_args(Script::CatalogDelete);
-        args.text(key).num(expect);
+        args.text(key).num(expect).text(&number_seen(seen));
         let done = catalog(&self.core, Script::CatalogDelete, &args).await?;
         Ok(done.map(|_| ()))
+    }
+
+    async fn catalog_number(&self) -> Result<u64, Error> {
+        views::catalog_number(&self.core).await
     }
 
     fn catalog_bell(&self) -> Bell {
@@ -721,6 +733,11 @@ impl Backend for Redis {
         self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
         flushed
     }
+}
+
+/// As the scripts take it: they compare text, for their numbers do not hold so many bits.
+fn number_seen(seen: Option<u64>) -> String {
+    seen.map_or_else(String::new, |seen| seen.to_string())
 }
 
 /// A compare-and-set of the catalog, gated either way: whoever lost is told of what is there.

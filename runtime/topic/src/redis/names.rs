@@ -11,6 +11,8 @@ pub(super) const LIVES: &str = "sk:lives";
 pub(super) const GONE: &str = "sk:gone";
 /// Desired state.
 pub(super) const CATALOG: &str = "sk:{catalog}";
+/// Another number after each write to it.
+pub(super) const CATALOG_NUMBER: &str = "sk:{catalog}:n";
 /// Where catalog writes are told.
 pub(super) const CATALOG_BELL: &str = "sk:{catalog}:bell";
 /// Written before each wait for replicas, so that the wait covers all that came before.

@@ -41,8 +41,8 @@ scripts! {
     Sweep: " flags=allow-oom", ["head", "sweep"];
     EndLife: " flags=allow-oom", ["head", "end_life"];
     Replies: " flags=allow-oom", ["head", "replies"];
-    CatalogPut: " flags=allow-oom", ["head", "catalog_put"];
-    CatalogDelete: " flags=allow-oom", ["head", "catalog_delete"];
+    CatalogPut: " flags=allow-oom", ["head", "seen", "catalog_put"];
+    CatalogDelete: " flags=allow-oom", ["head", "seen", "catalog_delete"];
     Rescale: " flags=allow-oom", ["head", "topic", "derived", "rescale"];
     Layout: " flags=no-writes", ["head", "layout"];
     Waiting: " flags=no-writes", ["head", "lease", "waiting"];

@@ -132,6 +132,16 @@ pub(super) async fn catalog_list(core: &Core, prefix: &str) -> Result<Vec<(Strin
     Ok(out)
 }
 
+/// Ungated: one that a failover takes back is nobody's any more, so a write that names it is refused.
+pub(super) async fn catalog_number(core: &Core) -> Result<u64, Error> {
+    let mut command = redis::cmd("GET");
+    command.arg(names::CATALOG_NUMBER);
+    match core.link.send(&command).await.map_err(super::fault::of_a_look)? {
+        Value::Nil => Ok(0),
+        value => number(value),
+    }
+}
+
 pub(super) async fn lives(core: &Core) -> Result<Vec<SwarmId>, Error> {
     let mut command = redis::cmd("SMEMBERS");
     command.arg(names::LIVES);

@@ -37,6 +37,7 @@ async fn redis_without_a_guard_is_noticed() {
         (Guard::Dedup, "repeats::a_key_is_remembered"),
         (Guard::Seal, "rescale::nothing_behind_a_seal_is_given_early"),
         (Guard::HandOver, "rescale::timers_go_with_their_keys"),
+        (Guard::Seen, "lifecycle::a_catalog_write_names_what_it_was_decided_on"),
         (
             Guard::Birth,
             "lifecycle::a_removed_stage_takes_nothing_from_late_writers",
