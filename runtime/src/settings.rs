@@ -336,7 +336,9 @@ pub fn has_password(url: &str) -> bool {
 }
 
 fn backend(url: Option<&Hidden>, gate: Option<&str>) -> Result<BackendSettings, Wrong> {
-    let how = "write `embedded`, or redis://[user:password@]host:port/[db] (rediss:// for TLS)";
+    let how = "write `embedded`, or redis://[user:password@]host:port/[db] (rediss:// for TLS; redis+cluster:// for a Redis Cluster; \
+               several addresses with commas between them)";
+    let schemes = ["redis://", "rediss://", "redis+cluster://", "rediss+cluster://"];
     let url = url.map_or(EMBEDDED, |Hidden(url)| url.trim());
     let gate = gate.map_or(Ok(Gate::None), parse_gate)?;
     if url == EMBEDDED {
@@ -349,7 +351,7 @@ fn backend(url: Option<&Hidden>, gate: Option<&str>) -> Result<BackendSettings, 
         return Ok(BackendSettings::Embedded);
     }
     let shown = without_password(url);
-    let Some(rest) = ["redis://", "rediss://"].iter().find_map(|s| shown.strip_prefix(s)) else {
+    let Some(rest) = schemes.iter().find_map(|s| shown.strip_prefix(s)) else {
         return wrong(format!("`{shown}` is no backend"), how);
     };
     let host = rest.rsplit('@').next().unwrap_or_default();

@@ -112,6 +112,10 @@ pub const REPLIES_ASKED_MAX: usize = 256;
 /// Connections to Redis are made anew after this time, doubling, spread by half.
 pub const RECONNECT_FIRST_MS: u64 = 50;
 pub const RECONNECT_MAX_MS: u64 = 2_000;
+/// A command waits so long for a slot of a cluster that moves, asking again after this time, doubling up to `RECONNECT_FIRST_MS`; then
+/// its caller hears that nothing was done. Below what a command may take anyway.
+pub const REDIS_MOVING_MS: u64 = 5_000;
+pub const REDIS_MOVING_FIRST_MS: u64 = 5;
 /// A quiet connection that only listens asks this often whether its other end is there.
 pub const LISTEN_PING_MS: u64 = 10_000;
 /// How often a node looks for what a lost bell would have told: bells of Redis are not kept for those who do not listen.

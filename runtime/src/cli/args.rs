@@ -154,8 +154,8 @@ pub struct Stores {
     /// Everything that the node itself keeps
     #[arg(long, env = "SKEP_DATA", value_name = "DIR")]
     pub data: Option<PathBuf>,
-    /// Where topics are: `embedded` (in --data, the default), redis://HOST:PORT or rediss:// with TLS. A password belongs into the
-    /// variable or the file
+    /// Where topics are: `embedded` (in --data, the default), redis://HOST:PORT or rediss:// with TLS; of several addresses with commas
+    /// between them the one that leads; redis+cluster:// for a cluster. A password belongs into the variable or the file
     #[arg(long, env = "SKEP_BACKEND", hide_env_values = true, value_name = "URL")]
     pub backend: Option<Hidden>,
     /// What an acknowledgement waits for on Redis: `none` (the default), `wait:N` (N replicas have it), `waitaof:N` (the server's

@@ -13,6 +13,7 @@ mod poison;
 mod races;
 #[path = "../../topic/tests/it/redis/process.rs"]
 mod redis_server;
+mod replaced;
 mod s3;
 mod settings;
 mod traces;

@@ -35,6 +35,8 @@ pub enum Guard {
     HandOver,
     /// A catalog write names what it was decided on, which is more than the record itself.
     Seen,
+    /// Redis Cluster: a script does nothing in a slot that is on its way to another server.
+    Slot,
     /// Nothing leaves before it is durable.
     Gate,
 }

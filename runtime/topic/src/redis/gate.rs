@@ -4,42 +4,52 @@
 //! first: replication has one order, and an offset after ours is after everything that was answered before we asked. (A `WAIT` on a
 //! connection that wrote nothing would be answered at once, whatever the replicas have.)
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use redis::Value;
 use redis::aio::ConnectionLike as _;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 
 use super::link::Link;
-use super::names;
 use super::options::Gate;
 use super::reply::number;
 use crate::Error;
 
-type Waiting = (u64, oneshot::Sender<Result<(), Error>>);
+type Waiting = oneshot::Sender<Result<(), Error>>;
 
+pub(super) const REPLACED: &str = "the server was replaced before the write was safe";
+
+/// Who waits, by history, which is of one server: servers are asked at the same time. A history is there while somebody asks for it.
 /// Bounded by use: an operation, or a commit's replies, waits here at most once.
 #[derive(Default)]
 pub(super) struct Gatekeeper {
-    queue: Mutex<Vec<Waiting>>,
-    come: Notify,
+    queues: Mutex<HashMap<u64, Vec<Waiting>>>,
     pub flushes: AtomicU64,
 }
 
 impl Gatekeeper {
+    fn queues(&self) -> MutexGuard<'_, HashMap<u64, Vec<Waiting>>> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Returns once all that was written in `history` before this call is safe.
-    pub async fn pass(&self, link: &Link, history: u64) -> Result<(), Error> {
+    pub async fn pass(self: &Arc<Self>, link: &Arc<Link>, history: u64) -> Result<(), Error> {
         if link.options.gate == Gate::None {
             return Ok(());
         }
         let (send, answer) = oneshot::channel();
-        self.queue
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push((history, send));
-        self.come.notify_one();
+        let first = {
+            let mut queues = self.queues();
+            let first = !queues.contains_key(&history);
+            queues.entry(history).or_default().push(send);
+            first
+        };
+        if first {
+            tokio::spawn(Arc::clone(self).serve(Arc::clone(link), history));
+        }
         answer.await.unwrap_or_else(|_| {
             Err(Error::Unknown(
                 "the store was closed before the write was safe".to_owned(),
@@ -47,38 +57,36 @@ impl Gatekeeper {
         })
     }
 
-    /// Asks for all that wait, again and again.
-    pub async fn keep(self: Arc<Self>, link: Arc<Link>) {
+    /// Asks for all that wait, again and again while there are any.
+    async fn serve(self: Arc<Self>, link: Arc<Link>, history: u64) {
         loop {
-            self.come.notified().await;
-            let waiting = std::mem::take(&mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner));
-            if waiting.is_empty() {
-                continue;
-            }
-            let asked = ask(&link).await;
+            let waiting = {
+                let mut queues = self.queues();
+                let waiting = queues.get_mut(&history).map(std::mem::take).unwrap_or_default();
+                if waiting.is_empty() {
+                    queues.remove(&history);
+                    return;
+                }
+                waiting
+            };
+            let verdict = ask(&link, history).await.map_err(Error::Unknown);
             self.flushes.fetch_add(1, Ordering::Relaxed);
-            for (history, send) in waiting {
-                let verdict = match &asked {
-                    Ok(now) if *now == history => Ok(()),
-                    Ok(_) => Err(Error::Unknown(
-                        "the server was replaced before the write was safe".to_owned(),
-                    )),
-                    Err(why) => Err(Error::Unknown(why.clone())),
-                };
+            for send in waiting {
                 // Whoever asked may have gone.
-                let _ = send.send(verdict);
+                let _ = send.send(verdict.clone());
             }
         }
     }
 }
 
-/// One write and one wait. Returns the history that they hold for.
-async fn ask(link: &Link) -> Result<u64, String> {
-    let mut pair = link.pair().map_err(|e| e.to_string())?;
+/// One write and one wait.
+async fn ask(link: &Link, history: u64) -> Result<(), String> {
+    let pair = link.pair_in(history).map_err(|e| e.to_string())?;
+    let mut pair = pair.ok_or_else(|| REPLACED.to_owned())?;
     let mut pipe = redis::pipe();
-    pipe.cmd("SET").arg(names::GATE).arg(1);
+    pipe.cmd("SET").arg(link.gate_key(&pair)).arg(1);
     let (needed, timeout) = match link.options.gate {
-        Gate::None => return Ok(pair.history),
+        Gate::None => return Ok(()),
         Gate::Wait { replicas, timeout_ms } => {
             pipe.cmd("WAIT").arg(replicas).arg(timeout_ms);
             ((0, replicas), timeout_ms)
@@ -129,5 +137,5 @@ async fn ask(link: &Link) -> Result<u64, String> {
             have.1, needed.1
         ));
     }
-    Ok(pair.history)
+    Ok(())
 }

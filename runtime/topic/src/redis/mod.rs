@@ -12,7 +12,8 @@
 //! | `sk:{catalog}` | hash: desired state, version and record | catalog write | catalog delete | the catalog's |
 //! | `sk:{catalog}:n` | a random number, another after each write to the catalog | first catalog write | never | 1 |
 //! | `sk:{catalog}:nodes` | hash: nodes that are there, until when, and their records | beat | `leave`, or a later beat of another | `NODES_MAX` |
-//! | `sk:{gate}` | written before each wait for replicas | first gate | never | 1 |
+//! | `sk:{catalog}:store` | in a cluster: the store's identity once more, for the server that holds the catalog | first open | never | 1 |
+//! | `sk:{gate}`, in a cluster `sk:{gate-<n>}` | written before each wait for replicas | first gate | never | 1 a server |
 //! | `T:m` | hash: store id, `gone`, counters of dead letters and large states | a life's first use | with its place in `sk:gone` | 1 a life |
 //! | `T:topics` | set of stages | first message or claim | `remove_topic` | stages |
 //! | `T:x` | hash: removed stages, and which birth of them was last | `remove_topic` | end of `remove_swarm`, or as the earliest of too many | `REMOVED_STAGES_MAX` |
@@ -29,6 +30,12 @@
 //! | `T:rp:<request>` | a reply whose caller waits on another node | commit | fetched, or `REPLY_KEPT_MS` (the only key with a time to live) | calls under way |
 //! | `T:ready` | partitions with work, by when | append, commit | commit that leaves nothing | partitions |
 //! | channels `T:bell`, `sk:{catalog}:bell`, `sk:node:<id>` | bells of a life; of the catalog; replies for a node's callers | | | not kept |
+//!
+//! # In a cluster
+//!
+//! A life is one slot, so one server has all of it, and each command goes to the server of its key (`link`). Each server has a history of
+//! its own: what leaves waits on the server where it was written. While a slot moves its lives stand still, for scripts must find all of
+//! their keys or none (`scripts/head.lua`). Bells go by plain pub/sub, which every server of a cluster passes on.
 //!
 //! # Why it is so
 //!
@@ -49,16 +56,21 @@ mod commit;
 mod fault;
 mod fetch;
 mod gate;
+mod leaders;
 mod link;
 mod names;
 mod options;
+mod places;
 mod probe;
 mod publish;
+mod reach;
 mod removal;
 mod reply;
 mod rescale;
 mod scripts;
+mod slots;
 mod state;
+mod store;
 mod views;
 mod watch;
 
@@ -149,6 +161,7 @@ impl Core {
         let mut args = Args::new(script, key);
         args.text(&self.link.options.clock.argument());
         args.text(&self.removed_guards());
+        args.flag(self.link.places.cluster);
         args
     }
 
@@ -170,7 +183,7 @@ impl Core {
 
     /// Letters of guards that a test took away; the scripts know them by these.
     fn removed_guards(&self) -> String {
-        const LETTERS: [(Guard, char); 15] = [
+        const LETTERS: [(Guard, char); 16] = [
             (Guard::Token, 't'),
             (Guard::Seq, 's'),
             (Guard::Base, 'b'),
@@ -186,6 +199,7 @@ impl Core {
             (Guard::Seal, 'l'),
             (Guard::HandOver, 'o'),
             (Guard::Seen, 'a'),
+            (Guard::Slot, 'k'),
         ];
         let removed = LETTERS.iter().filter(|(guard, _)| !self.guards.on(*guard));
         removed.map(|(_, letter)| *letter).collect()
@@ -273,21 +287,27 @@ impl Core {
         u64::from(self.entropy.bits128()[0]) * below / 256
     }
 
-    /// Waits until all that this node wrote so far is safe.
+    /// Waits until all is safe that was written so far where a key lies, whoever wrote it.
+    async fn safe_at(&self, key: &str) -> Result<(), Error> {
+        self.nothing_ended()?;
+        self.safe(self.link.history_of(key)).await
+    }
+
+    /// … and everywhere.
     async fn safe_now(&self) -> Result<(), Error> {
-        if !self.guards.on(Guard::Gate) {
-            return Ok(());
+        self.nothing_ended()?;
+        let all = self.link.histories().into_iter().map(|history| self.safe(history));
+        futures::future::try_join_all(all).await?;
+        Ok(())
+    }
+
+    /// Said once: what follows is of the new history.
+    fn nothing_ended(&self) -> Result<(), Error> {
+        let gated = self.guards.on(Guard::Gate) && self.link.options.gate != Gate::None;
+        if gated && self.link.ended() {
+            return Err(Error::Unknown(gate::REPLACED.to_owned()));
         }
-        let (written, now) = (self.link.written.load(Ordering::SeqCst), self.link.history());
-        let passed = self
-            .gate
-            .pass(&self.link, if written == 0 { now } else { written })
-            .await;
-        if passed.is_err() {
-            // Said once: what follows is of the new history.
-            self.link.wrote(now);
-        }
-        passed
+        Ok(())
     }
 
     async fn safe(&self, history: u64) -> Result<(), Error> {
@@ -322,7 +342,7 @@ impl Core {
             return;
         }
         let mut pipe = redis::pipe();
-        let mut pushes = 0;
+        let mut pushes = 0u32;
         for (reply, letter) in replies {
             let request = reply.request;
             let mut named = reply.clone();
@@ -335,7 +355,7 @@ impl Core {
             }
         }
         if pushes > 0
-            && let Err(error) = self.link.send_all(&pipe, pushes).await
+            && let Err(error) = self.link.send_all(&pipe).await
         {
             tracing::debug!(%error, "a push of replies was lost; their nodes will look for them");
         }
@@ -370,8 +390,7 @@ impl Redis {
             refused: AtomicU64::new(0),
         });
         let tasks = vec![
-            tokio::spawn(Arc::clone(&link).keep()),
-            tokio::spawn(Arc::clone(&core.gate).keep(link)),
+            tokio::spawn(link.keep()),
             tokio::spawn(watch::listen(Arc::clone(&core))),
             tokio::spawn(watch::tick(Arc::clone(&core))),
         ];
@@ -612,7 +631,7 @@ impl Backend for Redis {
     }
 
     async fn flushed(&self) -> Result<(), Error> {
-        self.core.link.pair()?;
+        self.core.link.pairs()?;
         self.core.safe_now().await
     }
 

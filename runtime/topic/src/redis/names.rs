@@ -17,6 +17,13 @@ pub(super) const CATALOG_NUMBER: &str = "sk:{catalog}:n";
 pub(super) const CATALOG_BELL: &str = "sk:{catalog}:bell";
 /// Written before each wait for replicas, so that the wait covers all that came before.
 pub(super) const GATE: &str = "sk:{gate}";
+/// In a cluster, which store the catalog belongs to.
+pub(super) const CATALOG_MARK: &str = "sk:{catalog}:store";
+
+/// The same in a cluster: some number lies with each server.
+pub(super) fn gate(number: usize) -> String {
+    format!("sk:{{gate-{number}}}")
+}
 
 /// `tenant/swarm/incarnation`: none of them holds a `/` or a brace.
 pub(super) fn tag(swarm: &SwarmId) -> String {

@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use skep_model::env::Clock;
 
+use super::places::Places;
+use crate::Error;
+
 /// What must hold before anything leaves that depends on a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Gate {
@@ -45,7 +48,8 @@ impl StoreClock {
 /// How to reach the store.
 #[derive(Clone)]
 pub struct RedisOptions {
-    /// `redis://[user:password@]host:port/[db]`, or `rediss://` for TLS.
+    /// `redis://[user:password@]host:port/[db]`, or `rediss://` for TLS. Several addresses with commas between them: whichever leads.
+    /// `redis+cluster://` and one or more of a cluster's servers.
     pub url: String,
     /// This node: the first half of the request ids that its Gateway makes, so that replies find their way home.
     pub node: [u8; 8],
@@ -68,6 +72,11 @@ impl RedisOptions {
             connect_timeout: Duration::from_secs(5),
             clock: StoreClock::Server,
         }
+    }
+
+    /// The addresses that the URL names.
+    pub(super) fn places(&self) -> Result<Places, Error> {
+        Places::of(&self.url, userinfo(&self.url).map(|(_, info)| info))
     }
 
     /// The address without its password, for messages.
@@ -135,6 +144,7 @@ mod tests {
             ("redis://bee:hu@sh@host", "redis://bee:***@host"),
             ("redis://bee:hu/sh@host/1", "redis://bee:***@host/1"),
             ("redis://hush@host", "redis://***@host"),
+            ("redis+cluster://:hush@h:1,i:2", "redis+cluster://:***@h:1,i:2"),
         ] {
             let options = RedisOptions::new(url, [0; 8]);
             assert_eq!(options.shown(), expected);

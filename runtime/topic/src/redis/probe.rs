@@ -2,14 +2,17 @@
 
 use std::time::{Duration, Instant};
 
+use redis::Value;
 use redis::aio::{ConnectionLike as _, MultiplexedConnection};
-use redis::{AsyncConnectionConfig, Value};
 use skep_model::env::{Clock as _, SystemClock};
 
-use super::link::{FORMAT, Link, client, reach};
+use super::link::Link;
 use super::names;
 use super::options::{Gate, RedisOptions};
+use super::reach::{self, reach};
 use super::reply::{list, some_text, text};
+use super::slots;
+use super::store::FORMAT;
 use crate::Error;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,8 +33,8 @@ pub struct Finding {
     pub remedy: String,
 }
 
-/// What an acknowledged submit survives under the settings found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What an acknowledged submit survives under the settings found, best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Survives {
     /// `appendfsync always`, or a gate on the append-only file.
     OneServer,
@@ -77,15 +80,6 @@ fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     info.lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
         .map(str::trim)
-}
-
-async fn connect(options: &RedisOptions) -> Result<MultiplexedConnection, Error> {
-    let client = client(options)?;
-    let config = AsyncConnectionConfig::new()
-        .set_response_timeout(Some(options.response_timeout))
-        .set_connection_timeout(Some(options.connect_timeout));
-    let conn = client.get_multiplexed_async_connection_with_config(&config).await;
-    conn.map_err(|e| Error::Unavailable(reach(options, &e)))
 }
 
 async fn settings(options: &RedisOptions, conn: &mut MultiplexedConnection) -> Result<Settings, Error> {
@@ -138,6 +132,7 @@ async fn look(options: &RedisOptions, conn: &mut MultiplexedConnection, s: &Sett
     }
     took.sort();
     let mut out = vec![speed(took[PINGS / 2])];
+
     let before = SystemClock.now_ms();
     let answer = ask(&redis::cmd("TIME")).await?;
     let after = SystemClock.now_ms();
@@ -149,15 +144,18 @@ async fn look(options: &RedisOptions, conn: &mut MultiplexedConnection, s: &Sett
         let theirs = seconds.saturating_mul(1_000).saturating_add(micros / 1_000);
         out.push(skew(before, after, theirs));
     }
-    let mut get = redis::cmd("HMGET");
-    get.arg(names::STORE).arg("id").arg("format");
-    let mut found = list(ask(&get).await?)?.into_iter().map(some_text);
-    let (id, format) = (found.next().flatten(), found.next().flatten());
-    let keys = match ask(&redis::cmd("DBSIZE")).await? {
-        Value::Int(n) => u64::try_from(n).unwrap_or(0),
-        _ => 0,
-    };
-    out.push(store(id.as_deref(), format.and_then(|f| f.parse().ok()), keys));
+    // In a cluster the store's name lies with one of them; who opens it looks there.
+    if !s.cluster {
+        let mut get = redis::cmd("HMGET");
+        get.arg(names::STORE).arg("id").arg("format");
+        let mut found = list(ask(&get).await?)?.into_iter().map(some_text);
+        let (id, format) = (found.next().flatten(), found.next().flatten());
+        let keys = match ask(&redis::cmd("DBSIZE")).await? {
+            Value::Int(n) => u64::try_from(n).unwrap_or(0),
+            _ => 0,
+        };
+        out.push(store(id.as_deref(), format.and_then(|f| f.parse().ok()), keys));
+    }
     if s.aof && s.fsync.is_none() {
         out.push(finding(
             Severity::Warn,
@@ -259,13 +257,6 @@ fn judge(s: &Settings, gate: Gate) -> (Vec<Finding>, Survives) {
             "give the address of the server that leads",
         );
     }
-    if s.cluster {
-        say(
-            Severity::Refuse,
-            "cluster mode is on, which this skep does not speak yet".to_owned(),
-            "use a server with cluster-enabled no, with replicas if you like",
-        );
-    }
     if s.policy != "noeviction" {
         say(
             Severity::Refuse,
@@ -349,22 +340,149 @@ fn judge(s: &Settings, gate: Gate) -> (Vec<Finding>, Survives) {
     (out, survives)
 }
 
-/// Looks at a server.
+/// One server, and what it is like.
+type Looked = (String, MultiplexedConnection, Settings);
+
+/// Those that serve, with their settings; and what is to be said of all of them together.
+async fn servers(options: &RedisOptions) -> Result<(Vec<Looked>, Vec<Finding>), Error> {
+    let places = options.places()?;
+    let mut addresses = places.addresses.clone();
+    let mut said = Vec::new();
+    let connect = async |address: &str| {
+        let mut conn = reach::connect(options, &places.url(address), options.response_timeout).await?;
+        let settings = settings(options, &mut conn).await?;
+        Ok((address.to_owned(), conn, settings))
+    };
+    if places.cluster {
+        let mut why = Error::Unavailable(String::new());
+        let mut found = None;
+        for address in &addresses {
+            match connect(address).await {
+                Ok(looked) => {
+                    found = Some(looked);
+                    break;
+                }
+                Err(e) => why = e,
+            }
+        }
+        let Some((address, mut conn, settings)) = found else {
+            return Err(why);
+        };
+        if !settings.cluster {
+            said.push(finding(
+                Severity::Refuse,
+                "it is no cluster".to_owned(),
+                "write redis:// (or rediss://) without +cluster",
+            ));
+            return Ok((vec![(address, conn, settings)], said));
+        }
+        let (told, leaders) = cluster(options, &mut conn, &address).await?;
+        said.extend(told);
+        addresses = leaders;
+    }
+    let mut out: Vec<Looked> = Vec::new();
+    for address in &addresses {
+        match connect(address).await {
+            Ok(looked) => out.push(looked),
+            // The others of several addresses may serve.
+            Err(e) if places.cluster || addresses.len() == 1 => return Err(e),
+            Err(e) => said.push(finding(
+                Severity::Warn,
+                format!("{address} is not reached: {e}"),
+                "start it, or take it out of the addresses",
+            )),
+        }
+    }
+    if !places.cluster && addresses.len() > 1 {
+        let (leads, follow): (Vec<Looked>, Vec<Looked>) = out.into_iter().partition(|(_, _, s)| !s.replica);
+        if leads.len() != 1 {
+            said.push(finding(
+                Severity::Refuse,
+                format!("{} of {} addresses lead", leads.len(), addresses.len()),
+                "make all but one replicas (REPLICAOF), or start the one that leads",
+            ));
+        }
+        out = if leads.is_empty() { follow } else { leads };
+    }
+    if out.is_empty() {
+        return Err(Error::Unavailable(said.pop().map_or_else(String::new, |f| f.what)));
+    }
+    for (address, _, settings) in &out {
+        if settings.cluster && !places.cluster {
+            said.push(finding(
+                Severity::Refuse,
+                format!("{address} is a server of a cluster"),
+                "write redis+cluster:// (or rediss+cluster://)",
+            ));
+        }
+    }
+    Ok((out, said))
+}
+
+/// What a cluster says of itself, and who leads in it.
+async fn cluster(
+    options: &RedisOptions,
+    conn: &mut MultiplexedConnection,
+    address: &str,
+) -> Result<(Vec<Finding>, Vec<String>), Error> {
+    let mut ask = async |what: &str| {
+        let answer = conn.req_packed_command(redis::cmd("CLUSTER").arg(what)).await;
+        let answer = answer.and_then(Value::extract_error);
+        answer.map_err(|e| Error::Unavailable(reach(options, &e)))
+    };
+    let info = text(ask("INFO").await?)?;
+    let ranges = slots::ranges(ask("SLOTS").await?, address)?;
+    let mut leaders: Vec<String> = ranges.iter().map(|range| range.leader.clone()).collect();
+    leaders.sort();
+    leaders.dedup();
+    let served: usize = ranges.iter().map(|range| range.last - range.first + 1).sum();
+    let state = field(&info, "cluster_state").unwrap_or("unknown");
+    let told = format!(
+        "a cluster, state {state}: {} servers lead, {served} of {} slots are served",
+        leaders.len(),
+        slots::SLOTS
+    );
+    let whole = state == "ok" && served == slots::SLOTS;
+    let said = if whole {
+        finding(Severity::Fine, told, "")
+    } else {
+        finding(
+            Severity::Refuse,
+            told,
+            "look at CLUSTER NODES; start what is down, give all slots to somebody",
+        )
+    };
+    Ok((vec![said], leaders))
+}
+
+/// Looks at a server, or those of a cluster.
 ///
 /// # Errors
 /// [`Error::Unavailable`]: it is not reached, with the remedy.
 pub async fn probe(options: &RedisOptions) -> Result<(Vec<Finding>, Survives), Error> {
-    let mut conn = connect(options).await?;
-    let settings = settings(options, &mut conn).await?;
-    let (mut findings, survives) = judge(&settings, options.gate);
-    findings.extend(look(options, &mut conn, &settings).await?);
-    Ok((findings, survives))
+    let (servers, mut findings) = servers(options).await?;
+    let many = servers.len() > 1;
+    let mut least: Option<Survives> = None;
+    for (address, mut conn, settings) in servers {
+        let (mut found, survives) = judge(&settings, options.gate);
+        found.extend(look(options, &mut conn, &settings).await?);
+        if many {
+            // Of several the one that keeps its data, and what is wrong.
+            found.retain(|f| f.severity != Severity::Fine || f.what.starts_with("answers in"));
+            found.iter_mut().for_each(|f| f.what = format!("{address}: {}", f.what));
+        }
+        findings.extend(found);
+        least = Some(least.map_or(survives, |least| least.max(survives)));
+    }
+    Ok((findings, least.unwrap_or(Survives::Nothing)))
 }
 
 /// Refuses a server on which skep must not start.
 pub(super) async fn fit(link: &Link) -> Result<(), Error> {
-    let mut conn = connect(&link.options).await?;
-    let (findings, _) = judge(&settings(&link.options, &mut conn).await?, link.options.gate);
+    let (servers, mut findings) = servers(&link.options).await?;
+    for (_, _, settings) in &servers {
+        findings.extend(judge(settings, link.options.gate).0);
+    }
     let refused = findings.into_iter().find(|f| f.severity == Severity::Refuse);
     match refused {
         None => Ok(()),

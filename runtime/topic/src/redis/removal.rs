@@ -43,7 +43,7 @@ pub(super) async fn remove_topic(core: &Core, spec: &TopicSpec) -> Result<bool, 
     core.cache.forget_if(|topic| topic == id);
     super::lock(&core.layouts).remove(id);
     core.bells.ring_topic(id);
-    core.safe_now().await?;
+    core.safe_at(&names::meta(id.swarm())).await?;
     Ok(true)
 }
 
@@ -68,7 +68,7 @@ pub(super) async fn remove_swarm(core: &Core, swarm: &SwarmId, if_empty: bool) -
     pipe.cmd("SREM").arg(names::LIVES).arg(&tag);
     pipe.cmd("RPUSH").arg(names::GONE).arg(&tag);
     pipe.cmd("LLEN").arg(names::GONE);
-    let answer = core.link.send_all(&pipe, 3).await?;
+    let answer = core.link.send_all(&pipe).await?;
     let was_there = matches!(answer.first(), Some(redis::Value::Int(1)));
     let kept = match answer.last() {
         Some(redis::Value::Int(n)) => u64::try_from(*n).unwrap_or(0),
@@ -94,7 +94,8 @@ pub(super) async fn remove_swarm(core: &Core, swarm: &SwarmId, if_empty: bool) -
         }
     }
     core.forget_life(swarm);
-    core.safe_now().await?;
+    core.safe_at(&names::meta(swarm)).await?;
+    core.safe_at(names::LIVES).await?;
     Ok(true)
 }
 
@@ -117,6 +118,6 @@ pub(super) async fn discard_dead_letters(core: &Core, swarm: &SwarmId, ids: &[u6
             }
         }
     }
-    core.safe_now().await?;
+    core.safe_at(&names::meta(swarm)).await?;
     Ok(discarded)
 }

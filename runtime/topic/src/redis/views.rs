@@ -61,7 +61,7 @@ pub(super) async fn state_of(core: &Core, topic: &TopicId, key: &str) -> Result<
         return Err(said.refusal());
     }
     let found = state::values(said.next()?)?;
-    core.safe_now().await?;
+    core.safe_at(&names::meta(topic.swarm())).await?;
     Ok(found.into_iter().collect())
 }
 
@@ -99,7 +99,7 @@ pub(super) async fn dead_letters(
         after = last.id;
         out.extend(found);
     }
-    core.safe_now().await?;
+    core.safe_at(&names::meta(swarm)).await?;
     Ok(out)
 }
 
@@ -128,7 +128,7 @@ pub(super) async fn catalog_list(core: &Core, prefix: &str) -> Result<Vec<(Strin
         out.push((key, CatalogRecord { version, value }));
     }
     out.sort_by(|a, b| a.0.cmp(&b.0));
-    core.safe_now().await?;
+    core.safe_at(names::CATALOG).await?;
     Ok(out)
 }
 
@@ -156,6 +156,6 @@ pub(super) async fn lives(core: &Core) -> Result<Vec<SwarmId>, Error> {
         out.push(names::swarm_of(&tag).ok_or_else(|| Error::Corrupt(format!("`{tag}` is not a Swarm's life")))?);
     }
     out.sort();
-    core.safe_now().await?;
+    core.safe_at(names::LIVES).await?;
     Ok(out)
 }

@@ -12,6 +12,7 @@ use skep_model::id::RequestId;
 use skep_model::limits;
 use skep_model::scope::SwarmId;
 
+use super::link::Pair;
 use super::options::StoreClock;
 use super::publish::decode_reply;
 use super::reply::{bytes, list, number, text};
@@ -23,8 +24,8 @@ use crate::Error;
 pub(super) async fn listen(core: Arc<Core>) {
     let mut wait = limits::RECONNECT_FIRST_MS;
     loop {
-        let connect = core.link.client().get_async_pubsub();
-        if let Ok(Ok(pubsub)) = tokio::time::timeout(core.link.options.connect_timeout, connect).await {
+        let connect = async { core.link.client().ok()?.get_async_pubsub().await.ok() };
+        if let Ok(Some(pubsub)) = tokio::time::timeout(core.link.options.connect_timeout, connect).await {
             wait = limits::RECONNECT_FIRST_MS;
             if hear(&core, pubsub).await.is_err() {
                 tracing::debug!("the bells' connection ended");
@@ -132,17 +133,28 @@ pub(super) async fn tick(core: Arc<Core>) {
 
 async fn look(core: &Core) -> Result<(), Error> {
     core.link.check().await?;
-    let now = memory_and_time(core).await?;
-    ready(core, now).await?;
+    let mut most = 0;
+    for pair in core.link.pairs()?.all() {
+        // Another server of a cluster goes on.
+        let looked = async {
+            let (percent, now) = memory_and_time(core, pair).await?;
+            most = most.max(percent);
+            ready(core, pair, now).await
+        };
+        if let Err(error) = looked.await {
+            tracing::debug!(%error, "a look at a server failed");
+        }
+    }
+    remember_memory(core, most);
     replies(core).await
 }
 
-/// Refuses appends from [`limits::REDIS_MEMORY_PERCENT`] on, so that what is queued has room to drain. Returns the store's time.
-async fn memory_and_time(core: &Core) -> Result<u64, Error> {
+/// How much of a server's memory is used, and its time.
+async fn memory_and_time(core: &Core, pair: &Pair) -> Result<(u64, u64), Error> {
     let mut pipe = redis::pipe();
     pipe.cmd("INFO").arg("memory");
     pipe.cmd("TIME");
-    let mut answer = core.link.send_all(&pipe, 2).await?;
+    let mut answer = core.link.send_to(pair, &pipe, 2).await?;
     let time = list(answer.pop().unwrap_or(Value::Nil))?;
     let mut time = time.into_iter().map(number);
     let mut next = || time.next().unwrap_or(Ok(0));
@@ -154,6 +166,17 @@ async fn memory_and_time(core: &Core) -> Result<u64, Error> {
     };
     let (used, max) = (field("used_memory:"), field("maxmemory:"));
     let percent = (used * 100).checked_div(max).unwrap_or(0);
+    let now = match &core.link.options.clock {
+        StoreClock::Server => server,
+        StoreClock::Ahead(ms) => server + ms.load(Ordering::SeqCst),
+        StoreClock::Manual(clock) => clock.now_ms(),
+    };
+    Ok((percent, now))
+}
+
+/// Refuses appends from [`limits::REDIS_MEMORY_PERCENT`] on, so that what is queued has room to drain. In a cluster the fullest server
+/// counts.
+fn remember_memory(core: &Core, percent: u64) {
     let was = core.memory_percent.swap(percent, Ordering::Relaxed);
     if percent >= limits::REDIS_MEMORY_PERCENT && was < limits::REDIS_MEMORY_PERCENT {
         tracing::warn!(
@@ -161,16 +184,12 @@ async fn memory_and_time(core: &Core) -> Result<u64, Error> {
             "Redis is short of memory: new work is refused, queued work drains"
         );
     }
-    Ok(match &core.link.options.clock {
-        StoreClock::Server => server,
-        StoreClock::Ahead(ms) => server + ms.load(Ordering::SeqCst),
-        StoreClock::Manual(clock) => clock.now_ms(),
-    })
 }
 
 /// One short command a Swarm, in one pipeline; nothing is asked for a partition by itself.
-async fn ready(core: &Core, now: u64) -> Result<(), Error> {
-    let tags: Vec<String> = core.bells.tags().into_iter().collect();
+async fn ready(core: &Core, pair: &Pair, now: u64) -> Result<(), Error> {
+    let tags = core.bells.tags().into_iter();
+    let tags: Vec<String> = tags.filter(|tag| core.link.serves(pair, &names::ready(tag))).collect();
     for tags in tags.chunks(limits::REDIS_SCAN_SWARMS_MAX) {
         let mut pipe = redis::pipe();
         for tag in tags {
@@ -178,7 +197,7 @@ async fn ready(core: &Core, now: u64) -> Result<(), Error> {
             let cmd = pipe.cmd("ZRANGEBYSCORE").arg(names::ready(tag)).arg("-inf").arg(now);
             cmd.arg("LIMIT").arg(0).arg(most);
         }
-        for (tag, members) in tags.iter().zip(core.link.send_all(&pipe, tags.len()).await?) {
+        for (tag, members) in tags.iter().zip(core.link.send_to(pair, &pipe, tags.len()).await?) {
             let Some(swarm) = core.bells.swarm(tag) else { continue };
             for member in list(members)? {
                 core.bells.ring_member(&swarm, &text(member)?);

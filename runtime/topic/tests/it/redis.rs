@@ -1,5 +1,6 @@
 //! The Redis backend against real servers, which each test starts and stops itself. Needs `redis-server` on the path.
 
+mod clustered;
 mod faults;
 mod gates;
 mod histories;

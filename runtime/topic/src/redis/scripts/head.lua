@@ -16,6 +16,12 @@ local removed = take()
 local function on(guard) return not string.find(removed, guard, 1, true) end
 local function int(n) return string.format('%.0f', n) end
 local function gone() return redis.call('HGET', KEYS[1], 'gone') end
+-- A cluster moves a slot key by key. A script that met a key that is gone already would end in its middle, so it asks first for one that
+-- never is: while the slot moves, that is an error.
+if take() == '1' and on('k') then
+  local asked = redis.pcall('EXISTS', KEYS[1] .. ':none')
+  if type(asked) == 'table' then return redis.error_reply('TRYAGAIN the slot is on its way to another server') end
+end
 local NONE = string.rep('\0', 16)
 -- Variadic calls in slices: Lua's stack is bounded.
 local function many(command, key, args)

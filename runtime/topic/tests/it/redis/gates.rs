@@ -173,3 +173,32 @@ async fn what_is_acknowledged_outlives_the_leader() {
     assert_eq!(status[0].unread, acked, "each acknowledged one, once");
     assert_eq!(acked, 50);
 }
+
+/// Of several addresses the one that leads is found, at first and after it was replaced; of two that lead neither is believed.
+#[tokio::test]
+async fn the_address_that_leads_is_found() {
+    let (mut leader, replica, first) = replicated(2_000).await;
+    drop(first);
+    let url = format!("redis://127.0.0.1:{},127.0.0.1:{}", replica.port, leader.port);
+    let store = open_as(RedisOptions::new(&url, [2; 8])).await.unwrap();
+    store.catalog_put("a", 0, "1".into()).await.unwrap().unwrap();
+    soon("the replica has it", async || {
+        replica.cli(&["HLEN", "sk:{catalog}"]).starts_with('1')
+    })
+    .await;
+    leader.kill();
+    replica.cli(&["REPLICAOF", "NO", "ONE"]);
+    soon("the other leads", async || {
+        store.catalog_put("a", 1, "2".into()).await.is_ok()
+    })
+    .await;
+    // What was replaced comes back and leads as well.
+    leader.run();
+    let refused = open_as(RedisOptions::new(&url, [3; 8])).await.unwrap_err();
+    assert!(refused.to_string().contains("2 of 2 addresses lead"), "{refused}");
+    leader.cli(&["REPLICAOF", "127.0.0.1", &replica.port.to_string()]);
+    soon("it follows", async || {
+        open_as(RedisOptions::new(&url, [3; 8])).await.is_ok()
+    })
+    .await;
+}
