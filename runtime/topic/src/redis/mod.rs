@@ -301,6 +301,11 @@ impl Core {
         Ok(())
     }
 
+    /// Waits until what was read is safe. `history` is from before it was read: one that ended meanwhile may take it back.
+    async fn safe_to_show(&self, history: u64) -> Result<(), Error> {
+        self.safe(history).await.map_err(fault::of_a_look)
+    }
+
     /// Said once: what follows is of the new history.
     fn nothing_ended(&self) -> Result<(), Error> {
         let gated = self.guards.on(Guard::Gate) && self.link.options.gate != Gate::None;

@@ -54,14 +54,16 @@ pub(super) async fn keys(core: &Core, topic: &TopicId) -> Result<u64, Error> {
 }
 
 pub(super) async fn state_of(core: &Core, topic: &TopicId, key: &str) -> Result<HashMap<String, Bytes>, Error> {
-    let mut args = core.args(Script::StateOf, &names::meta(topic.swarm()));
+    let meta = names::meta(topic.swarm());
+    let history = core.link.history_of(&meta);
+    let mut args = core.args(Script::StateOf, &meta);
     args.text(topic.stage().as_str()).num(state::bucket(key)).text(key);
     let mut said = core.look(Script::StateOf, &args).await?;
     if said.word != "OK" {
         return Err(said.refusal());
     }
     let found = state::values(said.next()?)?;
-    core.safe_at(&names::meta(topic.swarm())).await?;
+    core.safe_to_show(history).await?;
     Ok(found.into_iter().collect())
 }
 
@@ -73,6 +75,7 @@ pub(super) async fn dead_letters(
     mut after: u64,
     limit: u32,
 ) -> Result<Vec<StoredDeadLetter>, Error> {
+    let history = core.link.history_of(&names::meta(swarm));
     let mut out = Vec::new();
     while (out.len() as u64) < u64::from(limit) {
         let page = (u64::from(limit) - out.len() as u64).min(limits::LETTERS_PAGE_MAX);
@@ -99,11 +102,12 @@ pub(super) async fn dead_letters(
         after = last.id;
         out.extend(found);
     }
-    core.safe_at(&names::meta(swarm)).await?;
+    core.safe_to_show(history).await?;
     Ok(out)
 }
 
 pub(super) async fn catalog_list(core: &Core, prefix: &str) -> Result<Vec<(String, CatalogRecord)>, Error> {
+    let history = core.link.history_of(names::CATALOG);
     let mut command = redis::cmd("HGETALL");
     command.arg(names::CATALOG);
     let items = core.link.send(&command).await.map_err(super::fault::of_a_look)?;
@@ -128,7 +132,7 @@ pub(super) async fn catalog_list(core: &Core, prefix: &str) -> Result<Vec<(Strin
         out.push((key, CatalogRecord { version, value }));
     }
     out.sort_by(|a, b| a.0.cmp(&b.0));
-    core.safe_at(names::CATALOG).await?;
+    core.safe_to_show(history).await?;
     Ok(out)
 }
 
@@ -143,6 +147,7 @@ pub(super) async fn catalog_number(core: &Core) -> Result<u64, Error> {
 }
 
 pub(super) async fn lives(core: &Core) -> Result<Vec<SwarmId>, Error> {
+    let history = core.link.history_of(names::LIVES);
     let mut command = redis::cmd("SMEMBERS");
     command.arg(names::LIVES);
     let found = core.link.send(&command).await.map_err(super::fault::of_a_look)?;
@@ -156,6 +161,6 @@ pub(super) async fn lives(core: &Core) -> Result<Vec<SwarmId>, Error> {
         out.push(names::swarm_of(&tag).ok_or_else(|| Error::Corrupt(format!("`{tag}` is not a Swarm's life")))?);
     }
     out.sort();
-    core.safe_at(names::LIVES).await?;
+    core.safe_to_show(history).await?;
     Ok(out)
 }
