@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
@@ -20,7 +20,7 @@ use skep_model::id::NodeId;
 use skep_stage::Workers;
 use skep_topic::{Backend, Pulse};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -32,6 +32,9 @@ const BEAT: Duration = Duration::from_millis(1_000);
 const BEAT_TTL_MS: u64 = 4_000;
 /// What nodes must agree on to share a store. Raised when an older node would misread what a newer one writes.
 const FEATURES: u32 = 1;
+/// A wish of a node that was away for so long is nobody's: it has another id when it starts again. Long, for one that only slept must not
+/// come back to work.
+const WISH_KEPT: Duration = Duration::from_secs(600);
 /// Under it a node's wish to leave lies in the catalog, by node id.
 const DRAINS: &str = "drain/";
 
@@ -228,14 +231,8 @@ impl Members {
         bail!("node {node} is being told by too many at once: try again")
     }
 
-    /// Who is asked to leave, with the versions of the records.
     async fn wishes(&self) -> anyhow::Result<BTreeMap<NodeId, u64>> {
-        let records = self.backend.catalog_list(DRAINS).await?;
-        let named = records.into_iter().filter_map(|(key, record)| {
-            let id = key.strip_prefix(DRAINS)?.parse().ok()?;
-            Some((id, record.version))
-        });
-        Ok(named.collect())
+        Ok(wishes(self.backend.as_ref()).await?)
     }
 
     /// Beats, and follows what the others do, until `stop`.
@@ -287,7 +284,9 @@ impl Members {
 
     async fn follow_catalog(&self, supervisor: &Arc<Supervisor>, mut heard_of: watch::Receiver<News>) {
         let mut known = BTreeSet::new();
-        while heard_of.changed().await.is_ok() {
+        let mut away = BTreeMap::new();
+        // Also when nothing changes: who is away stays so.
+        while timeout(WISH_KEPT, heard_of.changed()).await.unwrap_or(Ok(())).is_ok() {
             let news = heard_of.borrow_and_update().clone();
             let gone = known.difference(&news.alive).next().is_some();
             let done = async {
@@ -302,6 +301,10 @@ impl Members {
             match done.await {
                 Ok(()) => {
                     self.followed.store(news.catalog, Ordering::Relaxed);
+                    let wishes = forget_wishes(self.backend.as_ref(), &news.alive, &mut away, Instant::now());
+                    if let Err(error) = wishes.await {
+                        tracing::debug!(%error, "wishes of nodes that are gone stay for now");
+                    }
                     known = news.alive;
                 }
                 Err(e) => {
@@ -333,6 +336,35 @@ impl Members {
         }
         let _ = self.ask(self.me, false).await;
     }
+}
+
+/// Who is asked to leave, with the versions of the records.
+async fn wishes(backend: &dyn Backend) -> Result<BTreeMap<NodeId, u64>, skep_topic::Error> {
+    let records = backend.catalog_list(DRAINS).await?;
+    let named = records.into_iter().filter_map(|(key, record)| {
+        let id = key.strip_prefix(DRAINS)?.parse().ok()?;
+        Some((id, record.version))
+    });
+    Ok(named.collect())
+}
+
+/// Takes wishes away whose nodes have been `away` for long, as far as this node saw.
+async fn forget_wishes(
+    backend: &dyn Backend,
+    alive: &BTreeSet<NodeId>,
+    away: &mut BTreeMap<NodeId, Instant>,
+    now: Instant,
+) -> Result<(), skep_topic::Error> {
+    let wishes = wishes(backend).await?;
+    away.retain(|id, _| wishes.contains_key(id) && !alive.contains(id));
+    for (id, version) in wishes.into_iter().filter(|(id, _)| !alive.contains(id)) {
+        let since = *away.entry(id).or_insert(now);
+        if now.duration_since(since) >= WISH_KEPT {
+            // Whoever changed it meanwhile looks at it again.
+            let _ = backend.catalog_delete(&format!("{DRAINS}{id}"), version).await?;
+        }
+    }
+    Ok(())
 }
 
 /// What a beat brought that there may be something to do about.
@@ -373,5 +405,42 @@ pub fn about(name: String, url: String, roles: Roles, clock: &dyn Clock, common:
         catalog: 0,
         common,
         owned: BTreeMap::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use skep_model::env::{ManualClock, SeededEntropy};
+    use skep_topic::memory::Memory;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn wishes_of_nodes_that_are_gone_are_forgotten_and_those_of_sleepers_are_not() {
+        let backend = Memory::new(Arc::new(ManualClock::at(1)), Arc::new(SeededEntropy::new(1)));
+        let ids = [NodeId([1; 8]), NodeId([2; 8]), NodeId([3; 8])];
+        for id in ids {
+            let key = format!("{DRAINS}{id}");
+            backend.catalog_put(&key, 0, Bytes::new()).await.unwrap().unwrap();
+        }
+        let [here, sleeper, _] = ids;
+        let mut away = BTreeMap::new();
+        let begin = Instant::now();
+        let mut look = async |alive: &[NodeId], after: Duration| {
+            let alive = alive.iter().copied().collect();
+            forget_wishes(backend.as_ref(), &alive, &mut away, begin + after)
+                .await
+                .unwrap();
+            wishes(backend.as_ref()).await.unwrap().into_keys().collect::<Vec<_>>()
+        };
+        assert_eq!(look(&[here], Duration::ZERO).await, ids);
+        assert_eq!(look(&[here, sleeper], WISH_KEPT / 2).await, ids);
+        assert_eq!(
+            look(&[here], WISH_KEPT).await,
+            [here, sleeper],
+            "away since it was heard last"
+        );
+        assert_eq!(look(&[here], WISH_KEPT * 3 / 2).await, [here, sleeper]);
+        assert_eq!(look(&[here], WISH_KEPT * 2).await, [here]);
     }
 }
