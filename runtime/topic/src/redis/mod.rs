@@ -752,6 +752,8 @@ impl Backend for Redis {
                 break;
             }
         }
+        // Whoever waited for something in a history that ended was told.
+        self.core.link.ended();
         let flushed = self.flushed().await;
         self.core.link.close();
         self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
