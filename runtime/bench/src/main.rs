@@ -5,12 +5,14 @@
 //! - [`echo`]: the raw tonic server that does nothing but echo, in a process of its own like the node.
 //! - [`load`]: one load generator for both.
 //! - [`sqlite`]: the raw SQLite loops.
+//! - [`redis`]: nodes on a Redis, and the raw loops on the same server.
 //! - [`node`]: starts and feeds a node.
 //! - [`report`]: runs all of it and writes the table.
 
 mod echo;
 mod load;
 mod node;
+mod redis;
 mod report;
 mod sqlite;
 
@@ -22,6 +24,7 @@ fn main() -> anyhow::Result<()> {
     match words.as_slice() {
         ["echo-server"] => echo::serve(),
         ["report", bin, bees, out] => report::run(bin.as_ref(), bees.as_ref(), out.as_ref()),
+        ["redis", bin, bees] => report::redis_only(bin.as_ref(), bees.as_ref()),
         ["streams", bin, bees] => report::streams_only(bin.as_ref(), bees.as_ref()),
         _ => bail!("usage: skep-bench report FOLDER_OF_BINARIES TEST_BEES_WASM OUT.md (use ci/bench)"),
     }

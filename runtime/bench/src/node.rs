@@ -31,8 +31,13 @@ impl Server {
     }
 
     pub fn skep(skep: &Path, data: &Path) -> anyhow::Result<Self> {
+        Self::skep_with(skep, data, &[])
+    }
+
+    pub fn skep_with(skep: &Path, data: &Path, env: &[(&str, &str)]) -> anyhow::Result<Self> {
         let mut command = Command::new(skep);
         command
+            .envs(env.iter().copied())
             .args([
                 "serve",
                 "--listen",

@@ -44,40 +44,71 @@ bees:
   - { name: tally, module: test-bees, input: { bee: pass }, key: message, state: true, inbox: { messages: 1000000, bytes: 512MiB } }
 ";
 
-struct Row {
-    measure: &'static str,
-    ours: String,
-    ceiling: String,
-    ratio: String,
-    goal: &'static str,
-    met: bool,
+pub(crate) struct Row {
+    pub measure: &'static str,
+    pub ours: String,
+    pub ceiling: String,
+    pub ratio: String,
+    pub goal: &'static str,
+    pub met: bool,
 }
 
 pub fn run(binaries: &Path, bees: &Path, out: &Path) -> anyhow::Result<()> {
     let wasm = std::fs::read(bees).with_context(|| format!("read {}", bees.display()))?;
-    let rows = tokio::runtime::Runtime::new()?.block_on(measure(binaries, &wasm, bees))?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let rows = runtime.block_on(measure(binaries, &wasm, bees))?;
+    let on_redis = runtime.block_on(measure_redis(binaries, &wasm))?;
     let mut text = String::from(
         "# Benchmarks\n\nWritten by `ci/bench`. Each figure of ours stands beside the raw ceiling, measured in the same run on the same machine with the\n\
          same load generator; look at the ratios, for absolute times wander with the machine. Release build, data folder on disk.\n\n",
     );
     writeln!(text, "Machine: {}\n", machine())?;
-    text.push_str("| measure | ours | ceiling | ratio | goal | |\n| --- | --- | --- | --- | --- | --- |\n");
-    for row in &rows {
-        let mark = if row.met { "met" } else { "**missed**" };
-        writeln!(
-            text,
-            "| {} | {} | {} | {} | {} | {mark} |",
-            row.measure, row.ours, row.ceiling, row.ratio, row.goal
-        )?;
-    }
+    text.push_str(&table(&rows)?);
     writeln!(
         text,
         "\nMedians of {ROUNDS} alternating rounds of {:.1} s, payload {PAYLOAD_BYTES} bytes. Ceilings: a tonic server that echoes the same messages; SQLite in WAL mode \
          with `synchronous=FULL` and rows of {ROW} messages of {STORED_BYTES} bytes, as many a transaction as the node grouped in the same round; wasmtime with the node's settings and a host that does nothing.",
         SPAN.as_secs_f64()
     )?;
+    writeln!(
+        text,
+        "\n## On Redis\n\nA node and a Redis of the run's own on this machine, rounds in turns as above. The machine's load average afterwards: {}.\n",
+        load_average()
+    )?;
+    text.push_str(&table(&on_redis)?);
     print!("{text}");
     std::fs::write(out, text).with_context(|| format!("write {}", out.display()))
+}
+
+fn table(rows: &[Row]) -> anyhow::Result<String> {
+    let mut text =
+        String::from("| measure | ours | ceiling | ratio | goal | |\n| --- | --- | --- | --- | --- | --- |\n");
+    for row in rows {
+        let mark = match (row.goal, row.met) {
+            ("–", _) => "",
+            (_, true) => "met",
+            (_, false) => "**missed**",
+        };
+        writeln!(
+            text,
+            "| {} | {} | {} | {} | {} | {mark} |",
+            row.measure, row.ours, row.ceiling, row.ratio, row.goal
+        )?;
+    }
+    Ok(text)
+}
+
+async fn measure_redis(binaries: &Path, wasm: &[u8]) -> anyhow::Result<Vec<Row>> {
+    let dir = tempfile::Builder::new().prefix("bench-").tempdir_in(binaries)?;
+    let echo = Server::echo()?;
+    crate::redis::measure(binaries, wasm, dir.path(), &echo).await
+}
+
+/// The rows on Redis alone, for a developer who works on them.
+pub fn redis_only(binaries: &Path, bees: &Path) -> anyhow::Result<()> {
+    let rows = tokio::runtime::Runtime::new()?.block_on(measure_redis(binaries, &std::fs::read(bees)?))?;
+    print!("{}\nload average {}\n", table(&rows)?, load_average());
+    Ok(())
 }
 
 /// The two rows of streams alone, for a developer who works on them.
@@ -355,21 +386,26 @@ async fn idle(binaries: &Path, wasm: &[u8], dir: &Path) -> anyhow::Result<Vec<Ro
     ])
 }
 
-fn middle(list: &mut [f64]) -> f64 {
+pub(crate) fn middle(list: &mut [f64]) -> f64 {
     list.sort_by(f64::total_cmp);
     list.get(list.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-fn us(d: Duration) -> String {
+pub(crate) fn us(d: Duration) -> String {
     format!("{} us", d.as_micros())
 }
 
-fn count(n: f64) -> String {
+pub(crate) fn count(n: f64) -> String {
     if n >= 1e6 {
         format!("{:.2} M", n / 1e6)
     } else {
         format!("{:.1} k", n / 1e3)
     }
+}
+
+fn load_average() -> String {
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    load.split(' ').next().unwrap_or("?").to_owned()
 }
 
 fn machine() -> String {
@@ -380,7 +416,8 @@ fn machine() -> String {
         .unwrap_or("unknown CPU")
         .to_owned();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let load = load.split(' ').next().unwrap_or("?").to_owned();
-    format!("{cores} cores ({model}), load average {load} at the end of the run")
+    format!(
+        "{cores} cores ({model}), load average {} at the end of the run",
+        load_average()
+    )
 }
