@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use skep_model::env::SeededEntropy;
+use skep_model::id::NodeId;
 use skep_proto::v1;
 use tempfile::TempDir;
 
@@ -184,11 +186,18 @@ async fn every_acknowledged_submit_takes_effect_exactly_once_whoever_dies_or_sle
     prepare(&gate).await;
     in_step(&gate, 3).await;
     let (mut durable, mut to) = (0, 0);
-    let rounds: u32 = std::env::var("SKEP_TEST_ROUNDS")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(6);
-    for round in 0..rounds {
+    let asked = |name: &str| std::env::var(name).ok().and_then(|n| n.parse::<u64>().ok());
+    let rounds = asked("SKEP_TEST_ROUNDS").unwrap_or(6);
+    // For `ci/soak`: for so long, what happens and when drawn by chance.
+    let until = asked("SKEP_TEST_MINUTES").map(|minutes| Instant::now() + Duration::from_secs(60 * minutes));
+    let seeded = SeededEntropy::new(asked("SKEP_TEST_SEED").unwrap_or(0));
+    let mut round = 0;
+    while until.map_or(round < rounds, |until| Instant::now() < until) {
+        let chance = u64::from_le_bytes(NodeId::random(&seeded).0);
+        let (what, after) = match until {
+            Some(_) => (chance % 3, chance / 3 % 500),
+            None => (round % 3, 20 + round * 37),
+        };
         to += 4_000;
         let mut gateway = gate.gateway().await;
         let streaming = async {
@@ -199,12 +208,12 @@ async fn every_acknowledged_submit_takes_effect_exactly_once_whoever_dies_or_sle
             }
         };
         let trouble = async {
-            tokio::time::sleep(Duration::from_millis(20 + u64::from(round) * 37)).await;
-            match round % 3 {
+            tokio::time::sleep(Duration::from_millis(after)).await;
+            match what {
                 0 => {
                     others.remove(0).kill();
                     tokio::time::sleep(Duration::from_millis(500)).await;
-                    let again = u8::try_from(round).unwrap() + 10;
+                    let again = 10 + u8::try_from(round % 200).unwrap();
                     others.push(cluster.start(again));
                 }
                 1 => {
@@ -221,6 +230,7 @@ async fn every_acknowledged_submit_takes_effect_exactly_once_whoever_dies_or_sle
             }
         };
         tokio::join!(streaming, trouble);
+        round += 1;
     }
     assert_eq!(check(&gate, durable, durable).await, to);
     // What is left over of it: nothing.
