@@ -132,6 +132,15 @@ pub const REDIS_SWEEP_MAX: usize = 256;
 pub const NODES_MAX: usize = 1_000;
 /// What a node says of itself at each beat; every node reads that of all others.
 pub const NODE_RECORD_BYTES_MAX: usize = 64 << 10;
+/// Pieces of a life that an export holds ready: each is a frame at most.
+pub const EXPORT_PIECES_MAX: usize = 16;
+/// Pieces and bytes that one step of an import takes, give or take a piece: others wait meanwhile.
+pub const IMPORT_PIECES_MAX: usize = 512;
+pub const IMPORT_BYTES: usize = 1 << 20;
+/// How long a Swarm's life on Redis stays still for a backup that says nothing any more. A slice is read and handed on in much less.
+pub const BACKUP_HOLD_MS: u64 = 10_000;
+/// Entries of a hash or a sorted set, and messages of an inbox, that a backup asks Redis for at once.
+pub const BACKUP_SLICE_MAX: u32 = 256;
 /// Rows deleted in one operation when a Swarm or topic goes, so that others are not held up.
 pub const REMOVE_ROWS_MAX: usize = 2_000;
 /// Expired idempotency keys and sessions collected by one publish.

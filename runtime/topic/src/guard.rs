@@ -37,6 +37,8 @@ pub enum Guard {
     Seen,
     /// Redis Cluster: a script does nothing in a slot that is on its way to another server.
     Slot,
+    /// Nothing is written to a life while a backup reads it piece by piece.
+    Still,
     /// Nothing leaves before it is durable.
     Gate,
 }

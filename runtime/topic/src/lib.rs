@@ -30,8 +30,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
 use skep_model::id::{CommitId, Digest, NodeId, RequestId, Token, Uid};
-use skep_model::limits::KEY_GROUPS;
+use skep_model::limits::{self, KEY_GROUPS};
 use skep_model::message::{Message, Reply};
 use skep_model::name::{StageName, Subject};
 use skep_model::scope::{PartitionId, SwarmId, TopicId};
@@ -39,6 +41,7 @@ use skep_model::step::StateMap;
 use skep_model::swarm::Bound;
 use tokio::sync::Notify;
 
+use record::Piece;
 pub use waiters::{Ticket, Waiter, Waiters};
 
 /// What a publisher and a commit need to know of a destination. Carried by the caller, so a backend keeps no registry.
@@ -98,6 +101,39 @@ fn derived(id: CommitId, index: u16) -> CommitId {
         *byte ^= mask;
     }
     CommitId(id)
+}
+
+/// What is added to the ids of imported dead letters, the first of which has the id `first`, so that they rise above `last`, the last
+/// that the store gave; nothing where they do.
+fn letter_offset(first: u64, last: u64) -> u64 {
+    last.saturating_add(1).saturating_sub(first)
+}
+
+/// A stored reply names its dead letter, which has another id now.
+fn move_letter(reply: &mut Reply, offset: u64) {
+    if let skep_model::message::ReplyResult::Failed {
+        dead_letter: Some(id), ..
+    } = &mut reply.result
+    {
+        *id = id.saturating_add(offset);
+    }
+}
+
+/// As many pieces as one step of an import takes. A step on a single writer, or a script, holds up others.
+async fn next_pieces(pieces: &mut Pieces) -> Result<Option<Vec<Piece>>, Error> {
+    let (mut out, mut bytes) = (Vec::new(), 0);
+    while out.len() < limits::IMPORT_PIECES_MAX && bytes < limits::IMPORT_BYTES {
+        let Some(piece) = pieces.next().await else { break };
+        let piece = piece?;
+        bytes += piece.weight();
+        out.push(piece);
+    }
+    Ok((!out.is_empty()).then_some(out))
+}
+
+/// Not damage of the store: it goes on, and the life stays set aside.
+fn out_of_order(what: &str) -> Error {
+    Error::Unavailable(format!("backup: a piece comes before its {what}"))
 }
 
 /// The partition that a parked entry belongs to.
@@ -595,6 +631,9 @@ pub struct Counters {
     pub refused: u64,
 }
 
+/// A life, piece by piece. The first error is the last item.
+pub type Pieces = BoxStream<'static, Result<Piece, Error>>;
+
 /// Rung when there may be work. A bell may be lost only where the backend says so; permits do not add up.
 pub type Bell = Arc<Notify>;
 
@@ -715,6 +754,30 @@ pub trait Backend: Send + Sync + 'static {
     /// From then on writes to it as it was born then, or earlier, are refused, and its owners find it gone; born later it is new. A
     /// later birth that lives already is left alone.
     async fn remove_topic(&self, topic: &TopicSpec) -> Result<bool, Error>;
+
+    /// Everything of a life at one moment, for a backup: what is unread, parked, timed, kept by key, dead-lettered, and how repeated
+    /// calls are recognised. Not who owns what, nor replies that wait for a caller's connection. Nothing of a life without rows. The
+    /// store may refuse commits and publishes of this life as [`Error::Unavailable`] until the stream has ended or is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Gone`]; [`Error::Unavailable`], also while another one reads the same life. In the stream also [`Error::Stale`]: the life
+    /// moved on underneath, and what came so far is worth nothing.
+    async fn export(&self, swarm: &SwarmId) -> Result<Pieces, Error>;
+
+    /// Makes a life from its pieces, durably, under fresh commit ids. `false`: there are rows of it, and nothing was written.
+    ///
+    /// The life is *set aside* until its first publish or claim: [`Backend::lives`] does not name it. One that is not whole, since the
+    /// stream ended with an error or the process died, is refused to everybody, and stays set aside.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] of a life that was removed here; the stream's; [`Error::Fenced`] when it was discarded meanwhile.
+    async fn import(&self, swarm: &SwarmId, pieces: Pieces) -> Result<bool, Error>;
+
+    /// Lives that are set aside.
+    async fn imports(&self) -> Result<Vec<SwarmId>, Error>;
+
+    /// Removes a life that is set aside, as if it had never been. Does nothing to any other.
+    async fn discard_import(&self, swarm: &SwarmId) -> Result<(), Error>;
 
     /// One key's state, as committed.
     async fn state(&self, topic: &TopicId, key: &str) -> Result<HashMap<String, Bytes>, Error>;

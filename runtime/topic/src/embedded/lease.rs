@@ -20,6 +20,7 @@ pub(super) fn claim(
     if store.gone.contains(id.swarm()) || store.is_removed(spec) {
         return Err(Error::Gone.into());
     }
+    store.adopt(id.swarm())?;
     let now = store.now();
     let shared = Arc::clone(&store.shared);
     // A claim before the first message makes the topic's row, so that the lease has a place; it is one small write in a life.

@@ -36,6 +36,7 @@ impl Store {
             }
         }
         self.load_removed(&swarms)?;
+        self.load_aside()?;
         let topics = self.load_topics(&swarms)?;
         let parts = self.load_parts(&topics)?;
         self.load_frames(&parts)?;
@@ -241,6 +242,11 @@ impl Store {
         self.commit_tx()?;
         Ok(clean)
     }
+}
+
+/// A name as stored.
+pub(super) fn named<T: std::str::FromStr<Err = skep_model::name::BadName>>(what: &str, name: &str) -> Result<T, Fault> {
+    name.parse().map_err(|e| damaged(what, &e))
 }
 
 fn damaged(what: &str, e: &dyn std::fmt::Display) -> Fault {

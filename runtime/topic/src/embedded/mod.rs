@@ -7,12 +7,15 @@
 //! - `lease`, `fetch`, `commit`: an owner's life. `rescale`: another number of partitions.
 //! - `keys`: keyed state in memory, in its journal and in its rows.
 //! - `catalog`, `views`, `removal`: desired state, what people look at, deletion.
+//! - `export`, `import`: backups.
 //! - `disk`: the file lock and the reserve.
 
 mod catalog;
 mod commit;
 mod disk;
+mod export;
 mod fetch;
+mod import;
 mod keys;
 mod lease;
 mod load;
@@ -33,13 +36,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::StreamExt as _;
 use rusqlite::Connection;
 use skep_model::env::{Clock, Entropy};
 use skep_model::id::{CommitId, NodeId, Token, Uid};
 use skep_model::limits;
 use skep_model::name::StageName;
 use skep_model::scope::{PartitionId, SwarmId, TopicId};
-use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 
 use self::disk::{Lock, Reserve};
 use self::store::{Fault, Store};
@@ -48,7 +52,7 @@ use crate::beats::Beats;
 use crate::guard::Guards;
 use crate::{
     Backend, Bell, CallResult, CatalogRecord, Claim, Commit, Committed, Counters, Error, Fetched, Held, Layout, Lease,
-    Publish, Pulse, Rescaled, StoredDeadLetter, TopicSpec, TopicStatus, Waiters, Want,
+    Pieces, Publish, Pulse, Rescaled, StoredDeadLetter, TopicSpec, TopicStatus, Waiters, Want, next_pieces,
 };
 
 /// Why a data folder cannot be opened.
@@ -191,6 +195,8 @@ pub struct Embedded {
     guards: Arc<Guards>,
     clock: Arc<dyn Clock>,
     clean: bool,
+    /// Tells one import from the next.
+    numbers: AtomicU64,
 }
 
 /// Whether a data folder could be opened now, without touching one that is not there.
@@ -259,6 +265,7 @@ impl Embedded {
             guards,
             clock,
             clean,
+            numbers: AtomicU64::new(0),
         }))
     }
 
@@ -546,6 +553,49 @@ impl Backend for Embedded {
         }
         self.flushed().await?;
         Ok(true)
+    }
+
+    async fn export(&self, swarm: &SwarmId) -> Result<Pieces, Error> {
+        let life = swarm.clone();
+        let snapshot = self.run(move |store| export::snapshot(store, &life)).await?;
+        let (send, pieces) = mpsc::channel(limits::EXPORT_PIECES_MAX);
+        tokio::task::spawn_blocking(move || snapshot.read(send));
+        let next = |mut pieces: mpsc::Receiver<_>| async move { pieces.recv().await.map(|piece| (piece, pieces)) };
+        Ok(futures::stream::unfold(pieces, next).boxed())
+    }
+
+    async fn import(&self, swarm: &SwarmId, mut pieces: Pieces) -> Result<bool, Error> {
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let life = swarm.clone();
+        if !self.run(move |store| import::begin(store, &life, number)).await? {
+            return Ok(false);
+        }
+        let mut offset = None;
+        while let Some(some) = next_pieces(&mut pieces).await? {
+            let life = swarm.clone();
+            let step = self.run(move |store| import::pieces(store, &life, number, offset, some));
+            offset = step.await?;
+        }
+        let life = swarm.clone();
+        self.run(move |store| import::end(store, &life, number)).await?;
+        Ok(true)
+    }
+
+    async fn imports(&self) -> Result<Vec<SwarmId>, Error> {
+        self.run(|store| Answer::now(store.aside.keys().cloned().collect()))
+            .await
+    }
+
+    async fn discard_import(&self, swarm: &SwarmId) -> Result<(), Error> {
+        let life = swarm.clone();
+        let Some(rows) = self.run(move |store| import::discard(store, &life)).await? else {
+            return Ok(());
+        };
+        for topic in rows {
+            while self.run(move |store| removal::remove_rows(store, topic)).await? {}
+        }
+        let life = swarm.clone();
+        self.run(move |store| removal::remove_life(store, &life)).await
     }
 
     async fn state(&self, topic: &TopicId, key: &str) -> Result<HashMap<String, Bytes>, Error> {

@@ -205,6 +205,7 @@ pub(super) fn publish(store: &mut Store, publish: &Prepared) -> Result<Answer<Ve
         results.resize(publish.calls.len(), Err(Refused::Gone));
         return Answer::now(results);
     }
+    store.adopt(&publish.swarm)?;
     for call in &publish.calls {
         let result = one(store, &mut filling, &publish.swarm, call)?;
         gated |= matches!(result, Ok(Accepted::Duplicate { .. }));

@@ -34,6 +34,7 @@ pub(super) fn forget_swarm(
         [db(limits::GONE_SWARMS_MAX)],
     )?;
     store.gone.insert(swarm.clone());
+    store.forget_aside(swarm)?;
     if store.gone.len() as u64 > limits::GONE_SWARMS_MAX {
         let kept = lives_in(&store.conn, "SELECT id, tenant, name, incarnation FROM gone")?;
         store.gone = kept.into_iter().map(|(_, swarm)| swarm).collect();
@@ -188,6 +189,8 @@ pub(super) fn remove_life(store: &mut Store, swarm: &SwarmId) -> Result<Answer<(
         store.conn.execute("DELETE FROM removed WHERE swarm = ?1", [row])?;
         store.conn.execute("DELETE FROM swarm WHERE id = ?1", [row])?;
     }
+    store.lives.remove(swarm);
+    store.forget_aside(swarm)?;
     Answer::gated(())
 }
 

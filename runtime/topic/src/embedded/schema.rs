@@ -5,6 +5,7 @@
 //! | `meta` `schema`, `store` | at creation | never | 1 each |
 //! | `meta` `boot` | each open | overwritten | 1 |
 //! | `meta` `clean` | close | next open | 1 |
+//! | `meta` `aside <life>` | begin of an import | the life's first use, or its removal | the Swarms of a backup |
 //! | `swarm`, `topic` | first message or commit of a life or stage | `remove_swarm`, `remove_topic` | the catalog's |
 //! | `gone` | `remove_swarm` | when `GONE_SWARMS_MAX` newer ones exist | `GONE_SWARMS_MAX` |
 //! | `removed` | `remove_topic` | with its life, or when it is the earliest of too many | `REMOVED_STAGES_MAX` a life |

@@ -19,6 +19,7 @@ use skep_model::name::{StageName, Subject};
 use skep_model::scope::{SwarmId, TopicId};
 use skep_model::swarm::Bound;
 
+use super::import::Aside;
 use super::keys::Keys;
 use super::schema::{self, ENTRY_BITS};
 use super::{OpenError, Shared};
@@ -199,6 +200,8 @@ pub(super) struct Store {
     pub shared: Arc<Shared>,
     pub lives: HashMap<SwarmId, Life>,
     pub gone: HashSet<SwarmId>,
+    /// Lives that were imported and that nobody has used yet.
+    pub aside: HashMap<SwarmId, Aside>,
     pub topics: HashMap<TopicId, Topic>,
     pub keys: Keys,
     /// Replies of commits in the open transaction.
@@ -291,6 +294,7 @@ impl Store {
             shared,
             lives: HashMap::new(),
             gone: HashSet::new(),
+            aside: HashMap::new(),
             topics: HashMap::new(),
             keys: Keys::default(),
             outbox: Vec::new(),

@@ -4,6 +4,7 @@
 //! [`Memory::rollback`] returns to it, unless something that left depends on what came after. [`Memory::restart`] is the crash of
 //! a node that keeps its disk.
 
+mod backup;
 mod commit;
 mod publish;
 mod rescale;
@@ -14,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::StreamExt as _;
 use skep_model::env::{Clock, Entropy};
 use skep_model::id::{CommitId, NodeId, Token, Uid};
 use skep_model::limits;
@@ -25,7 +27,7 @@ use self::store::{Rings, Store, With};
 use crate::guard::{Guard, Guards};
 use crate::{
     Accepted, Backend, Bell, CallResult, CatalogRecord, Claim, Commit, Committed, Counters, Error, Fetched, Gate, Held,
-    Layout, Lease, Parked, Publish, Pulse, Rescaled, StoredDeadLetter, TimerDue, TopicSpec, TopicStatus, Waiters, Want,
+    Layout, Lease, Parked, Pieces, Publish, Pulse, Rescaled, StoredDeadLetter, TimerDue, TopicSpec, TopicStatus, Waiters, Want,
 };
 
 /// A point of the history.
@@ -237,6 +239,7 @@ impl Backend for Memory {
         let mut rings = Rings::default();
         let results = {
             let mut inner = self.open()?;
+            inner.store.adopt(&publish.swarm)?;
             let results = inner
                 .store
                 .publish(&publish.swarm, publish.calls, &self.with(), &mut rings);
@@ -390,7 +393,12 @@ impl Backend for Memory {
     }
 
     async fn lives(&self) -> Result<Vec<SwarmId>, Error> {
-        Ok(self.open()?.store.lives.keys().cloned().collect())
+        let inner = self.open()?;
+        let lives = inner.store.lives.keys();
+        Ok(lives
+            .filter(|life| !inner.store.aside.contains_key(life))
+            .cloned()
+            .collect())
     }
 
     async fn remove_swarm(&self, swarm: &SwarmId, if_empty: bool) -> Result<bool, Error> {
@@ -400,6 +408,7 @@ impl Backend for Memory {
             return Ok(false);
         }
         inner.store.lives.remove(swarm);
+        inner.store.aside.remove(swarm);
         inner.store.gone.insert(swarm.clone());
         inner.applied += 1;
         self.release_all(&mut inner);
@@ -417,6 +426,45 @@ impl Backend for Memory {
         self.release_all(&mut inner);
         self.ring_gone(|id| *id == topic.id);
         Ok(true)
+    }
+
+    async fn export(&self, swarm: &SwarmId) -> Result<Pieces, Error> {
+        let mut inner = self.open()?;
+        Self::live(&inner, swarm)?;
+        self.release_all(&mut inner);
+        let life = inner.store.lives.get(swarm).cloned().unwrap_or_default();
+        Ok(futures::stream::iter(life.pieces().map(Ok).collect::<Vec<_>>()).boxed())
+    }
+
+    async fn import(&self, swarm: &SwarmId, mut pieces: Pieces) -> Result<bool, Error> {
+        let bits = self.entropy.bits128();
+        let number = u64::from_le_bytes(bits[..8].try_into().expect("eight"));
+        if !self.open()?.store.begin_import(swarm, number)? {
+            return Ok(false);
+        }
+        let mut offset = None;
+        while let Some(piece) = pieces.next().await {
+            let mut inner = self.open()?;
+            inner.applied += 1;
+            inner.store.import(swarm, number, &mut offset, piece?, &self.with())?;
+        }
+        let mut inner = self.open()?;
+        inner.store.end_import(swarm, number)?;
+        inner.applied += 1;
+        self.release_all(&mut inner);
+        Ok(true)
+    }
+
+    async fn imports(&self) -> Result<Vec<SwarmId>, Error> {
+        Ok(self.open()?.store.aside.keys().cloned().collect())
+    }
+
+    async fn discard_import(&self, swarm: &SwarmId) -> Result<(), Error> {
+        let mut inner = self.open()?;
+        inner.store.discard_import(swarm);
+        inner.applied += 1;
+        self.release_all(&mut inner);
+        Ok(())
     }
 
     async fn state(&self, topic: &TopicId, key: &str) -> Result<HashMap<String, Bytes>, Error> {

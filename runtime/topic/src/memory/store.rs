@@ -25,10 +25,19 @@ pub(super) struct Store {
     /// The last stop was a crash.
     pub crashed: bool,
     pub gone: BTreeSet<SwarmId>,
+    /// Lives that were imported and that nobody has used yet.
+    pub aside: BTreeMap<SwarmId, Aside>,
     pub catalog: BTreeMap<String, CatalogRecord>,
     pub catalog_number: u64,
     pub beats: Beats,
     pub last_letter: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Aside {
+    /// Tells one import from the next.
+    pub number: u64,
+    pub whole: bool,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -387,6 +396,7 @@ impl Store {
         if self.gone.contains(spec.id.swarm()) || self.is_removed(spec, with.guards) {
             return Err(Error::Gone);
         }
+        self.adopt(spec.id.swarm())?;
         let (crashed, now) = (self.crashed, with.now);
         let topic = self.make_topic(spec);
         if !topic.has(index) {

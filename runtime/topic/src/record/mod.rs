@@ -8,6 +8,7 @@
 //! is refused with a message that says so; nothing in here panics on any bytes.
 
 mod frame;
+mod piece;
 mod wire;
 
 use bytes::{Buf, Bytes};
@@ -17,6 +18,7 @@ use skep_model::message::Reply;
 use crate::{Cursor, DeadLetter, Error, Parked, TimerDue};
 
 pub use frame::{FrameBuilder, Run, decode_frame, message_bytes};
+pub use piece::{Piece, decode_piece, encode_piece};
 
 /// The format that this skep writes, and the newest that it reads.
 pub const FORMAT: u8 = 1;
@@ -37,6 +39,7 @@ pub enum Kind {
     Catalog = 8,
     Journal = 9,
     Layout = 10,
+    Piece = 11,
 }
 
 impl Kind {
@@ -52,6 +55,7 @@ impl Kind {
             Self::Catalog => "catalog record",
             Self::Journal => "journal of state",
             Self::Layout => "topic's layout",
+            Self::Piece => "piece of a backup",
         }
     }
 }

@@ -31,7 +31,7 @@ fn effects(commit: &Commit) -> u64 {
 }
 
 /// A parked entry as stored: uid, when it is due once it is first, what it counts for, the record.
-fn parked_record(parked: &Parked) -> (u64, Vec<u8>) {
+pub(super) fn parked_record(parked: &Parked) -> (u64, Vec<u8>) {
     let due = if parked.attempts == 0 { 0 } else { parked.due_ms };
     let bytes = match &parked.work {
         Work::Message(message) => message_bytes(message),
@@ -47,10 +47,21 @@ fn parked_record(parked: &Parked) -> (u64, Vec<u8>) {
 }
 
 /// Where a timer stands: its key, ended, and its name.
-fn timer_member(key: &str, name: &str) -> Vec<u8> {
+pub(super) fn timer_member(key: &str, name: &str) -> Vec<u8> {
     let mut member = names::ended(key);
     member.extend_from_slice(name.as_bytes());
     member
+}
+
+/// A timer as stored: uid, when it is due, the length of its lane in its member, the record.
+pub(super) fn timer_record(timer: &crate::TimerDue) -> Vec<u8> {
+    let lane = names::ended(&timer.key).len();
+    let mut record = Vec::new();
+    record.extend_from_slice(&timer.uid.0);
+    record.extend_from_slice(&timer.at_ms.to_le_bytes());
+    record.extend_from_slice(&u32::try_from(lane).unwrap_or(u32::MAX).to_le_bytes());
+    record.extend_from_slice(&record::encode_timer(timer));
+    record
 }
 
 /// Whether a reply's caller waits elsewhere.
@@ -196,18 +207,12 @@ fn set_timers(args: &mut Args, commit: &Commit) {
             continue;
         };
         args.num(at_ms);
-        let lane = names::ended(&set.key).len();
-        let mut record = Vec::new();
-        record.extend_from_slice(&set.uid.0);
-        record.extend_from_slice(&at_ms.to_le_bytes());
-        record.extend_from_slice(&u32::try_from(lane).unwrap_or(u32::MAX).to_le_bytes());
-        record.extend_from_slice(&record::encode_timer(&crate::TimerDue {
+        args.bytes(&timer_record(&crate::TimerDue {
             uid: set.uid,
             key: set.key.clone(),
             name: set.name.clone(),
             at_ms,
         }));
-        args.bytes(&record);
     }
 }
 

@@ -186,7 +186,7 @@ fn entries(frames: u32) -> u32 {
     frames.saturating_mul(2).clamp(2, limits::REDIS_READ_ENTRIES_MAX)
 }
 
-fn range(stream: &str, from_entry: u64, count: u32) -> Cmd {
+pub(super) fn range(stream: &str, from_entry: u64, count: u32) -> Cmd {
     let mut command = redis::cmd("XRANGE");
     command.arg(stream).arg(format!("{}-0", from_entry + 1)).arg("+");
     command.arg("COUNT").arg(count);
@@ -194,9 +194,9 @@ fn range(stream: &str, from_entry: u64, count: u32) -> Cmd {
 }
 
 /// Puts frames together from entries, and proves that none is missing between them.
-struct Frames {
+pub(super) struct Frames {
     want: Want,
-    out: Vec<Unread>,
+    pub out: Vec<Unread>,
     size: u64,
     /// How many messages came before the next frame, once known.
     before: Option<u64>,
@@ -223,7 +223,7 @@ struct Head {
 type Skipped = (u32, u32);
 
 impl Frames {
-    fn new(want: Want) -> Self {
+    pub fn new(want: Want) -> Self {
         Self {
             want,
             out: Vec::new(),
@@ -238,19 +238,19 @@ impl Frames {
         }
     }
 
-    fn expect(&mut self, consumed: u64) {
+    pub fn expect(&mut self, consumed: u64) {
         self.before = Some(consumed);
     }
 
-    fn enough(&self) -> bool {
+    pub fn enough(&self) -> bool {
         self.full || self.out.len() >= self.want.messages as usize
     }
 
-    fn given(&self) -> u64 {
+    pub fn given(&self) -> u64 {
         self.given
     }
 
-    fn next_entry(&self) -> u64 {
+    pub fn next_entry(&self) -> u64 {
         self.next
     }
 
@@ -260,14 +260,14 @@ impl Frames {
             .max(1)
     }
 
-    fn missing(&self) -> Error {
+    pub fn missing(&self) -> Error {
         Error::Corrupt(format!(
             "entry {} of the inbox is missing: a key was deleted or lost; restore the store from a copy",
             self.next
         ))
     }
 
-    fn take(&mut self, entries: Vec<Value>) -> Result<(), Error> {
+    pub fn take(&mut self, entries: Vec<Value>) -> Result<(), Error> {
         for entry in entries {
             if self.enough() {
                 break;

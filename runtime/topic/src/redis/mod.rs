@@ -8,13 +8,14 @@
 //! |---|---|---|---|---|
 //! | `sk:store` | hash: the store's identity and format | first open | never | 1 |
 //! | `sk:lives` | set of lives that have keys | a life's first use | end of `remove_swarm` | the catalog's |
+//! | `sk:imports` | set of lives that a restore made | begin of an import | looked at after the life's first use, or its removal | the Swarms of a backup |
 //! | `sk:gone` | list of removed lives | `remove_swarm` | when `GONE_SWARMS_MAX` newer ones exist | `GONE_SWARMS_MAX` |
 //! | `sk:{catalog}` | hash: desired state, version and record | catalog write | catalog delete | the catalog's |
 //! | `sk:{catalog}:n` | a random number, another after each write to the catalog | first catalog write | never | 1 |
 //! | `sk:{catalog}:nodes` | hash: nodes that are there, until when, and their records | beat | `leave`, or a later beat of another | `NODES_MAX` |
 //! | `sk:{catalog}:store` | in a cluster: the store's identity once more, for the server that holds the catalog | first open | never | 1 |
 //! | `sk:{gate}`, in a cluster `sk:{gate-<n>}` | written before each wait for replicas | first gate | never | 1 a server |
-//! | `T:m` | hash: store id, `gone`, counters of dead letters and large states | a life's first use | with its place in `sk:gone` | 1 a life |
+//! | `T:m` | hash: store id, `gone`, counters of dead letters and large states; `held` by a backup until when, `aside` since a restore | a life's first use | with its place in `sk:gone` | 1 a life |
 //! | `T:topics` | set of stages | first message or claim | `remove_topic` | stages |
 //! | `T:x` | hash: removed stages, and which birth of them was last | `remove_topic` | end of `remove_swarm`, or as the earliest of too many | `REMOVED_STAGES_MAX` |
 //! | `T:t:<stage>` | hash: the topic's counters, its layout, the append side of each partition | first message or claim | `remove_topic` | 256 partitions |
@@ -53,9 +54,11 @@ mod beats;
 mod bells;
 mod cache;
 mod commit;
+mod export;
 mod fault;
 mod fetch;
 mod gate;
+mod import;
 mod leaders;
 mod link;
 mod names;
@@ -99,7 +102,7 @@ use crate::guard::{Guard, Guards};
 use crate::record::{self, Kind};
 use crate::{
     Accepted, Backend, Bell, CallResult, CatalogRecord, Claim, Commit, Committed, Counters, Cursor, Error, Fetched,
-    Held, Layout, Lease, Once, Publish, Pulse, Refused, Rescaled, Room, StoredDeadLetter, TopicSpec, TopicStatus,
+    Held, Layout, Lease, Once, Pieces, Publish, Pulse, Refused, Rescaled, Room, StoredDeadLetter, TopicSpec, TopicStatus,
     Waiters, Want,
 };
 
@@ -183,7 +186,7 @@ impl Core {
 
     /// Letters of guards that a test took away; the scripts know them by these.
     fn removed_guards(&self) -> String {
-        const LETTERS: [(Guard, char); 16] = [
+        const LETTERS: [(Guard, char); 17] = [
             (Guard::Token, 't'),
             (Guard::Seq, 's'),
             (Guard::Base, 'b'),
@@ -200,6 +203,7 @@ impl Core {
             (Guard::HandOver, 'o'),
             (Guard::Seen, 'a'),
             (Guard::Slot, 'k'),
+            (Guard::Still, 'h'),
         ];
         let removed = LETTERS.iter().filter(|(guard, _)| !self.guards.on(*guard));
         removed.map(|(_, letter)| *letter).collect()
@@ -675,6 +679,22 @@ impl Backend for Redis {
 
     async fn remove_topic(&self, topic: &TopicSpec) -> Result<bool, Error> {
         removal::remove_topic(&self.core, topic).await
+    }
+
+    async fn export(&self, swarm: &SwarmId) -> Result<Pieces, Error> {
+        export::export(&self.core, swarm).await
+    }
+
+    async fn import(&self, swarm: &SwarmId, pieces: Pieces) -> Result<bool, Error> {
+        import::import(&self.core, swarm, pieces).await
+    }
+
+    async fn imports(&self) -> Result<Vec<SwarmId>, Error> {
+        import::imports(&self.core).await
+    }
+
+    async fn discard_import(&self, swarm: &SwarmId) -> Result<(), Error> {
+        import::discard(&self.core, swarm).await
     }
 
     async fn state(&self, topic: &TopicId, key: &str) -> Result<HashMap<String, Bytes>, Error> {

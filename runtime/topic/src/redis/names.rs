@@ -9,6 +9,8 @@ pub(super) const STORE: &str = "sk:store";
 pub(super) const LIVES: &str = "sk:lives";
 /// Lives that are gone, oldest first.
 pub(super) const GONE: &str = "sk:gone";
+/// Lives that were being restored, or are not used yet since.
+pub(super) const IMPORTS: &str = "sk:imports";
 /// Desired state.
 pub(super) const CATALOG: &str = "sk:{catalog}";
 /// Another number after each write to it.
@@ -43,6 +45,11 @@ pub(super) fn swarm_of(tag: &str) -> Option<SwarmId> {
 /// The first key of a life's scripts, from which they make the others.
 pub(super) fn meta(swarm: &SwarmId) -> String {
     format!("sk:{{{swarm}}}:m")
+}
+
+/// What begins every key of a life.
+pub(super) fn life(swarm: &SwarmId) -> String {
+    format!("sk:{{{swarm}}}:")
 }
 
 pub(super) fn inbox(partition: &PartitionId) -> String {

@@ -10,7 +10,7 @@ use super::{Core, names};
 use crate::{Error, TopicSpec};
 
 /// Takes one topic away, as it was born; with its life, however it was. `false`: there is something in it.
-async fn topic(core: &Core, swarm: &SwarmId, stage: &str, born: Option<u64>) -> Result<bool, Error> {
+pub(super) async fn topic(core: &Core, swarm: &SwarmId, stage: &str, born: Option<u64>) -> Result<bool, Error> {
     let mut args = core.args(Script::RemoveTopic, &names::meta(swarm));
     args.bytes(&core.link.options.node)
         .text(stage)

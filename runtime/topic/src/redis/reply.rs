@@ -101,6 +101,8 @@ impl Said {
             "GONE" => Error::Gone,
             "FENCED" => Error::Fenced,
             "STALE" => Error::Stale,
+            "HELD_STILL" => Error::Unavailable("a backup reads the Swarm, which stays as it is meanwhile".to_owned()),
+            "ASIDE" => Error::Unavailable("the Swarm is being restored".to_owned()),
             "GONE_INPUT" => Error::InputGone,
             "DAMAGED" => {
                 let what = self.text().unwrap_or_default();

@@ -29,7 +29,7 @@ scripts! {
     Mark: " flags=allow-oom", ["head", "lease", "mark"];
     Fetch: " flags=no-writes", ["head", "lease", "fetch"];
     State: " flags=no-writes", ["head", "lease", "state"];
-    Commit: " flags=allow-oom", ["head", "topic", "append", "lease", "commit"];
+    Commit: " flags=allow-oom", ["head", "topic", "append", "lease", "puts", "commit"];
     Status: " flags=no-writes", ["head", "status"];
     Letters: " flags=no-writes", ["head", "letters"];
     Discard: " flags=allow-oom", ["head", "topic", "discard"];
@@ -47,6 +47,11 @@ scripts! {
     Layout: " flags=no-writes", ["head", "layout"];
     Waiting: " flags=no-writes", ["head", "lease", "waiting"];
     HandOver: " flags=allow-oom", ["head", "topic", "derived", "lease", "hand_over"];
+    Hold: " flags=allow-oom", ["head", "hold"];
+    LetGo: " flags=allow-oom", ["head", "let_go"];
+    BeginImport: " flags=allow-oom", ["head", "begin_import"];
+    Import: "", ["head", "topic", "append", "derived", "puts", "import"];
+    EndImport: " flags=allow-oom", ["head", "end_import"];
     Beat: " flags=allow-oom", ["head", "beat"];
     Leave: " flags=allow-oom", ["head", "leave"];
 }

@@ -148,8 +148,18 @@ pub(super) async fn catalog_number(core: &Core) -> Result<u64, Error> {
 
 pub(super) async fn lives(core: &Core) -> Result<Vec<SwarmId>, Error> {
     let history = core.link.history_of(names::LIVES);
+    let mut out = members(core, names::LIVES).await?;
+    // Of those that a restore made, only what somebody uses.
+    let aside = super::import::imports(core).await?;
+    out.retain(|life| !aside.contains(life));
+    core.safe_to_show(history).await?;
+    Ok(out)
+}
+
+/// A set of lives.
+pub(super) async fn members(core: &Core, key: &str) -> Result<Vec<SwarmId>, Error> {
     let mut command = redis::cmd("SMEMBERS");
-    command.arg(names::LIVES);
+    command.arg(key);
     let found = core.link.send(&command).await.map_err(super::fault::of_a_look)?;
     let found = match found {
         Value::Set(items) => items,
@@ -161,6 +171,5 @@ pub(super) async fn lives(core: &Core) -> Result<Vec<SwarmId>, Error> {
         out.push(names::swarm_of(&tag).ok_or_else(|| Error::Corrupt(format!("`{tag}` is not a Swarm's life")))?);
     }
     out.sort();
-    core.safe_to_show(history).await?;
     Ok(out)
 }

@@ -1,7 +1,8 @@
 local token, ttl, born, partitions = take(), num(), num(), num()
-local m = redis.call('HMGET', KEYS[1], 'id', 'gone')
+local m = redis.call('HMGET', KEYS[1], 'id', 'gone', 'aside')
 if m[2] then return {'GONE'} end
 if not m[1] then return {'NEW'} end
+if aside(m[3]) then return {'ASIDE'} end
 local last = redis.call('HGET', T .. ':x', stage)
 if last and born <= tonumber(last) and on('n') then return {'GONE'} end
 local t = T .. ':t:' .. stage

@@ -1,5 +1,6 @@
 local node = take()
 if gone() then return {'GONE'} end
+if held() then return {'HELD_STILL'} end
 local ids = {}
 for i = 1, num() do ids[i] = take() .. '-0' end
 local discarded, rooms = 0, {}

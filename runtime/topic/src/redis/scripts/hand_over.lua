@@ -4,6 +4,7 @@ local own, keeps = tonumber(p), on('o')
 local v = redis.call('HMGET', part, 'tok', 'last', 'ce', 'seal')
 if v[1] ~= token then return {gone() and 'GONE' or 'FENCED'} end
 if v[2] == id then return {'OK', 0} end
+if held() then return {'HELD_STILL'} end
 if (v[2] or NONE) ~= base or not v[4] or tonumber(v[3] or '0') < tonumber(v[4]) then return {'STALE'} end
 local t = load(stage, {own})
 t.dirty, t.p[own].dirty = true, true

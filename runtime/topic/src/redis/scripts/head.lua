@@ -22,6 +22,22 @@ if take() == '1' and on('k') then
   local asked = redis.pcall('EXISTS', KEYS[1] .. ':none')
   if type(asked) == 'table' then return redis.error_reply('TRYAGAIN the slot is on its way to another server') end
 end
+-- Whether a backup reads the life, which must stay as it is. `held`: until when, and for whom. It is taken away by whoever passes it, so that
+-- a backup that finds it knows that nobody did.
+local function held()
+  local h = redis.call('HGET', KEYS[1], 'held')
+  if not h or not on('h') then return false end
+  if struct.unpack('<I8', h) > now then return true end
+  redis.call('HDEL', KEYS[1], 'held')
+  return false
+end
+-- A life that was restored is set aside until its first use: `w`, or while it is not whole `f` and by which import.
+local function aside(mark)
+  if not mark then return false end
+  if string.byte(mark) ~= 119 then return true end
+  redis.call('HDEL', KEYS[1], 'aside')
+  return false
+end
 local NONE = string.rep('\0', 16)
 -- Variadic calls in slices: Lua's stack is bounded.
 local function many(command, key, args)

@@ -4,9 +4,11 @@ local node = take()
 fresh, drawn = take(), 0
 FRAME_MESSAGES, FRAME_BYTES, FRAME_SPLIT = num(), num(), num()
 local percent, keys_max, reply_bytes_max, sessions_max, expired_max = num(), num(), num(), num(), num()
-local m = redis.call('HMGET', KEYS[1], 'id', 'gone')
+local m = redis.call('HMGET', KEYS[1], 'id', 'gone', 'aside')
 if m[2] then return {'GONE'} end
 if not m[1] then return {'NEW'} end
+if aside(m[3]) then return {'ASIDE'} end
+if held() then return {'HELD_STILL'} end
 local specs, wrong = {}, {}
 for i = 1, num() do
   local s = {stage = take(), born = num(), messages = num(), bytes = num(), partitions = num(), loose = take() == '1'}

@@ -6,6 +6,7 @@ local t = load(stage, {})
 if not force then
   if redis.call('HEXISTS', KEYS[1], 'id') == 0 then return {'NEW'} end
   if is_removed(stage, born) then return {'OK'} end
+  if held() then return {'HELD_STILL'} end
   local later = t.born > born
   if not later and t.c[1] + t.c[3] + t.c[5] + t.c[6] > 0 then return {'KEPT'} end
   local X = T .. ':x'

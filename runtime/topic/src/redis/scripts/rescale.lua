@@ -3,6 +3,7 @@ local node, stage, born, count, id = take(), take(), num(), num(), take()
 local m = redis.call('HMGET', KEYS[1], 'id', 'gone')
 if m[2] then return {'GONE'} end
 if not m[1] then return {'NEW'} end
+if held() then return {'HELD_STILL'} end
 if is_removed(stage, born) then return {'GONE'} end
 local t = load(stage, {})
 if t.sealed > 0 then return {'BUSY'} end
