@@ -137,6 +137,14 @@ pub const EXPORT_PIECES_MAX: usize = 16;
 /// Pieces and bytes that one step of an import takes, give or take a piece: others wait meanwhile.
 pub const IMPORT_PIECES_MAX: usize = 512;
 pub const IMPORT_BYTES: usize = 1 << 20;
+/// One frame of a backup: a catalog record with its manifest twice, or what one message or key may have.
+pub const BACKUP_FRAME_BYTES_MAX: usize = 16 << 20;
+/// A backup that is restored lies on the node's disk until it was looked at as a whole.
+pub const BACKUP_BYTES_MAX: u64 = 1 << 40;
+/// Times that a Swarm is copied anew because it was changed, or moved on, underneath.
+pub const BACKUP_TRIES_MAX: u32 = 5;
+/// How long a restore's stream may pause.
+pub const RESTORE_PAUSE_MS: u64 = 60_000;
 /// How long a Swarm's life on Redis stays still for a backup that says nothing any more. A slice is read and handed on in much less.
 pub const BACKUP_HOLD_MS: u64 = 10_000;
 /// Entries of a hash or a sorted set, and messages of an inbox, that a backup asks Redis for at once.

@@ -4,6 +4,7 @@
 //! the suite notices. Random histories ([`histories`]) complement the direct rules.
 
 pub mod actors;
+pub mod backups;
 mod beats;
 pub mod histories;
 mod inbox;
@@ -93,7 +94,9 @@ rules! {
         removed_stages_are_bounded, a_clean_reopen_keeps_everything,
         a_kill_keeps_what_was_promised_and_counts_unclean, attempt_marks_count_in_a_row_and_outlive_a_kill, status_counts;
     rescale: keys_keep_their_order_while_messages_flow, nothing_behind_a_seal_is_given_early, a_rescale_is_told,
-        timers_go_with_their_keys, what_waits_goes_to_its_new_partition;
+        timers_go_with_their_keys, what_waits_goes_to_its_new_partition, a_copy_goes_on_with_it;
+    backups: every_piece_comes_back, a_life_with_rows_is_not_imported, what_is_imported_is_set_aside_until_it_is_used,
+        an_export_is_one_moment;
     beats: nodes_are_seen_while_they_beat, beats_are_bounded, catalog_writes_are_told;
 }
 

@@ -488,3 +488,41 @@ pub(super) async fn what_waits_goes_to_its_new_partition(harness: Box<dyn Harnes
     same!(partition_of_group(255, 7), 6, "the last group");
     Ok(())
 }
+
+/// A life that was copied in the middle of a rescale brings it to its end.
+pub(super) async fn a_copy_goes_on_with_it(harness: Box<dyn Harness>) -> Verdict {
+    let mut world = World::new(harness);
+    let four = world.spec("a", 4);
+    let mut sent = BTreeMap::new();
+    let mut owners = Owners::new(&four);
+    for _ in 0..3 {
+        more(&world, &four, &mut sent).await?;
+    }
+    for index in 0..2 {
+        owners.step(&world, index).await?;
+    }
+    same!(begin(&world, &four, 10).await?, Rescaled::Begun, "it begins");
+    for _ in 0..2 {
+        more(&world, &with(&four, 10), &mut sent).await?;
+    }
+    for index in [1, 0, 1, 2] {
+        owners.step(&world, index).await?;
+    }
+    let taken = super::backups::pieces(&*world.backend(), &world.swarm).await?;
+    let scope = skep_model::scope::Scope::of(skep_model::name::TenantId::default_tenant());
+    world.swarm = scope.swarm(&"suite".parse().why()?, skep_model::id::Incarnation([8; 16]));
+    let backend = world.backend();
+    holds!(
+        backend
+            .import(&world.swarm, super::backups::stream(taken))
+            .await
+            .why()?,
+        "there is none"
+    );
+    let mut copied = Owners::new(&world.spec("a", 10));
+    copied.seen = owners.seen;
+    let layout = backend.layout(&copied.spec.id).await.why()?.ok_or("it is there")?;
+    holds!(layout.rescaling && layout.partitions == 10, format!("{layout:?}"));
+    copied.work(&world).await?;
+    copied.judge(&world, &sent).await
+}

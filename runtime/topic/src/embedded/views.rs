@@ -53,6 +53,7 @@ pub(super) fn lives(store: &mut Store) -> Result<Answer<Vec<SwarmId>>, Fault> {
     let mut lives: Vec<SwarmId> = lives_in(&store.conn, "SELECT id, tenant, name, incarnation FROM swarm")?
         .into_iter()
         .map(|(_, swarm)| swarm)
+        .filter(|swarm| !store.aside.contains_key(swarm))
         .collect();
     lives.sort();
     Answer::gated(lives)

@@ -1,5 +1,6 @@
 //! The suite on every backend of this crate, and what only a real process can show.
 
+mod backups;
 mod differential;
 mod folder;
 mod guards;

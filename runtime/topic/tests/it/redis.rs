@@ -12,3 +12,5 @@ mod refusals;
 mod rescaled;
 mod server;
 mod suite;
+
+pub use server::OnRedis;

@@ -36,6 +36,7 @@ async fn redis_without_a_guard_is_noticed() {
         (Guard::Room, "room::a_full_inbox_refuses_and_writes_nothing"),
         (Guard::Dedup, "repeats::a_key_is_remembered"),
         (Guard::Seal, "rescale::nothing_behind_a_seal_is_given_early"),
+        (Guard::Still, "backups::an_export_is_one_moment"),
         (Guard::HandOver, "rescale::timers_go_with_their_keys"),
         (Guard::Seen, "lifecycle::a_catalog_write_names_what_it_was_decided_on"),
         (
