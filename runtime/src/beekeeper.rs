@@ -2,10 +2,12 @@
 //! the files beside.
 
 mod applies;
+mod backups;
 mod deletion;
 mod failure;
 mod modules;
 mod nodes;
+mod restores;
 mod uploads;
 mod views;
 
@@ -195,6 +197,16 @@ impl Beekeeper for Keeper {
     async fn list_nodes(&self, _: Request<v1::ListNodesRequest>) -> Reply<v1::ListNodesReply> {
         let nodes = self.nodes().await?;
         Ok(Response::new(v1::ListNodesReply { nodes }))
+    }
+
+    type BackupStream = Out<v1::BackupReply>;
+
+    async fn backup(&self, _: Request<v1::BackupRequest>) -> Reply<Self::BackupStream> {
+        Keeper::backup(self)
+    }
+
+    async fn restore(&self, request: Request<Streaming<v1::RestoreRequest>>) -> Reply<v1::BackupContents> {
+        Keeper::restore(self, request.into_inner()).await
     }
 
     async fn drain_node(&self, request: Request<v1::DrainNodeRequest>) -> Reply<v1::DrainNodeReply> {

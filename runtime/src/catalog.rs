@@ -13,7 +13,7 @@ use skep_model::id::{Digest, Incarnation};
 use skep_model::name::{ModuleName, OutputName, StageName, SwarmName, TenantId};
 use skep_model::scope::{Scope, SwarmId};
 use skep_model::swarm::{Stage, Swarm};
-use skep_topic::Backend;
+use skep_topic::{Backend, CatalogRecord};
 
 /// Format of every catalog record.
 const FORMAT: u32 = 1;
@@ -160,10 +160,28 @@ impl SwarmRecord {
     }
 }
 
+/// A restore that is under way, or was when its node died.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restoring {
+    /// The node that does it.
+    pub node: String,
+    /// Which backup.
+    pub backup: String,
+    /// All is there; Swarms come in service one by one.
+    pub whole: bool,
+}
+
 #[derive(Serialize, Deserialize)]
 struct Stored<T> {
     format: u32,
     record: T,
+}
+
+/// A record that was stored.
+#[derive(Debug)]
+pub enum Read {
+    Swarm(Box<SwarmRecord>),
+    Module(ModuleName, ModuleRecord),
 }
 
 /// What was read, and the version to build on.
@@ -283,6 +301,62 @@ impl Catalog {
             }
         }
         bail!("Swarm `{}` is being changed by too many at once: try again", id.name())
+    }
+
+    /// All modules' records, as stored.
+    pub async fn stored_modules(&self) -> anyhow::Result<Vec<(String, CatalogRecord)>> {
+        Ok(self.backend.catalog_list(&self.module_key("")).await?)
+    }
+
+    /// A Swarm's record, as stored.
+    pub async fn stored_swarm(&self, name: &SwarmName) -> anyhow::Result<Option<(String, CatalogRecord)>> {
+        let key = self.swarm_key(name.as_str());
+        let found = self.backend.catalog_list(&key).await?;
+        Ok(found.into_iter().find(|(found, _)| *found == key))
+    }
+
+    /// What a stored record says, of a Swarm or a module.
+    ///
+    /// # Errors
+    /// It is damaged, newer than this skep, or neither.
+    pub fn read(&self, key: &str, value: &[u8]) -> anyhow::Result<Read> {
+        if let Some(name) = key.strip_prefix(&self.swarm_key("")) {
+            let record: SwarmRecord = decode(key, value)?;
+            if record.swarm.name.as_str() != name {
+                bail!("catalog record `{key}` is of another Swarm");
+            }
+            return Ok(Read::Swarm(Box::new(record)));
+        }
+        match key.strip_prefix(&self.module_key("")) {
+            Some(name) => Ok(Read::Module(name.parse()?, decode(key, value)?)),
+            None => bail!("`{key}` is neither a module's nor a Swarm's"),
+        }
+    }
+
+    /// Writes a module's record over whatever is there.
+    pub async fn restore_module(&self, name: &ModuleName, restored: &ModuleRecord) -> anyhow::Result<()> {
+        self.change_module(name, |record| {
+            record.clone_from(restored);
+            Ok(())
+        })
+        .await
+    }
+
+    fn restore_key(&self) -> String {
+        format!("restore/{}", self.tenant())
+    }
+
+    pub async fn restoring(&self) -> anyhow::Result<Option<Versioned<Restoring>>> {
+        self.get(&self.restore_key()).await
+    }
+
+    /// `Err(current)` when the record is not at version `expect` any more.
+    pub async fn put_restoring(&self, expect: u64, record: &Restoring) -> anyhow::Result<Result<u64, u64>> {
+        self.put(&self.restore_key(), expect, None, record).await
+    }
+
+    pub async fn delete_restoring(&self, expect: u64) -> anyhow::Result<Result<(), u64>> {
+        Ok(self.backend.catalog_delete(&self.restore_key(), expect).await?)
     }
 
     async fn put<T: Serialize>(

@@ -8,6 +8,7 @@
 //! This library exists so that integration tests and `main.rs` share one build; nothing outside the workspace uses it.
 
 pub mod admin;
+pub mod backup;
 pub mod beekeeper;
 pub mod catalog;
 pub mod cli;

@@ -1251,6 +1251,63 @@ pub struct ScaleStageRequest {
     #[prost(bool, tag = "5")]
     pub dry_run: bool,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BackupRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct BackupReply {
+    #[prost(oneof = "backup_reply::Part", tags = "1, 2")]
+    pub part: ::core::option::Option<backup_reply::Part>,
+}
+/// Nested message and enum types in `BackupReply`.
+pub mod backup_reply {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Part {
+        #[prost(bytes, tag = "1")]
+        Chunk(::prost::bytes::Bytes),
+        #[prost(message, tag = "2")]
+        Contents(super::BackupContents),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RestoreRequest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub chunk: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct BackupContents {
+    #[prost(uint64, tag = "1")]
+    pub taken_ms: u64,
+    /// Of the skep that took it.
+    #[prost(string, tag = "2")]
+    pub version: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "3")]
+    pub swarms: ::prost::alloc::vec::Vec<BackupSwarm>,
+    #[prost(uint64, tag = "4")]
+    pub modules: u64,
+    #[prost(uint64, tag = "5")]
+    pub bytes: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BackupSwarm {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub revision: u64,
+    #[prost(uint64, tag = "3")]
+    pub unread: u64,
+    #[prost(uint64, tag = "4")]
+    pub parked: u64,
+    #[prost(uint64, tag = "5")]
+    pub timers: u64,
+    #[prost(uint64, tag = "6")]
+    pub dead: u64,
+    /// Keys with state.
+    #[prost(uint64, tag = "7")]
+    pub keys: u64,
+    /// Idempotency keys and submit sessions that are remembered.
+    #[prost(uint64, tag = "8")]
+    pub calls: u64,
+}
 /// Generated client implementations.
 pub mod beekeeper_client {
     #![allow(
@@ -1695,6 +1752,51 @@ pub mod beekeeper_client {
                 .insert(GrpcMethod::new("skep.v1.Beekeeper", "DrainNode"));
             self.inner.unary(req, path, codec).await
         }
+        /// Everything: modules, Swarms and each Swarm's topics as at one moment. Chunks of a file, then what is in it; a stream that ends without
+        /// that is not whole.
+        pub async fn backup(
+            &mut self,
+            request: impl tonic::IntoRequest<super::BackupRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::BackupReply>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Beekeeper/Backup");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Beekeeper", "Backup"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Brings a backup into a platform that has neither Swarms nor modules. Nothing is written unless the whole file came and is sound; no
+        /// Swarm serves before all is there. Chunks of at most 1 MiB.
+        pub async fn restore(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::RestoreRequest>,
+        ) -> std::result::Result<tonic::Response<super::BackupContents>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/skep.v1.Beekeeper/Restore",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Beekeeper", "Restore"));
+            self.inner.client_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1811,6 +1913,24 @@ pub mod beekeeper_server {
             &self,
             request: tonic::Request<super::DrainNodeRequest>,
         ) -> std::result::Result<tonic::Response<super::DrainNodeReply>, tonic::Status>;
+        /// Server streaming response type for the Backup method.
+        type BackupStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::BackupReply, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Everything: modules, Swarms and each Swarm's topics as at one moment. Chunks of a file, then what is in it; a stream that ends without
+        /// that is not whole.
+        async fn backup(
+            &self,
+            request: tonic::Request<super::BackupRequest>,
+        ) -> std::result::Result<tonic::Response<Self::BackupStream>, tonic::Status>;
+        /// Brings a backup into a platform that has neither Swarms nor modules. Nothing is written unless the whole file came and is sound; no
+        /// Swarm serves before all is there. Chunks of at most 1 MiB.
+        async fn restore(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::RestoreRequest>>,
+        ) -> std::result::Result<tonic::Response<super::BackupContents>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct BeekeeperServer<T> {
@@ -2562,6 +2682,99 @@ pub mod beekeeper_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Beekeeper/Backup" => {
+                    #[allow(non_camel_case_types)]
+                    struct BackupSvc<T: Beekeeper>(pub Arc<T>);
+                    impl<
+                        T: Beekeeper,
+                    > tonic::server::ServerStreamingService<super::BackupRequest>
+                    for BackupSvc<T> {
+                        type Response = super::BackupReply;
+                        type ResponseStream = T::BackupStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::BackupRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Beekeeper>::backup(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = BackupSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Beekeeper/Restore" => {
+                    #[allow(non_camel_case_types)]
+                    struct RestoreSvc<T: Beekeeper>(pub Arc<T>);
+                    impl<
+                        T: Beekeeper,
+                    > tonic::server::ClientStreamingService<super::RestoreRequest>
+                    for RestoreSvc<T> {
+                        type Response = super::BackupContents;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::RestoreRequest>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Beekeeper>::restore(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RestoreSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.client_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -101,6 +101,10 @@ pub enum Command {
     Drain(Drain),
     /// Delete a Swarm once it is drained
     Delete(Delete),
+    /// Write everything that a platform keeps into one file, while it serves
+    Backup(Backup),
+    /// Bring a backup into an empty platform, of whatever store
+    Restore(Restore),
     /// Remove a module, or one of its tags
     DeleteModule(DeleteModule),
 
@@ -281,6 +285,32 @@ pub struct Apply {
     /// Let stages change their number of partitions, while messages flow
     #[arg(long)]
     pub rescale: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Modules, Swarms, and of each Swarm what is unread, waits or is dead-lettered, keyed state, timers, and how repeated calls are
+recognised: each Swarm as at one moment. Nothing stops but, on Redis, each Swarm while it is read.
+
+Examples:
+  skep backup /backups/skep-$(date +%F)
+  skep backup - | ssh other 'cat > skep.backup'")]
+pub struct Backup {
+    /// Where to; `-` writes to stdout. It appears once it is whole, in the place of a former one
+    pub file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The node's catalog must be empty. A file that is not whole and sound is refused, and nothing is written. Interrupted, it is given
+again: no Swarm serves before all is there.
+
+Examples:
+  skep restore /backups/skep-2026-11-21
+  skep restore --node http://new:4020 - < skep.backup")]
+pub struct Restore {
+    /// What `skep backup` wrote; `-` reads stdin
+    pub file: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -577,6 +607,9 @@ mod tests {
             "skep submit s - --skip-empty --retry-for 5s",
             "skep delete-module hello:v1",
             "skep compile-module",
+            "skep backup all.skep",
+            "skep backup -",
+            "skep restore - -o json",
         ] {
             parse(line).unwrap_or_else(|e| panic!("{line}: {e}"));
         }

@@ -1,6 +1,7 @@
 //! The command line: what may be typed is in [`args`], each command in a file of its own, how it ends in [`failure`].
 
 pub mod args;
+mod backups;
 pub mod build;
 mod call;
 mod connect;
@@ -133,6 +134,8 @@ async fn run(cli: Cli, seen: Option<String>) -> Outcome {
         Command::Scale(args) => swarms::scale(args, node, out).await,
         Command::Nodes => nodes::list(node, out).await,
         Command::Drain(args) => nodes::drain(args, node, out).await,
+        Command::Backup(args) => backups::backup(args, node, out).await,
+        Command::Restore(args) => backups::restore(args, node, out).await,
         Command::Delete(args) => swarms::delete(args, node, out).await,
         Command::DeleteModule(args) => modules::delete(args, node, out).await,
         Command::New(args) => new::run(args, out),

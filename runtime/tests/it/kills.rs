@@ -32,7 +32,7 @@ bees:
 ";
 
 const KEYS: usize = 5;
-const SESSION: [u8; 16] = [42; 16];
+pub const SESSION: [u8; 16] = [42; 16];
 
 /// The `i`th message of the whole stream, from 1: entry `n` of its key.
 fn entry(i: u64) -> (String, u64, String) {
@@ -41,7 +41,7 @@ fn entry(i: u64) -> (String, u64, String) {
     (key, n, format!("e{i}"))
 }
 
-fn message(i: u64) -> v1::OutMessage {
+pub fn message(i: u64) -> v1::OutMessage {
     let (key, n, id) = entry(i);
     v1::OutMessage {
         payload: serde_json::json!({ "key": key, "n": n, "id": id }).to_string().into(),

@@ -1,5 +1,6 @@
 //! Whole-system tests: the real binary, real clients, free ports on loopback, and kills.
 
+mod backup;
 mod bad_input;
 mod cli;
 mod cluster;

@@ -150,7 +150,9 @@ pub async fn fill(world: &World) -> Verdict {
         // Inside of a frame: two of the last are left.
         let mut commit = world.consuming(&owner, &fetched, fetched.messages.len().saturating_sub(2));
         for (n, unread) in (0u32..).zip(fetched.messages.iter().take(3)) {
-            commit.park.push(world.parked(&unread.message, n % 2, LATER + u64::from(n)));
+            commit
+                .park
+                .push(world.parked(&unread.message, n % 2, LATER + u64::from(n)));
         }
         for unread in fetched.messages.iter().take(2) {
             commit.dead.push(world.letter(Work::Message(unread.message.clone())));
@@ -177,7 +179,9 @@ pub async fn fill(world: &World) -> Verdict {
             .outputs
             .push(output(&b, world.message(Some("x"), &format!("of {index}"))));
         for n in 0..40 {
-            commit.state.push(put(&format!("small{index}-{n}"), "n", &n.to_string()));
+            commit
+                .state
+                .push(put(&format!("small{index}-{n}"), "n", &n.to_string()));
         }
         for n in 0..10 {
             commit
@@ -192,10 +196,7 @@ pub async fn fill(world: &World) -> Verdict {
     }
     let found = backend.dead_letters(&world.swarm, None, 0, 100).await.why()?;
     same!(found.len(), letters, "letters");
-    backend
-        .discard_dead_letters(&world.swarm, &[found[0].id])
-        .await
-        .why()?;
+    backend.discard_dead_letters(&world.swarm, &[found[0].id]).await.why()?;
     let old = world.spec("old", 1);
     world.own(&old, 0).await?;
     holds!(backend.remove_topic(&old).await.why()?, "it is empty");
@@ -357,7 +358,11 @@ pub(super) async fn a_life_with_rows_is_not_imported(harness: Box<dyn Harness>) 
         ["1"],
         "nothing was written"
     );
-    same!(pieces(&*backend, &another(3)).await?, [], "nothing of what is not there");
+    same!(
+        pieces(&*backend, &another(3)).await?,
+        [],
+        "nothing of what is not there"
+    );
     backend.remove_swarm(&world.swarm, false).await.why()?;
     refused!(
         backend.import(&world.swarm, stream(taken)).await,
@@ -403,11 +408,7 @@ pub(super) async fn what_is_imported_is_set_aside_until_it_is_used(harness: Box<
         let called = world.words(&spec, Some("k"), &["1"]).await;
         holds!(called.is_err_and(|e| e.contains("Unavailable")), "half");
         same!(backend.lives().await.why()?, [original.clone()], "not a life yet");
-        same!(
-            backend.imports().await.why()?,
-            std::slice::from_ref(&copy),
-            "set aside"
-        );
+        same!(backend.imports().await.why()?, std::slice::from_ref(&copy), "set aside");
         holds!(
             !backend.import(&copy, stream(taken.clone())).await.why()?,
             "there are rows"
@@ -424,11 +425,7 @@ pub(super) async fn what_is_imported_is_set_aside_until_it_is_used(harness: Box<
         "as if it had never been"
     );
     same!(backend.lives().await.why()?, [original.clone()], "nobody used it");
-    same!(
-        backend.imports().await.why()?,
-        std::slice::from_ref(&copy),
-        "set aside"
-    );
+    same!(backend.imports().await.why()?, std::slice::from_ref(&copy), "set aside");
     drop(backend);
     world.backend().flushed().await.why()?;
     world.harness.reopen(Stop::Kill).await;

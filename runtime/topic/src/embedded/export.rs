@@ -11,8 +11,8 @@ use super::load::named;
 use super::schema::ENTRY_BITS;
 use super::store::{Fault, Store, frame_id, un};
 use super::writer::Answer;
-use crate::record::{self, Kind, Layout, Piece};
 use crate::Error;
+use crate::record::{self, Kind, Layout, Piece};
 
 /// A moment of the store.
 pub(super) struct Snapshot {

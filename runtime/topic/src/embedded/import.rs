@@ -93,9 +93,10 @@ pub(super) fn begin(store: &mut Store, swarm: &SwarmId, number: u64) -> Result<A
 pub(super) fn end(store: &mut Store, swarm: &SwarmId, number: u64) -> Result<Answer<()>, Fault> {
     store.is_filled_by(swarm, number)?;
     store.begin()?;
-    store
-        .conn
-        .execute("UPDATE meta SET value = ?2 WHERE name = ?1", params![mark(swarm), WHOLE])?;
+    store.conn.execute(
+        "UPDATE meta SET value = ?2 WHERE name = ?1",
+        params![mark(swarm), WHOLE],
+    )?;
     store.aside.insert(swarm.clone(), Aside::Whole);
     Answer::gated(())
 }
@@ -108,9 +109,10 @@ pub(super) fn discard(store: &mut Store, swarm: &SwarmId) -> Result<Answer<Optio
     store.begin()?;
     // Whoever fills it is told.
     store.aside.insert(swarm.clone(), Aside::Filling(None));
-    store
-        .conn
-        .execute("UPDATE meta SET value = ?2 WHERE name = ?1", params![mark(swarm), FILLING])?;
+    store.conn.execute(
+        "UPDATE meta SET value = ?2 WHERE name = ?1",
+        params![mark(swarm), FILLING],
+    )?;
     let Some(life) = store.lives.get(swarm).map(|life| life.row) else {
         return Answer::now(Some(Vec::new()));
     };

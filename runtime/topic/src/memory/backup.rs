@@ -28,7 +28,11 @@ impl Life {
                     sealed: part.seal.is_some(),
                 });
                 for (entry, frame) in part.frames {
-                    let read = if entry == part.cursor.entry { part.cursor.index } else { 0 };
+                    let read = if entry == part.cursor.entry {
+                        part.cursor.index
+                    } else {
+                        0
+                    };
                     out.push(Piece::Messages {
                         stage: stage.clone(),
                         index,
@@ -237,11 +241,7 @@ fn topic<'a>(life: &'a mut Life, stage: &skep_model::name::StageName) -> Result<
     life.topics.get_mut(stage).ok_or_else(|| crate::out_of_order("topic"))
 }
 
-fn partition<'a>(
-    life: &'a mut Life,
-    stage: &skep_model::name::StageName,
-    index: u16,
-) -> Result<&'a mut Part, Error> {
+fn partition<'a>(life: &'a mut Life, stage: &skep_model::name::StageName, index: u16) -> Result<&'a mut Part, Error> {
     let part = topic(life, stage)?.parts.get_mut(&index);
     part.ok_or_else(|| crate::out_of_order("partition"))
 }

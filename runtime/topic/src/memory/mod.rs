@@ -27,7 +27,8 @@ use self::store::{Rings, Store, With};
 use crate::guard::{Guard, Guards};
 use crate::{
     Accepted, Backend, Bell, CallResult, CatalogRecord, Claim, Commit, Committed, Counters, Error, Fetched, Gate, Held,
-    Layout, Lease, Parked, Pieces, Publish, Pulse, Rescaled, StoredDeadLetter, TimerDue, TopicSpec, TopicStatus, Waiters, Want,
+    Layout, Lease, Parked, Pieces, Publish, Pulse, Rescaled, StoredDeadLetter, TimerDue, TopicSpec, TopicStatus,
+    Waiters, Want,
 };
 
 /// A point of the history.

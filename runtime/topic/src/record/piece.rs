@@ -102,7 +102,12 @@ impl Piece {
 
 #[must_use]
 pub fn encode_piece(piece: &Piece) -> Vec<u8> {
-    seal_message(Kind::Piece, &WirePiece { any: Some(piece.into()) })
+    seal_message(
+        Kind::Piece,
+        &WirePiece {
+            any: Some(piece.into()),
+        },
+    )
 }
 
 /// # Errors

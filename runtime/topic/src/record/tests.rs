@@ -75,6 +75,115 @@ fn result() -> impl Strategy<Value = ReplyResult> {
     ]
 }
 
+fn parked() -> impl Strategy<Value = Parked> {
+    let ids = (any::<[u8; 16]>(), any::<u32>(), any::<u64>());
+    (ids, ".{0,9}", work(), ".{0,9}").prop_map(|((uid, attempts, due_ms), lane, work, cause)| Parked {
+        uid: Uid(uid),
+        lane,
+        work,
+        attempts,
+        due_ms,
+        cause,
+    })
+}
+
+fn piece() -> impl Strategy<Value = Piece> {
+    let place = || (stage(), 0..256u16);
+    let numbers = || (any::<u64>(), any::<u64>());
+    let bytes = || proptest::collection::vec(any::<u8>(), 0..50);
+    let reply = (any::<[u8; 16]>(), result()).prop_map(|(request, result)| Reply {
+        request: RequestId(request),
+        result,
+        hops: Vec::new(),
+    });
+    prop_oneof![
+        (place(), numbers(), any::<u16>()).prop_map(|((stage, partitions), (born, generation), former)| Piece::Topic {
+            stage,
+            layout: Layout {
+                born,
+                partitions,
+                former,
+                generation
+            },
+        }),
+        (
+            place(),
+            any::<u32>(),
+            proptest::option::of((any::<[u8; 16]>(), 1..u32::MAX)),
+            any::<bool>()
+        )
+            .prop_map(|((stage, index), unclean, marked, sealed)| {
+                let marked = marked.map(|(uid, times)| (Uid(uid), times));
+                Piece::Partition {
+                    stage,
+                    index,
+                    unclean,
+                    marked,
+                    sealed,
+                }
+            }),
+        (place(), any::<bool>(), proptest::collection::vec(message(), 0..4)).prop_map(
+            |((stage, index), behind, messages)| Piece::Messages {
+                stage,
+                index,
+                behind,
+                messages
+            }
+        ),
+        (place(), parked()).prop_map(|((stage, index), parked)| Piece::Parked { stage, index, parked }),
+        (place(), any::<[u8; 16]>(), ".{0,9}", ".{0,9}", any::<u64>()).prop_map(
+            |((stage, index), uid, key, name, at_ms)| {
+                let timer = TimerDue {
+                    uid: Uid(uid),
+                    key,
+                    name,
+                    at_ms,
+                };
+                Piece::Timer { stage, index, timer }
+            }
+        ),
+        (stage(), ".{0,9}", ".{0,9}", bytes()).prop_map(|(stage, key, name, value)| Piece::State {
+            stage,
+            key,
+            name,
+            value: value.into(),
+        }),
+        (stage(), work(), numbers(), any::<[u8; 32]>()).prop_map(|(stage, work, (id, at_ms), module)| {
+            let letter = DeadLetter {
+                work,
+                attempts: 3,
+                reason: "fail".to_owned(),
+                detail: String::new(),
+                stderr: "said".to_owned(),
+                module: Digest(module),
+                at_ms,
+            };
+            Piece::DeadLetter { stage, id, letter }
+        }),
+        (
+            ".{0,9}",
+            any::<[u8; 32]>(),
+            any::<Option<[u8; 16]>>(),
+            any::<u64>(),
+            proptest::option::of(reply)
+        )
+            .prop_map(|(key, fingerprint, request, expires_ms, reply)| Piece::Key {
+                subject: "door".parse().expect("a subject"),
+                key,
+                fingerprint: Digest(fingerprint),
+                request: request.map(RequestId),
+                expires_ms,
+                reply,
+            }),
+        (any::<[u8; 16]>(), numbers()).prop_map(|(id, (high, expires_ms))| Piece::Session {
+            id: Uid(id),
+            high,
+            expires_ms,
+        }),
+        (stage(), any::<u64>()).prop_map(|(stage, born)| Piece::Removed { stage, born }),
+    ]
+}
+
 fn frame(messages: &[Message]) -> Bytes {
     let mut run = Run::default();
     messages.iter().for_each(|m| run.push(m));
@@ -129,6 +238,19 @@ proptest! {
     }
 
     #[test]
+    fn pieces_go_both_ways(piece in piece()) {
+        prop_assert_eq!(decode_piece(encode_piece(&piece).into()).unwrap(), piece);
+    }
+
+    #[test]
+    fn a_flipped_bit_in_a_piece_is_an_error(piece in piece(), at: prop::sample::Index, bit in 0..8u32) {
+        let mut record = encode_piece(&piece);
+        let at = at.index(record.len());
+        record[at] ^= 1 << bit;
+        prop_assert!(matches!(decode_piece(record.into()), Err(Error::Corrupt(_))));
+    }
+
+    #[test]
     fn a_flipped_bit_is_an_error(messages in proptest::collection::vec(message(), 1..4), at: prop::sample::Index, bit in 0..8u32) {
         let mut record = frame(&messages).to_vec();
         let at = at.index(record.len());
@@ -146,13 +268,14 @@ proptest! {
     /// Also behind a sound head, so that the checksum is not what saves the decoders.
     #[test]
     fn no_bytes_make_a_decoder_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-        for kind in [Kind::Frame, Kind::Parked, Kind::Timer, Kind::DeadLetter, Kind::Reply, Kind::Partition] {
+        for kind in [Kind::Frame, Kind::Parked, Kind::Timer, Kind::DeadLetter, Kind::Reply, Kind::Partition, Kind::Piece] {
             for record in [Bytes::from(bytes.clone()), Bytes::from(seal(kind, &bytes))] {
                 let _ = decode_frame(record.clone());
                 let _ = decode_parked(record.clone());
                 let _ = decode_timer(record.clone());
                 let _ = decode_dead_letter(record.clone());
                 let _ = decode_reply(record.clone());
+                let _ = decode_piece(record.clone());
                 let _ = decode_partition(record);
             }
         }
@@ -252,6 +375,128 @@ fn golden<T: PartialEq + std::fmt::Debug>(
     );
 }
 
+fn pieces(payload: &Bytes) -> [(&'static str, Piece); 10] {
+    let stage: StageName = "stage".parse().unwrap();
+    let index = 3;
+    let (uid, key, name) = (Uid([8; 16]), "key".to_owned(), "name".to_owned());
+    let timer = TimerDue {
+        uid,
+        key: key.clone(),
+        name: name.clone(),
+        at_ms: 7,
+    };
+    let work = Work::Message(full(payload.clone()));
+    let letter = DeadLetter {
+        work: work.clone(),
+        attempts: 5,
+        reason: "fail".to_owned(),
+        detail: "it failed".to_owned(),
+        stderr: "panicked".to_owned(),
+        module: Digest([6; 32]),
+        at_ms: 11,
+    };
+    let parked = Parked {
+        uid,
+        lane: key.clone(),
+        work,
+        attempts: 2,
+        due_ms: 9,
+        cause: "trap".to_owned(),
+    };
+    let layout = Layout {
+        born: 7,
+        partitions: 16,
+        former: 4,
+        generation: 2,
+    };
+    let reply = Reply {
+        request: RequestId([2; 16]),
+        result: ReplyResult::Response(payload.clone()),
+        hops: Vec::new(),
+    };
+    [
+        (
+            "topic",
+            Piece::Topic {
+                stage: stage.clone(),
+                layout,
+            },
+        ),
+        (
+            "partition",
+            Piece::Partition {
+                stage: stage.clone(),
+                index,
+                unclean: 1,
+                marked: Some((uid, 2)),
+                sealed: true,
+            },
+        ),
+        (
+            "messages",
+            Piece::Messages {
+                stage: stage.clone(),
+                index,
+                behind: true,
+                messages: vec![full(payload.clone()), small()],
+            },
+        ),
+        (
+            "parked",
+            Piece::Parked {
+                stage: stage.clone(),
+                index,
+                parked,
+            },
+        ),
+        (
+            "timer",
+            Piece::Timer {
+                stage: stage.clone(),
+                index,
+                timer,
+            },
+        ),
+        (
+            "state",
+            Piece::State {
+                stage: stage.clone(),
+                key: key.clone(),
+                name,
+                value: payload.clone(),
+            },
+        ),
+        (
+            "dead-letter",
+            Piece::DeadLetter {
+                stage: stage.clone(),
+                id: 4,
+                letter,
+            },
+        ),
+        (
+            "key",
+            Piece::Key {
+                subject: "door".parse().unwrap(),
+                key,
+                fingerprint: Digest([5; 32]),
+                request: Some(RequestId([2; 16])),
+                expires_ms: 12,
+                reply: Some(reply),
+            },
+        ),
+        (
+            "session",
+            Piece::Session {
+                id: uid,
+                high: 13,
+                expires_ms: 14,
+            },
+        ),
+        ("removed", Piece::Removed { stage, born: 15 }),
+    ]
+}
+
 #[test]
 fn golden_files_read_and_write_as_ever() {
     let payload = Bytes::from_static(b"payload\0\xff");
@@ -334,6 +579,9 @@ fn golden_files_read_and_write_as_ever() {
     };
     let writes = vec![write(Some(&payload)), write(Some(&Bytes::new())), write(None)];
     golden("journal", &writes, |w| encode_journal(w), decode_journal);
+    for (name, piece) in pieces(&payload) {
+        golden(&format!("piece-{name}"), &piece, encode_piece, decode_piece);
+    }
     let raw = |kind: Kind| (move |v: &Bytes| seal(kind, v), move |r: Bytes| unseal(kind, r));
     let (write, read) = raw(Kind::State);
     golden("state", &payload, write, read);

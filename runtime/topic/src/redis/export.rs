@@ -100,9 +100,9 @@ pub(super) async fn export(core: &Arc<Core>, swarm: &SwarmId) -> Result<Pieces, 
         };
         let kept = reader.let_go().await;
         let error = match (ended, kept) {
-            (Err(End::Unwanted), _) => return,
-            (Err(End::Error(e)), _) | (Ok(()), Err(e)) => e,
-            (Ok(()), Ok(())) => return,
+            (Err(End::Unwanted), _) | (Ok(()), Ok(())) => return,
+            // What was deleted, or written to, underneath looks like damage.
+            (Ok(()) | Err(End::Error(Error::Corrupt(_))), Err(e)) | (Err(End::Error(e)), _) => e,
         };
         let _ = reader.out.send(Err(error)).await;
     });
@@ -368,11 +368,7 @@ impl Reader {
         let mut at = "0".to_owned();
         loop {
             let mut command = redis::cmd("HSCAN");
-            command
-                .arg(&bucket)
-                .arg(&at)
-                .arg("COUNT")
-                .arg(limits::BACKUP_SLICE_MAX);
+            command.arg(&bucket).arg(&at).arg("COUNT").arg(limits::BACKUP_SLICE_MAX);
             let mut page = list(self.read_value(&command).await?)?.into_iter();
             at = text(page.next().unwrap_or(Value::Nil))?;
             for (key, blob) in pairs(page.next().unwrap_or(Value::Nil))? {
@@ -535,7 +531,10 @@ fn part(value: Value) -> Result<Part, Error> {
         unclean,
         seal: match seal.as_str() {
             "" => None,
-            seal => Some(seal.parse().map_err(|_| Error::Corrupt("a seal is no number".to_owned()))?),
+            seal => Some(
+                seal.parse()
+                    .map_err(|_| Error::Corrupt("a seal is no number".to_owned()))?,
+            ),
         },
         marked: match uid[..].try_into() {
             Ok(uid) if marks > 0 => Some((Uid(uid), marks)),

@@ -19,11 +19,12 @@ use crate::{Error, Pieces, StatePut, next_pieces};
 
 pub(super) async fn import(core: &Core, swarm: &SwarmId, mut pieces: Pieces) -> Result<bool, Error> {
     let token = Token::random(&*core.entropy);
-    // Before its first key: what is in the set and has none costs nothing.
+    // Before its first key: what is in the set and has none is forgotten. Behind it, in case that it was just then.
     set(core, "SADD", names::IMPORTS, swarm).await?;
     if begin(core, swarm, token, true).await?.is_none() {
         return Ok(false);
     }
+    set(core, "SADD", names::IMPORTS, swarm).await?;
     while let Some(some) = next_pieces(&mut pieces).await? {
         let (behind, rest): (Vec<_>, Vec<_>) = some
             .into_iter()
@@ -81,7 +82,9 @@ pub(super) async fn imports(core: &Core) -> Result<Vec<SwarmId>, Error> {
         let mut command = redis::cmd("HGET");
         command.arg(names::meta(&swarm)).arg("aside");
         let mark = core.link.send(&command).await.map_err(super::fault::of_a_look)?;
-        if mark != Value::Nil {
+        if mark == Value::Nil {
+            set(core, "SREM", names::IMPORTS, &swarm).await?;
+        } else {
             aside.push(swarm);
         }
     }

@@ -102,8 +102,8 @@ use crate::guard::{Guard, Guards};
 use crate::record::{self, Kind};
 use crate::{
     Accepted, Backend, Bell, CallResult, CatalogRecord, Claim, Commit, Committed, Counters, Cursor, Error, Fetched,
-    Held, Layout, Lease, Once, Pieces, Publish, Pulse, Refused, Rescaled, Room, StoredDeadLetter, TopicSpec, TopicStatus,
-    Waiters, Want,
+    Held, Layout, Lease, Once, Pieces, Publish, Pulse, Refused, Rescaled, Room, StoredDeadLetter, TopicSpec,
+    TopicStatus, Waiters, Want,
 };
 
 pub use options::{Gate, RedisOptions, StoreClock};

@@ -27,7 +27,9 @@ async fn from_each_backend_to_each() {
         for to in 0..3 {
             let mut other = World::new(store(to).await);
             // As a file carries them.
-            let carried = taken.iter().map(|piece| decode_piece(encode_piece(piece).into()).unwrap());
+            let carried = taken
+                .iter()
+                .map(|piece| decode_piece(encode_piece(piece).into()).unwrap());
             let carried: Vec<_> = carried.collect();
             assert_eq!(carried, taken);
             assert!(other.backend().import(&other.swarm, stream(carried)).await.unwrap());

@@ -4,6 +4,7 @@ mod clustered;
 mod faults;
 mod gates;
 mod histories;
+mod holds;
 mod kept;
 mod nodes;
 mod process;
