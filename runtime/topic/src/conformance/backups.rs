@@ -407,7 +407,11 @@ pub(super) async fn what_is_imported_is_set_aside_until_it_is_used(harness: Box<
         );
         let called = world.words(&spec, Some("k"), &["1"]).await;
         holds!(called.is_err_and(|e| e.contains("Unavailable")), "half");
-        same!(backend.lives().await.why()?, [original.clone()], "not a life yet");
+        same!(
+            backend.lives().await.why()?,
+            std::slice::from_ref(&original),
+            "not a life yet"
+        );
         same!(backend.imports().await.why()?, std::slice::from_ref(&copy), "set aside");
         holds!(
             !backend.import(&copy, stream(taken.clone())).await.why()?,
@@ -424,7 +428,11 @@ pub(super) async fn what_is_imported_is_set_aside_until_it_is_used(harness: Box<
         backend.import(&copy, stream(taken.clone())).await.why()?,
         "as if it had never been"
     );
-    same!(backend.lives().await.why()?, [original.clone()], "nobody used it");
+    same!(
+        backend.lives().await.why()?,
+        std::slice::from_ref(&original),
+        "nobody used it"
+    );
     same!(backend.imports().await.why()?, std::slice::from_ref(&copy), "set aside");
     drop(backend);
     world.backend().flushed().await.why()?;
