@@ -2,16 +2,23 @@
 
 use std::sync::Arc;
 
+use futures::StreamExt as _;
+use skep_model::id::Incarnation;
+use skep_model::name::TenantId;
+use skep_model::scope::Scope;
 use skep_topic::conformance::actors::{World, put};
+use skep_topic::conformance::backups::{fill, pieces, stream};
 use skep_topic::redis::Redis;
-use skep_topic::{Backend as _, Commit, StatePut, Work};
+use skep_topic::{Backend as _, Commit, Error, StatePut, Work};
 
 use super::server::OnRedis;
 
 async fn keys(port: u16) -> Vec<String> {
     let client = redis::Client::open(format!("redis://127.0.0.1:{port}")).unwrap();
     let mut conn = client.get_multiplexed_async_connection().await.unwrap();
-    let mut keys: Vec<String> = redis::cmd("KEYS").arg("*").query_async(&mut conn).await.unwrap();
+    let keys: Vec<Vec<u8>> = redis::cmd("KEYS").arg("*").query_async(&mut conn).await.unwrap();
+    // A request's id is no text.
+    let mut keys: Vec<String> = keys.iter().map(|k| String::from_utf8_lossy(k).into_owned()).collect();
     keys.sort();
     keys
 }
@@ -195,4 +202,29 @@ async fn an_empty_inbox_keeps_no_messages() {
     let ready = format!("sk:{{{}}}:ready", world.swarm);
     let left: u64 = redis::cmd("ZCARD").arg(ready).query_async(&mut conn).await.unwrap();
     assert_eq!(left, 0, "nothing is ready");
+}
+
+#[tokio::test]
+async fn nothing_of_a_discarded_import_is_left() {
+    let (world, store, port) = world(OnRedis::new(None).await);
+    fill(&world).await.unwrap();
+    let mut taken = pieces(&*store, &world.swarm).await.unwrap();
+    let before = keys(port).await;
+    let scope = Scope::of(TenantId::default_tenant());
+    let copy = scope.swarm(&"copy".parse().unwrap(), Incarnation([9; 16]));
+    assert!(store.import(&copy, stream(taken.clone())).await.unwrap());
+    let added = keys(port).await.len() - before.len();
+    assert!(added + 1 >= before.len() / 2, "a life has as many keys: {added}");
+    store.discard_import(&copy).await.unwrap();
+    assert_eq!(keys(port).await, before);
+    // Nor of one that was cut off.
+    taken.truncate(taken.len() / 2);
+    let cut = taken
+        .into_iter()
+        .map(Ok)
+        .chain([Err(Error::Unavailable("cut".to_owned()))]);
+    let cut: Vec<_> = cut.collect();
+    assert!(store.import(&copy, futures::stream::iter(cut).boxed()).await.is_err());
+    store.discard_import(&copy).await.unwrap();
+    assert_eq!(keys(port).await, before);
 }
