@@ -86,8 +86,8 @@ pub(crate) struct Prepared {
     pub route: Arc<Route>,
     pub request: RequestId,
     pub until: Instant,
-    /// One a feed.
-    messages: Vec<Message>,
+    /// One a feed; `None` where the feed does not take it. At least one is there.
+    messages: Vec<Option<Message>>,
     once: Once,
     pub lane: bool,
     pub way: Way,
@@ -119,6 +119,15 @@ struct OpenSpan {
 
 /// What goes to each inbox that a subject feeds.
 type Inboxes = Vec<(Arc<TopicSpec>, Vec<Message>)>;
+
+/// What the lists of [`Inboxes`] hold where a feed has a condition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lists {
+    /// What the feed takes.
+    Taken,
+    /// Every message: a session's sequence numbers count each in every inbox.
+    Aligned,
+}
 
 /// A streaming submit, bound to its subject.
 #[derive(Debug, Clone)]
@@ -256,12 +265,19 @@ impl Core {
             headers: call.headers,
             key: call.key,
         });
+        let takes = check::takers(&route.feeds, sent.as_ref());
+        let Some(last) = takes.iter().rposition(|takes| *takes) else {
+            return Err(check::nobody_takes(&route));
+        };
         let mut messages = Vec::with_capacity(route.feeds.len());
         for (i, feed) in route.feeds.iter().enumerate() {
-            let last = i + 1 == route.feeds.len();
-            let out = if last { sent.take() } else { sent.clone() };
+            if !takes[i] {
+                messages.push(None);
+                continue;
+            }
+            let out = if i == last { sent.take() } else { sent.clone() };
             let Some(out) = out else { break };
-            messages.push(Message {
+            messages.push(Some(Message {
                 uid,
                 key: check::key_of(feed, &out)?,
                 headers: out.headers,
@@ -275,7 +291,7 @@ impl Core {
                 trace: way.trace,
                 lineage: None,
                 hops: Vec::new(),
-            });
+            }));
         }
         Ok(Prepared {
             route,
@@ -295,6 +311,7 @@ impl Core {
             return Ok(());
         };
         for ((feed, lane), message) in lanes.zip(std::mem::take(&mut prepared.messages)) {
+            let Some(message) = message else { continue };
             // Where an earlier feed has its copy already, nobody will wait for that one: a pure Swarm keeps nothing of it.
             lane.push(Travelling { message, attempts: 0 })
                 .map_err(|_| outcome::full(&feed.stage, "lane-full", "the in-memory lane"))?;
@@ -328,7 +345,7 @@ impl Core {
                 .feeds
                 .iter()
                 .zip(std::mem::take(&mut prepared.messages))
-                .map(|(feed, message)| (Arc::clone(&feed.topic), vec![message]))
+                .filter_map(|(feed, message)| Some((Arc::clone(&feed.topic), vec![message?])))
                 .collect(),
             once: prepared.once.clone(),
         };
@@ -459,7 +476,16 @@ impl Core {
             },
         };
         let count = call.messages.len() as u64;
-        let to = self.fan_out(&route, call.messages, now_ms, way.trace)?;
+        let mut to = self.fan_out(&route, call.messages, now_ms, way.trace, Lists::Taken)?;
+        to.retain(|(_, messages)| !messages.is_empty());
+        if to.is_empty() {
+            // By the manifest nobody wants them: that is all their effect.
+            self.close(way, None);
+            return Ok(Submitted {
+                accepted: count,
+                duplicate: false,
+            });
+        }
         let result = self
             .append(&route, Gate::Durable, Call { to, once }, until, Sender::Caller)
             .await;
@@ -531,7 +557,7 @@ impl Core {
         let route = self.route(&session.scope, &session.subject)?;
         let permit = self.admit.enter(size)?;
         let now_ms = self.clock.now_ms();
-        let to = self.fan_out(&route, std::mem::take(messages), now_ms, session.trace)?;
+        let to = self.fan_out(&route, std::mem::take(messages), now_ms, session.trace, Lists::Aligned)?;
         let once = Once::Session {
             id: session.id,
             first,
@@ -588,6 +614,7 @@ impl Core {
         messages: Vec<OutMessage>,
         now_ms: u64,
         trace: Option<TraceContext>,
+        lists: Lists,
     ) -> Result<Inboxes, CallError> {
         let mut to: Vec<_> = route
             .feeds
@@ -596,11 +623,17 @@ impl Core {
             .collect();
         for (index, out) in messages.into_iter().enumerate() {
             let uid = Uid::random(&*self.entropy);
-            for (feed, (_, list)) in route.feeds.iter().zip(&mut to) {
-                let key = check::key_of(feed, &out).map_err(|e| CallError {
-                    message: format!("message {} of this call: {}", index + 1, e.message),
-                    ..e
-                })?;
+            let takes = check::takers(&route.feeds, Some(&out));
+            for ((feed, (_, list)), takes) in route.feeds.iter().zip(&mut to).zip(takes) {
+                let key = match (takes, lists) {
+                    (true, _) => check::key_of(feed, &out).map_err(|e| CallError {
+                        message: format!("message {} of this call: {}", index + 1, e.message),
+                        ..e
+                    })?,
+                    (false, Lists::Taken) => continue,
+                    // The stage drops it where it reads it.
+                    (false, Lists::Aligned) => None,
+                };
                 list.push(Message {
                     uid,
                     key,

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use skep_model::condition::{Condition, Facts};
 use skep_model::name::{StageName, Subject, TenantId};
 use skep_model::scope::SwarmId;
 use skep_model::swarm::KeySource;
@@ -35,6 +36,15 @@ pub struct Feed {
     pub key: Option<KeySource>,
     /// Set on every feed of a pure route, on none of another.
     pub lane: Option<Arc<Lane>>,
+    /// What a message must be for it; `None`: nothing.
+    pub when: Option<Condition>,
+}
+
+impl Feed {
+    #[must_use]
+    pub fn takes(&self, facts: &Facts<'_>) -> bool {
+        self.when.as_ref().is_none_or(|when| when.holds(facts))
+    }
 }
 
 impl RouteTable {

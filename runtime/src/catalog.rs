@@ -9,10 +9,11 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
 use skep_model::Bytes;
+use skep_model::condition::Condition;
 use skep_model::id::{Digest, Incarnation};
-use skep_model::name::{ModuleName, OutputName, StageName, SwarmName, TenantId};
+use skep_model::name::{ModuleName, StageName, SwarmName, TenantId};
 use skep_model::scope::{Scope, SwarmId};
-use skep_model::swarm::{Stage, Swarm};
+use skep_model::swarm::{Reader, Stage, Swarm};
 use skep_topic::{Backend, CatalogRecord};
 
 /// Format of every catalog record.
@@ -66,7 +67,10 @@ pub struct DrainingStage {
     /// Hex digest.
     pub module: String,
     /// Who read what it publishes, by output. Each is a stage of the revision or drains too: nobody is removed before who feeds it.
-    pub readers: Vec<(Option<OutputName>, StageName)>,
+    pub readers: Vec<Reader>,
+    /// What a message from a Gateway had to be for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub door: Option<Condition>,
 }
 
 impl DrainingStage {
@@ -104,6 +108,7 @@ impl SwarmRecord {
                 stage: stage.clone(),
                 module: self.modules.get(&stage.name).cloned().unwrap_or_default(),
                 readers: self.swarm.readers(&stage.name),
+                door: self.swarm.door(stage),
             };
             (stage.name.clone(), left)
         });

@@ -365,7 +365,15 @@ impl Supervisor {
         for stage in &record.swarm.stages {
             let (digest, bee, under_way) = bees.remove(&stage.name).context("every stage has its Bee")?;
             let born = record.born(&stage.name);
-            let plan = plan(stage, born, digest, bee, &record.swarm.readers(&stage.name), &id, &ends);
+            let plan = plan(
+                stage,
+                born,
+                digest,
+                bee,
+                (&record.swarm.readers(&stage.name), record.swarm.door(stage)),
+                &id,
+                &ends,
+            );
             let live = self.start_or_replan(before.remove(&stage.name), plan, &ends[&stage.name], under_way);
             stages.insert(stage.name.clone(), live);
         }
@@ -383,7 +391,15 @@ impl Supervisor {
                     .and_then(|digest| bee_of(&left.stage, digest, loaded, UnderWay::default()))
                 {
                     Ok((digest, bee, under_way)) => {
-                        let plan = plan(&left.stage, record.born(name), digest, bee, &left.readers, &id, &ends);
+                        let plan = plan(
+                            &left.stage,
+                            record.born(name),
+                            digest,
+                            bee,
+                            (&left.readers, left.door.clone()),
+                            &id,
+                            &ends,
+                        );
                         self.start_or_replan(None, plan, &ends[name], under_way)
                     }
                     Err(e) => {
@@ -453,13 +469,15 @@ impl Supervisor {
                 let feeds = live
                     .swarm
                     .fed_by(&subject)
-                    .filter_map(|stage| {
+                    .into_iter()
+                    .filter_map(|(stage, when)| {
                         let at = live.stages.get(&stage.name)?;
                         Some(Feed {
                             topic: Arc::clone(&at.topic),
                             stage: stage.name.clone(),
                             key: stage.key.clone(),
                             lane: pure.then(|| Arc::clone(&at.lane)),
+                            when,
                         })
                     })
                     .collect();

@@ -1,6 +1,7 @@
 //! What a message must be before it may enter.
 
 use skep_model::Bytes;
+use skep_model::condition::Facts;
 use skep_model::id::Digest;
 use skep_model::key;
 use skep_model::limits::{
@@ -9,7 +10,7 @@ use skep_model::limits::{
 };
 
 use crate::call::{CallError, OutMessage};
-use crate::route::Feed;
+use crate::route::{Feed, Route};
 
 /// Checks one message's bounds. Returns its bytes.
 pub(super) fn message(
@@ -84,6 +85,29 @@ pub(super) fn idempotency_key(idempotency_key: Option<&str>) -> Result<(), CallE
         ))),
         _ => Ok(()),
     }
+}
+
+/// Which feeds take a message.
+pub(super) fn takers(feeds: &[Feed], out: Option<&OutMessage>) -> Vec<bool> {
+    match out {
+        Some(out) if feeds.iter().any(|feed| feed.when.is_some()) => {
+            let facts = Facts::new(&out.headers, &out.payload);
+            feeds.iter().map(|feed| feed.takes(&facts)).collect()
+        }
+        _ => vec![true; feeds.len()],
+    }
+}
+
+/// A request that no branch would answer.
+pub(super) fn nobody_takes(route: &Route) -> CallError {
+    CallError::invalid(
+        "no-branch",
+        format!(
+            "no Bee of Swarm `{}` takes this message: no condition on subject `{}` holds for it, and no input says `otherwise`",
+            route.swarm.name(),
+            route.subject
+        ),
+    )
 }
 
 /// The message's key for a stage: none for a stage without `key:`.

@@ -109,6 +109,7 @@ pub async fn node(settings: Settings) -> Node {
                     stage,
                     key,
                     lane,
+                    when: None,
                 }],
                 pure,
                 accepting: name != "leaving",

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::manifest::units::{show_duration, show_size};
-use crate::swarm::{GuestClock, Instances, KeySource, Order, Stage, StageInput, Swarm};
+use crate::swarm::{GuestClock, InputSource, Instances, KeySource, Order, Stage, StageInput, Swarm};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ChangeKind {
@@ -153,13 +153,14 @@ fn key(key: Option<&KeySource>) -> String {
 }
 
 fn input(input: &StageInput) -> String {
-    match input {
-        StageInput::Gateway(subject) => format!("gateway {subject}"),
-        StageInput::Bee { stage, output: None } => format!("bee {stage}"),
-        StageInput::Bee {
+    let take = &input.take;
+    match &input.source {
+        InputSource::Gateway(subject) => format!("gateway {subject}{take}"),
+        InputSource::Bee { stage, output: None } => format!("bee {stage}{take}"),
+        InputSource::Bee {
             stage,
             output: Some(output),
-        } => format!("bee {stage} output {output}"),
+        } => format!("bee {stage} output {output}{take}"),
     }
 }
 
@@ -184,6 +185,8 @@ fn settings(stage: &Stage) -> BTreeMap<String, String> {
         memory_bytes,
         config,
         clock,
+        exit,
+        skip,
     } = stage;
     let mut inputs: Vec<String> = inputs.iter().map(input).collect();
     inputs.sort();
@@ -236,6 +239,11 @@ fn settings(stage: &Stage) -> BTreeMap<String, String> {
     .into_iter()
     .map(|(field, value)| (field.to_owned(), value))
     .collect();
+    for (field, condition) in [("exit", exit), ("skip", skip)] {
+        if let Some(condition) = condition {
+            out.insert(field.to_owned(), condition.to_string());
+        }
+    }
     out.extend(
         config
             .iter()

@@ -11,10 +11,12 @@
 //! - [`step`]: what crosses the boundary between a stage and a Bee, as values.
 //! - [`swarm`]: the graph that a manifest describes.
 //! - [`manifest`]: YAML to [`swarm::Swarm`], every mistake at once with line and column.
+//! - [`condition`]: which messages an input takes, as the manifest says it.
 //! - [`diff`]: what an apply would change, and what it refuses.
 //! - [`limits`]: every bound and default of the system, named.
 //! - [`error`]: what a caller must do about a failure.
 
+pub mod condition;
 pub mod diff;
 pub mod env;
 pub mod error;

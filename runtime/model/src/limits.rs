@@ -207,6 +207,9 @@ pub const DESCRIPTION_BYTES_MAX: usize = 4 << 10;
 pub const HEADER_NAME_BYTES_MAX: usize = 256;
 /// The pointer in `key: json:/pointer`.
 pub const JSON_POINTER_BYTES_MAX: usize = 1 << 10;
+/// Tests in one condition of a manifest, and how deep `all`, `any` and `not` may lie: each message is held against all of them.
+pub const CONDITION_TESTS_MAX: usize = 64;
+pub const CONDITION_DEPTH_MAX: usize = 8;
 
 /// Swarms of a tenant.
 pub const SWARMS_MAX: usize = 1_000;

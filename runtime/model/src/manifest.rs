@@ -1,6 +1,7 @@
 //! YAML (of which JSON is a part) to a [`Swarm`]. Every mistake is reported at once, each with its line and column.
 
 mod bee;
+mod condition;
 mod fields;
 mod graph;
 mod mistake;

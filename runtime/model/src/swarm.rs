@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::condition::{self, Condition, Take};
 use crate::limits;
 use crate::name::{BeeName, OutputName, StageName, Subject, SwarmName};
 
@@ -40,11 +41,27 @@ pub struct Stage {
     /// Read by the Bee through `wasi:config`.
     pub config: BTreeMap<String, String>,
     pub clock: GuestClock,
+    /// A message for which it holds is not given to the Bee: its payload is the caller's answer, and it goes no further.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<Condition>,
+    /// A message for which it holds passes the Bee by: it goes to the readers of what is published to no name, as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skip: Option<Condition>,
+}
+
+/// One input of a stage.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct StageInput {
+    #[serde(flatten)]
+    pub source: InputSource,
+    /// Which of its messages.
+    #[serde(default, skip_serializing_if = "Take::is_all")]
+    pub take: Take,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum StageInput {
+pub enum InputSource {
     Gateway(Subject),
     Bee {
         stage: StageName,
@@ -145,6 +162,44 @@ pub enum GuestClock {
     Real,
 }
 
+/// A stage that reads from another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "ReaderForm", into = "ReaderForm")]
+pub struct Reader {
+    /// `None`: what is published to no name.
+    pub output: Option<OutputName>,
+    pub stage: StageName,
+    /// What a message must be for it; `None`: nothing.
+    pub when: Option<Condition>,
+}
+
+/// As the catalog keeps it: a pair, as it was before there were conditions, or a triple.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum ReaderForm {
+    Pair(Option<OutputName>, StageName),
+    Triple(Option<OutputName>, StageName, Condition),
+}
+
+impl From<ReaderForm> for Reader {
+    fn from(form: ReaderForm) -> Self {
+        let (output, stage, when) = match form {
+            ReaderForm::Pair(output, stage) => (output, stage, None),
+            ReaderForm::Triple(output, stage, when) => (output, stage, Some(when)),
+        };
+        Self { output, stage, when }
+    }
+}
+
+impl From<Reader> for ReaderForm {
+    fn from(Reader { output, stage, when }: Reader) -> Self {
+        match when {
+            None => Self::Pair(output, stage),
+            Some(when) => Self::Triple(output, stage, when),
+        }
+    }
+}
+
 impl Swarm {
     #[must_use]
     pub fn stage(&self, name: &StageName) -> Option<&Stage> {
@@ -156,7 +211,7 @@ impl Swarm {
     pub fn subjects(&self) -> Vec<Subject> {
         let mut out = Vec::new();
         for input in self.stages.iter().flat_map(|s| &s.inputs) {
-            if let StageInput::Gateway(subject) = input
+            if let InputSource::Gateway(subject) = &input.source
                 && !out.contains(subject)
             {
                 out.push(subject.clone());
@@ -165,49 +220,69 @@ impl Swarm {
         out
     }
 
-    /// The stages that a subject feeds.
-    pub fn fed_by<'a, 'b>(&'a self, subject: &'b Subject) -> impl Iterator<Item = &'a Stage> + use<'a, 'b> {
-        self.stages.iter().filter(move |s| {
-            s.inputs
-                .iter()
-                .any(|i| matches!(i, StageInput::Gateway(g) if g == subject))
-        })
-    }
-
-    /// The stages that read what `stage` publishes to `output` (`None`: to no name).
-    pub fn downstream<'a, 'b>(
-        &'a self,
-        stage: &'b StageName,
-        output: Option<&'b str>,
-    ) -> impl Iterator<Item = &'a Stage> + use<'a, 'b> {
-        self.stages.iter().filter(move |s| {
-            s.inputs.iter().any(|i| {
-                matches!(i, StageInput::Bee { stage: from, output: o }
-                    if from == stage && o.as_ref().map(OutputName::as_str) == output)
-            })
-        })
-    }
-
-    /// Who reads what `stage` publishes, by output (`None`: what is published to no name).
+    /// The stages that a subject feeds, each with what a message must be for it.
     #[must_use]
-    pub fn readers(&self, stage: &StageName) -> Vec<(Option<OutputName>, StageName)> {
-        let mut out = Vec::new();
-        for reader in &self.stages {
-            for input in &reader.inputs {
-                if let StageInput::Bee { stage: from, output } = input
-                    && from == stage
-                {
-                    out.push((output.clone(), reader.name.clone()));
-                }
+    pub fn fed_by(&self, subject: &Subject) -> Vec<(&Stage, Option<Condition>)> {
+        self.takers(|source| matches!(source, InputSource::Gateway(g) if g == subject))
+    }
+
+    /// Who reads what `stage` publishes.
+    #[must_use]
+    pub fn readers(&self, stage: &StageName) -> Vec<Reader> {
+        let mut outputs: Vec<&Option<OutputName>> = Vec::new();
+        for input in self.stages.iter().flat_map(|s| &s.inputs) {
+            if let InputSource::Bee { stage: from, output } = &input.source
+                && from == stage
+                && !outputs.contains(&output)
+            {
+                outputs.push(output);
             }
         }
+        let mut out = Vec::new();
+        for named in outputs {
+            let takers = self.takers(
+                |source| matches!(source, InputSource::Bee { stage: from, output } if from == stage && output == named),
+            );
+            out.extend(takers.into_iter().map(|(reader, when)| Reader {
+                output: named.clone(),
+                stage: reader.name.clone(),
+                when,
+            }));
+        }
         out
+    }
+
+    /// What a message from a Gateway must be for `stage` to take it; `None`: nothing. Only for a stage that one subject feeds: nothing
+    /// else tells of a message which subject it came by.
+    #[must_use]
+    pub fn door(&self, stage: &Stage) -> Option<Condition> {
+        let subject = stage.inputs.iter().find_map(|input| match &input.source {
+            InputSource::Gateway(subject) => Some(subject),
+            InputSource::Bee { .. } => None,
+        })?;
+        let fed = self.fed_by(subject).into_iter().find(|(s, _)| s.name == stage.name);
+        fed.and_then(|(_, when)| when)
+    }
+
+    fn takers(&self, of: impl Fn(&InputSource) -> bool) -> Vec<(&Stage, Option<Condition>)> {
+        let inputs = |s: &'_ Stage| s.inputs.iter().position(|i| of(&i.source));
+        let found: Vec<(&Stage, &Take)> = self
+            .stages
+            .iter()
+            .filter_map(|stage| Some((stage, &stage.inputs[inputs(stage)?].take)))
+            .collect();
+        let takes: Vec<&Take> = found.iter().map(|(_, take)| *take).collect();
+        found
+            .into_iter()
+            .map(|(stage, _)| stage)
+            .zip(condition::resolve(&takes))
+            .collect()
     }
 
     /// All stages that a message of this subject can reach.
     #[must_use]
     pub fn reachable(&self, subject: &Subject) -> Vec<&Stage> {
-        let mut found: Vec<&Stage> = self.fed_by(subject).collect();
+        let mut found: Vec<&Stage> = self.fed_by(subject).into_iter().map(|(stage, _)| stage).collect();
         let mut next = 0;
         while next < found.len() {
             let from = found[next];
@@ -216,7 +291,7 @@ impl Swarm {
                 let reads = stage
                     .inputs
                     .iter()
-                    .any(|i| matches!(i, StageInput::Bee { stage: s, .. } if *s == from.name));
+                    .any(|i| matches!(&i.source, InputSource::Bee { stage: s, .. } if *s == from.name));
                 if reads && !found.iter().any(|f| f.name == stage.name) {
                     found.push(stage);
                 }

@@ -7,7 +7,7 @@ use skep_model::Bytes;
 use skep_model::limits::KEEPER_REPLY_BYTES_MAX;
 use skep_model::name::{StageName, SwarmName};
 use skep_model::scope::SwarmId;
-use skep_model::swarm::{Stage, StageInput, Swarm};
+use skep_model::swarm::{InputSource, Stage, StageInput, Swarm};
 use skep_proto::v1;
 use skep_topic::{Backend, Work};
 use tokio::sync::broadcast::error::RecvError;
@@ -254,13 +254,14 @@ fn on_pure_path(swarm: &Swarm, stage: &Stage) -> bool {
 }
 
 fn input_text(input: &StageInput) -> String {
-    match input {
-        StageInput::Gateway(subject) => format!("gateway {subject}"),
-        StageInput::Bee { stage, output: None } => format!("bee {stage}"),
-        StageInput::Bee {
+    let take = &input.take;
+    match &input.source {
+        InputSource::Gateway(subject) => format!("gateway {subject}{take}"),
+        InputSource::Bee { stage, output: None } => format!("bee {stage}{take}"),
+        InputSource::Bee {
             stage,
             output: Some(output),
-        } => format!("bee {stage}.{output}"),
+        } => format!("bee {stage}.{output}{take}"),
     }
 }
 

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
+use skep_model::condition::Condition;
 use skep_model::id::Digest;
-use skep_model::name::{OutputName, StageName};
+use skep_model::name::StageName;
 use skep_model::scope::SwarmId;
 use skep_model::step::{Batch, Processed};
-use skep_model::swarm::{KeySource, Stage};
+use skep_model::swarm::{KeySource, Reader, Stage};
 use skep_stage::{Bee, Destination, Plan};
 use skep_topic::TopicSpec;
 use skep_topic::lane::Lane;
@@ -68,23 +69,24 @@ pub(super) fn plan(
     born: u64,
     module: Digest,
     bee: Arc<dyn Bee>,
-    readers: &[(Option<OutputName>, StageName)],
+    (readers, door): (&[Reader], Option<Condition>),
     id: &SwarmId,
     ends: &Ends,
 ) -> Arc<Plan> {
     let (mut unnamed, mut named) = (Vec::new(), BTreeMap::<String, Vec<Destination>>::new());
-    for (output, reader) in readers {
-        let Some(end) = ends.get(reader) else {
-            tracing::error!(stage = %stage.name, %reader, "a reader of a stage is not there; what is published to it is lost");
+    for reader in readers {
+        let Some(end) = ends.get(&reader.stage) else {
+            tracing::error!(stage = %stage.name, reader = %reader.stage, "a reader of a stage is not there; what is published to it is lost");
             continue;
         };
         let destination = Destination {
-            stage: reader.clone(),
+            stage: reader.stage.clone(),
             topic: Arc::clone(&end.topic),
             key: end.key.clone(),
             lane: Arc::clone(&end.lane),
+            when: reader.when.clone(),
         };
-        match output {
+        match &reader.output {
             None => unnamed.push(destination),
             Some(output) => named.entry(output.to_string()).or_default().push(destination),
         }
@@ -96,5 +98,6 @@ pub(super) fn plan(
         bee,
         unnamed,
         named,
+        door,
     })
 }

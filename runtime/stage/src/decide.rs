@@ -24,9 +24,9 @@ use skep_topic::{Commit, Cursor, DeadLetter, Fetched, Parked, StatePut, TimerDue
 
 use self::effects::with_hop;
 use self::sum::Sum;
-use crate::plan::{Destination, Plan};
+use crate::plan::{Bypass, Destination, Plan};
 
-pub(crate) use self::effects::effects;
+pub(crate) use self::effects::{effects, passed};
 
 /// One thing that a fetch gave, with what is to become of it before any Bee is asked.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,6 +46,8 @@ pub enum Source {
 pub enum Fate {
     /// Goes to the Bee as this input of the batch.
     Run(usize),
+    /// Its Bee is not called.
+    Pass(Bypass),
     /// Parks behind its lane at attempt 0.
     Hold,
     /// Its caller's deadline passed: consumed with that outcome, not run.
@@ -71,13 +73,7 @@ pub fn arrange(plan: &Plan, fetched: Fetched) -> (Taken, Batch) {
         let attempt = parked.attempts + 1;
         let fate = match &parked.work {
             Work::Message(message) if expired(message) => Fate::Expire,
-            Work::Message(message) => run(
-                &mut inputs,
-                Input::Message {
-                    message: message.clone(),
-                    attempt,
-                },
-            ),
+            Work::Message(message) => offer(plan, &mut inputs, message, attempt),
             Work::Timer { uid, key, name, at_ms } => run(
                 &mut inputs,
                 Input::Timer(Due {
@@ -116,13 +112,7 @@ pub fn arrange(plan: &Plan, fetched: Fetched) -> (Taken, Batch) {
         } else if is_held(plan, unread.message.key.as_deref(), &fetched.held) {
             Fate::Hold
         } else {
-            run(
-                &mut inputs,
-                Input::Message {
-                    message: unread.message.clone(),
-                    attempt: 1,
-                },
-            )
+            offer(plan, &mut inputs, &unread.message, 1)
         };
         items.push(Item {
             source: Source::Message(unread),
@@ -139,6 +129,19 @@ pub fn arrange(plan: &Plan, fetched: Fetched) -> (Taken, Batch) {
         state: fetched.state,
     };
     (work, batch)
+}
+
+fn offer(plan: &Plan, inputs: &mut Vec<Input>, message: &Message, attempt: u32) -> Fate {
+    match plan.bypass(message) {
+        Some(by) => Fate::Pass(by),
+        None => run(
+            inputs,
+            Input::Message {
+                message: message.clone(),
+                attempt,
+            },
+        ),
+    }
 }
 
 fn run(inputs: &mut Vec<Input>, input: Input) -> Fate {
@@ -219,11 +222,12 @@ pub fn decide(
     let mut decision = Tally::default();
     let mut bytes = 0usize;
     for item in &work.items {
+        let origin = Origin::of(&item.source);
         let step = match item.fate {
             Fate::Run(i) => steps.get_mut(i).and_then(Option::take),
+            Fate::Pass(by) => origin.message.map(|message| Ok(passed(message, by))),
             Fate::Hold | Fate::Expire => None,
         };
-        let origin = Origin::of(&item.source);
         if origin.key().is_some_and(|key| tainted.contains(key)) {
             break;
         }

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::decide::{Failure, Origin, Part, Ran, effects, retry_at};
+use crate::decide::{Failure, Origin, Part, Ran, effects, passed, retry_at};
 use crate::observe::{BatchReport, StageState};
 use crate::plan::Plan;
 use crate::worker::{STOP_GRACE, Seams, links_of, span_of, span_record, with_uids};
@@ -165,10 +165,27 @@ impl Consumer {
         for late in gone {
             self.expire(&late.message, plan);
         }
+        let began = Instant::now();
+        let (mut taken, mut by, mut steps) = (taken, Vec::new(), Vec::new());
+        if !plan.takes_all() {
+            let mut asked = Vec::with_capacity(taken.len());
+            for travelling in taken {
+                match plan.bypass(&travelling.message) {
+                    None => asked.push(travelling),
+                    Some(how) => {
+                        steps.push(Ok(passed(&travelling.message, how)));
+                        by.push(travelling);
+                    }
+                }
+            }
+            taken = asked;
+        }
+        if !by.is_empty() {
+            self.settle(plan, by, steps, began, &Log::new());
+        }
         if taken.is_empty() {
             return;
         }
-        let began = Instant::now();
         let (steps, log) = self.process(plan, &taken).await;
         match steps {
             Ok(steps) => self.settle(plan, taken, steps.into_iter().map(Ok).collect(), began, &log),

@@ -25,5 +25,5 @@ pub mod worker;
 pub use bee::Bee;
 pub use observe::{BatchReport, Observer, StageState};
 pub use placement::{Place, Workers};
-pub use plan::{Destination, Plan};
+pub use plan::{Bypass, Destination, Plan};
 pub use worker::{Running, Seams, start};

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use skep_model::condition::{Condition, Facts};
 use skep_model::id::Digest;
+use skep_model::message::Message;
 use skep_model::name::StageName;
 use skep_model::swarm::{KeySource, Stage};
 use skep_topic::TopicSpec;
@@ -21,6 +23,20 @@ pub struct Plan {
     pub unnamed: Vec<Destination>,
     /// Who reads what is published to a named output.
     pub named: BTreeMap<String, Vec<Destination>>,
+    /// What a message from a Gateway must be for this stage; `None`: nothing. Those of a stream lie in every inbox that its subject
+    /// feeds, for its sequence numbers are kept per inbox; who does not take one drops it here.
+    pub door: Option<Condition>,
+}
+
+/// What becomes of a message instead of its Bee's being called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bypass {
+    /// It was not for this stage.
+    Turn,
+    /// It answers its caller as it is.
+    Exit,
+    /// It goes to the readers of what is published to no name, as it is.
+    Skip,
 }
 
 /// A stage downstream.
@@ -31,9 +47,37 @@ pub struct Destination {
     /// Where that stage takes the key from.
     pub key: Option<KeySource>,
     pub lane: Arc<Lane>,
+    /// What a message must be for it; `None`: nothing.
+    pub when: Option<Condition>,
 }
 
 impl Plan {
+    /// No condition stands between a message and the Bee.
+    #[must_use]
+    pub fn takes_all(&self) -> bool {
+        self.door.is_none() && self.stage.exit.is_none() && self.stage.skip.is_none()
+    }
+
+    /// By the conditions of the manifest. `None`: the Bee is called.
+    #[must_use]
+    pub fn bypass(&self, message: &Message) -> Option<Bypass> {
+        if self.takes_all() {
+            return None;
+        }
+        let (door, exit, skip) = (self.door.as_ref(), self.stage.exit.as_ref(), self.stage.skip.as_ref());
+        let facts = Facts::new(&message.headers, &message.payload);
+        // What a stage published has a parent.
+        if message.lineage.is_none() && door.is_some_and(|door| !door.holds(&facts)) {
+            Some(Bypass::Turn)
+        } else if exit.is_some_and(|exit| exit.holds(&facts)) {
+            Some(Bypass::Exit)
+        } else if skip.is_some_and(|skip| skip.holds(&facts)) {
+            Some(Bypass::Skip)
+        } else {
+            None
+        }
+    }
+
     /// The readers of an output. A name that the manifest does not mention is a mistake of the Bee or of the manifest.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 mod backup;
 mod bad_input;
+mod branches;
 mod cli;
 mod cluster;
 mod doctor;

@@ -305,6 +305,12 @@ pub fn hello_world() -> &'static [u8] {
     WASM.get_or_init(|| build(&root().join("samples/hello-world"), "hello_world"))
 }
 
+/// A sample, built once per test run.
+pub fn fraud_scoring() -> &'static [u8] {
+    static WASM: OnceLock<Vec<u8>> = OnceLock::new();
+    WASM.get_or_init(|| build(&root().join("samples/fraud-scoring"), "fraud_scoring"))
+}
+
 fn build(dir: &Path, name: &str) -> Vec<u8> {
     let target = root().join("target/bees");
     let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))

@@ -6,7 +6,8 @@ use super::fields::{BACKOFF, BATCH, BEE, BOUND, INPUT, INSTANCES, LATER, POOLED,
 use super::mistake::{did_you_mean, nearest, quoted};
 use super::node::{Data, Place};
 use super::reader::{Fields, Value};
-use super::{ModulePaths, Modules};
+use super::{ModulePaths, Modules, condition};
+use crate::condition::Take;
 use crate::limits;
 use crate::name::{BeeName, ModuleRef, OutputName, StageName, Subject};
 use crate::swarm::{BatchPolicy, Bound, GuestClock, Instances, KeySource, Order, RetryPolicy, Stage};
@@ -25,6 +26,7 @@ pub(super) struct Draft<'a> {
 pub(super) struct Input<'a> {
     pub value: Value<'a>,
     pub source: Source<'a>,
+    pub take: Take,
 }
 
 pub(super) enum Source<'a> {
@@ -150,6 +152,8 @@ pub(super) fn read<'a>(value: &Value<'a>, context: &Context<'_>) -> Option<Draft
     let memory = limits::MEMORY_BYTES_MIN as u64..=limits::MEMORY_BYTES_MAX as u64;
     let memory_bytes = fields.get("memory").and_then(|v| v.size(memory));
     let config = fields.get("config").and_then(config).unwrap_or_default();
+    let exit = fields.get("exit").and_then(condition::read);
+    let skip = fields.get("skip").and_then(condition::read);
 
     let stage = || {
         Some(Stage {
@@ -171,6 +175,8 @@ pub(super) fn read<'a>(value: &Value<'a>, context: &Context<'_>) -> Option<Draft
             memory_bytes: memory_bytes.unwrap_or(limits::MEMORY_BYTES_DEFAULT as u64),
             config,
             clock: clock.unwrap_or_default(),
+            exit,
+            skip,
         })
     };
     let place = name_value.map_or(value.node.place, |v| v.node.place);
@@ -302,6 +308,13 @@ fn input<'a>(value: &Value<'a>, out: &mut Vec<Input<'a>>) {
         },
         None => None,
     };
+    let take = condition::take(&fields);
+    if kind == "stack" && !take.is_all() {
+        return value.mistake(
+            "a condition on `stack`",
+            Some("write the sources as a list of inputs, each with its own condition"),
+        );
+    }
     let at = |field: &str| fields.get(field).or(fields.get("name"));
     match kind {
         "gateway" => {
@@ -309,6 +322,7 @@ fn input<'a>(value: &Value<'a>, out: &mut Vec<Input<'a>>) {
                 out.push(Input {
                     value: v.clone(),
                     source: Source::Gateway(subject),
+                    take,
                 });
             }
         }
@@ -317,6 +331,7 @@ fn input<'a>(value: &Value<'a>, out: &mut Vec<Input<'a>>) {
                 out.push(Input {
                     value: v.clone(),
                     source: Source::Bee { label, output },
+                    take,
                 });
             }
         }
@@ -330,6 +345,7 @@ fn input<'a>(value: &Value<'a>, out: &mut Vec<Input<'a>>) {
                 out.push(Input {
                     value: v.clone(),
                     source,
+                    take,
                 });
             }
         }
@@ -356,6 +372,7 @@ fn stack<'a>(fields: &Fields<'a>, out: &mut Vec<Input<'a>>) {
                     out.push(Input {
                         value: item.clone(),
                         source: Source::Either(label),
+                        take: Take::All,
                     });
                 }
             }
@@ -370,34 +387,42 @@ fn key(value: &Value<'_>) -> Option<KeySource> {
         return Some(KeySource::Message);
     }
     if let Some(name) = text.strip_prefix("header:") {
-        let good = !name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic() && b != b':');
-        if !good || name.len() > limits::HEADER_NAME_BYTES_MAX {
-            let max = limits::HEADER_NAME_BYTES_MAX;
-            value.mistake(
-                format!(
-                    "{} is not a header's name: 1 to {max} visible ASCII characters",
-                    quoted(name)
-                ),
-                None,
-            );
-            return None;
-        }
-        return Some(KeySource::Header(name.to_owned()));
+        return header_name(value, name).map(KeySource::Header);
     }
     if let Some(pointer) = text.strip_prefix("json:") {
-        let escapes = pointer.split('~').skip(1).all(|rest| rest.starts_with(['0', '1']));
-        if !pointer.starts_with('/') || !escapes || pointer.len() > limits::JSON_POINTER_BYTES_MAX {
-            let message = format!("{} is not a JSON pointer (RFC 6901)", quoted(pointer));
-            value.mistake(
-                message,
-                Some("it looks like `/customer/id`, with `~` written `~0` and `/` in a name `~1`"),
-            );
-            return None;
-        }
-        return Some(KeySource::Json(pointer.to_owned()));
+        return json_pointer(value, pointer).map(KeySource::Json);
     }
     let hint = did_you_mean(text, ["message"].into_iter()).unwrap_or_else(|| FORMS.to_owned());
     value.mistake(format!("{} is not a source of keys", quoted(text)), Some(&hint));
+    None
+}
+
+pub(super) fn header_name(value: &Value<'_>, name: &str) -> Option<String> {
+    let good = !name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic() && b != b':');
+    if good && name.len() <= limits::HEADER_NAME_BYTES_MAX {
+        return Some(name.to_owned());
+    }
+    let max = limits::HEADER_NAME_BYTES_MAX;
+    value.mistake(
+        format!(
+            "{} is not a header's name: 1 to {max} visible ASCII characters",
+            quoted(name)
+        ),
+        None,
+    );
+    None
+}
+
+pub(super) fn json_pointer(value: &Value<'_>, pointer: &str) -> Option<String> {
+    let escapes = pointer.split('~').skip(1).all(|rest| rest.starts_with(['0', '1']));
+    if pointer.starts_with('/') && escapes && pointer.len() <= limits::JSON_POINTER_BYTES_MAX {
+        return Some(pointer.to_owned());
+    }
+    let message = format!("{} is not a JSON pointer (RFC 6901)", quoted(pointer));
+    value.mistake(
+        message,
+        Some("it looks like `/customer/id`, with `~` written `~0` and `/` in a name `~1`"),
+    );
     None
 }
 

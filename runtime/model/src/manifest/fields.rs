@@ -33,6 +33,8 @@ pub(super) const BEE: Shape = Shape {
         "memory",
         "config",
         "clock",
+        "exit",
+        "skip",
         "http",
         "models",
         "dirs",
@@ -46,7 +48,36 @@ pub(super) const LATER: &[&str] = &["http", "models", "dirs", "was"];
 
 pub(super) const INPUT: Shape = Shape {
     what: "an input",
-    fields: &["gateway", "bee", "output", "name", "type", "stack", "join"],
+    fields: &[
+        "gateway",
+        "bee",
+        "output",
+        "name",
+        "type",
+        "stack",
+        "join",
+        "when",
+        "choose",
+        "otherwise",
+    ],
+};
+pub(super) const CONDITION: Shape = Shape {
+    what: "a condition",
+    fields: &[
+        "header",
+        "json",
+        "exists",
+        "is",
+        "in",
+        "starts_with",
+        "above",
+        "at_least",
+        "below",
+        "at_most",
+        "all",
+        "any",
+        "not",
+    ],
 };
 pub(super) const RETRY: Shape = Shape {
     what: "`retry`",

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use super::bee::{Draft, Source};
 use super::mistake::{did_you_mean, quoted, shown};
 use super::reader::Report;
-use crate::swarm::StageInput;
+use crate::condition::Take;
+use crate::swarm::{InputSource, StageInput};
 
 /// Resolves every draft's inputs. `None` stands where a mistake was reported.
 pub(super) fn resolve(drafts: &[Draft<'_>], report: &Report) -> Vec<Vec<StageInput>> {
@@ -19,12 +20,12 @@ pub(super) fn resolve(drafts: &[Draft<'_>], report: &Report) -> Vec<Vec<StageInp
             let known = |label: &str| by_label.get(label).copied();
             let (label, output) = match &input.source {
                 Source::Gateway(subject) => {
-                    add(&mut inputs, StageInput::Gateway(subject.clone()), input);
+                    add(&mut inputs, InputSource::Gateway(subject.clone()), input);
                     continue;
                 }
                 Source::Either(label) if known(label).is_none() => {
                     if let Some(subject) = input.value.name() {
-                        add(&mut inputs, StageInput::Gateway(subject), input);
+                        add(&mut inputs, InputSource::Gateway(subject), input);
                     }
                     continue;
                 }
@@ -45,24 +46,76 @@ pub(super) fn resolve(drafts: &[Draft<'_>], report: &Report) -> Vec<Vec<StageInp
             });
             // A bad name was reported where it is given.
             if let Ok(stage) = label.parse() {
-                add(&mut inputs, StageInput::Bee { stage, output }, input);
+                add(&mut inputs, InputSource::Bee { stage, output }, input);
             }
         }
+        one_door(&inputs, draft);
         resolved.push(inputs);
         edges.push(from);
     }
     cycles(drafts, &edges);
+    otherwise_of_something(drafts, &resolved);
     resolved
 }
 
-fn add(inputs: &mut Vec<StageInput>, new: StageInput, at: &super::bee::Input<'_>) {
-    if inputs.contains(&new) {
-        at.value.mistake(
-            "the same input is listed twice",
-            Some("keep one of them: each message is read once an input"),
-        );
+fn add(inputs: &mut Vec<StageInput>, source: InputSource, at: &super::bee::Input<'_>) {
+    if inputs.iter().any(|i| i.source == source) {
+        let hint = if at.take.is_all() {
+            "keep one of them: each message is read once an input"
+        } else {
+            "keep one of them: `any: [...]` joins conditions"
+        };
+        at.value.mistake("the same input is listed twice", Some(hint));
     } else {
-        inputs.push(new);
+        inputs.push(StageInput {
+            source,
+            take: at.take.clone(),
+        });
+    }
+}
+
+/// A condition on a subject is judged where the message is read, and nothing tells there by which of several subjects it came.
+fn one_door(inputs: &[StageInput], draft: &Draft<'_>) {
+    let gateways = || inputs.iter().filter(|i| matches!(i.source, InputSource::Gateway(_)));
+    if gateways().count() < 2 || gateways().all(|i| i.take.is_all()) {
+        return;
+    }
+    if let Some(at) = draft.inputs.iter().find(|i| !i.take.is_all()) {
+        at.value.mistake(
+            "a condition on one of several subjects",
+            Some("give each subject a Bee of its own, or put the condition on what a Bee publishes"),
+        );
+    }
+}
+
+/// `otherwise` means what other inputs of the same source did not take: there must be such.
+fn otherwise_of_something(drafts: &[Draft<'_>], resolved: &[Vec<StageInput>]) {
+    let judged = |source: &InputSource| {
+        resolved
+            .iter()
+            .flatten()
+            .any(|i| i.source == *source && matches!(i.take, Take::When(_) | Take::Choose(_)))
+    };
+    for (draft, inputs) in drafts.iter().zip(resolved) {
+        for input in inputs
+            .iter()
+            .filter(|i| i.take == Take::Otherwise && !judged(&i.source))
+        {
+            let at = draft.inputs.iter().find(|d| d.take == Take::Otherwise);
+            let Some(at) = at else { continue };
+            let what = match &input.source {
+                InputSource::Gateway(subject) => format!("gateway `{subject}`"),
+                InputSource::Bee { stage, output: None } => format!("Bee `{stage}`"),
+                InputSource::Bee {
+                    stage,
+                    output: Some(output),
+                } => format!("output `{output}` of Bee `{stage}`"),
+            };
+            at.value.mistake(
+                format!("`otherwise`, but no input of {what} has a condition"),
+                Some("leave it out, or give another input of that source `when` or `choose`"),
+            );
+        }
     }
 }
 

@@ -27,6 +27,8 @@ pub fn json_schema() -> Value {
         "$defs": {
             "bee": bee(),
             "input": input(),
+            "condition": condition(),
+            "scalar": { "type": ["string", "number", "boolean", "null"] },
             "label": label(),
             "duration": duration(),
             "size": size(),
@@ -161,6 +163,14 @@ fn bee() -> Value {
                 "additionalProperties": { "type": "string" },
             },
             "clock": { "enum": ["recorded", "real"] },
+            "exit": described(
+                "A message for which it holds answers its caller as it is, and goes no further.",
+                &json!({ "$ref": "#/$defs/condition" }),
+            ),
+            "skip": described(
+                "A message for which it holds passes this Bee by, as it is.",
+                &json!({ "$ref": "#/$defs/condition" }),
+            ),
             "http": later(),
             "models": later(),
             "dirs": later(),
@@ -194,6 +204,48 @@ fn input() -> Value {
                 "items": { "oneOf": [{ "$ref": "#/$defs/label" }, { "$ref": "#/$defs/input" }] },
             },
             "join": later(),
+            "when": described("Take only messages for which it holds.", &json!({ "$ref": "#/$defs/condition" })),
+            "choose": described(
+                "As `when`, but of all inputs of this source that choose, the first alone takes a message.",
+                &json!({ "$ref": "#/$defs/condition" }),
+            ),
+            "otherwise": { "const": true, "description": "Take what no input of this source with a condition took." },
+        },
+        "not": { "anyOf": [
+            { "required": ["when", "choose"] },
+            { "required": ["when", "otherwise"] },
+            { "required": ["choose", "otherwise"] },
+        ] },
+    })
+}
+
+fn condition() -> Value {
+    let scalar = json!({ "$ref": "#/$defs/scalar" });
+    let several = json!({ "type": "array", "minItems": 1, "items": { "$ref": "#/$defs/condition" } });
+    json!({
+        "type": "object",
+        "additionalProperties": false,
+        "oneOf": [
+            { "required": ["header"] },
+            { "required": ["json"] },
+            { "required": ["all"] },
+            { "required": ["any"] },
+            { "required": ["not"] },
+        ],
+        "properties": {
+            "header": { "type": "string", "minLength": 1, "maxLength": limits::HEADER_NAME_BYTES_MAX },
+            "json": { "type": "string", "pattern": "^/", "maxLength": limits::JSON_POINTER_BYTES_MAX },
+            "exists": { "type": "boolean" },
+            "is": scalar,
+            "in": { "type": "array", "minItems": 1, "items": scalar },
+            "starts_with": { "type": "string" },
+            "above": { "type": "number" },
+            "at_least": { "type": "number" },
+            "below": { "type": "number" },
+            "at_most": { "type": "number" },
+            "all": several,
+            "any": several,
+            "not": { "$ref": "#/$defs/condition" },
         },
     })
 }
@@ -206,10 +258,11 @@ mod tests {
     #[test]
     fn the_schema_has_the_fields_that_the_parser_reads_and_no_others() {
         let schema = json_schema();
-        let cases: [(&str, &Shape); 10] = [
+        let cases: [(&str, &Shape); 11] = [
             ("", &fields::SWARM),
             ("/$defs/bee", &fields::BEE),
             ("/$defs/input", &fields::INPUT),
+            ("/$defs/condition", &fields::CONDITION),
             ("/$defs/bee/properties/retry", &fields::RETRY),
             ("/$defs/bee/properties/retry/properties/backoff", &fields::BACKOFF),
             ("/$defs/bee/properties/batch", &fields::BATCH),

@@ -1,7 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::swarm::{GuestClock, Instances, KeySource, Order, StageInput};
+use crate::condition::Take;
+use crate::swarm::{GuestClock, InputSource, Instances, KeySource, Order, StageInput};
 
 const HELLO: &str = "\
 name: hello-world
@@ -70,9 +71,12 @@ fn the_example_reads_as_it_looks() {
     assert_eq!(swarm.name.as_str(), "hello-world");
     assert_eq!(
         swarm.stages[1].inputs,
-        [StageInput::Bee {
-            stage: "hello".parse().unwrap(),
-            output: None
+        [StageInput {
+            source: InputSource::Bee {
+                stage: "hello".parse().unwrap(),
+                output: None
+            },
+            take: Take::All,
         }]
     );
     assert_eq!(swarm.stages[0].timeout_ms, 30_000);
@@ -101,7 +105,7 @@ fn every_field_arrives() {
     );
     assert_eq!(b.config["level"], "3");
     assert_eq!(b.inputs.len(), 3);
-    assert_eq!(b.inputs[1], StageInput::Gateway("side".parse().unwrap()));
+    assert_eq!(b.inputs[1].source, InputSource::Gateway("side".parse().unwrap()));
     assert_eq!(c.key, Some(KeySource::Header("user-id".into())));
     assert_eq!(c.inputs.len(), 2);
 }
@@ -369,4 +373,110 @@ proptest! {
         }
         let _ = replace_modules(&text, |_| Some("x".to_owned()));
     }
+}
+
+const BRANCHES: &str = "\
+name: s
+bees:
+  - { name: score, module: m, input: { gateway: g, when: { header: kind, in: [card, cash] } } }
+  - { name: high, module: m, input: { bee: score, choose: { json: /score, above: 0.8 } } }
+  - { name: mid, module: m, input: { bee: score, choose: { json: /score, at_least: 0.5 } } }
+  - { name: rest, module: m, input: { bee: score, otherwise: true } }
+  - { name: audit, module: m, input: { bee: score }, skip: { not: { any: [{ json: /audit, exists: true }, { header: audit, is: null }] } } }
+  - { name: last, module: m, input: { bee: audit }, exit: { all: [{ json: /n, is: 5, below: 9 }, { header: h, starts_with: x }] } }
+";
+
+#[test]
+fn conditions_arrive_and_each_reader_gets_what_is_its_own() {
+    use crate::condition::Facts;
+    let swarm = parse(BRANCHES).unwrap_or_else(|e| panic!("{e}"));
+    let text = serde_json::to_string(&swarm).unwrap();
+    assert_eq!(serde_json::from_str::<crate::swarm::Swarm>(&text).unwrap(), swarm);
+    let readers = swarm.readers(&"score".parse().unwrap());
+    let takers = |payload: &str| -> Vec<String> {
+        let payload = crate::Bytes::copy_from_slice(payload.as_bytes());
+        let facts = Facts::new(&[], &payload);
+        let takes = |r: &&crate::swarm::Reader| r.when.as_ref().is_none_or(|w| w.holds(&facts));
+        readers.iter().filter(takes).map(|r| r.stage.to_string()).collect()
+    };
+    assert_eq!(takers(r#"{"score": 0.9}"#), ["high", "audit"]);
+    assert_eq!(takers(r#"{"score": 0.5}"#), ["mid", "audit"]);
+    assert_eq!(takers(r#"{"score": 0.1}"#), ["rest", "audit"]);
+    assert_eq!(takers("no JSON"), ["rest", "audit"]);
+    assert!(swarm.door(&swarm.stages[0]).is_some());
+    assert!(swarm.door(&swarm.stages[1]).is_none());
+    // Kept as pairs and triples: a record from before conditions reads as it did.
+    let pairs = serde_json::to_value(&readers).unwrap();
+    assert_eq!(pairs[3], serde_json::json!([null, "audit"]));
+    assert_eq!(
+        serde_json::from_value::<Vec<crate::swarm::Reader>>(pairs).unwrap(),
+        readers
+    );
+}
+
+#[test]
+fn a_record_from_before_conditions_reads_as_every_message() {
+    let old = r#"[{"gateway":"g"},{"bee":{"stage":"a","output":null}}]"#;
+    let inputs: Vec<crate::swarm::StageInput> = serde_json::from_str(old).unwrap();
+    assert!(inputs.iter().all(|i| i.take.is_all()));
+    assert_eq!(serde_json::to_string(&inputs).unwrap(), old);
+}
+
+/// One mistake each: where it is, and what is said of it.
+#[test]
+fn mistakes_in_conditions_are_named_in_their_place() {
+    let cases = [
+        ("when: 5", "expected a mapping"),
+        ("when: { header: h }", "no test of the header"),
+        ("when: { is: 5 }", "says nothing of what it looks at"),
+        ("when: { header: h, json: /a, is: 5 }", "both `header` and `json`"),
+        ("when: { json: a, is: 5 }", "is not a JSON pointer"),
+        ("when: { json: /a~2, is: 5 }", "is not a JSON pointer"),
+        ("when: { header: 'a b', is: 5 }", "is not a header's name"),
+        ("when: { json: /a, abov: 5 }", "did you mean `above`?"),
+        ("when: { json: /a, above: high }", "expected a number"),
+        ("when: { json: /a, above: .inf }", "is not a number that JSON can hold"),
+        (
+            "when: { json: /a, is: [1] }",
+            "expected text, a number, true, false or null",
+        ),
+        ("when: { json: /a, in: [] }", "an empty list"),
+        ("when: { json: /a, in: 5 }", "expected a list"),
+        ("when: { json: /a, exists: 1 }", "expected true or false"),
+        ("when: { json: /a, starts_with: 5 }", "put it in quotes"),
+        ("when: { all: [] }", "an empty list of conditions"),
+        ("when: { any: [{ header: h, is: 1 }], is: 5 }", "`is` tests one field"),
+        ("when: { not: [{ header: h, is: 1 }] }", "expected a mapping"),
+        (
+            "when: { header: h, is: 1 }, choose: { header: h, is: 1 }",
+            "both `when` and `choose`",
+        ),
+        (
+            "when: { header: h, is: 1 }, otherwise: true",
+            "both `when` and `otherwise`",
+        ),
+        ("otherwise: true", "no input of gateway `g` has a condition"),
+        ("otherwise: false", "either true or not there"),
+        (
+            "when: { not: { not: { not: { not: { not: { not: { not: { not: { header: h, is: 1 } } } } } } } } }",
+            "more than 8 deep",
+        ),
+    ];
+    for (extra, said) in cases {
+        let text = format!("name: s\nbees:\n  - name: a\n    module: m\n    input: {{ gateway: g, {extra} }}\n");
+        let lines = lines(&text);
+        assert!(lines.iter().any(|l| l.contains(said)), "{extra}: {lines:?}");
+        assert!(
+            lines.iter().all(|l| l.contains("5:") || !l.contains(said)),
+            "{extra}: {lines:?}"
+        );
+    }
+    let many = (0..70).map(|n| n.to_string()).collect::<Vec<_>>().join(", ");
+    assert!(lines(&with(&format!("    skip: {{ json: /a, in: [{many}] }}\n")))[0].contains("more than 64 tests"));
+    let two_doors = "name: s\nbees:\n  - name: a\n    module: m\n    input:\n      - { gateway: g, when: { header: h, is: 1 } }\n      - { gateway: i }\n";
+    assert!(lines(two_doors)[0].contains("a condition on one of several subjects"));
+    let stacked = "name: s\nbees:\n  - { name: a, module: m, input: { gateway: g } }\n  - { name: b, module: m, input: { stack: [a], when: { header: h, is: 1 } } }\n";
+    assert!(lines(stacked)[0].contains("a condition on `stack`"));
+    let twice = "name: s\nbees:\n  - { name: a, module: m, input: { gateway: g } }\n  - name: b\n    module: m\n    input:\n      - { bee: a }\n      - { bee: a, when: { header: h, is: 1 } }\n";
+    assert!(lines(twice)[0].contains("`any: [...]` joins conditions"));
 }

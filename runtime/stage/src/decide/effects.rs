@@ -1,5 +1,6 @@
 //! What one step does: messages to its readers, responses, state and timers, within the bounds of one message's effects.
 
+use skep_model::condition::Facts;
 use skep_model::env::Entropy;
 use skep_model::id::Uid;
 use skep_model::key;
@@ -9,11 +10,11 @@ use skep_model::limits::{
 };
 use skep_model::message::{Hop, Lineage, Message, Reply, ReplyResult, TraceContext};
 use skep_model::name::StageName;
-use skep_model::step::{Disposition, Emit, Step, Trap, TrapKind};
+use skep_model::step::{Disposition, Emit, Outcome, Step, Trap, TrapKind};
 use skep_topic::{StatePut, TimerSet};
 
 use super::{Again, Failure, Origin, Part, Ran};
-use crate::plan::{Destination, Plan};
+use crate::plan::{Bypass, Destination, Plan};
 
 /// What a step that ended well does; anything else is a failure with its reason.
 pub(crate) fn effects<'p>(
@@ -80,9 +81,14 @@ pub(crate) fn effects<'p>(
         let uid = origin
             .uid
             .child(plan.stage.name.as_str(), u32::try_from(ordinal).unwrap_or(u32::MAX));
+        let facts = Facts::new(&emit.headers, &emit.payload);
+        let takers: Vec<&Destination> = readers
+            .iter()
+            .filter(|reader| reader.when.as_ref().is_none_or(|when| when.holds(&facts)))
+            .collect();
         // The last reader gets the original, which for most is the only one.
         let mut emit = Some(emit);
-        for (more, reader) in (0..readers.len()).rev().zip(readers) {
+        for (more, reader) in (0..takers.len()).rev().zip(takers) {
             let own = if more > 0 { emit.clone() } else { emit.take() };
             let Some(own) = own else { break };
             let message =
@@ -127,6 +133,30 @@ pub(crate) fn effects<'p>(
         return Err(too_large(part.bytes));
     }
     Ok(part)
+}
+
+/// What a message does that is not given to its Bee.
+pub(crate) fn passed(message: &Message, by: Bypass) -> Step {
+    let mut outcome = Outcome {
+        publish: Vec::new(),
+        respond: Vec::new(),
+        disposition: Disposition::Done,
+    };
+    match by {
+        Bypass::Turn => {}
+        Bypass::Exit => outcome.respond.push(message.payload.clone()),
+        Bypass::Skip => outcome.publish.push(Emit {
+            to: None,
+            key: message.key.clone(),
+            headers: message.headers.clone(),
+            payload: message.payload.clone(),
+        }),
+    }
+    Step {
+        outcome,
+        state: Vec::new(),
+        timers: Vec::new(),
+    }
 }
 
 /// The bounds of one message, as at the door.

@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use proptest::prelude::*;
+use skep_model::condition::{Condition, Field, Scalar, Test};
 use skep_model::env::SeededEntropy;
 use skep_model::id::{Digest, Incarnation, RequestId};
 use skep_model::limits::{EMITS_MAX, HEADERS_BYTES_MAX, HEADERS_MAX, KEY_BYTES_MAX, PAYLOAD_BYTES_MAX};
@@ -58,6 +59,8 @@ fn stage(key: Option<KeySource>, order: Order) -> Stage {
         memory_bytes: 1 << 20,
         config: BTreeMap::new(),
         clock: GuestClock::Recorded,
+        exit: None,
+        skip: None,
     }
 }
 
@@ -81,6 +84,7 @@ fn plan_of(key: Option<KeySource>, order: Order, readers: Vec<Option<KeySource>>
         topic: spec(&format!("r{i}")),
         key,
         lane: Lane::new(),
+        when: None,
     };
     Plan {
         stage: stage(key, order),
@@ -89,6 +93,7 @@ fn plan_of(key: Option<KeySource>, order: Order, readers: Vec<Option<KeySource>>
         bee: Arc::new(NoBee),
         unnamed: readers.into_iter().enumerate().map(destination).collect(),
         named: BTreeMap::new(),
+        door: None,
     }
 }
 
@@ -562,4 +567,126 @@ proptest! {
             }
         }
     }
+}
+
+fn json_is(pointer: &str, text: &str) -> Condition {
+    Condition::Field {
+        field: Field::Json(pointer.to_owned()),
+        tests: vec![Test::Is(Scalar::Text(text.to_owned()))],
+    }
+}
+
+fn says(n: u8, key: Option<&str>, what: &str) -> Message {
+    Message {
+        payload: Bytes::from(format!("{{\"do\": \"{what}\"}}")),
+        request: Some(Request {
+            id: RequestId([n; 16]),
+            deadline_ms: 9_000,
+            keyed: false,
+        }),
+        ..message(n, key)
+    }
+}
+
+#[test]
+fn a_branch_gets_what_its_condition_holds_for() {
+    let mut plan = plan_of(None, Order::Hold, vec![None, None, None]);
+    plan.unnamed[0].when = Some(json_is("/do", "a"));
+    plan.unnamed[2].when = Some(Condition::Not(Box::new(json_is("/do", "a"))));
+    let decision = decided(
+        &plan,
+        fetched(vec![says(1, None, "a"), says(2, None, "b"), message(3, None)]),
+        |input| {
+            let Input::Message { message, .. } = input else {
+                panic!()
+            };
+            Ok(done(vec![Emit {
+                payload: message.payload.clone(),
+                ..emit(0)
+            }]))
+        },
+    );
+    let to: Vec<(u8, &str)> = decision
+        .commit
+        .outputs
+        .iter()
+        .map(|o| {
+            (
+                o.message.lineage.as_ref().unwrap().parent.0[0],
+                o.to.id.stage().as_str(),
+            )
+        })
+        .collect();
+    assert_eq!(to, [(1, "r0"), (1, "r1"), (2, "r1"), (2, "r2"), (3, "r1"), (3, "r2")]);
+}
+
+#[test]
+fn what_skips_exits_or_was_not_meant_is_consumed_without_its_bee() {
+    let mut plan = plan_of(Some(KeySource::Message), Order::Hold, vec![None]);
+    plan.stage.exit = Some(json_is("/do", "exit"));
+    plan.stage.skip = Some(json_is("/do", "skip"));
+    plan.door = Some(Condition::Not(Box::new(json_is("/do", "turn"))));
+    let of_a_stage = Message {
+        lineage: Some(skep_model::message::Lineage {
+            parent: Uid([8; 16]),
+            stage: "up".parse().unwrap(),
+            module: Digest::of(b"m"),
+        }),
+        ..says(5, Some("e"), "turn")
+    };
+    let messages = vec![
+        says(1, Some("a"), "exit"),
+        says(2, Some("b"), "skip"),
+        says(3, Some("c"), "turn"),
+        says(4, Some("d"), "run"),
+        of_a_stage,
+        says(6, Some("h"), "exit"),
+    ];
+    let mut input = fetched(messages);
+    input.held.insert("h".to_owned());
+    let mut asked = Vec::new();
+    let decision = decided(&plan, input, |input| {
+        asked.push(input.uid().0[0]);
+        Ok(done(Vec::new()))
+    });
+    assert_eq!(asked, [4, 5], "a door is for what comes from a Gateway");
+    let commit = &decision.commit;
+    assert_eq!(
+        (decision.consumed, decision.done, commit.park.len()),
+        (6, 5, 1),
+        "what is held waits"
+    );
+    assert_eq!(commit.replies.len(), 1);
+    assert_eq!(commit.replies[0].request, RequestId([1; 16]));
+    assert_eq!(
+        commit.replies[0].result,
+        ReplyResult::Response(Bytes::from_static(b"{\"do\": \"exit\"}"))
+    );
+    let [skipped] = commit.outputs.as_slice() else {
+        panic!("{:?}", commit.outputs)
+    };
+    assert_eq!(skipped.message.payload, Bytes::from_static(b"{\"do\": \"skip\"}"));
+    assert_eq!(skipped.message.key.as_deref(), Some("b"));
+    assert_eq!(
+        skipped.message.request.map(|r| r.id),
+        Some(RequestId([2; 16])),
+        "its caller still waits"
+    );
+
+    // Behind a retry too.
+    let retry = Fetched {
+        retries: vec![Parked {
+            uid: Uid([77; 16]),
+            lane: "h".to_owned(),
+            work: Work::Message(says(6, Some("h"), "exit")),
+            attempts: 0,
+            due_ms: 0,
+            cause: String::new(),
+        }],
+        now_ms: 5_000,
+        ..Fetched::default()
+    };
+    let decision = decided(&plan, retry, |_| panic!("its Bee is not called"));
+    assert!(decision.commit.retries[0].again.is_none());
+    assert_eq!(decision.commit.replies.len(), 1);
 }

@@ -202,6 +202,8 @@ fn stage(spec: &TopicSpec, keyed: bool) -> Stage {
         memory_bytes: 1 << 20,
         config: BTreeMap::new(),
         clock: GuestClock::Recorded,
+        exit: None,
+        skip: None,
     }
 }
 
@@ -219,6 +221,7 @@ fn plan(
         bee: Arc::new(Plain(Box::new(bee), takes)),
         unnamed: readers,
         named: BTreeMap::new(),
+        door: None,
     })
 }
 
@@ -228,6 +231,7 @@ fn reader(spec: &Arc<TopicSpec>) -> Destination {
         topic: Arc::clone(spec),
         key: Some(KeySource::Message),
         lane: Lane::new(),
+        when: None,
     }
 }
 
@@ -846,6 +850,7 @@ async fn neighbours_of_a_poison_request_go_on_alone_while_somebody_waits_for_the
             bee: Arc::new(Plain(Box::new(bee), Duration::from_millis(100))),
             unnamed: Vec::new(),
             named: BTreeMap::new(),
+            door: None,
         }),
     );
     let push = |(message, waiter): (Message, Waiter)| {
@@ -883,6 +888,7 @@ async fn a_new_plan_changes_how_many_batches_of_the_lane_are_under_way() {
             }),
             unnamed: Vec::new(),
             named: BTreeMap::new(),
+            door: None,
         })
     };
     let (running, lane) = run(&world, with(1));
