@@ -1,5 +1,8 @@
-//! A life as pieces: read by a connection of its own, in one read transaction, so that nobody waits for a backup but for its beginning.
+//! A life as pieces: read by a connection of its own, in one read transaction, after a flush, so that nobody waits for a backup.
 //! What is written meanwhile gathers in the write-ahead log, which cannot be folded past what the reader sees.
+
+use std::collections::BTreeMap;
+use std::path::Path;
 
 use bytes::Bytes;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
@@ -9,8 +12,7 @@ use tokio::sync::mpsc;
 
 use super::load::named;
 use super::schema::ENTRY_BITS;
-use super::store::{Fault, Store, frame_id, un};
-use super::writer::Answer;
+use super::store::{Fault, frame_id, un};
 use crate::Error;
 use crate::record::{self, Kind, Layout, Piece};
 
@@ -20,27 +22,8 @@ pub(super) struct Snapshot {
     swarm: SwarmId,
 }
 
-pub(super) fn snapshot(store: &mut Store, swarm: &SwarmId) -> Result<Answer<Snapshot>, Fault> {
-    if store.gone.contains(swarm) {
-        return Err(Error::Gone.into());
-    }
-    if store.keys.behind() {
-        // The journal's newest values as rows: a reader need not know of it.
-        store.begin()?;
-        store.keys.settle(&store.conn)?;
-    }
-    // Answers that wait for the flush get theirs right after.
-    store.commit_tx()?;
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let conn = Connection::open_with_flags(store.dir.join("skep.db"), flags)?;
-    conn.execute_batch("BEGIN")?;
-    // The transaction begins with its first read.
-    conn.query_row("SELECT count(*) FROM meta", [], |_| Ok(()))?;
-    Answer::now(Snapshot {
-        conn,
-        swarm: swarm.clone(),
-    })
-}
+/// What the journal holds of one topic's state: the newest of each name; `None` is deleted.
+type Newer = BTreeMap<(String, String), Option<Bytes>>;
 
 /// Where pieces go. `Err`: nobody wants them any more.
 struct Out(mpsc::Sender<Result<Piece, Error>>);
@@ -63,10 +46,19 @@ impl Out {
 }
 
 impl Snapshot {
-    /// Blocks.
-    pub fn read(self, to: mpsc::Sender<Result<Piece, Error>>) {
+    fn open(dir: &Path, swarm: SwarmId) -> Result<Self, rusqlite::Error> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let conn = Connection::open_with_flags(dir.join("skep.db"), flags)?;
+        // The moment is that of its first read.
+        conn.execute_batch("BEGIN")?;
+        Ok(Self { conn, swarm })
+    }
+
+    /// What was durable at some moment after this call. Blocks.
+    pub fn read(dir: &Path, swarm: SwarmId, to: mpsc::Sender<Result<Piece, Error>>) {
         let out = Out(to);
-        if let Err(End::Fault(fault)) = self.life(&out) {
+        let read = Self::open(dir, swarm).map_err(End::from);
+        if let Err(End::Fault(fault)) = read.and_then(|snapshot| snapshot.life(&out)) {
             let error = match (fault.damage(), fault) {
                 (Some(damage), _) | (None, Fault::Refused(damage)) => damage,
                 (None, Fault::Broken(e)) => Error::Unavailable(e.to_string()),
@@ -77,15 +69,15 @@ impl Snapshot {
 
     fn life(&self, out: &Out) -> Result<(), End> {
         let swarm = &self.swarm;
-        let row: Option<i64> = self
-            .conn
-            .query_row(
-                "SELECT id FROM swarm WHERE tenant = ?1 AND name = ?2 AND incarnation = ?3",
-                params![swarm.tenant().as_str(), swarm.name().as_str(), swarm.incarnation().0],
-                |r| r.get(0),
-            )
-            .optional()?;
-        let Some(row) = row else { return Ok(()) };
+        let names = params![swarm.tenant().as_str(), swarm.name().as_str(), swarm.incarnation().0];
+        let row = |table: &str| -> Result<Option<i64>, rusqlite::Error> {
+            let query = format!("SELECT id FROM {table} WHERE tenant = ?1 AND name = ?2 AND incarnation = ?3");
+            self.conn.query_row(&query, names, |r| r.get(0)).optional()
+        };
+        if row("gone")?.is_some() {
+            return Err(Error::Gone.into());
+        }
+        let Some(row) = row("swarm")? else { return Ok(()) };
         let mut query = self
             .conn
             .prepare("SELECT id, stage, layout FROM topic WHERE swarm = ?1 AND stage NOT LIKE '%.gone'")?;
@@ -128,13 +120,28 @@ impl Snapshot {
             .conn
             .prepare_cached("SELECT key, name, value FROM state WHERE topic = ?1 ORDER BY grp, key, name")?;
         let mut rows = query.query([row])?;
+        let newer = self.journal(row)?;
         while let Some(r) = rows.next()? {
+            let place = (r.get(0)?, r.get(1)?);
+            if newer.contains_key(&place) {
+                continue;
+            }
             out.put(Piece::State {
                 stage: stage.clone(),
-                key: r.get(0)?,
-                name: r.get(1)?,
+                key: place.0,
+                name: place.1,
                 value: record::unseal(Kind::State, Bytes::from(r.get::<_, Vec<u8>>(2)?))?,
             })?;
+        }
+        for ((key, name), value) in newer {
+            if let Some(value) = value {
+                out.put(Piece::State {
+                    stage: stage.clone(),
+                    key,
+                    name,
+                    value,
+                })?;
+            }
         }
         let mut query = self
             .conn
@@ -148,6 +155,21 @@ impl Snapshot {
             })?;
         }
         Ok(())
+    }
+
+    /// As at an open: what follows sets right what came before. The journal's length bounds it.
+    fn journal(&self, topic: i64) -> Result<Newer, Fault> {
+        let mut query = self.conn.prepare_cached("SELECT body FROM journal ORDER BY id")?;
+        let mut rows = query.query([])?;
+        let mut newer = Newer::new();
+        while let Some(r) = rows.next()? {
+            for write in record::decode_journal(Bytes::from(r.get::<_, Vec<u8>>(0)?))? {
+                if write.topic == topic {
+                    newer.insert((write.key, write.name), write.value);
+                }
+            }
+        }
+        Ok(newer)
     }
 
     fn partition(

@@ -557,9 +557,15 @@ impl Backend for Embedded {
 
     async fn export(&self, swarm: &SwarmId) -> Result<Pieces, Error> {
         let life = swarm.clone();
-        let snapshot = self.run(move |store| export::snapshot(store, &life)).await?;
+        let alive = self.run(move |store| {
+            if store.gone.contains(&life) {
+                return Err(Error::Gone.into());
+            }
+            Answer::gated(store.dir.clone())
+        });
+        let (dir, life) = (alive.await?, swarm.clone());
         let (send, pieces) = mpsc::channel(limits::EXPORT_PIECES_MAX);
-        tokio::task::spawn_blocking(move || snapshot.read(send));
+        tokio::task::spawn_blocking(move || export::Snapshot::read(&dir, life, send));
         let next = |mut pieces: mpsc::Receiver<_>| async move { pieces.recv().await.map(|piece| (piece, pieces)) };
         Ok(futures::stream::unfold(pieces, next).boxed())
     }
