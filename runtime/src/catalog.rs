@@ -340,7 +340,7 @@ impl Catalog {
 
     /// Writes a module's record over whatever is there.
     pub async fn restore_module(&self, name: &ModuleName, restored: &ModuleRecord) -> anyhow::Result<()> {
-        self.change_module(name, |record| {
+        self.change_module(name, |record, _| {
             record.clone_from(restored);
             Ok(())
         })

@@ -2,16 +2,31 @@
 
 use std::sync::PoisonError;
 
-use redis::Value;
-use redis::aio::MultiplexedConnection;
+use redis::aio::{ConnectionLike as _, MultiplexedConnection};
+use redis::{Cmd, Value};
 
 use super::link::{Link, Pairs};
 use super::names;
+use super::reach::reach;
 use super::reply::{list, some_text, text};
 use crate::Error;
 
 /// The format of the store's keys. A newer one is refused.
 pub(super) const FORMAT: u64 = 1;
+
+/// Asks for the store's identity and format.
+fn name() -> Cmd {
+    let mut get = redis::cmd("HMGET");
+    get.arg(names::STORE).arg("id").arg("format");
+    get
+}
+
+/// Asks for the mark of desired state.
+fn mark() -> Cmd {
+    let mut get = redis::cmd("GET");
+    get.arg(names::CATALOG_MARK);
+    get
+}
 
 impl Link {
     fn known(&self) -> Option<String> {
@@ -49,20 +64,16 @@ impl Link {
     pub(super) async fn identify(&self, pairs: &Pairs) -> Result<(), Error> {
         let known = self.known();
         if let (Some(conn), Some(known)) = (&mut pairs.main(names::STORE), &known) {
-            match self.named(conn).await? {
-                Some(id) if id == *known => {}
-                Some(id) => return Err(self.another(&id, known)),
-                None => return Err(self.gone(known)),
+            if let Some(found) = self.unless_moving(conn, &name()).await? {
+                self.same(self.name_in(found)?, known)?;
             }
         }
         // The servers of a cluster lose their data one by one: desired state has a mark of its own.
         if self.places.cluster
             && let (Some(conn), Some(known)) = (&mut pairs.main(names::CATALOG), &known)
         {
-            match self.marked(conn).await? {
-                Some(id) if id == *known => {}
-                Some(id) => return Err(self.another(&id, known)),
-                None => return Err(self.gone(known)),
+            if let Some(found) = self.unless_moving(conn, &mark()).await? {
+                self.same(some_text(found), known)?;
             }
         }
         if known.is_some() {
@@ -73,11 +84,32 @@ impl Link {
         Ok(())
     }
 
+    fn same(&self, found: Option<String>, known: &str) -> Result<(), Error> {
+        match found {
+            Some(id) if id == known => Ok(()),
+            Some(id) => Err(self.another(&id, known)),
+            None => Err(self.gone(known)),
+        }
+    }
+
+    /// `None`: the key's slot went to another server, or is on its way. That is no trouble of this one; who serves the slot is asked the
+    /// next time, in a second at the latest.
+    async fn unless_moving(&self, conn: &mut MultiplexedConnection, command: &Cmd) -> Result<Option<Value>, Error> {
+        let answer = conn.req_packed_command(command).await;
+        match answer.and_then(Value::extract_error) {
+            Ok(value) => Ok(Some(value)),
+            Err(e) if self.places.cluster && matches!(e.code(), Some("MOVED" | "ASK" | "TRYAGAIN")) => Ok(None),
+            Err(e) => Err(Error::Unavailable(reach(&self.options, &e))),
+        }
+    }
+
     /// The store's identity, if there is one that this skep reads.
     async fn named(&self, conn: &mut MultiplexedConnection) -> Result<Option<String>, Error> {
-        let mut get = redis::cmd("HMGET");
-        get.arg(names::STORE).arg("id").arg("format");
-        let mut found = list(self.ask(conn, &get).await?)?.into_iter().map(some_text);
+        self.name_in(self.ask(conn, &name()).await?)
+    }
+
+    fn name_in(&self, found: Value) -> Result<Option<String>, Error> {
+        let mut found = list(found)?.into_iter().map(some_text);
         let (id, format) = (found.next().flatten(), found.next().flatten());
         if let Some(format) = format.and_then(|f| f.parse::<u64>().ok())
             && format > FORMAT
@@ -91,9 +123,7 @@ impl Link {
     }
 
     async fn marked(&self, conn: &mut MultiplexedConnection) -> Result<Option<String>, Error> {
-        let mut get = redis::cmd("GET");
-        get.arg(names::CATALOG_MARK);
-        Ok(some_text(self.ask(conn, &get).await?))
+        Ok(some_text(self.ask(conn, &mark()).await?))
     }
 
     /// This process has seen no store yet.
