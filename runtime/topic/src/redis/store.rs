@@ -63,18 +63,17 @@ impl Link {
     /// Checks that this is our store; an empty database becomes one when this process has seen none before.
     pub(super) async fn identify(&self, pairs: &Pairs) -> Result<(), Error> {
         let known = self.known();
-        if let (Some(conn), Some(known)) = (&mut pairs.main(names::STORE), &known) {
-            if let Some(found) = self.unless_moving(conn, &name()).await? {
-                self.same(self.name_in(found)?, known)?;
-            }
+        if let (Some(conn), Some(known)) = (&mut pairs.main(names::STORE), &known)
+            && let Some(found) = self.unless_moving(conn, &name()).await?
+        {
+            self.same(self.name_in(found)?, known)?;
         }
         // The servers of a cluster lose their data one by one: desired state has a mark of its own.
         if self.places.cluster
             && let (Some(conn), Some(known)) = (&mut pairs.main(names::CATALOG), &known)
+            && let Some(found) = self.unless_moving(conn, &mark()).await?
         {
-            if let Some(found) = self.unless_moving(conn, &mark()).await? {
-                self.same(some_text(found), known)?;
-            }
+            self.same(some_text(found), known)?;
         }
         if known.is_some() {
             return Ok(());
