@@ -253,6 +253,13 @@ impl DevSwarm {
         self.swarm.host.kept.state.get(key)?.get(name).map(Vec::as_slice)
     }
 
+    /// The names of all values in the state of `key`, sorted.
+    #[must_use]
+    pub fn state_names(&self, key: &str) -> Vec<&str> {
+        let values = self.swarm.host.kept.state.get(key);
+        values.map_or_else(Vec::new, |values| values.keys().map(String::as_str).collect())
+    }
+
     /// The timers that are set, by key and name.
     #[must_use]
     pub fn pending_timers(&self) -> Vec<Timer> {

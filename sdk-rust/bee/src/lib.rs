@@ -53,6 +53,7 @@ mod reply;
 mod state;
 mod swarm;
 mod timer;
+pub mod window;
 mod wire;
 
 #[cfg(not(target_arch = "wasm32"))]
