@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admit::{Admit, Permit};
 use crate::append::{Append, Pending};
 use crate::call::{Answer, CallError, OutMessage, RequestCall, SubmitCall, Submitted, Traced};
-use crate::route::{Route, RouteTable};
+use crate::route::{Open, Route, RouteTable};
 
 /// What an operator may set.
 #[derive(Debug, Clone)]
@@ -239,7 +239,7 @@ impl Core {
         }
         let size = check::message(&call.payload, &call.headers, call.key.as_deref())?;
         check::idempotency_key(call.idempotency_key.as_deref())?;
-        let route = self.route(scope, &call.subject)?;
+        let route = self.route(scope, &call.subject, true)?;
         let permit = self.admit.enter(size)?;
 
         let now_ms = self.clock.now_ms();
@@ -457,7 +457,7 @@ impl Core {
         let until = Instant::now() + Duration::from_millis(timeout_ms);
         check::idempotency_key(call.idempotency_key.as_deref())?;
         let size = check::messages(&call.messages, "submit")?;
-        let route = self.route(scope, &call.subject)?;
+        let route = self.route(scope, &call.subject, false)?;
         let _permit = self.admit.enter(size)?;
         let now_ms = self.clock.now_ms();
         let way = self.set_out("gateway submit", &call.subject, call.trace, Uid::random(&*self.entropy));
@@ -513,7 +513,7 @@ impl Core {
         session: &[u8],
         trace: Option<TraceContext>,
     ) -> Result<Session, CallError> {
-        self.route(scope, subject)?;
+        self.route(scope, subject, false)?;
         let id = if session.is_empty() {
             Uid::random(&*self.entropy)
         } else {
@@ -554,7 +554,7 @@ impl Core {
             }
         };
         // Looked up a frame: a Swarm deleted meanwhile takes no more.
-        let route = self.route(&session.scope, &session.subject)?;
+        let route = self.route(&session.scope, &session.subject, false)?;
         let permit = self.admit.enter(size)?;
         let now_ms = self.clock.now_ms();
         let to = self.fan_out(&route, std::mem::take(messages), now_ms, session.trace, Lists::Aligned)?;
@@ -579,7 +579,8 @@ impl Core {
         RequestId(id)
     }
 
-    fn route(&self, scope: &Scope, subject: &str) -> Result<Arc<Route>, CallError> {
+    /// `waits`: for an answer.
+    fn route(&self, scope: &Scope, subject: &str, waits: bool) -> Result<Arc<Route>, CallError> {
         if !self.settings.takes_calls {
             return Err(CallError::not_done(
                 ErrorKind::Unavailable,
@@ -595,15 +596,20 @@ impl Core {
             }
         };
         let route = found?;
-        if !route.accepting {
-            return Err(CallError::not_done(
-                ErrorKind::Unavailable,
-                "deleting",
-                format!(
-                    "Swarm `{}` takes no more input: it is being deleted",
-                    route.swarm.name()
-                ),
-            ));
+        let closed = |reason, why: &str| {
+            let message = format!("Swarm `{}` {why}", route.swarm.name());
+            Err(CallError::not_done(ErrorKind::Unavailable, reason, message))
+        };
+        match route.open {
+            Open::Deleting => return closed("deleting", "takes no more input: it is being deleted"),
+            Open::Draining => return closed("paused", "takes no input until it is resumed: it is being drained"),
+            Open::Paused if waits => {
+                return closed(
+                    "paused",
+                    "is paused: nobody would answer before it is resumed; a submit is kept until then",
+                );
+            }
+            Open::Paused | Open::Yes => {}
         }
         Ok(route)
     }

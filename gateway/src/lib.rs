@@ -30,7 +30,7 @@ mod session;
 
 pub use call::{Answer, CallError, OutMessage, RequestCall, SubmitCall, Submitted};
 pub use core::{Core, Settings};
-pub use route::{Feed, Route, RouteTable};
+pub use route::{Feed, Open, Route, RouteTable};
 pub use serve::serve;
 
 /// A way to reach a Swarm. Other kinds are one file each, over the same [`Core`].

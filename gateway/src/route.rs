@@ -25,8 +25,19 @@ pub struct Route {
     pub feeds: Vec<Feed>,
     /// No stage on the path keeps anything, so a request without idempotency key may travel in memory.
     pub pure: bool,
-    /// False while the Swarm is being deleted.
-    pub accepting: bool,
+    pub open: Open,
+}
+
+/// What a Swarm lets in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Open {
+    #[default]
+    Yes,
+    /// It is paused: what is submitted waits, and nobody would answer a request.
+    Paused,
+    /// It works off what it has, to be paused then.
+    Draining,
+    Deleting,
 }
 
 #[derive(Debug, Clone)]

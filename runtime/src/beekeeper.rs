@@ -5,9 +5,12 @@ mod applies;
 mod backups;
 mod deletion;
 mod failure;
+mod letters;
 mod modules;
 mod nodes;
+mod pauses;
 mod restores;
+mod trials;
 mod uploads;
 mod views;
 
@@ -142,6 +145,11 @@ impl Beekeeper for Keeper {
         detached(async move { this.scale(request.into_inner()).await }).await
     }
 
+    async fn hold_swarm(&self, request: Request<v1::HoldSwarmRequest>) -> Reply<v1::HoldSwarmReply> {
+        let this = self.clone();
+        detached(async move { this.hold(request.into_inner()).await }).await
+    }
+
     async fn list_swarms(&self, _: Request<v1::ListSwarmsRequest>) -> Reply<v1::ListSwarmsReply> {
         let swarms = self.swarms().await?;
         Ok(Response::new(v1::ListSwarmsReply { swarms }))
@@ -176,6 +184,18 @@ impl Beekeeper for Keeper {
         request: Request<v1::DiscardDeadLettersRequest>,
     ) -> Reply<v1::DiscardDeadLettersReply> {
         self.discard(request.into_inner()).await
+    }
+
+    async fn redrive_dead_letters(
+        &self,
+        request: Request<v1::RedriveDeadLettersRequest>,
+    ) -> Reply<v1::RedriveDeadLettersReply> {
+        let this = self.clone();
+        detached(async move { this.redrive(request.into_inner()).await }).await
+    }
+
+    async fn try_dead_letter(&self, request: Request<v1::TryDeadLetterRequest>) -> Reply<v1::TryDeadLetterReply> {
+        self.try_letter(request.into_inner()).await
     }
 
     async fn get_state(&self, request: Request<v1::GetStateRequest>) -> Reply<v1::GetStateReply> {

@@ -3,7 +3,7 @@
 //! Every write names the version it builds on; whoever loses a race reads again and decides again. Records are JSON with a
 //! format version in front: newer is refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
@@ -58,6 +58,21 @@ pub struct SwarmRecord {
     /// Stages that the revision no longer has and whose topics are not gone yet.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub draining: BTreeMap<StageName, DrainingStage>,
+    /// What an operator holds the whole Swarm in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<Hold>,
+    /// Stages that an operator paused one by one.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub paused: BTreeSet<StageName>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Hold {
+    /// Doors are closed, stages work off what there is.
+    Draining,
+    /// No stage reads.
+    Paused,
 }
 
 /// A stage that was removed from its Swarm and still has something in its topic. It runs as it did in its last revision.
@@ -117,6 +132,12 @@ impl SwarmRecord {
             .chain(removed)
             .filter(|(name, _)| next.stage(name).is_none())
             .collect()
+    }
+
+    /// Whether a stage does not read. A deletion has to drain, whatever was held before.
+    #[must_use]
+    pub fn is_paused(&self, stage: &StageName) -> bool {
+        !self.deleting && (self.hold == Some(Hold::Paused) || self.paused.contains(stage))
     }
 
     #[must_use]

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use skep_engine::{BeeSettings, Module};
-use skep_gateway::{Feed, Route, RouteTable};
+use skep_gateway::{Feed, Open, Route, RouteTable};
 use skep_model::id::{CommitId, Digest};
 use skep_model::name::{StageName, SwarmName};
 use skep_model::scope::SwarmId;
@@ -31,12 +31,13 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::catalog::{Catalog, SwarmRecord};
+use crate::catalog::{Catalog, Hold, SwarmRecord};
 use crate::stats::Stats;
-use plans::{End, Ends, UnderWay, WasmBee, plan, topic_spec};
+use plans::{End, Ends, UnderWay, WasmBee, plan};
 
 pub use drain::Remains;
 pub use modules::{Modules, Refused};
+pub(crate) use plans::topic_spec;
 
 /// How often a Swarm that cannot run is tried again. Nothing is tried while all run.
 const MEND_EVERY: Duration = Duration::from_secs(5);
@@ -75,7 +76,9 @@ struct Live {
     id: SwarmId,
     revision: u64,
     swarm: Swarm,
-    accepting: bool,
+    open: Open,
+    /// Some stage is paused: what lies in memory cannot wait, so nothing new goes there.
+    held: bool,
     /// Topics have as many partitions as the revision says.
     scaled: bool,
     stages: BTreeMap<StageName, LiveStage>,
@@ -122,6 +125,22 @@ impl LiveStage {
 }
 
 impl Live {
+    /// What of it runs and what it lets in, as the record says.
+    fn hold(&mut self, record: &SwarmRecord) {
+        self.open = match record.hold {
+            _ if record.deleting => Open::Deleting,
+            None => Open::Yes,
+            Some(Hold::Draining) => Open::Draining,
+            Some(Hold::Paused) => Open::Paused,
+        };
+        self.held = false;
+        for (name, stage) in &self.stages {
+            let paused = record.is_paused(name);
+            self.held |= paused;
+            stage.running.pause(paused);
+        }
+    }
+
     fn into_stages(self) -> impl Iterator<Item = LiveStage> {
         let draining = self.draining.into_values().map(|d| d.live);
         self.stages.into_values().chain(draining)
@@ -215,7 +234,7 @@ impl Supervisor {
             if let Some(live) = fleet.swarms.get_mut(name)
                 && record.is(&live.id)
             {
-                live.accepting = !record.deleting;
+                live.hold(&record);
             }
             if fleet.swarms.get(name).is_some_and(|live| live.runs(&record)) {
                 self.publish_routes(&fleet);
@@ -414,19 +433,19 @@ impl Supervisor {
             draining.insert(name.clone(), Draining { removal, live });
         }
         self.end_stages(before.into_values());
-        fleet.swarms.insert(
-            name.clone(),
-            Live {
-                id: id.clone(),
-                revision: record.revision,
-                swarm: record.swarm.clone(),
-                accepting: !record.deleting,
-                scaled: false,
-                stages,
-                draining,
-                kept,
-            },
-        );
+        let mut live = Live {
+            id: id.clone(),
+            revision: record.revision,
+            swarm: record.swarm.clone(),
+            open: Open::Yes,
+            held: false,
+            scaled: false,
+            stages,
+            draining,
+            kept,
+        };
+        live.hold(record);
+        fleet.swarms.insert(name.clone(), live);
         for (stage, removal) in removals {
             self.tasks
                 .spawn(Arc::clone(self).drain_removed(id.clone(), stage, removal));
@@ -465,7 +484,7 @@ impl Supervisor {
         for live in fleet.swarms.values() {
             for subject in live.swarm.subjects() {
                 // Lanes lie in memory: without Bees here there is nobody to read them.
-                let pure = live.swarm.pure(&subject) && self.works;
+                let pure = live.swarm.pure(&subject) && self.works && !live.held;
                 let feeds = live
                     .swarm
                     .fed_by(&subject)
@@ -488,7 +507,7 @@ impl Supervisor {
                         subject,
                         feeds,
                         pure,
-                        accepting: live.accepting,
+                        open: live.open,
                     }),
                 );
             }

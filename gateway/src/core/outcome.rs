@@ -88,6 +88,10 @@ fn of_refused(refused: &Refused) -> CallError {
                 format!("{refused}: its subject moves on to another revision"),
             )
         },
+        // Of calls that no door makes.
+        Refused::NoLetter | Refused::TimerSet | Refused::Rescaling { .. } => {
+            CallError::not_done(ErrorKind::Unavailable, "not-taken", refused.to_string())
+        }
         Refused::Gone => gone(),
     }
 }

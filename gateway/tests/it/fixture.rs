@@ -112,7 +112,12 @@ pub async fn node(settings: Settings) -> Node {
                     when: None,
                 }],
                 pure,
-                accepting: name != "leaving",
+                open: match name {
+                    "leaving" => skep_gateway::Open::Deleting,
+                    "paused" => skep_gateway::Open::Paused,
+                    "draining" => skep_gateway::Open::Draining,
+                    _ => skep_gateway::Open::Yes,
+                },
             }),
         );
     }

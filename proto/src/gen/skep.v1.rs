@@ -891,6 +891,73 @@ pub mod change {
         }
     }
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HoldSwarmRequest {
+    #[prost(string, tag = "1")]
+    pub swarm: ::prost::alloc::string::String,
+    /// Empty: the whole Swarm.
+    #[prost(string, tag = "2")]
+    pub stage: ::prost::alloc::string::String,
+    #[prost(enumeration = "hold_swarm_request::Hold", tag = "3")]
+    pub hold: i32,
+}
+/// Nested message and enum types in `HoldSwarmRequest`.
+pub mod hold_swarm_request {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Hold {
+        Unspecified = 0,
+        /// It runs.
+        None = 1,
+        /// Doors take nothing, stages work off what there is. Of a whole Swarm only.
+        Draining = 2,
+        /// Stages do not read. Requests to a Swarm that is paused as a whole are refused; what is submitted is kept.
+        Paused = 3,
+    }
+    impl Hold {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "HOLD_UNSPECIFIED",
+                Self::None => "HOLD_NONE",
+                Self::Draining => "HOLD_DRAINING",
+                Self::Paused => "HOLD_PAUSED",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "HOLD_UNSPECIFIED" => Some(Self::Unspecified),
+                "HOLD_NONE" => Some(Self::None),
+                "HOLD_DRAINING" => Some(Self::Draining),
+                "HOLD_PAUSED" => Some(Self::Paused),
+                _ => None,
+            }
+        }
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HoldSwarmReply {
+    /// It was so before.
+    #[prost(bool, tag = "1")]
+    pub already: bool,
+    /// Stages that do not read now.
+    #[prost(string, repeated, tag = "2")]
+    pub paused: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListSwarmsRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -908,7 +975,7 @@ pub struct SwarmSummary {
     pub stages: u64,
     #[prost(string, repeated, tag = "4")]
     pub subjects: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// `running`, `deleting`, `degraded: …`
+    /// `running`, `paused`, `draining`, `deleting`, `degraded: …`
     #[prost(string, tag = "5")]
     pub status: ::prost::alloc::string::String,
     #[prost(uint64, tag = "6")]
@@ -1033,17 +1100,36 @@ pub struct LogEntry {
 pub struct ListDeadLettersRequest {
     #[prost(string, tag = "1")]
     pub swarm: ::prost::alloc::string::String,
+    /// Only what fits all that is given from here on.
     #[prost(string, tag = "2")]
     pub stage: ::prost::alloc::string::String,
     #[prost(uint64, tag = "3")]
     pub after: u64,
     #[prost(uint32, tag = "4")]
     pub limit: u32,
+    #[prost(string, tag = "5")]
+    pub reason: ::prost::alloc::string::String,
+    #[prost(string, optional, tag = "6")]
+    pub key: ::core::option::Option<::prost::alloc::string::String>,
+    /// A digest, or how it begins.
+    #[prost(string, tag = "7")]
+    pub module: ::prost::alloc::string::String,
+    /// Set aside at this time or later; before this time.
+    #[prost(uint64, tag = "8")]
+    pub since_ms: u64,
+    #[prost(uint64, tag = "9")]
+    pub until_ms: u64,
+    /// Only ids and stages.
+    #[prost(bool, tag = "10")]
+    pub brief: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListDeadLettersReply {
     #[prost(message, repeated, tag = "1")]
     pub letters: ::prost::alloc::vec::Vec<DeadLetter>,
+    /// Go on after this one. 0: there are no more.
+    #[prost(uint64, tag = "2")]
+    pub next: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DeadLetter {
@@ -1073,6 +1159,11 @@ pub struct DeadLetter {
     pub module: ::prost::alloc::string::String,
     #[prost(string, tag = "13")]
     pub trace_id: ::prost::alloc::string::String,
+    /// The name of the timer that it was, and when that was due. Empty: a message.
+    #[prost(string, tag = "14")]
+    pub timer: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "15")]
+    pub timer_at_ms: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DiscardDeadLettersRequest {
@@ -1085,6 +1176,104 @@ pub struct DiscardDeadLettersRequest {
 pub struct DiscardDeadLettersReply {
     #[prost(uint64, tag = "1")]
     pub discarded: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RedriveDeadLettersRequest {
+    #[prost(string, tag = "1")]
+    pub swarm: ::prost::alloc::string::String,
+    /// At most 1,000.
+    #[prost(uint64, repeated, tag = "2")]
+    pub ids: ::prost::alloc::vec::Vec<u64>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RedriveDeadLettersReply {
+    #[prost(uint64, tag = "1")]
+    pub redriven: u64,
+    /// Not there: discarded, or back already.
+    #[prost(uint64, tag = "2")]
+    pub gone: u64,
+    /// There still.
+    #[prost(message, repeated, tag = "3")]
+    pub left: ::prost::alloc::vec::Vec<LetterLeft>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LetterLeft {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(string, tag = "2")]
+    pub why: ::prost::alloc::string::String,
+    /// It may come back soon: its inbox is full, or it changes.
+    #[prost(bool, tag = "3")]
+    pub later: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TryDeadLetterRequest {
+    #[prost(string, tag = "1")]
+    pub swarm: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub id: u64,
+    /// `name`, `name:tag` or `name@sha256:…`. Empty: what the stage runs.
+    #[prost(string, tag = "3")]
+    pub module: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TryDeadLetterReply {
+    #[prost(string, tag = "1")]
+    pub stage: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub module: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub digest: ::prost::alloc::string::String,
+    /// `done`, `retry-after`, `reject`, the reason of a failure, or how the instance ended: `trap`, `cpu-time`…
+    #[prost(string, tag = "4")]
+    pub outcome: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub detail: ::prost::alloc::string::String,
+    #[prost(string, tag = "6")]
+    pub stderr: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "7")]
+    pub publish: ::prost::alloc::vec::Vec<TriedEmit>,
+    #[prost(bytes = "bytes", repeated, tag = "8")]
+    pub respond: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    #[prost(message, repeated, tag = "9")]
+    pub state: ::prost::alloc::vec::Vec<TriedWrite>,
+    #[prost(message, repeated, tag = "10")]
+    pub timers: ::prost::alloc::vec::Vec<TriedTimer>,
+    #[prost(message, repeated, tag = "11")]
+    pub log: ::prost::alloc::vec::Vec<LogEntry>,
+    #[prost(uint64, tag = "12")]
+    pub took_us: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TriedEmit {
+    /// Empty: every unnamed output.
+    #[prost(string, tag = "1")]
+    pub output: ::prost::alloc::string::String,
+    #[prost(string, optional, tag = "2")]
+    pub key: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "3")]
+    pub headers: ::prost::alloc::vec::Vec<Header>,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub payload: ::prost::bytes::Bytes,
+    /// Stages that would take it.
+    #[prost(string, repeated, tag = "5")]
+    pub to: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TriedWrite {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// None: it would be deleted.
+    #[prost(bytes = "bytes", optional, tag = "2")]
+    pub value: ::core::option::Option<::prost::bytes::Bytes>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TriedTimer {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// None: it would be cancelled.
+    #[prost(uint64, optional, tag = "2")]
+    pub at_ms: ::core::option::Option<u64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetStateRequest {
@@ -1523,6 +1712,28 @@ pub mod beekeeper_client {
                 .insert(GrpcMethod::new("skep.v1.Beekeeper", "ScaleStage"));
             self.inner.unary(req, path, codec).await
         }
+        /// Stops a Swarm or one of its stages from reading, or lets it go on. What comes for it meanwhile waits in its inboxes.
+        pub async fn hold_swarm(
+            &mut self,
+            request: impl tonic::IntoRequest<super::HoldSwarmRequest>,
+        ) -> std::result::Result<tonic::Response<super::HoldSwarmReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/skep.v1.Beekeeper/HoldSwarm",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("skep.v1.Beekeeper", "HoldSwarm"));
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn list_swarms(
             &mut self,
             request: impl tonic::IntoRequest<super::ListSwarmsRequest>,
@@ -1666,6 +1877,56 @@ pub mod beekeeper_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("skep.v1.Beekeeper", "DiscardDeadLetters"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Puts dead letters behind what their stages have unread, or sets their timers anew. Each comes back once, however often it is asked for.
+        pub async fn redrive_dead_letters(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RedriveDeadLettersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RedriveDeadLettersReply>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/skep.v1.Beekeeper/RedriveDeadLetters",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("skep.v1.Beekeeper", "RedriveDeadLetters"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Runs a Bee on a dead letter and tells what it would do. Nothing of that happens.
+        pub async fn try_dead_letter(
+            &mut self,
+            request: impl tonic::IntoRequest<super::TryDeadLetterRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::TryDeadLetterReply>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/skep.v1.Beekeeper/TryDeadLetter",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("skep.v1.Beekeeper", "TryDeadLetter"));
             self.inner.unary(req, path, codec).await
         }
         /// One key's state of a stage.
@@ -1842,6 +2103,11 @@ pub mod beekeeper_server {
             &self,
             request: tonic::Request<super::ScaleStageRequest>,
         ) -> std::result::Result<tonic::Response<super::ApplySwarmReply>, tonic::Status>;
+        /// Stops a Swarm or one of its stages from reading, or lets it go on. What comes for it meanwhile waits in its inboxes.
+        async fn hold_swarm(
+            &self,
+            request: tonic::Request<super::HoldSwarmRequest>,
+        ) -> std::result::Result<tonic::Response<super::HoldSwarmReply>, tonic::Status>;
         async fn list_swarms(
             &self,
             request: tonic::Request<super::ListSwarmsRequest>,
@@ -1892,6 +2158,22 @@ pub mod beekeeper_server {
             request: tonic::Request<super::DiscardDeadLettersRequest>,
         ) -> std::result::Result<
             tonic::Response<super::DiscardDeadLettersReply>,
+            tonic::Status,
+        >;
+        /// Puts dead letters behind what their stages have unread, or sets their timers anew. Each comes back once, however often it is asked for.
+        async fn redrive_dead_letters(
+            &self,
+            request: tonic::Request<super::RedriveDeadLettersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RedriveDeadLettersReply>,
+            tonic::Status,
+        >;
+        /// Runs a Bee on a dead letter and tells what it would do. Nothing of that happens.
+        async fn try_dead_letter(
+            &self,
+            request: tonic::Request<super::TryDeadLetterRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::TryDeadLetterReply>,
             tonic::Status,
         >;
         /// One key's state of a stage.
@@ -2235,6 +2517,51 @@ pub mod beekeeper_server {
                     };
                     Box::pin(fut)
                 }
+                "/skep.v1.Beekeeper/HoldSwarm" => {
+                    #[allow(non_camel_case_types)]
+                    struct HoldSwarmSvc<T: Beekeeper>(pub Arc<T>);
+                    impl<
+                        T: Beekeeper,
+                    > tonic::server::UnaryService<super::HoldSwarmRequest>
+                    for HoldSwarmSvc<T> {
+                        type Response = super::HoldSwarmReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::HoldSwarmRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Beekeeper>::hold_swarm(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = HoldSwarmSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/skep.v1.Beekeeper/ListSwarms" => {
                     #[allow(non_camel_case_types)]
                     struct ListSwarmsSvc<T: Beekeeper>(pub Arc<T>);
@@ -2493,6 +2820,97 @@ pub mod beekeeper_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = DiscardDeadLettersSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Beekeeper/RedriveDeadLetters" => {
+                    #[allow(non_camel_case_types)]
+                    struct RedriveDeadLettersSvc<T: Beekeeper>(pub Arc<T>);
+                    impl<
+                        T: Beekeeper,
+                    > tonic::server::UnaryService<super::RedriveDeadLettersRequest>
+                    for RedriveDeadLettersSvc<T> {
+                        type Response = super::RedriveDeadLettersReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RedriveDeadLettersRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Beekeeper>::redrive_dead_letters(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RedriveDeadLettersSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Beekeeper/TryDeadLetter" => {
+                    #[allow(non_camel_case_types)]
+                    struct TryDeadLetterSvc<T: Beekeeper>(pub Arc<T>);
+                    impl<
+                        T: Beekeeper,
+                    > tonic::server::UnaryService<super::TryDeadLetterRequest>
+                    for TryDeadLetterSvc<T> {
+                        type Response = super::TryDeadLetterReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::TryDeadLetterRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Beekeeper>::try_dead_letter(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = TryDeadLetterSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

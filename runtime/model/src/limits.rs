@@ -51,6 +51,14 @@ pub const INBOX_BYTES_MAX: u64 = 1 << 40;
 pub const INBOX_GATEWAY_PERCENT: u64 = 80;
 pub const DEAD_LETTERS_DEFAULT: u64 = 10_000;
 pub const DEAD_LETTER_BYTES_DEFAULT: u64 = 64 << 20;
+/// Dead letters looked at for one page of a filtered list; the next page goes on.
+pub const DEAD_LETTERS_SCAN_MAX: u64 = 10_000;
+/// Dead letters that one call puts back.
+pub const REDRIVE_IDS_MAX: usize = 1_000;
+/// Payload bytes of dead letters that one step of the backend puts back: others wait meanwhile.
+pub const REDRIVE_STEP_BYTES: usize = 1 << 20;
+/// Trial runs of dead letters at once on a node: each takes an instance from those that work.
+pub const TRIALS_MAX: usize = 2;
 pub const DEAD_LETTERS_MAX: u64 = 10_000_000;
 pub const DEAD_LETTER_BYTES_MAX: u64 = 1 << 40;
 pub const BATCH_MESSAGES_DEFAULT: u32 = 256;

@@ -1,6 +1,6 @@
 //! Applies: what a manifest means against the catalog, what it changes, what is refused, and the new revision.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use skep_model::diff;
 use skep_model::id::{Digest, Incarnation};
@@ -20,10 +20,10 @@ use crate::wording::{count, instead};
 type Digests = BTreeMap<StageName, String>;
 
 /// The catalog's modules, as the manifest's reader wants to see them.
-struct Known<'a>(&'a BTreeMap<ModuleName, ModuleRecord>);
+pub(super) struct Known<'a>(pub &'a BTreeMap<ModuleName, ModuleRecord>);
 
 impl Known<'_> {
-    fn resolve(&self, wanted: &ModuleRef) -> Option<(Digest, &ModuleVersion)> {
+    pub fn resolve(&self, wanted: &ModuleRef) -> Option<(Digest, &ModuleVersion)> {
         let record = self.0.get(&wanted.name)?;
         let hex = match &wanted.version {
             Wanted::Tag(tag) => record.tags.get(tag.as_str())?.clone(),
@@ -200,6 +200,7 @@ impl Keeper {
                 next.born = old.born_next(&swarm, next.revision);
                 next.draining = old.left_behind(&swarm);
                 next.swarm = swarm;
+                next.paused.retain(|stage| next.swarm.stage(stage).is_some());
                 next.modules = digests;
                 (found.version, next)
             }
@@ -222,6 +223,8 @@ impl Keeper {
                     deleting: false,
                     deleted_by: None,
                     draining: BTreeMap::new(),
+                    hold: None,
+                    paused: BTreeSet::new(),
                 },
             ),
         };

@@ -1,29 +1,24 @@
-//! What operators look at: Swarms, logs, dead letters, state.
+//! What operators look at: Swarms, logs, state.
 
 use std::collections::BTreeMap;
 
 use futures::StreamExt as _;
-use skep_model::Bytes;
 use skep_model::limits::KEEPER_REPLY_BYTES_MAX;
 use skep_model::name::{StageName, SwarmName};
 use skep_model::scope::SwarmId;
 use skep_model::swarm::{InputSource, Stage, StageInput, Swarm};
 use skep_proto::v1;
-use skep_topic::{Backend, Work};
+use skep_topic::Backend;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tonic::{Response, Status};
 
 use super::failure::{internal, invalid, topic_error};
 use super::{Keeper, Out, Reply};
-use crate::catalog::SwarmRecord;
+use crate::catalog::{Hold, SwarmRecord};
 use crate::logs::Kept;
 use crate::wording::instead;
 
-const DEAD_LETTERS_PAGE_DEFAULT: u32 = 100;
-const DEAD_LETTERS_PAGE_MAX: u32 = 1_000;
-/// Dead letters read in one step of the backend while a page is filled.
-const DEAD_LETTERS_STEP: u32 = 16;
 /// Log lines that wait for a slow client.
 const FOLLOW_LINES_MAX: usize = 16;
 
@@ -37,6 +32,14 @@ impl Keeper {
             "deleting".to_owned()
         } else if let Some(trouble) = self.supervisor.trouble(name) {
             format!("degraded: {trouble}")
+        } else if let Some(hold) = record.hold {
+            match hold {
+                Hold::Draining => "draining".to_owned(),
+                Hold::Paused => "paused".to_owned(),
+            }
+        } else if !record.paused.is_empty() {
+            let paused: Vec<&str> = record.paused.iter().map(|stage| stage.as_str()).collect();
+            format!("running, but for {}", paused.join(", "))
         } else {
             "running".to_owned()
         };
@@ -95,6 +98,7 @@ impl Keeper {
                     batches: numbers.batches,
                     busy_us: numbers.busy_us,
                     status: match numbers.state {
+                        _ if record.is_paused(&stage.name) => "paused: by an operator".to_owned(),
                         Some(state) if numbers.held_up > 1 => format!("{state} ({} partitions)", numbers.held_up),
                         Some(state) => state.to_string(),
                         None => "ok".to_owned(),
@@ -150,54 +154,6 @@ impl Keeper {
         Ok(Response::new(Box::pin(past.chain(follow))))
     }
 
-    pub(super) async fn dead_letters(&self, asked: v1::ListDeadLettersRequest) -> Reply<v1::ListDeadLettersReply> {
-        let (_, _, id) = self.find(&asked.swarm).await?;
-        // A removed stage's dead letters are still listed, so the name need not be in the manifest.
-        let stage: Option<StageName> = match asked.stage.as_str() {
-            "" => None,
-            name => Some(name.parse().map_err(invalid)?),
-        };
-        let limit = match asked.limit {
-            0 => DEAD_LETTERS_PAGE_DEFAULT,
-            n => n.min(DEAD_LETTERS_PAGE_MAX),
-        };
-        let (mut letters, mut bytes, mut after) = (Vec::new(), 0, asked.after);
-        'page: while (letters.len() as u64) < u64::from(limit) {
-            let step = DEAD_LETTERS_STEP.min(limit.saturating_sub(u32::try_from(letters.len()).unwrap_or(u32::MAX)));
-            let found = self
-                .backend
-                .dead_letters(&id, stage.as_ref(), after, step)
-                .await
-                .map_err(topic_error)?;
-            let more = found.len() as u64 == u64::from(step);
-            for stored in found {
-                after = stored.id;
-                let letter = dead_letter(stored);
-                bytes += reply_len(&letter);
-                // A short page: the client goes on after its last letter.
-                if bytes > KEEPER_REPLY_BYTES_MAX && !letters.is_empty() {
-                    break 'page;
-                }
-                letters.push(letter);
-            }
-            if !more {
-                break;
-            }
-        }
-        Ok(Response::new(v1::ListDeadLettersReply { letters }))
-    }
-
-    pub(super) async fn discard(&self, asked: v1::DiscardDeadLettersRequest) -> Reply<v1::DiscardDeadLettersReply> {
-        let (_, _, id) = self.find(&asked.swarm).await?;
-        let discarded = self
-            .backend
-            .discard_dead_letters(&id, &asked.ids)
-            .await
-            .map_err(topic_error)?;
-        self.supervisor.discarded(&id).await.map_err(internal)?;
-        Ok(Response::new(v1::DiscardDeadLettersReply { discarded }))
-    }
-
     pub(super) async fn state_of(&self, asked: v1::GetStateRequest) -> Reply<v1::GetStateReply> {
         let (name, found, id) = self.find(&asked.swarm).await?;
         let Some(stage) = stage_of(&name, &found.record, &asked.stage)? else {
@@ -239,13 +195,6 @@ pub(super) async fn depths(backend: &dyn Backend, id: &SwarmId) -> Result<Vec<sk
     }
 }
 
-/// About what a letter takes in a reply.
-fn reply_len(letter: &v1::DeadLetter) -> usize {
-    let headers: usize = letter.headers.iter().map(|h| h.name.len() + h.value.len() + 8).sum();
-    let text = letter.reason.len() + letter.detail.len() + letter.stderr.len() + letter.stage.len();
-    letter.payload.len() + headers + text + letter.key.as_ref().map_or(0, String::len) + 256
-}
-
 fn on_pure_path(swarm: &Swarm, stage: &Stage) -> bool {
     swarm
         .subjects()
@@ -265,7 +214,7 @@ fn input_text(input: &StageInput) -> String {
     }
 }
 
-fn stage_of(swarm: &SwarmName, record: &SwarmRecord, name: &str) -> Result<Option<StageName>, Status> {
+pub(super) fn stage_of(swarm: &SwarmName, record: &SwarmRecord, name: &str) -> Result<Option<StageName>, Status> {
     if name.is_empty() {
         return Ok(None);
     }
@@ -288,45 +237,5 @@ fn entry(kept: Kept) -> v1::LogEntry {
         context: kept.line.context,
         text: kept.line.text,
         message: kept.message.map(|m| m.to_string()).unwrap_or_default(),
-    }
-}
-
-fn dead_letter(stored: skep_topic::StoredDeadLetter) -> v1::DeadLetter {
-    let letter = stored.letter;
-    let uid = letter.work.uid().to_string();
-    let key = letter.work.key().map(str::to_owned);
-    let (payload, headers, trace_id) = match letter.work {
-        Work::Message(message) => (
-            message.payload,
-            message
-                .headers
-                .into_iter()
-                .map(|(name, value)| v1::Header { name, value })
-                .collect(),
-            message
-                .trace
-                .map(|t| format!("{:032x}", u128::from_be_bytes(t.trace_id)))
-                .unwrap_or_default(),
-        ),
-        Work::Timer { name, at_ms, .. } => (
-            Bytes::from(format!("timer {name} due {at_ms}")),
-            Vec::new(),
-            String::new(),
-        ),
-    };
-    v1::DeadLetter {
-        id: stored.id,
-        stage: stored.topic.stage().to_string(),
-        reason: letter.reason,
-        detail: letter.detail,
-        stderr: letter.stderr,
-        attempts: letter.attempts,
-        at_ms: letter.at_ms,
-        message: uid,
-        key,
-        payload,
-        headers,
-        module: letter.module.to_string(),
-        trace_id,
     }
 }

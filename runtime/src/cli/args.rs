@@ -89,10 +89,14 @@ pub enum Command {
     },
     /// Show what a Swarm's Bees logged
     Logs(Logs),
-    /// Look at or discard dead letters
+    /// Look at dead letters, try them on another version, put them back, drop them
     Dlq(Dlq),
     /// Show one key's state of a stage
     State(State),
+    /// Stop a Swarm or one of its stages from reading; what comes for it waits
+    Pause(Pause),
+    /// Let a paused Swarm or stage go on
+    Resume(Resume),
     /// Change a stage's partitions or concurrency while messages flow
     Scale(Scale),
     /// List the nodes that share a store, and what each owns
@@ -314,6 +318,34 @@ pub struct Restore {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+A paused stage keeps what is sent to it in its inbox; doors refuse when that is full. A Swarm that is paused as a whole also refuses
+requests at once, for nobody would answer them; what is submitted is kept. Timers fire when it goes on.
+
+Examples:
+  skep pause orders/bill
+  skep pause orders
+  skep pause orders --drain")]
+pub struct Pause {
+    /// SWARM, or SWARM/BEE for one stage
+    #[arg(value_name = "SWARM[/BEE]")]
+    pub what: String,
+    /// Close the doors first and let it work off all that it has
+    #[arg(long)]
+    pub drain: bool,
+    /// How long to let it drain; after that it drains on, with its doors closed
+    #[arg(long, value_parser = duration, default_value = "60s", requires = "drain")]
+    pub timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub struct Resume {
+    /// SWARM for all of it, or SWARM/BEE for one stage
+    #[arg(value_name = "SWARM[/BEE]")]
+    pub what: String,
+}
+
+#[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("number").required(true).multiple(true))]
 pub struct Scale {
     /// SWARM/BEE
@@ -419,8 +451,13 @@ pub struct Logs {
 #[command(after_help = "\
 Examples:
   skep dlq orders
+  skep dlq orders list --reason trap --since 2h
   skep dlq orders show 17
-  skep dlq orders discard 17 18")]
+  skep dlq orders try 17 --module orders:v2
+  skep dlq orders redrive 17 18
+  skep dlq orders redrive --all --stage count
+  skep dlq orders export > letters.jsonl
+  skep dlq orders discard --all --until 168h")]
 pub struct Dlq {
     /// The Swarm's name
     pub swarm: String,
@@ -433,9 +470,8 @@ pub struct Dlq {
 pub enum DlqCommand {
     /// List dead letters (the default)
     List {
-        /// Only this stage
-        #[arg(long)]
-        stage: Option<String>,
+        #[command(flatten)]
+        which: Which,
         /// Only those after this id
         #[arg(long, default_value_t = 0)]
         after: u64,
@@ -448,15 +484,58 @@ pub enum DlqCommand {
         /// Its id, as the list has it
         id: u64,
     },
-    /// Drop dead letters for good
-    Discard {
-        /// Their ids
-        #[arg(required_unless_present = "all")]
-        ids: Vec<u64>,
-        /// All of the Swarm's
-        #[arg(long, conflicts_with = "ids")]
-        all: bool,
+    /// Run the Bee on one and show what it would do; nothing of that happens
+    Try {
+        /// Its id, as the list has it
+        id: u64,
+        /// Another version: NAME, NAME:TAG or NAME@sha256:…; the one that the stage runs by default
+        #[arg(long)]
+        module: Option<String>,
     },
+    /// Put dead letters back into their stages' inboxes, each once
+    Redrive(Letters),
+    /// Write them as JSON, one a line
+    Export {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Drop dead letters for good
+    Discard(Letters),
+}
+
+/// Which dead letters; all of these must fit.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Which {
+    /// Only this stage
+    #[arg(long)]
+    pub stage: Option<String>,
+    /// Only this cause: `fail`, `reject`, `trap`, `cpu-time`…
+    #[arg(long)]
+    pub reason: Option<String>,
+    /// Only this key
+    #[arg(long)]
+    pub key: Option<String>,
+    /// Only of this module: a digest, or how it begins
+    #[arg(long, value_name = "DIGEST")]
+    pub module: Option<String>,
+    /// Only those set aside within this time
+    #[arg(long, value_parser = duration, value_name = "TIME")]
+    pub since: Option<Duration>,
+    /// Only those set aside longer ago than this time
+    #[arg(long, value_parser = duration, value_name = "TIME")]
+    pub until: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub struct Letters {
+    /// Their ids
+    #[arg(required_unless_present = "all")]
+    pub ids: Vec<u64>,
+    /// All of the Swarm's that fit the other options
+    #[arg(long, conflicts_with = "ids")]
+    pub all: bool,
+    #[command(flatten)]
+    pub which: Which,
 }
 
 #[derive(Debug, Args)]
@@ -595,8 +674,17 @@ mod tests {
             "skep dlq s show 7",
             "skep dlq s discard 7 8",
             "skep dlq s discard --all",
+            "skep dlq s discard --all --until 24h --reason reject",
+            "skep dlq s try 7 --module b:v2",
+            "skep dlq s redrive 7 8",
+            "skep dlq s redrive --all --stage a --key k --module ab12 --since 2h",
+            "skep dlq s export --stage a",
             "skep state s stage key",
             "skep delete s --timeout 2m --discard",
+            "skep pause s",
+            "skep pause s/b",
+            "skep pause s --drain --timeout 2m",
+            "skep resume s/b",
             "skep --node http://h:1 swarms",
             "skep up samples/hello-world",
             "skep new bee --path /tmp/x",
@@ -661,6 +749,11 @@ mod tests {
             "skep submit s a --file f",
             "skep submit s a --key-json id",
             "skep dlq s discard",
+            "skep dlq s redrive",
+            "skep dlq s redrive 7 --all",
+            "skep dlq s redrive 7 --reason trap",
+            "skep dlq s try",
+            "skep pause s --timeout 2m",
             "skep nonsense",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");

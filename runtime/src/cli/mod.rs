@@ -9,12 +9,14 @@ mod doctor;
 mod edits;
 pub mod failure;
 mod files;
+mod letters;
 mod modules;
 mod new;
 mod nodes;
 mod observe;
 mod offline;
 mod output;
+mod pauses;
 pub mod progress;
 mod submit;
 mod swarms;
@@ -129,8 +131,10 @@ async fn run(cli: Cli, seen: Option<String>) -> Outcome {
         Command::Swarms => swarms::list(node, out).await,
         Command::Describe { swarm } => swarms::describe(swarm, node, out).await,
         Command::Logs(args) => observe::logs(args, node, out).await,
-        Command::Dlq(args) => observe::dlq(args, node, out).await,
+        Command::Dlq(args) => letters::dlq(args, node, out).await,
         Command::State(args) => observe::state(args, node, out).await,
+        Command::Pause(args) => pauses::pause(args, node, out).await,
+        Command::Resume(args) => pauses::resume(args, node, out).await,
         Command::Scale(args) => swarms::scale(args, node, out).await,
         Command::Nodes => nodes::list(node, out).await,
         Command::Drain(args) => nodes::drain(args, node, out).await,

@@ -53,7 +53,8 @@ impl Bee for WasmBee {
     }
 }
 
-pub(super) fn topic_spec(id: &SwarmId, stage: &Stage, born: u64) -> TopicSpec {
+/// Where a stage is written to.
+pub(crate) fn topic_spec(id: &SwarmId, stage: &Stage, born: u64) -> TopicSpec {
     TopicSpec {
         id: id.topic(&stage.name),
         born,

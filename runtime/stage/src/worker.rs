@@ -74,6 +74,7 @@ impl Seams {
 /// A stage at work on this node.
 pub struct Running {
     plan: watch::Sender<Arc<Plan>>,
+    paused: watch::Sender<bool>,
     lane: Arc<Lane>,
     seams: Arc<Seams>,
     stop: CancellationToken,
@@ -107,6 +108,12 @@ impl Running {
         self.lane.ring();
     }
 
+    /// Stops reading after the batches under way, or goes on. What comes meanwhile waits in the inbox, and timers until then.
+    pub fn pause(&self, paused: bool) {
+        self.paused
+            .send_if_modified(|now| std::mem::replace(now, paused) != paused);
+    }
+
     /// Starts owners for the first `partitions` partitions that have none. While a topic gets another number of partitions, those need
     /// owners that were before as well as those that are: see [`skep_topic::Layout::owners`]. One whose partition is no more waits
     /// for a plan by which it is.
@@ -116,6 +123,7 @@ impl Running {
             let owner = Owner {
                 partition: self.plan.borrow().topic.id.partition(index),
                 plans: self.plan.subscribe(),
+                paused: self.paused.subscribe(),
                 workers: self.seams.workers.clone(),
                 place: None,
                 owned: Arc::clone(&self.owned),
@@ -154,6 +162,7 @@ impl Running {
 pub fn start(plan: Arc<Plan>, lane: &Arc<Lane>, seams: &Arc<Seams>) -> Running {
     let running = Running {
         plan: watch::Sender::new(Arc::clone(&plan)),
+        paused: watch::Sender::new(false),
         lane: Arc::clone(lane),
         seams: Arc::clone(seams),
         stop: CancellationToken::new(),
@@ -169,6 +178,8 @@ pub fn start(plan: Arc<Plan>, lane: &Arc<Lane>, seams: &Arc<Seams>) -> Running {
 struct Owner {
     partition: PartitionId,
     plans: watch::Receiver<Arc<Plan>>,
+    /// By an operator.
+    paused: watch::Receiver<bool>,
     workers: watch::Receiver<Arc<Workers>>,
     /// What was worked out of `workers` last.
     place: Option<Place>,
@@ -220,6 +231,16 @@ impl Owner {
         let bell = self.seams.backend.bell(&self.partition);
         let scan_ms = self.seams.backend.scan_every_ms();
         loop {
+            if *self.paused.borrow_and_update() {
+                let why = "by an operator".to_owned();
+                self.tell(StageState::Paused { why });
+                tokio::select! {
+                    biased;
+                    () = self.stop.cancelled() => return,
+                    on = self.paused.wait_for(|paused| !paused) => if on.is_err() { return },
+                }
+                self.well();
+            }
             match self.place() {
                 Place::Home => {}
                 Place::Guest => tokio::select! {
@@ -376,6 +397,9 @@ impl Owner {
         loop {
             if self.stop.is_cancelled() {
                 return Ended::Stopped;
+            }
+            if *self.paused.borrow() {
+                return Ended::Idle { wait_ms: 1 };
             }
             let place = self.place();
             let over = since.elapsed() > Duration::from_millis(GUEST_MS);

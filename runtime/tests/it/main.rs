@@ -8,9 +8,11 @@ mod cluster;
 mod doctor;
 mod first_steps;
 mod kills;
+mod letters;
 mod lifecycle;
 mod losses;
 mod node;
+mod pauses;
 mod poison;
 mod races;
 #[path = "../../topic/tests/it/redis/process.rs"]
@@ -20,3 +22,4 @@ mod s3;
 mod settings;
 mod traces;
 mod up;
+mod windows;

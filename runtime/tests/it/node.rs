@@ -311,6 +311,19 @@ pub fn fraud_scoring() -> &'static [u8] {
     WASM.get_or_init(|| build(&root().join("samples/fraud-scoring"), "fraud_scoring"))
 }
 
+/// A sample, built once per test run.
+pub fn session_windows() -> &'static [u8] {
+    static WASM: OnceLock<Vec<u8>> = OnceLock::new();
+    WASM.get_or_init(|| build(&root().join("samples/session-windows"), "session_windows"))
+}
+
+/// Both versions of a sample's module, built once per test run.
+pub fn totals() -> &'static [Vec<u8>; 2] {
+    static WASM: OnceLock<[Vec<u8>; 2]> = OnceLock::new();
+    let version = |dir: &str, name: &str| build(&root().join("samples/redrive").join(dir), name);
+    WASM.get_or_init(|| [version("v1", "totals_v1"), version("v2", "totals_v2")])
+}
+
 fn build(dir: &Path, name: &str) -> Vec<u8> {
     let target = root().join("target/bees");
     let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))

@@ -27,6 +27,8 @@ pub enum Guard {
     Room,
     /// A call whose idempotency key or session number is known is not appended again.
     Dedup,
+    /// A dead letter comes back only while it is there.
+    Letter,
     /// Nothing is written to a stage as it was before its removal.
     Birth,
     /// Nothing behind a seal is read until all seals of its topic are passed.

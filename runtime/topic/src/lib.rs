@@ -200,6 +200,10 @@ pub enum Once {
     /// A streaming submit: `first` is the sequence number of the first message, counted from 1; one high-water mark a session.
     /// Messages at or below it were appended before and are skipped. A `first` of 0 is refused as a gap.
     Session { id: Uid, first: u64, expires_ms: u64 },
+    /// A dead letter once more: taken while the stage of `to`'s only topic has the letter, which goes with the append, so that it
+    /// comes back once however often it is asked for. `to` has the message, or none and `timer` is set anew. Its key's order
+    /// begins afresh: it is behind what is unread.
+    Letter { id: u64, timer: Option<TimerDue> },
 }
 
 /// The answer to one call.
@@ -230,6 +234,15 @@ pub enum Refused {
     /// The stage was removed, and the caller did not know it yet.
     #[error("stage `{stage}` was removed from the Swarm")]
     StageGone { stage: StageName },
+    /// It was discarded, or is back already.
+    #[error("the dead letter is not there")]
+    NoLetter,
+    /// The Bee set a timer of that name since: one of both would be lost.
+    #[error("the timer was set again since")]
+    TimerSet,
+    /// Timers are on their way between partitions.
+    #[error("stage `{stage}` gets another number of partitions just now")]
+    Rescaling { stage: StageName },
     /// The Swarm was deleted.
     #[error("the Swarm is gone")]
     Gone,

@@ -2,10 +2,12 @@
 
 use super::actors::{Owner, Reason, World, finished, text, timer_work};
 use super::{Harness, Stop, Verdict, holds, refused, same};
-use crate::{Error, Fetched, Parked, Retry, StoredDeadLetter, TopicSpec, Work};
+use std::sync::Arc;
+
+use crate::{Call, Error, Fetched, Once, Parked, Refused, Retry, StoredDeadLetter, TimerDue, TopicSpec, Work};
 
 /// Parks `1` (to be retried at once), `2` and `3` (behind it), all of key `k`.
-async fn three(world: &World, spec: &std::sync::Arc<TopicSpec>) -> Result<Owner, String> {
+async fn three(world: &World, spec: &Arc<TopicSpec>) -> Result<Owner, String> {
     world.words(spec, Some("k"), &["1", "2", "3"]).await?;
     let mut owner = world.own(spec, 0).await?;
     let fetched = owner.fetch(3).await?;
@@ -271,6 +273,140 @@ pub(super) async fn dead_letters_are_kept_listed_and_discarded(harness: Box<dyn 
             rest,
             "after a crash"
         );
+    }
+    Ok(())
+}
+
+/// What a redrive publishes of a letter.
+fn once_more(spec: &Arc<TopicSpec>, letter: &StoredDeadLetter) -> Call {
+    let (messages, timer) = match letter.letter.work.clone() {
+        Work::Message(message) => (vec![message], None),
+        Work::Timer { uid, key, name, at_ms } => (Vec::new(), Some(TimerDue { uid, key, name, at_ms })),
+    };
+    Call {
+        to: vec![(Arc::clone(spec), messages)],
+        once: Once::Letter { id: letter.id, timer },
+    }
+}
+
+pub(super) async fn a_dead_letter_comes_back_once(harness: Box<dyn Harness>) -> Verdict {
+    let mut world = World::new(harness);
+    let (spec, other) = (world.bounded("a", 4, 10, 3), world.spec("b", 1));
+    let place = spec.partition_of_key("k");
+    world.words(&spec, Some("k"), &["1", "2"]).await?;
+    let mut owner = world.own(&spec, place).await?;
+    let fetched = owner.fetch(2).await?;
+    let mut commit = world.consuming(&owner, &fetched, 2);
+    for unread in &fetched.messages {
+        commit.dead.push(world.letter(Work::Message(unread.message.clone())));
+    }
+    commit.dead.push(world.letter(Work::Timer {
+        uid: world.uid(),
+        key: "k".to_owned(),
+        name: "t".to_owned(),
+        at_ms: 5,
+    }));
+    owner.must(commit).await?;
+    world.words(&spec, Some("k"), &["3"]).await?;
+    // Full, so that the next dead letter waits for room.
+    let fetched = owner.fetch(1).await?;
+    let mut commit = world.consuming(&owner, &fetched, 1);
+    commit
+        .dead
+        .push(world.letter(Work::Message(fetched.messages[0].message.clone())));
+    let room = world.backend().room(&spec.id);
+    let rung = room.notified();
+    refused!(owner.send(commit.clone()).await, Error::Full { .. }, "dead letters");
+
+    let letters = world.backend().dead_letters(&world.swarm, None, 0, 10).await.why()?;
+    same!(letters.len(), 3, "letters");
+    let again: Vec<Call> = letters.iter().map(|l| once_more(&spec, l)).collect();
+    // Twice in one step, and of another stage.
+    let asked = vec![again[0].clone(), again[0].clone(), once_more(&other, &letters[1])];
+    let results = world.calls(asked).await?;
+    holds!(results[0].is_ok(), "the first comes back");
+    refused!(&results[1], Refused::NoLetter, "twice in one step");
+    refused!(&results[2], Refused::NoLetter, "of another stage");
+    same!(
+        world.calls(vec![again[0].clone()]).await?,
+        [Err(Refused::NoLetter)],
+        "twice"
+    );
+    holds!(
+        world.calls(vec![again[1].clone()]).await?[0].is_ok(),
+        "the second comes back"
+    );
+    holds!(
+        tokio::time::timeout(std::time::Duration::from_secs(5), rung)
+            .await
+            .is_ok(),
+        "room is told"
+    );
+    owner.must(commit).await?;
+    let fetched = owner.fetch(10).await?;
+    let words: Vec<_> = fetched.messages.iter().map(|u| u.message.payload.clone()).collect();
+    same!(words, ["1", "2"], "behind what was unread");
+    same!(
+        fetched.messages[0].message,
+        match &letters[0].letter.work {
+            Work::Message(message) => message.clone(),
+            Work::Timer { .. } => return Err("the first is a message".to_owned()),
+        },
+        "as it was"
+    );
+
+    // A timer: its owner drops what it knows, and it fires.
+    holds!(
+        world.calls(vec![again[2].clone()]).await?[0].is_ok(),
+        "the timer comes back"
+    );
+    same!(
+        world.calls(vec![again[2].clone()]).await?,
+        [Err(Refused::NoLetter)],
+        "the timer twice"
+    );
+    let commit = world.commit(&owner);
+    refused!(owner.send(commit).await, Error::Stale, "the owner's base is old");
+    drop(owner);
+    world.let_leases_end().await;
+    let mut owner = world.own(&spec, place).await?;
+    let fetched = owner.fetch(10).await?;
+    same!(
+        fetched
+            .timers
+            .iter()
+            .map(|t| (t.name.as_str(), t.at_ms))
+            .collect::<Vec<_>>(),
+        [("t", 5)],
+        "due at once"
+    );
+    let status = world.backend().status(&world.swarm).await.why()?;
+    let status = status.iter().find(|s| s.topic == spec.id).ok_or("no status")?;
+    same!((status.dead, status.timers, status.unread), (1, 1, 2), "counted");
+    // Dead again while the Bee sets one of that name: neither may be lost.
+    let mut commit = world.commit(&owner);
+    commit.timers = fetched.timers.clone();
+    commit.set_timers = vec![world.timer("k", "t", u64::MAX / 4)];
+    commit.dead = vec![letters[2].letter.clone()];
+    owner.must(commit).await?;
+    let letters = world.backend().dead_letters(&world.swarm, None, 0, 10).await.why()?;
+    let last = letters.last().ok_or("no letter")?;
+    same!(
+        world.calls(vec![once_more(&spec, last)]).await?,
+        [Err(Refused::TimerSet)],
+        "set since"
+    );
+    // A full inbox takes none, and the letter stays.
+    world.words(&spec, Some("k"), &["4", "5", "6", "7", "8", "9"]).await?;
+    refused!(
+        &world.calls(vec![once_more(&spec, &letters[0])]).await?[0],
+        Refused::Full { .. },
+        "full"
+    );
+    drop(owner);
+    if world.harness.reopen(Stop::Kill).await {
+        let found = world.backend().dead_letters(&world.swarm, None, 0, 10).await.why()?;
+        same!(found, letters, "as many after a crash");
     }
     Ok(())
 }

@@ -18,6 +18,7 @@ mod fetch;
 mod import;
 mod keys;
 mod lease;
+mod letter;
 mod load;
 mod publish;
 mod removal;
@@ -623,8 +624,7 @@ impl Backend for Embedded {
 
     async fn discard_dead_letters(&self, swarm: &SwarmId, ids: &[u64]) -> Result<u64, Error> {
         let (swarm, ids) = (swarm.clone(), ids.to_vec());
-        self.run(move |store| removal::discard_dead_letters(store, &swarm, &ids))
-            .await
+        self.run(move |store| letter::discard(store, &swarm, &ids)).await
     }
 
     async fn catalog_put_if(

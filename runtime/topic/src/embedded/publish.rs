@@ -8,13 +8,15 @@ use skep_model::limits;
 use skep_model::message::Message;
 use skep_model::scope::{SwarmId, TopicId};
 
+use super::letter;
 use super::store::{Fault, Store};
 use super::window::{self, Key};
 use super::writer::Answer;
 use crate::guard::Guard;
 use crate::record::{FrameBuilder, Run};
 use crate::{
-    Accepted, CallResult, Error, Gate, Once, Publish, Refused, TopicSpec, failpoint, key_group, partition_of_group,
+    Accepted, CallResult, Error, Gate, Once, Publish, Refused, TimerDue, TopicSpec, failpoint, key_group,
+    partition_of_group,
 };
 
 /// Messages for one topic, encoded, in order.
@@ -53,6 +55,7 @@ enum PreparedOnce {
     No,
     Key(Key),
     Session { id: Uid, first: u64, expires_ms: u64 },
+    Letter { id: u64, timer: Option<TimerDue> },
 }
 
 /// A publish, encoded.
@@ -95,6 +98,7 @@ impl From<Publish> for Prepared {
                     expires_ms,
                 }),
                 Once::Session { id, first, expires_ms } => PreparedOnce::Session { id, first, expires_ms },
+                Once::Letter { id, timer } => PreparedOnce::Letter { id, timer },
             };
             PreparedCall {
                 to: bundles,
@@ -239,6 +243,11 @@ fn one(store: &mut Store, filling: &mut Filling, swarm: &SwarmId, call: &Prepare
             skip = (high + 1 - first).min(call.messages);
             mark = high.max(first + call.messages - 1);
         }
+        PreparedOnce::Letter { id, timer } => {
+            if let Err(refused) = letter::there(store, &call.to[0].to, *id, timer.as_ref())? {
+                return Ok(Err(refused));
+            }
+        }
         PreparedOnce::Key(_) | PreparedOnce::Session { .. } => {}
     }
     if skip < call.messages {
@@ -269,6 +278,7 @@ fn one(store: &mut Store, filling: &mut Filling, swarm: &SwarmId, call: &Prepare
         PreparedOnce::Session { id, expires_ms, .. } if dedup => {
             window::set_high(store, swarm, *id, mark, *expires_ms)?;
         }
+        PreparedOnce::Letter { id, timer } => letter::back(store, &call.to[0].to, *id, timer.as_ref())?,
         _ => {}
     }
     Ok(Ok(Accepted::Appended { skipped: skip }))

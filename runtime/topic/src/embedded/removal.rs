@@ -9,7 +9,7 @@ use skep_model::scope::{SwarmId, TopicId};
 
 use super::load::lives_in;
 use super::schema::ENTRY_BITS;
-use super::store::{Fault, Store, db, un};
+use super::store::{Fault, Store, db};
 use super::writer::Answer;
 use crate::{Error, TopicSpec};
 
@@ -192,33 +192,4 @@ pub(super) fn remove_life(store: &mut Store, swarm: &SwarmId) -> Result<Answer<(
     store.lives.remove(swarm);
     store.forget_aside(swarm)?;
     Answer::gated(())
-}
-
-pub(super) fn discard_dead_letters(store: &mut Store, swarm: &SwarmId, ids: &[u64]) -> Result<Answer<u64>, Fault> {
-    if store.gone.contains(swarm) {
-        return Err(Error::Gone.into());
-    }
-    let mut discarded = 0;
-    let mut touched = Vec::new();
-    for (topic_id, topic) in store.topics.iter_mut().filter(|(id, _)| id.swarm() == swarm) {
-        for id in ids {
-            let found: Option<i64> = store
-                .conn
-                .prepare_cached("SELECT bytes FROM dead WHERE id = ?1 AND topic = ?2")?
-                .query_row(params![db(*id), topic.row], |r| r.get(0))
-                .optional()?;
-            let Some(bytes) = found else { continue };
-            touched.push((topic_id.clone(), *id));
-            topic.dead -= 1;
-            topic.dead_bytes -= un(bytes);
-        }
-    }
-    if !touched.is_empty() {
-        store.begin()?;
-    }
-    for (topic_id, id) in touched {
-        discarded += store.conn.execute("DELETE FROM dead WHERE id = ?1", [db(id)])? as u64;
-        store.ring_room(&topic_id);
-    }
-    Answer::gated(discarded)
 }

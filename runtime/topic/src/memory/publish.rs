@@ -6,12 +6,12 @@ use skep_model::id::Digest;
 use skep_model::limits;
 use skep_model::message::Message;
 use skep_model::name::Subject;
-use skep_model::scope::SwarmId;
+use skep_model::scope::{SwarmId, TopicId};
 
 use super::store::{Known, Rings, Session, Store, With};
 use crate::guard::Guard;
 use crate::record::message_bytes;
-use crate::{Accepted, Call, CallResult, Once, Refused, TopicSpec};
+use crate::{Accepted, Call, CallResult, Once, Refused, TimerDue, TopicSpec, key_group, partition_of_group};
 
 impl Store {
     pub fn publish(
@@ -27,7 +27,7 @@ impl Store {
         let mut appends: Vec<(Arc<TopicSpec>, Vec<Message>)> = Vec::new();
         let mut results = Vec::new();
         for call in calls {
-            let result = self.call(swarm, call, &mut appends, with);
+            let result = self.call(swarm, call, &mut appends, with, rings);
             results.push(result);
         }
         for (spec, messages) in appends {
@@ -42,6 +42,7 @@ impl Store {
         call: Call,
         appends: &mut Vec<(Arc<TopicSpec>, Vec<Message>)>,
         with: &With<'_>,
+        rings: &mut Rings,
     ) -> CallResult {
         let dedup = with.guards.on(Guard::Dedup);
         let longest = call.to.iter().map(|(_, m)| m.len() as u64).max().unwrap_or(0);
@@ -72,7 +73,11 @@ impl Store {
                     skip = (high + 1 - first).min(longest);
                     mark = high.max(first + longest - 1);
                 }
+                Once::Letter { .. } => {}
             }
+        }
+        if let Once::Letter { id, timer } = &call.once {
+            self.letter_there(&call, *id, timer.as_ref(), with)?;
         }
         if skip < longest {
             for (spec, messages) in &call.to {
@@ -101,6 +106,7 @@ impl Store {
             .flat_map(|(_, m)| m)
             .find_map(|m| m.request)
             .map(|r| r.id);
+        let letter_of = call.to.first().map(|(spec, _)| spec.id.clone());
         for (spec, messages) in call.to {
             let new = messages.into_iter().skip(usize::try_from(skip).unwrap_or(usize::MAX));
             match appends.iter_mut().find(|(s, _)| s.id == spec.id) {
@@ -132,9 +138,53 @@ impl Store {
             Once::Session { id, expires_ms, .. } if dedup => {
                 life.sessions.insert(id, Session { high: mark, expires_ms });
             }
+            Once::Letter { id, timer } => {
+                if let Some(of) = letter_of {
+                    self.letter_back(&of, id, timer, with, rings);
+                }
+            }
             _ => {}
         }
         Ok(Accepted::Appended { skipped: skip })
+    }
+
+    fn letter_there(&mut self, call: &Call, id: u64, timer: Option<&TimerDue>, with: &With<'_>) -> Result<(), Refused> {
+        let spec = &call.to[0].0;
+        let stage = spec.id.stage().clone();
+        if self.is_removed(spec, with.guards) {
+            return Err(Refused::StageGone { stage });
+        }
+        let topic = self.topic(&spec.id);
+        if with.guards.on(Guard::Letter) && !topic.is_some_and(|t| t.dead.contains_key(&id)) {
+            return Err(Refused::NoLetter);
+        }
+        let (Some(timer), Some(topic)) = (timer, topic) else {
+            return Ok(());
+        };
+        if topic.rescaling() {
+            return Err(Refused::Rescaling { stage });
+        }
+        let place = partition_of_group(key_group(&timer.key), topic.partitions);
+        let set = (timer.key.clone(), timer.name.clone());
+        if topic.parts.get(&place).is_some_and(|p| p.timers.contains_key(&set)) {
+            return Err(Refused::TimerSet);
+        }
+        Ok(())
+    }
+
+    fn letter_back(&mut self, of: &TopicId, id: u64, timer: Option<TimerDue>, with: &With<'_>, rings: &mut Rings) {
+        let Some(topic) = self.topic_mut(of) else { return };
+        topic.dead.remove(&id);
+        if topic.frees() {
+            rings.rooms.push(of.clone());
+        }
+        let Some(timer) = timer else { return };
+        let place = partition_of_group(key_group(&timer.key), topic.partitions);
+        if let Some(part) = topic.parts.get_mut(&place) {
+            part.timers.insert((timer.key.clone(), timer.name.clone()), timer);
+            part.chain(with);
+            rings.bells.push(of.partition(place));
+        }
     }
 
     fn known(&mut self, swarm: &SwarmId, subject: &Subject, key: &str, print: Digest, now: u64) -> Option<CallResult> {

@@ -186,7 +186,7 @@ impl Core {
 
     /// Letters of guards that a test took away; the scripts know them by these.
     fn removed_guards(&self) -> String {
-        const LETTERS: [(Guard, char); 17] = [
+        const LETTERS: [(Guard, char); 18] = [
             (Guard::Token, 't'),
             (Guard::Seq, 's'),
             (Guard::Base, 'b'),
@@ -198,6 +198,7 @@ impl Core {
             (Guard::Wake, 'w'),
             (Guard::Room, 'm'),
             (Guard::Dedup, 'd'),
+            (Guard::Letter, 'x'),
             (Guard::Birth, 'n'),
             (Guard::Seal, 'l'),
             (Guard::HandOver, 'o'),
@@ -454,6 +455,11 @@ impl Backend for Redis {
         }
         for member in said.list()? {
             core.bells.ring_member(&swarm, &text(member)?);
+        }
+        for stage in said.list()? {
+            if let Ok(stage) = text(stage)?.parse() {
+                core.bells.ring_room(&swarm.topic(&stage));
+            }
         }
         core.publishes.fetch_add(1, Ordering::Relaxed);
         let refused = results.iter().filter(|r| r.is_err()).count() as u64;

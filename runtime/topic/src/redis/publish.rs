@@ -3,11 +3,12 @@
 use bytes::Bytes;
 use redis::Value;
 use skep_model::env::Entropy;
-use skep_model::id::RequestId;
+use skep_model::id::{CommitId, RequestId};
 use skep_model::limits;
 use skep_model::message::{Reply, ReplyResult};
 
 use super::args::{Args, Bundle, Positions};
+use super::commit::{timer_member, timer_record};
 use super::reply::{bytes, list, number, text};
 use super::{Core, names};
 use crate::{Accepted, Call, CallResult, Error, Once, Publish, Refused, TopicSpec, record};
@@ -74,6 +75,10 @@ pub(super) fn command(redis: &Core, publish: &Publish) -> Result<Args, Error> {
                     topics.len() - 1
                 }
             };
+            if let Once::Letter { timer: Some(timer), .. } = &call.once {
+                let place = bundle.to.partition_of_key(&timer.key);
+                topics[at].2.push(place);
+            }
             topics[at].1 |= bundle.is_loose();
             topics[at].2.extend(bundle.partitions());
             bundles.push((at, bundle));
@@ -112,6 +117,15 @@ pub(super) fn command(redis: &Core, publish: &Publish) -> Result<Args, Error> {
                 args.bytes(b"s").bytes(&id.0).num(*first).num(*expires_ms);
                 positions = Positions::Written;
             }
+            Once::Letter { id, timer } => {
+                args.bytes(b"l").num(*id).flag(timer.is_some());
+                if let Some(timer) = timer {
+                    let place = bundles[0].1.to.partition_of_key(&timer.key);
+                    args.num(place).bytes(&timer_member(&timer.key, &timer.name));
+                    args.num(timer.at_ms).bytes(&timer_record(timer));
+                    args.bytes(&CommitId::random(&*redis.entropy).0);
+                }
+            }
         }
         args.num(bundles.iter().map(|(_, b)| b.len()).max().unwrap_or(0));
         args.num(bundles.len());
@@ -148,12 +162,18 @@ pub(super) fn answer(value: Value) -> Result<CallResult, Error> {
             })
         }
         "R" => Err(Refused::KeyReused),
-        word @ ("F" | "T" | "X") => {
+        "L" => Err(Refused::NoLetter),
+        "W" => Err(Refused::TimerSet),
+        word @ ("F" | "T" | "X" | "B") => {
             let word = word.to_owned();
             let name = text(next())?;
             let odd = |_| Error::Corrupt(format!("`{name}` is not a name"));
             if word == "F" {
                 Err(Refused::Full {
+                    stage: name.parse().map_err(odd)?,
+                })
+            } else if word == "B" {
+                Err(Refused::Rescaling {
                     stage: name.parse().map_err(odd)?,
                 })
             } else if word == "X" {

@@ -22,7 +22,7 @@ macro_rules! scripts {
 
 // Commits, leases and removals go on when memory is full, so that it drains; appends do not carry the flag and are refused.
 scripts! {
-    Publish: "", ["head", "topic", "append", "publish"];
+    Publish: "", ["head", "topic", "append", "derived", "publish"];
     Claim: " flags=allow-oom", ["head", "lease", "claim"];
     Renew: " flags=allow-oom", ["head", "lease", "renew"];
     Release: " flags=allow-oom", ["head", "lease", "release"];

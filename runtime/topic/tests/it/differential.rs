@@ -318,7 +318,24 @@ impl Pair {
         let letters = both!(self, backend => backend.dead_letters(&swarm, None, 0, 100)).unwrap();
         let (topic, key) = (self.topics[self.below(2)].id.clone(), self.key());
         both!(self, backend => backend.state(&topic, &key)).unwrap();
-        if self.one_in(3) && !letters.is_empty() {
+        if self.one_in(3)
+            && !letters.is_empty()
+            && let letter = &letters[self.below(letters.len())]
+            && let Work::Message(message) = &letter.letter.work
+        {
+            let which = self.below(2);
+            let call = Call {
+                to: vec![(Arc::clone(&self.topics[which]), vec![message.clone()])],
+                once: Once::Letter {
+                    id: letter.id,
+                    timer: None,
+                },
+            };
+            let calls = vec![call.clone(), call];
+            let gate = Gate::Durable;
+            both!(self, backend => backend.publish(Publish { swarm: swarm.clone(), calls: calls.clone(), gate }))
+                .unwrap();
+        } else if self.one_in(3) && !letters.is_empty() {
             let id = letters[self.below(letters.len())].id;
             both!(self, backend => backend.discard_dead_letters(&swarm, &[id, 7_777])).unwrap();
         }

@@ -51,5 +51,6 @@ noticed! {
     without_seals_the_suite_notices: Seal by "rescale::nothing_behind_a_seal_is_given_early",
     without_a_full_hand_over_the_suite_notices: HandOver by "rescale::timers_go_with_their_keys",
     without_what_was_seen_the_suite_notices: Seen by "lifecycle::a_catalog_write_names_what_it_was_decided_on",
+    without_letters_the_suite_notices: Letter by "parking::a_dead_letter_comes_back_once",
     without_births_the_suite_notices: Birth by "lifecycle::a_removed_stage_takes_nothing_from_late_writers",
 }

@@ -255,19 +255,21 @@ async fn judge(dir: &Path, acked: &[u64]) -> Result<(), String> {
     Ok(())
 }
 
-/// The number to go on from: past everything that was ever sent.
-pub fn next(acked: &[u64]) -> u64 {
-    acked.iter().max().map_or(1, |n| n / PUBLISHERS + 100)
+/// The number to go on from after a run that began at `from`: past everything that was ever sent. A run that was killed before its
+/// first acknowledgement may have sent all the same.
+pub fn next(from: u64, acked: &[u64]) -> u64 {
+    acked.iter().max().map_or(1, |n| n / PUBLISHERS).max(from) + 100
 }
 
 #[tokio::test]
 async fn killed_at_random_nothing_acknowledged_is_lost() {
     let dir = tempfile::tempdir().unwrap();
     let chance = SeededEntropy::new(std::process::id().into());
-    let mut acked = Vec::new();
+    let (mut acked, mut from) = (Vec::new(), 1);
     for _ in 0..10 {
         let after = Duration::from_millis(60 + chance.next_u64() % 150);
-        acked.extend(acks(start(dir.path(), next(&acked), None, false), Some(after)));
+        acked.extend(acks(start(dir.path(), from, None, false), Some(after)));
+        from = next(from, &acked);
         judge(dir.path(), &acked).await.unwrap();
     }
     assert!(acked.len() > 50, "only {} were acknowledged", acked.len());
@@ -276,14 +278,15 @@ async fn killed_at_random_nothing_acknowledged_is_lost() {
 #[tokio::test]
 async fn killed_at_each_point_nothing_acknowledged_is_lost() {
     let dir = tempfile::tempdir().unwrap();
-    let mut acked = Vec::new();
+    let (mut acked, mut from) = (Vec::new(), 1);
     for point in [
         "before-apply=abort@40",
         "inside-publish=abort@15",
         "after-apply-before-flush=abort@12",
         "after-flush-before-ack=abort@12",
     ] {
-        acked.extend(acks(start(dir.path(), next(&acked), Some(point), false), None));
+        acked.extend(acks(start(dir.path(), from, Some(point), false), None));
+        from = next(from, &acked);
         judge(dir.path(), &acked).await.unwrap();
     }
     assert!(!acked.is_empty());

@@ -48,6 +48,7 @@ local function collect(subject)
   end
 end
 local results, writes, written = {}, {}, 0
+local rooms, alarms = {}, {}
 local function known(once)
   local place = once.subject .. '\0' .. once.key
   local twin = known_now[place]
@@ -78,6 +79,9 @@ local function call()
     once.subject, once.key, once.fingerprint, once.request, once.expires = take(), take(), take(), take(), num()
   elseif once.kind == 's' then
     once.id, once.first, once.expires = take(), num(), num()
+  elseif once.kind == 'l' then
+    once.letter, once.timer = int(num()), take() == '1'
+    if once.timer then once.place, once.member, once.due, once.record, once.commit = num(), take(), num(), take(), take() end
   end
   local longest, targets = num(), {}
   for i = 1, num() do
@@ -102,6 +106,17 @@ local function call()
     if once.first == 0 or once.first > high + 1 then return {'G', int(high)} end
     skip = math.min(high + 1 - once.first, longest)
     mark = math.max(high, once.first + longest - 1)
+  end
+  local letter, of
+  if once.kind == 'l' then
+    of = targets[1].spec
+    if of.removed then return {'X', of.stage} end
+    letter = redis.call('XRANGE', T .. ':d:' .. of.stage, once.letter .. '-0', once.letter .. '-0')[1]
+    if on('x') and not letter then return {'L'} end
+    if once.timer then
+      if of.t.sealed > 0 then return {'B', of.stage} end
+      if redis.call('HEXISTS', T .. ':tm:' .. of.stage .. ':' .. once.place, once.member) == 1 then return {'W'} end
+    end
   end
   if skip < longest then
     for _, target in ipairs(targets) do
@@ -131,6 +146,27 @@ local function call()
         if n > 0 then add(s.t, p, drop, n, bytes, part.sums, part.body) end
       end
     end
+  end
+  if letter then
+    local c = of.t.c
+    redis.call('XDEL', T .. ':d:' .. of.stage, once.letter .. '-0')
+    c[6], c[7], of.t.dirty = c[6] - 1, c[7] - #letter[2][2], true
+    if frees(of.t) then
+      rooms[#rooms + 1] = of.stage
+      redis.call('PUBLISH', T .. ':bell', node .. 'r' .. of.stage .. '\n')
+    end
+  end
+  if once.timer then
+    local place = of.stage .. ':' .. once.place
+    local v = of.t.p[once.place]
+    redis.call('HSET', T .. ':tm:' .. place, once.member, once.record)
+    redis.call('ZADD', T .. ':td:' .. place, once.due, once.member)
+    -- Its owner drops what it knows.
+    redis.call('HSET', T .. ':p:' .. place, 'last', once.commit)
+    of.t.c[5], v[6], of.t.dirty, v.dirty = of.t.c[5] + 1, v[6] + 1, true, true
+    set_ready(of.t, once.place)
+    alarms[#alarms + 1] = place
+    redis.call('PUBLISH', T .. ':bell', node .. 'b' .. place .. '\n')
   end
   if dedup and once.kind == 'k' then
     local record = once.fingerprint .. once.request .. struct.pack('<I8I8', once.expires, 0)
@@ -171,5 +207,6 @@ for i = 1, written do
   end
 end
 local rung = write_appends(node)
+for _, place in ipairs(alarms) do rung[#rung + 1] = place end
 save()
-return {'OK', results, rung}
+return {'OK', results, rung, rooms}

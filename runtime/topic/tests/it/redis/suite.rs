@@ -34,6 +34,7 @@ async fn redis_without_a_guard_is_noticed() {
         (Guard::InPlace, "parking::a_failing_retry_keeps_its_place"),
         (Guard::Wake, "parking::the_next_falls_due_when_the_first_leaves"),
         (Guard::Room, "room::a_full_inbox_refuses_and_writes_nothing"),
+        (Guard::Letter, "parking::a_dead_letter_comes_back_once"),
         (Guard::Dedup, "repeats::a_key_is_remembered"),
         (Guard::Seal, "rescale::nothing_behind_a_seal_is_given_early"),
         (Guard::Still, "backups::an_export_is_one_moment"),
