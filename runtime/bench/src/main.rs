@@ -24,7 +24,7 @@ fn main() -> anyhow::Result<()> {
     match words.as_slice() {
         ["echo-server"] => echo::serve(),
         ["report", bin, bees, out] => report::run(bin.as_ref(), bees.as_ref(), out.as_ref()),
-        ["redis", bin, bees] => report::redis_only(bin.as_ref(), bees.as_ref()),
+        ["redis", bin, bees, parts @ ..] => report::redis_only(bin.as_ref(), bees.as_ref(), parts),
         ["streams", bin, bees] => report::streams_only(bin.as_ref(), bees.as_ref()),
         _ => bail!("usage: skep-bench report FOLDER_OF_BINARIES TEST_BEES_WASM OUT.md (use ci/bench)"),
     }

@@ -13,16 +13,10 @@ use skep_proto::v1;
 
 use crate::load;
 use crate::node::{self, Server};
-use crate::report::{Row, count, middle, us};
+use crate::report::{MESSAGES, PAYLOAD_BYTES, ROUNDS, Row, SENT_FRAME, SPAN, STORED_BYTES, count, middle, us};
 
-const ROUNDS: usize = 5;
-const MESSAGES: u64 = 200_000;
-const SPAN: Duration = Duration::from_millis(1_500);
-const PAYLOAD_BYTES: usize = 200;
-/// What a message of 200 bytes takes in a frame.
-const STORED_BYTES: usize = 240;
 /// Messages of a raw entry: what a frame of the submit, split over eight partitions, brings at a time.
-const ENTRY: usize = 32;
+const ENTRY: usize = (SENT_FRAME / 8) as usize;
 const KEYS: u64 = 10_000;
 /// Deaths and hand-overs: the worst of so many stands for the 99th percentile.
 const DEATHS: usize = 20;
@@ -101,15 +95,17 @@ impl Redis {
     }
 
     async fn info(&self, section: &str, name: &str) -> anyhow::Result<f64> {
+        Ok(self.told(section, name).await?.parse()?)
+    }
+
+    async fn told(&self, section: &str, name: &str) -> anyhow::Result<String> {
         let info: String = ::redis::cmd("INFO")
             .arg(section)
             .query_async(&mut self.conn().await?)
             .await?;
         let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        Ok(line
-            .with_context(|| format!("INFO {section} tells {name}"))?
-            .trim()
-            .parse()?)
+        let found = line.with_context(|| format!("INFO {section} tells {name}"))?;
+        Ok(found.trim().to_owned())
     }
 
     async fn cpu(&self) -> anyhow::Result<f64> {
@@ -126,7 +122,9 @@ struct Place<'a> {
 
 impl Place<'_> {
     fn node(&self, redis: &Redis, name: &str, more: &[(&str, &str)]) -> anyhow::Result<Server> {
-        let artifacts = self.dir.join("artifacts").display().to_string();
+        // A platform has a module store of its own.
+        let port = redis.url.rsplit(':').next().context("a port")?;
+        let artifacts = self.dir.join(format!("artifacts-{port}")).display().to_string();
         let mut env = vec![
             ("SKEP_BACKEND", redis.url.as_str()),
             ("SKEP_ARTIFACTS", &artifacts),
@@ -146,8 +144,16 @@ impl Place<'_> {
     }
 }
 
-pub(crate) async fn measure(binaries: &Path, wasm: &[u8], dir: &Path, echo: &Server) -> anyhow::Result<Vec<Row>> {
+/// `parts`: of `request`, `stream`, `gate`, `owners`, `memory`, `idle`; none is all.
+pub(crate) async fn measure(
+    binaries: &Path,
+    wasm: &[u8],
+    dir: &Path,
+    echo: &Server,
+    parts: &[&str],
+) -> anyhow::Result<Vec<Row>> {
     let dir = dir.join("redis");
+    let wanted = |part: &str| parts.is_empty() || parts.contains(&part);
     let place = Place {
         skep: binaries.join("skep"),
         wasm,
@@ -159,15 +165,26 @@ pub(crate) async fn measure(binaries: &Path, wasm: &[u8], dir: &Path, echo: &Ser
         let redis = Redis::start(&dir.join(fsync), &["--appendfsync", fsync]).await?;
         let node = place.node(&redis, fsync, &[])?;
         place.prepare(&node).await?;
-        rows.push(request(&redis, &node, echo, &payload, fsync).await?);
-        if fsync == "everysec" {
+        if wanted("request") {
+            rows.push(request(&redis, &node, echo, &payload, fsync).await?);
+        }
+        if fsync == "everysec" && wanted("stream") {
             streamed = streams(&redis, &node, &payload).await?;
         }
     }
+    if wanted("gate") {
+        rows.push(gated(&place, echo, &payload).await?);
+    }
     rows.extend(streamed);
-    rows.extend(owners_change(&place).await?);
-    rows.push(memory(&place, &payload).await?);
-    rows.push(idle(&place).await?);
+    if wanted("owners") {
+        rows.extend(owners_change(&place).await?);
+    }
+    if wanted("memory") {
+        rows.push(memory(&place, &payload).await?);
+    }
+    if wanted("idle") {
+        rows.push(idle(&place).await?);
+    }
     Ok(rows)
 }
 
@@ -255,10 +272,10 @@ async fn request(redis: &Redis, node: &Server, echo: &Server, payload: &Bytes, f
     let ratio = ours.as_secs_f64() / raw.as_secs_f64();
     let everysec = fsync == "everysec";
     Ok(Row {
-        measure: if everysec {
-            "stateful request p50, one caller, everysec, no gate"
-        } else {
-            "… appendfsync always"
+        measure: match fsync {
+            "everysec" => "stateful request p50, one caller, everysec, no gate",
+            "always" => "… appendfsync always",
+            _ => "… a replica, and the WAIT gate for it",
         },
         ours: us(ours),
         ceiling: format!("{} raw round trip over two streams + echo", us(raw)),
@@ -266,6 +283,22 @@ async fn request(redis: &Redis, node: &Server, echo: &Server, payload: &Bytes, f
         goal: if everysec { "≤ 2.0 ×" } else { "–" },
         met: !everysec || ratio <= 2.0,
     })
+}
+
+/// A replica of its own, which every reply waits for.
+async fn gated(place: &Place<'_>, echo: &Server, payload: &Bytes) -> anyhow::Result<Row> {
+    let leads = Redis::start(&place.dir.join("leads"), &["--appendfsync", "everysec"]).await?;
+    let port = leads.url.rsplit(':').next().context("a port")?.to_owned();
+    let follows = ["--appendfsync", "everysec", "--replicaof", "127.0.0.1", &port];
+    let replica = Redis::start(&place.dir.join("follows"), &follows).await?;
+    let until = Instant::now() + Duration::from_secs(20);
+    while replica.told("replication", "master_link_status").await? != "up" {
+        ensure!(Instant::now() < until, "the replica does not follow");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let node = place.node(&leads, "gated", &[("SKEP_GATE", "wait:1")])?;
+    place.prepare(&node).await?;
+    request(&leads, &node, echo, payload, "wait").await
 }
 
 // -------------------------------------------------------------------------------------------------------- streams
@@ -331,7 +364,7 @@ async fn streams(redis: &Redis, node: &Server, payload: &Bytes) -> anyhow::Resul
         raws.push(hops(redis, SPAN).await?);
         for (subject, keys, rates) in [("pass", 0, &mut passes), ("sink", KEYS, &mut tallies)] {
             let began = Instant::now();
-            load::submit(&node.url, subject, payload, keys, MESSAGES, 256, session).await?;
+            load::submit(&node.url, subject, payload, keys, MESSAGES, SENT_FRAME, session).await?;
             let ended = node::processed(&mut keeper, subject, MESSAGES * (round as u64 + 1)).await?;
             rates.push(MESSAGES as f64 / ended.duration_since(began).as_secs_f64());
         }
@@ -474,7 +507,7 @@ async fn memory(place: &Place<'_>, payload: &Bytes) -> anyhow::Result<Row> {
     let node = place.node(&redis, "doors", &[("SKEP_ROLES", "gateway,beekeeper")])?;
     place.prepare(&node).await?;
     let before = redis.info("memory", "used_memory").await?;
-    load::submit(&node.url, "sink", payload, KEYS, MESSAGES, 256, 1).await?;
+    load::submit(&node.url, "sink", payload, KEYS, MESSAGES, SENT_FRAME, 1).await?;
     let each = (redis.info("memory", "used_memory").await? - before) / MESSAGES as f64;
     let ratio = each / PAYLOAD_BYTES as f64;
     Ok(Row {

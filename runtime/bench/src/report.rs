@@ -13,15 +13,15 @@ use crate::load;
 use crate::node::{self, Server};
 use crate::sqlite;
 
-const ROUNDS: usize = 5;
+pub(crate) const ROUNDS: usize = 5;
 /// Messages of one streamed round.
-const MESSAGES: u64 = 200_000;
-const SPAN: Duration = Duration::from_millis(1_500);
-const PAYLOAD_BYTES: usize = 200;
+pub(crate) const MESSAGES: u64 = 200_000;
+pub(crate) const SPAN: Duration = Duration::from_millis(1_500);
+pub(crate) const PAYLOAD_BYTES: usize = 200;
 /// What a stored message of 200 bytes takes with its key and uid.
-const STORED_BYTES: usize = 240;
+pub(crate) const STORED_BYTES: usize = 240;
 /// Messages in one frame of the submit.
-const SENT_FRAME: u64 = 256;
+pub(crate) const SENT_FRAME: u64 = 256;
 /// Messages in one row: a frame of the submit is split over the four partitions.
 const ROW: usize = 64;
 
@@ -57,7 +57,7 @@ pub fn run(binaries: &Path, bees: &Path, out: &Path) -> anyhow::Result<()> {
     let wasm = std::fs::read(bees).with_context(|| format!("read {}", bees.display()))?;
     let runtime = tokio::runtime::Runtime::new()?;
     let rows = runtime.block_on(measure(binaries, &wasm, bees))?;
-    let on_redis = runtime.block_on(measure_redis(binaries, &wasm))?;
+    let on_redis = runtime.block_on(measure_redis(binaries, &wasm, &[]))?;
     let mut text = String::from(
         "# Benchmarks\n\nWritten by `ci/bench`. Each figure of ours stands beside the raw ceiling, measured in the same run on the same machine with the\n\
          same load generator; look at the ratios, for absolute times wander with the machine. Release build, data folder on disk.\n\n",
@@ -98,15 +98,15 @@ fn table(rows: &[Row]) -> anyhow::Result<String> {
     Ok(text)
 }
 
-async fn measure_redis(binaries: &Path, wasm: &[u8]) -> anyhow::Result<Vec<Row>> {
+async fn measure_redis(binaries: &Path, wasm: &[u8], parts: &[&str]) -> anyhow::Result<Vec<Row>> {
     let dir = tempfile::Builder::new().prefix("bench-").tempdir_in(binaries)?;
     let echo = Server::echo()?;
-    crate::redis::measure(binaries, wasm, dir.path(), &echo).await
+    crate::redis::measure(binaries, wasm, dir.path(), &echo, parts).await
 }
 
-/// The rows on Redis alone, for a developer who works on them.
-pub fn redis_only(binaries: &Path, bees: &Path) -> anyhow::Result<()> {
-    let rows = tokio::runtime::Runtime::new()?.block_on(measure_redis(binaries, &std::fs::read(bees)?))?;
+/// The rows on Redis alone, or some of them, for a developer who works on them.
+pub fn redis_only(binaries: &Path, bees: &Path, parts: &[&str]) -> anyhow::Result<()> {
+    let rows = tokio::runtime::Runtime::new()?.block_on(measure_redis(binaries, &std::fs::read(bees)?, parts))?;
     print!("{}\nload average {}\n", table(&rows)?, load_average());
     Ok(())
 }

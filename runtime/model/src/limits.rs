@@ -142,6 +142,10 @@ pub const NODES_MAX: usize = 1_000;
 pub const NODE_RECORD_BYTES_MAX: usize = 64 << 10;
 /// Pieces of a life that an export holds ready: each is a frame at most.
 pub const EXPORT_PIECES_MAX: usize = 16;
+/// Messages that a backup reads from Redis at once, and entries of their stream in one answer, each of which holds a frame at most: an
+/// answer is some megabytes, and Redis does nothing else meanwhile.
+pub const EXPORT_MESSAGES_MAX: u32 = 1_024;
+pub const EXPORT_ENTRIES_MAX: u32 = 16;
 /// Pieces and bytes that one step of an import takes, give or take a piece: others wait meanwhile.
 pub const IMPORT_PIECES_MAX: usize = 512;
 pub const IMPORT_BYTES: usize = 1 << 20;
@@ -308,6 +312,12 @@ pub const REPLICAS_MAX: u32 = 16;
 pub const GATE_TIMEOUT_MS: u64 = 5_000;
 
 // --- object storage ---------------------------------------------------------------------------------------------
+/// Copies of the catalog that stay: the newest counts, the others are for people who look what was before.
+pub const MIRROR_COPIES_KEPT: usize = 8;
+/// A copy of the catalog: each Swarm's record holds a manifest twice, and few come near their bounds.
+pub const MIRROR_COPY_BYTES_MAX: u64 = 256 << 20;
+/// The mark that says whose a prefix is.
+pub const OWNER_MARK_BYTES_MAX: u64 = 4 << 10;
 /// A component that is larger goes in parts: S3 takes none under 5 MiB but the last, and a lost part is sent again alone.
 pub const STORE_PART_BYTES: usize = 8 << 20;
 /// Parts under way at once: they lie in memory, which the whole component does anyway.

@@ -26,10 +26,6 @@ use super::{Core, names, publish, state};
 use crate::record::{self, Layout, Piece, message_bytes};
 use crate::{Cursor, Error, Pieces, Unread, Want};
 
-/// Messages that are read at once, and entries of their stream in one answer: each holds a frame at most.
-const MESSAGES: u32 = 1_024;
-const ENTRIES: u32 = 16;
-
 struct Topic {
     stage: StageName,
     layout: Layout,
@@ -298,7 +294,7 @@ impl Reader {
             let mut frames = Frames::new(Want {
                 from,
                 base: CommitId::NONE,
-                messages: MESSAGES,
+                messages: limits::EXPORT_MESSAGES_MAX,
                 bytes: limits::FRAME_BYTES_MAX as u64,
                 state: false,
                 state_bytes: 0,
@@ -306,7 +302,9 @@ impl Reader {
             frames.expect(consumed);
             while !frames.enough() && frames.given() < part.appended - consumed {
                 let before = frames.given();
-                let read = self.read_value(&range(&stream, frames.next_entry(), ENTRIES)).await?;
+                let read = self
+                    .read_value(&range(&stream, frames.next_entry(), limits::EXPORT_ENTRIES_MAX))
+                    .await?;
                 frames.take(list(read)?)?;
                 if frames.given() == before {
                     return Err(frames.missing().into());
