@@ -393,7 +393,8 @@ impl Owner {
 
     async fn work(&mut self, at: &mut Position) -> Ended {
         let bell = self.seams.backend.bell(&self.partition);
-        let (since, before) = (Instant::now(), self.place);
+        let (since, came) = (Instant::now(), self.place);
+        let mut drained = false;
         loop {
             if self.stop.is_cancelled() {
                 return Ended::Stopped;
@@ -403,7 +404,7 @@ impl Owner {
             }
             let place = self.place();
             let over = since.elapsed() > Duration::from_millis(GUEST_MS);
-            if place == Place::Away || (place == Place::Guest && (before != self.place || over)) {
+            if place == Place::Away || (place == Place::Guest && (came != self.place || over)) {
                 // Another is to have it: it hears of the release.
                 return Ended::Idle { wait_ms: 1 };
             }
@@ -417,9 +418,13 @@ impl Owner {
                 state: plan.stage.state,
                 state_bytes: FETCH_STATE_BYTES_MAX,
             };
-            let mut fetched = match self.seams.backend.fetch(&at.lease, want).await {
-                Ok(fetched) => fetched,
-                Err(e) => return ended(e),
+            let mut fetched = match std::mem::take(&mut drained) {
+                // What came since has rung.
+                true => Fetched::default(),
+                false => match self.seams.backend.fetch(&at.lease, want).await {
+                    Ok(fetched) => fetched,
+                    Err(e) => return ended(e),
+                },
             };
             if fetched.at_seal {
                 // The topic gets another number of partitions: what waits here goes to those that own its keys.
@@ -450,9 +455,12 @@ impl Owner {
                     }
                 }
             }
+            let before = at.last;
             if let Err(ended) = self.batch(&plan, at, fetched).await {
                 return ended;
             }
+            // A batch that trapped was not committed: it is there still.
+            drained = at.last != before && self.seams.backend.drained(&at.lease, at.last);
         }
     }
 

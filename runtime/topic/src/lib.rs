@@ -704,6 +704,12 @@ pub trait Backend: Send + Sync + 'static {
     /// batch. On `Full` it keeps the batch and sends the same commit again.
     async fn commit(&self, lease: &Lease, commit: Arc<Commit>) -> Result<Committed, Error>;
 
+    /// Whether the commit `last` of this lease, as it was applied, left nothing to fetch: nothing unread, parked or timed. Whoever asks
+    /// right behind the commit may wait for the bell without a fetch that would find nothing. `false` where it is not known.
+    fn drained(&self, _lease: &Lease, _last: CommitId) -> bool {
+        false
+    }
+
     /// Suspect mode's attempt mark: notes, durably, that the owner is about to run the input `uid` alone, and returns how many
     /// times in a row this very input was marked, this one included. Another input begins at 1; a commit clears it. So the count
     /// survives the crash that the input may cause, at no cost on the normal path.

@@ -29,6 +29,8 @@ struct Part {
     of: Option<Arc<TopicSpec>>,
     /// Messages a frame in the last read.
     frame: u32,
+    /// The commit that left nothing to read.
+    drained: Option<CommitId>,
 }
 
 #[derive(Debug, Default)]
@@ -83,6 +85,18 @@ impl Cache {
 
     pub fn set_frame(&self, partition: &PartitionId, messages: u32) {
         self.inner().part(partition).frame = messages;
+    }
+
+    pub fn set_drained(&self, partition: &PartitionId, last: CommitId) {
+        self.inner().part(partition).drained = Some(last);
+    }
+
+    pub fn is_drained(&self, partition: &PartitionId, last: CommitId) -> bool {
+        let inner = self.inner();
+        inner
+            .parts
+            .get(partition)
+            .is_some_and(|part| part.drained == Some(last))
     }
 
     /// What is known of keys at `base`.

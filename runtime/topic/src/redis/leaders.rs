@@ -131,6 +131,19 @@ impl Link {
             number: 0,
             address: Arc::from(address),
             identity: Arc::from(identity),
+            near: Arc::default(),
+        })
+    }
+
+    /// One more connection to a pair's server, driven by the caller's runtime. `None`: it cannot be had, or leads elsewhere by now.
+    pub(super) async fn another_to(&self, pair: &Pair) -> Option<MultiplexedConnection> {
+        let made = async {
+            let mut conn = self.connect(&pair.address, self.options.response_timeout).await?;
+            Ok::<_, Error>((self.server_of(&mut conn).await? == *pair.identity).then_some(conn))
+        };
+        made.await.unwrap_or_else(|error| {
+            tracing::debug!(%error, "no connection of its own for a thread: it shares one");
+            None
         })
     }
 

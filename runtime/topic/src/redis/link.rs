@@ -1,14 +1,16 @@
 //! The connections to the servers: made, checked, given up after an error, and made anew with backoff.
 //!
 //! All operations on a server share one multiplexed connection, whose commands coalesce; a second one carries the waits for replicas,
-//! which would hold up everything behind them. The two are made and given up together, and only if they lead to the same server.
+//! which would hold up everything behind them. Each thread with a runtime of its own, where partitions have their owners, gets one more
+//! for its scripts. All are made and given up together, and only if they lead to the same server. Nothing depends on the order of
+//! commands of two connections: an operation is sent when the one it follows was answered.
 //!
 //! There is one server, or those that lead in a cluster. A command goes to whoever serves its key's slot, once: the library's own client
 //! for clusters would send it again after a broken connection, where nobody knows whether it was done. What a server certainly refused,
 //! since the slot is elsewhere or on its way, is sent again for a while. Redirections are not followed to a server that a slot is still on
 //! its way to (ASK): scripts would find a part of their keys there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,7 +18,8 @@ use redis::aio::{ConnectionLike as _, MultiplexedConnection};
 use redis::{Client, Cmd, RedisResult, Value};
 use skep_model::env::Entropy;
 use skep_model::limits;
-use tokio::sync::Notify;
+use tokio::runtime::{self, Handle};
+use tokio::sync::{Notify, OnceCell};
 
 use super::fault::{self, After};
 use super::names;
@@ -40,7 +43,14 @@ pub(super) struct Pair {
     pub address: Arc<str>,
     /// Which server process and replication history it is.
     pub identity: Arc<str>,
+    /// Connections of runtimes that are not the store's.
+    pub near: Arc<Near>,
 }
+
+/// A runtime's own connections beside `main`, at most one each, made at the first script that is run there; `None` where that failed.
+/// Owners of partitions live on the threads that run guests: an answer that arrives on the very thread that waits for it saves
+/// waking two, there and back.
+pub(super) type Near = Mutex<HashMap<runtime::Id, Arc<OnceCell<Option<MultiplexedConnection>>>>>;
 
 /// A server that leads.
 pub(super) struct Server {
@@ -107,6 +117,8 @@ pub(super) struct Link {
     pub(super) broken: Notify,
     /// The store's identity, once known.
     pub(super) store: Mutex<Option<String>>,
+    /// The runtime that drives `main` connections.
+    home: Option<runtime::Id>,
 }
 
 /// How long a command waits for a slot to arrive.
@@ -148,6 +160,7 @@ impl Link {
             state: Mutex::default(),
             broken: Notify::new(),
             store: Mutex::default(),
+            home: Handle::try_current().ok().map(|handle| handle.id()),
         }))
     }
 
@@ -358,19 +371,36 @@ impl Link {
         })
     }
 
+    /// The connection to run scripts on from here.
+    async fn nearest(&self, pair: &Pair) -> MultiplexedConnection {
+        let Some(here) = Handle::try_current().ok().map(|handle| handle.id()) else {
+            return pair.main.clone();
+        };
+        if self.home.is_none_or(|home| home == here) {
+            return pair.main.clone();
+        }
+        let cell = {
+            let mut near = pair.near.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(near.entry(here).or_default())
+        };
+        let own = cell.get_or_init(|| self.another_to(pair)).await;
+        own.clone().unwrap_or_else(|| pair.main.clone())
+    }
+
     /// Runs a script; `command` is its EVALSHA. Returns the history that it was written in.
     pub async fn run(&self, script: Script, command: &Cmd) -> Result<(Value, u64), Error> {
         let slot = slots::slot(slots::key_of(command));
         let mut patience = Patience::new();
         let mut loaded = false;
         loop {
-            let mut pair = self.pair_of(slot)?;
-            let answer = pair.main.req_packed_command(command).await;
+            let pair = self.pair_of(slot)?;
+            let mut conn = self.nearest(&pair).await;
+            let answer = conn.req_packed_command(command).await;
             let answer = answer.and_then(Value::extract_error);
             if let Err(e) = &answer {
                 if !loaded && fault::sort(e, &self.options).1 == After::Load {
                     // The server forgot its scripts, so it did nothing.
-                    self.load(&mut pair.main, script).await?;
+                    self.load(&mut conn, script).await?;
                     loaded = true;
                     continue;
                 }
@@ -391,11 +421,12 @@ impl Link {
         pipe.add_command(command.clone()).add_command(read.clone());
         let mut loaded = false;
         loop {
-            let mut pair = self.pair_of(slot)?;
-            let answer = all_of(pair.main.req_packed_commands(&pipe, 0, 2).await);
+            let pair = self.pair_of(slot)?;
+            let mut conn = self.nearest(&pair).await;
+            let answer = all_of(conn.req_packed_commands(&pipe, 0, 2).await);
             if let Err(e) = &answer {
                 if !loaded && fault::sort(e, &self.options).1 == After::Load {
-                    self.load(&mut pair.main, script).await?;
+                    self.load(&mut conn, script).await?;
                     loaded = true;
                     continue;
                 }

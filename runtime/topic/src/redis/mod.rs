@@ -602,6 +602,9 @@ impl Backend for Redis {
             if said.number()? > 0 {
                 core.bells.ring(&lease.partition);
             }
+            if said.number()? == 0 {
+                core.cache.set_drained(&lease.partition, commit.id);
+            }
         }
         // Also when the answer to the first sending was lost: delivering twice finds nobody.
         if !commit.replies.is_empty() {
@@ -612,13 +615,31 @@ impl Backend for Redis {
                     .find(|(id, _)| *id == r.request)
                     .map_or(0, |(_, letter)| *letter)
             };
-            let replies: Vec<(Reply, u64)> = commit.replies.iter().map(|r| (r.clone(), letter(r))).collect();
+            let mut replies: Vec<(Reply, u64)> = commit.replies.iter().map(|r| (r.clone(), letter(r))).collect();
+            if core.link.options.gate == Gate::None || !core.guards.on(Guard::Gate) {
+                // Nothing to wait for: a caller here is woken from here, and only others' replies cost another task.
+                let (here, elsewhere): (Vec<_>, Vec<_>) = replies
+                    .into_iter()
+                    .partition(|(reply, _)| core.waiters.is_waiting(reply.request));
+                for (mut reply, letter) in here {
+                    publish::name_letter(&mut reply, letter);
+                    core.answer(reply);
+                }
+                if elsewhere.is_empty() {
+                    return Ok(done);
+                }
+                replies = elsewhere;
+            }
             let released = Arc::clone(core);
             // The owner goes on meanwhile; its next commit builds on this one and rolls back with it.
             core.runtime
                 .spawn(async move { released.release(replies, history).await });
         }
         Ok(done)
+    }
+
+    fn drained(&self, lease: &Lease, last: CommitId) -> bool {
+        self.core.cache.is_drained(&lease.partition, last)
     }
 
     async fn mark(&self, lease: &Lease, uid: Uid) -> Result<u32, Error> {

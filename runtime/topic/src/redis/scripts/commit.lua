@@ -285,4 +285,6 @@ local room = frees(own)
 if abroad then redis.call('HINCRBY', own.key, 'f', 1) end
 save()
 if room then redis.call('PUBLISH', T .. ':bell', node .. 'r' .. stage .. '\n') end
-return {'OK', int(first), rung, room and 1 or 0, look and 1 or 0}
+-- Whether anything is left for its owner: unread, parked, timed, or a seal to look at.
+local left = mine[4] > 0 or mine[6] > 0 or own.sealed > 0
+return {'OK', int(first), rung, room and 1 or 0, look and 1 or 0, left and 1 or 0}
