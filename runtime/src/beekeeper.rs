@@ -31,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::catalog::{SwarmRecord, Versioned};
+use crate::level::Build;
 use crate::members::Members;
 use crate::stats::Stats;
 use crate::store::ModuleStore;
@@ -205,7 +206,7 @@ impl Beekeeper for Keeper {
     async fn node(&self, _: Request<v1::NodeRequest>) -> Reply<v1::NodeReply> {
         let counters = self.backend.counters();
         Ok(Response::new(v1::NodeReply {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: Build::current().version.to_owned(),
             started_ms: self.started_ms,
             data: self.data.clone(),
             backend: self.backend_name.clone(),

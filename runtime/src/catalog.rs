@@ -16,6 +16,8 @@ use skep_model::scope::{Scope, SwarmId};
 use skep_model::swarm::{Reader, Stage, Swarm};
 use skep_topic::{Backend, CatalogRecord};
 
+use crate::mirror::Mirror;
+
 /// Format of every catalog record.
 const FORMAT: u32 = 1;
 /// Lost races after which a write gives up: with eight writers at once this is never seen.
@@ -222,12 +224,52 @@ pub struct Versioned<T> {
 pub struct Catalog {
     backend: Arc<dyn Backend>,
     scope: Scope,
+    /// Of a catalog that may lose its end.
+    mirror: Option<Arc<Mirror>>,
 }
 
 impl Catalog {
     #[must_use]
-    pub fn new(backend: Arc<dyn Backend>, scope: Scope) -> Self {
-        Self { backend, scope }
+    pub fn new(backend: Arc<dyn Backend>, scope: Scope, mirror: Option<Arc<Mirror>>) -> Self {
+        Self { backend, scope, mirror }
+    }
+
+    /// Copies what was written, and writes back what was lost: see [`Mirror::keep`].
+    ///
+    /// # Errors
+    /// As that.
+    pub async fn keep(&self) -> anyhow::Result<()> {
+        match &self.mirror {
+            Some(mirror) => mirror.keep().await,
+            None => Ok(()),
+        }
+    }
+
+    /// The same for whoever follows what others write: without the copy it goes on, unless it knows better than the store.
+    ///
+    /// # Errors
+    /// The catalog was taken back, and what it was cannot be read.
+    pub async fn follow(&self) -> anyhow::Result<()> {
+        let Some(mirror) = &self.mirror else { return Ok(()) };
+        let Err(error) = mirror.keep().await else { return Ok(()) };
+        if mirror.is_behind(self.number().await?) {
+            return Err(error.context("the catalog came back from an older state, and its copy cannot be read"));
+        }
+        tracing::warn!(
+            error = format!("{error:#}"),
+            "the copy of the catalog is not looked at for now"
+        );
+        Ok(())
+    }
+
+    /// What was written counts once its copy is there as well.
+    async fn kept<T, E>(&self, written: Result<T, E>) -> anyhow::Result<Result<T, E>> {
+        if written.is_ok() {
+            self.keep().await.context(
+                "it is written, and not yet copied to the module store, so a failover may take it back; do it again",
+            )?;
+        }
+        Ok(written)
     }
 
     #[must_use]
@@ -289,7 +331,7 @@ impl Catalog {
             let told = change(&mut record, &swarms)?;
             let lost = if record.versions.is_empty() {
                 let delete = self.backend.catalog_delete_if(&key, version, Some(seen));
-                version != 0 && delete.await?.is_err()
+                version != 0 && self.kept(delete.await?).await?.is_err()
             } else {
                 self.put(&key, version, Some(seen), &record).await?.is_err()
             };
@@ -322,7 +364,11 @@ impl Catalog {
             let Some(found) = self.swarm(id.name()).await? else {
                 return Ok(());
             };
-            if !found.record.is(id) || self.backend.catalog_delete(&key, found.version).await?.is_ok() {
+            if !found.record.is(id) {
+                return Ok(());
+            }
+            let deleted = self.backend.catalog_delete(&key, found.version).await?;
+            if self.kept(deleted).await?.is_ok() {
                 return Ok(());
             }
         }
@@ -394,7 +440,8 @@ impl Catalog {
     ) -> anyhow::Result<Result<u64, u64>> {
         let stored = Stored { format: FORMAT, record };
         let value = Bytes::from(serde_json::to_vec(&stored)?);
-        Ok(self.backend.catalog_put_if(key, expect, seen, value).await?)
+        let put = self.backend.catalog_put_if(key, expect, seen, value).await?;
+        self.kept(put).await
     }
 
     async fn get<T: for<'a> Deserialize<'a>>(&self, key: &str) -> anyhow::Result<Option<Versioned<T>>> {

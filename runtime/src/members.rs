@@ -8,8 +8,8 @@
 //! came, costs time and nothing else, for leases decide.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -18,23 +18,24 @@ use skep_model::Bytes;
 use skep_model::env::Clock;
 use skep_model::id::NodeId;
 use skep_stage::Workers;
-use skep_topic::{Backend, Pulse};
+use skep_topic::{Backend, Beat, Pulse};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::level::{self, Build, Feature};
 use crate::settings::Roles;
 use crate::supervisor::Supervisor;
 
 /// How often a node says that it is alive, and how long that holds: three beats may be lost.
 const BEAT: Duration = Duration::from_millis(1_000);
 const BEAT_TTL_MS: u64 = 4_000;
-/// What nodes must agree on to share a store. Raised when an older node would misread what a newer one writes.
-const FEATURES: u32 = 1;
 /// A wish of a node that was away for so long is nobody's: it has another id when it starts again. Long, for one that only slept must not
 /// come back to work.
 const WISH_KEPT: Duration = Duration::from_secs(600);
+/// How long a stopping node tries to say so.
+const ANNOUNCE: Duration = Duration::from_millis(1_000);
 /// Under it a node's wish to leave lies in the catalog, by node id.
 const DRAINS: &str = "drain/";
 
@@ -43,12 +44,16 @@ const DRAINS: &str = "drain/";
 pub struct Member {
     pub name: String,
     pub version: String,
+    /// The build's level.
     pub features: u32,
     pub url: String,
     pub roles: Vec<String>,
     pub started_ms: u64,
     #[serde(default)]
     pub draining: bool,
+    /// It still loads what the catalog has: the others go on with what will be its own.
+    #[serde(default)]
+    pub starting: bool,
     /// The catalog that it follows.
     #[serde(default)]
     pub catalog: u64,
@@ -85,6 +90,15 @@ pub struct Members {
     /// The catalog's number that the last reconciliation began with.
     followed: AtomicU64,
     draining: AtomicBool,
+    starting: AtomicBool,
+    /// Who is asked to leave. Read by everybody, so that the next owners are as quick to know as the one that goes.
+    leavers: Mutex<BTreeSet<NodeId>>,
+    /// The store's level, as this node heard of it last.
+    level: AtomicU32,
+    /// Who was there at the last beat and is not at this build's level, by name and version.
+    below: Mutex<Below>,
+    /// Why this node must not go on.
+    outgrown: watch::Sender<Option<String>>,
     /// Told when `draining` changes.
     leaving: watch::Sender<bool>,
 }
@@ -112,13 +126,25 @@ impl Members {
             workers,
             followed: AtomicU64::new(0),
             draining: AtomicBool::new(false),
+            starting: AtomicBool::new(true),
+            leavers: Mutex::default(),
+            level: AtomicU32::new(level::FIRST),
+            below: Mutex::default(),
+            outgrown: watch::Sender::new(None),
             leaving: watch::Sender::new(false),
         });
         let pulse = members
             .beat(BTreeMap::new())
             .await
             .context("say that this node is alive")?;
-        let refused = members.differs(&pulse);
+        // Behind the beat: who raises the level meanwhile has heard of this node, or this node reads what was raised.
+        let refused = match level::of_store(members.backend.as_ref()).await {
+            Ok(level) => {
+                members.level.store(level, Ordering::Relaxed);
+                Build::current().refuses(level).or_else(|| members.differs(&pulse))
+            }
+            Err(e) => Some(format!("{e:#}")),
+        };
         if let Some(why) = refused {
             members.backend.leave(me).await.ok();
             bail!(why);
@@ -129,12 +155,18 @@ impl Members {
 
     /// What another node has otherwise, and what to do.
     fn differs(&self, pulse: &Pulse) -> Option<String> {
+        if let Some(beat) = pulse.nodes.iter().find(|beat| read(beat).is_none()) {
+            return Some(format!(
+                "node {} says of itself what this skep {} cannot read: it is of a newer skep, or no skep; upgrade this node",
+                beat.node, self.about.version
+            ));
+        }
         for other in heard(pulse).iter().filter(|other| other.id != self.me) {
             let named = format!("node `{}` at {}", other.member.name, other.member.url);
-            if other.member.features > FEATURES {
+            if let Some(what) = Build::current().avoids(other.member.features) {
                 return Some(format!(
-                    "{named} (skep {}) writes what this skep {} cannot read: upgrade this node",
-                    other.member.version, self.about.version
+                    "this skep {} (level {}) must not work beside {named}: skep {} (level {}) {what}",
+                    self.about.version, self.about.features, other.member.version, other.member.features
                 ));
             }
             for (what, mine) in &self.about.common {
@@ -153,6 +185,7 @@ impl Members {
     async fn beat(&self, owned: BTreeMap<String, Vec<u16>>) -> Result<Pulse, skep_topic::Error> {
         let record = Member {
             draining: self.draining.load(Ordering::Relaxed),
+            starting: self.starting.load(Ordering::Relaxed),
             catalog: self.followed.load(Ordering::Relaxed),
             owned,
             ..self.about.clone()
@@ -162,12 +195,13 @@ impl Members {
     }
 
     fn place(&self, pulse: &Pulse) {
+        let leavers = self.leavers().clone();
         let mut all: Vec<NodeId> = heard(pulse)
             .into_iter()
-            .filter(|n| n.member.works() && !n.member.draining)
+            .filter(|n| n.member.works() && !n.member.draining && !n.member.starting)
             .map(|n| n.id)
             // What the store heard of this node last may be older than what it knows of itself.
-            .filter(|id| *id != self.me)
+            .filter(|id| *id != self.me && !leavers.contains(id))
             .collect();
         if self.about.works() && !self.draining.load(Ordering::Relaxed) {
             all.push(self.me);
@@ -188,10 +222,111 @@ impl Members {
     /// When the store cannot be reached, or what it holds cannot be read.
     pub async fn begin(&self, supervisor: &Arc<Supervisor>) -> anyhow::Result<()> {
         let pulse = self.beat(BTreeMap::new()).await?;
+        supervisor
+            .catalog
+            .keep()
+            .await
+            .context("look at the copy of the catalog")?;
         supervisor.sweep(&alive(&pulse)).await?;
         supervisor.reconcile().await?;
         self.followed.store(pulse.catalog, Ordering::Relaxed);
+        // Nobody else is there, and nothing was written that another could miss.
+        let alone = heard(&pulse).iter().all(|other| other.id == self.me);
+        if alone && (!self.shares() || is_new(supervisor).await?) {
+            self.rise().await?;
+        }
+        self.starting.store(false, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Whether other nodes may have the same store: only those must have anything in common.
+    fn shares(&self) -> bool {
+        !self.about.common.is_empty()
+    }
+
+    /// The store's level becomes this build's.
+    async fn rise(&self) -> anyhow::Result<()> {
+        if self.level() < self.about.features {
+            level::raise(self.backend.as_ref(), self.about.features).await?;
+            self.look_at_level().await?;
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// When the store cannot be read.
+    async fn look_at_level(&self) -> anyhow::Result<()> {
+        let level = level::of_store(self.backend.as_ref()).await?;
+        self.level.store(level, Ordering::Relaxed);
+        if let Some(why) = Build::current().refuses(level) {
+            tracing::error!("{why}");
+            self.outgrown.send_replace(Some(why));
+        }
+        Ok(())
+    }
+
+    /// This node's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.about.name
+    }
+
+    /// The store's level.
+    #[must_use]
+    pub fn level(&self) -> u32 {
+        self.level.load(Ordering::Relaxed)
+    }
+
+    /// Why what a Swarm uses cannot be applied yet, by name; with whom it waits for.
+    #[must_use]
+    pub fn not_yet(&self, features: &[&Feature]) -> Option<String> {
+        let names: Vec<String> = features.iter().map(|f| format!("`{}`", f.name)).collect();
+        let highest = features.iter().map(|f| f.level).max()?;
+        let below = self.below.lock().unwrap_or_else(PoisonError::into_inner).nodes.clone();
+        let (names, now) = (names.join(", "), self.level());
+        Some(if below.is_empty() {
+            format!(
+                "{names} needs the store at level {highest}, and it is at {now}: every node has it, so it follows within {} s; apply again \
+                 then",
+                level::SETTLES.as_secs() + BEAT.as_secs()
+            )
+        } else {
+            format!(
+                "{names} needs every node at level {highest}, and the store is at {now}: upgrade {} first, then apply again",
+                below.join(", ")
+            )
+        })
+    }
+
+    /// Waits until this node must not go on, and tells why: the others raised the store's level above what it reads.
+    pub async fn outgrown(&self) -> String {
+        let mut outgrown = self.outgrown.subscribe();
+        loop {
+            if let Some(why) = outgrown.borrow_and_update().clone() {
+                return why;
+            }
+            if outgrown.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// Notes who keeps the store's level down. Returns whether all have been at this build's level for long enough.
+    fn settled(&self, pulse: &Pulse, now: Instant) -> bool {
+        let nodes = heard(pulse)
+            .into_iter()
+            .filter(|n| n.member.features < self.about.features);
+        let nodes: Vec<String> = nodes
+            .map(|n| format!("node `{}` (skep {})", n.member.name, n.member.version))
+            .collect();
+        let mut below = self.below.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = nodes.is_empty() && heard(pulse).len() == pulse.nodes.len();
+        below.nodes = nodes;
+        if !all {
+            below.none_since = None;
+            return false;
+        }
+        now.duration_since(*below.none_since.get_or_insert(now)) >= level::SETTLES
     }
 
     /// Whether this node is to leave, now and later.
@@ -247,6 +382,11 @@ impl Members {
                     Ok(pulse) => {
                         troubled = false;
                         this.place(&pulse);
+                        if this.settled(&pulse, Instant::now())
+                            && let Err(error) = this.rise().await
+                        {
+                            tracing::debug!(error = format!("{error:#}"), "the store's level stays for now");
+                        }
                         let next = News {
                             catalog: pulse.catalog,
                             alive: alive(&pulse),
@@ -290,6 +430,10 @@ impl Members {
             let news = heard_of.borrow_and_update().clone();
             let gone = known.difference(&news.alive).next().is_some();
             let done = async {
+                if gone || news.catalog != self.followed.load(Ordering::Relaxed) {
+                    // Before anything is done by it: it may be one that was taken back.
+                    supervisor.catalog.follow().await?;
+                }
                 if gone {
                     supervisor.sweep(&news.alive).await?;
                 }
@@ -317,16 +461,47 @@ impl Members {
     }
 
     async fn catch_up(&self, supervisor: &Arc<Supervisor>) -> anyhow::Result<()> {
-        let wishes = self.wishes().await?;
-        let leave = wishes.contains_key(&self.me);
-        if self.draining.swap(leave, Ordering::Relaxed) != leave {
+        self.look_at_level().await?;
+        let wishes: BTreeSet<NodeId> = self.wishes().await?.into_keys().collect();
+        let leave = wishes.contains(&self.me);
+        let told = self.draining.swap(leave, Ordering::Relaxed) != leave;
+        if told {
             tracing::info!(leave, "this node was told to leave, or to come back");
             self.leaving.send_replace(leave);
-            // The others hear of it at the next beat; this node's owners at once.
+        }
+        let before = std::mem::replace(&mut *self.leavers(), wishes.clone());
+        if told || before != wishes {
+            // Not at the next beat: who goes gives back at once, and who comes must not leave it to a node that goes.
             let pulse = self.beat(supervisor.owned().await).await?;
             self.place(&pulse);
         }
         supervisor.reconcile().await
+    }
+
+    fn leavers(&self) -> MutexGuard<'_, BTreeSet<NodeId>> {
+        self.leavers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that this node is about to stop, so that the others take over what it gives back. That it cannot be said keeps nobody from
+    /// stopping: they notice by themselves.
+    pub async fn announce(&self) {
+        let said = async {
+            let pulse = self.beat(BTreeMap::new()).await?;
+            if heard(&pulse).iter().all(|other| other.id == self.me) {
+                return Ok(());
+            }
+            self.ask(self.me, true).await?;
+            self.draining.store(true, Ordering::Relaxed);
+            self.leaving.send_replace(true);
+            let pulse = self.beat(BTreeMap::new()).await?;
+            self.place(&pulse);
+            anyhow::Ok(())
+        };
+        match timeout(ANNOUNCE, said).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "the others were not told that this node stops"),
+            Err(_) => tracing::debug!("the others were not told in time that this node stops"),
+        }
     }
 
     /// Gives the place up, so that the others need not wait for it to run out. Whoever comes next under this id is nobody.
@@ -378,17 +553,30 @@ fn alive(pulse: &Pulse) -> BTreeSet<NodeId> {
     pulse.nodes.iter().map(|beat| beat.node).collect()
 }
 
-/// Records that this node cannot read are of nodes that it need not know.
+/// Whether nobody applied or pushed anything yet.
+async fn is_new(supervisor: &Supervisor) -> anyhow::Result<bool> {
+    let catalog = &supervisor.catalog;
+    Ok(catalog.swarms().await?.is_empty() && catalog.modules().await?.is_empty())
+}
+
+/// Who is there and can be understood. Who cannot is refused, or refuses, when one of the two joins.
 fn heard(pulse: &Pulse) -> Vec<Heard> {
-    let read = pulse.nodes.iter().filter_map(|beat| {
-        let member = serde_json::from_slice(&beat.record).ok()?;
-        Some(Heard {
-            id: beat.node,
-            member,
-            silent_ms: BEAT_TTL_MS.saturating_sub(beat.left_ms),
-        })
-    });
-    read.collect()
+    pulse.nodes.iter().filter_map(read).collect()
+}
+
+fn read(beat: &Beat) -> Option<Heard> {
+    Some(Heard {
+        id: beat.node,
+        member: serde_json::from_slice(&beat.record).ok()?,
+        silent_ms: BEAT_TTL_MS.saturating_sub(beat.left_ms),
+    })
+}
+
+/// Nodes that are not at this build's level, in words, and since when there is none.
+#[derive(Debug, Default)]
+struct Below {
+    nodes: Vec<String>,
+    none_since: Option<Instant>,
 }
 
 /// What `clock` says, as a member's start.
@@ -396,12 +584,13 @@ fn heard(pulse: &Pulse) -> Vec<Heard> {
 pub fn about(name: String, url: String, roles: Roles, clock: &dyn Clock, common: BTreeMap<String, String>) -> Member {
     Member {
         name,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        features: FEATURES,
+        version: Build::current().version.to_owned(),
+        features: Build::current().level,
         url,
         roles: roles.to_string().split(',').map(str::to_owned).collect(),
         started_ms: clock.now_ms(),
         draining: false,
+        starting: true,
         catalog: 0,
         common,
         owned: BTreeMap::new(),

@@ -30,6 +30,8 @@ use crate::beekeeper::{self, Keeper};
 use crate::catalog::Catalog;
 use crate::logs::LogKeep;
 use crate::members::{self, Member, Members};
+use crate::mirror::Mirror;
+use crate::owner;
 use crate::settings::{self, ArtifactSettings, BackendSettings, Roles};
 use crate::spans::OtlpSpans;
 use crate::stats::Stats;
@@ -130,6 +132,10 @@ impl Node {
             Access::of_environment(),
         )
         .await?;
+        if let Some(place) = store.shared() {
+            let name = members.name();
+            owner::take(place, backend.as_ref(), entropy.as_ref(), name, clock.now_ms()).await?;
+        }
         let engine = Engine::new(skep_engine::Settings::new(settings.data.join("cache")))?;
         let seats = engine.seats();
         // The key lies apart from what it authenticates: who can write the cache cannot make it true.
@@ -154,7 +160,10 @@ impl Node {
             seats,
         });
         let (routes, table) = watch::channel(Arc::new(RouteTable::default()));
-        let catalog = Catalog::new(Arc::clone(&backend), Scope::of(tenant));
+        let mirror = store
+            .shared()
+            .and_then(|place| Mirror::new(place.clone(), Arc::clone(&backend), Arc::clone(&members)));
+        let catalog = Catalog::new(Arc::clone(&backend), Scope::of(tenant), mirror);
         let modules = Modules::new(store.clone(), engine, compiler, Arc::new(cache));
         let works = settings.roles.worker;
         let supervisor = Supervisor::new(catalog, modules, seams, Arc::clone(&stats), routes, works);
@@ -248,10 +257,14 @@ impl Node {
 
     /// Waits until the doors close by themselves, which they do only when something is wrong.
     pub async fn failed(&mut self) -> anyhow::Error {
+        let members = Arc::clone(&self.members);
         let Some(doors) = &mut self.doors else {
             return std::future::pending().await;
         };
-        let ended = doors.await;
+        let ended = tokio::select! {
+            ended = doors => ended,
+            why = members.outgrown() => return anyhow::anyhow!(why),
+        };
         self.doors = None;
         match ended {
             Ok(Ok(())) => anyhow::anyhow!("the doors closed"),
@@ -265,6 +278,7 @@ impl Node {
     /// # Errors
     /// The first of what went wrong on the way; the store is closed whatever it was.
     pub async fn stop(self) -> anyhow::Result<()> {
+        self.members.announce().await;
         self.stop.cancel();
         let doors = match self.doors {
             Some(doors) => ended(doors.await).context("the doors"),

@@ -5,6 +5,7 @@ use std::io::Write as _;
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::level::Build;
 use crate::node::{Node, NodeSettings};
 
 /// Serves until SIGINT or SIGTERM, then stops in order. A second signal ends at once.
@@ -17,7 +18,7 @@ pub async fn run(settings: NodeSettings) -> anyhow::Result<()> {
     let data = settings.data.clone();
     let mut node = Node::start(settings).await?;
     // Programs that start a node read these lines: one fact a line, flushed before the first call is answered.
-    say(format_args!("skep {} serves {}", env!("CARGO_PKG_VERSION"), node.url()));
+    say(format_args!("skep {} serves {}", Build::current().version, node.url()));
     if let Some(admin) = node.admin_url() {
         say(format_args!("metrics {admin}/metrics"));
     }

@@ -78,6 +78,71 @@ impl Place {
         })
     }
 
+    /// As the settings name it, without secrets.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        self.settings.to_string()
+    }
+
+    /// Creates an object. `false`: there is one.
+    ///
+    /// # Errors
+    /// [`Trouble`]: it is not known to be there.
+    pub async fn create(&self, name: &str, bytes: Bytes) -> Result<bool, Trouble> {
+        let create = PutOptions::from(PutMode::Create);
+        match self.store.put_opts(&Path::from(name), bytes.into(), create).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => Ok(false),
+            Err(e) => Err(self.trouble("create an object", &e)),
+        }
+    }
+
+    /// Names of what is in a folder.
+    ///
+    /// # Errors
+    /// [`Trouble`]: the store does not answer.
+    pub async fn list(&self, folder: &str) -> Result<Vec<String>, Trouble> {
+        let found: Result<Vec<_>, _> = self.store.list(Some(&Path::from(folder))).try_collect().await;
+        let found = found.map_err(|e| self.trouble("list objects", &e))?;
+        let names = found.iter().filter_map(|meta| meta.location.filename());
+        Ok(names.map(str::to_owned).collect())
+    }
+
+    /// `None`: it is not there.
+    ///
+    /// # Errors
+    /// [`Trouble`]: the store does not answer, or the object is larger than that.
+    pub async fn read(&self, name: &str, most: u64) -> Result<Option<Bytes>, Trouble> {
+        let found = match self.store.get(&Path::from(name)).await {
+            Ok(found) => found,
+            Err(e @ object_store::Error::NotFound { .. }) if !trouble::no_bucket(&e) => return Ok(None),
+            Err(e) => return Err(self.trouble("read an object", &e)),
+        };
+        if found.meta.size > most {
+            return Err(Trouble {
+                what: format!(
+                    "`{name}` at {} has {} bytes, at most {most} are read",
+                    self.shown(),
+                    found.meta.size
+                ),
+                remedy: "something else than skep wrote it: give skep a prefix of its own".to_owned(),
+            });
+        }
+        let bytes = found.bytes().await;
+        bytes.map(Some).map_err(|e| self.trouble("read an object", &e))
+    }
+
+    /// Not an error when it is gone already.
+    ///
+    /// # Errors
+    /// [`Trouble`]: it may be there still.
+    pub async fn remove(&self, name: &str) -> Result<(), Trouble> {
+        match self.store.delete(&Path::from(name)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(e) => Err(self.trouble("remove an object", &e)),
+        }
+    }
+
     fn remote(&self) -> bool {
         matches!(self.settings, ArtifactSettings::S3 { .. })
     }
@@ -137,6 +202,12 @@ impl ModuleStore {
             false => None,
         };
         Ok(Self { place, tenant, copies })
+    }
+
+    /// The place, where it is not this node's alone.
+    #[must_use]
+    pub fn shared(&self) -> Option<&Place> {
+        (self.place.settings != ArtifactSettings::Own).then_some(&self.place)
     }
 
     fn path(&self, digest: &Digest) -> Path {

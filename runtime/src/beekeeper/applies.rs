@@ -14,6 +14,7 @@ use tonic::{Response, Status};
 use super::failure::{internal, invalid, topic_error};
 use super::{Keeper, Reply};
 use crate::catalog::{ModuleRecord, ModuleVersion, RACES_MAX, SwarmRecord};
+use crate::level::Build;
 use crate::wording::{count, instead};
 
 /// What each stage runs, as hex digest.
@@ -150,6 +151,10 @@ impl Keeper {
         };
         let now_ms = self.clock.now_ms();
         let name = swarm.name.clone();
+        let too_new = Build::current().too_new(&swarm, self.members.level());
+        if let Some(why) = self.members.not_yet(&too_new) {
+            return Err(Status::failed_precondition(why));
+        }
         let swarms = catalog.swarms().await.map_err(internal)?;
         let current = catalog.swarm(&name).await.map_err(internal)?;
         check_subjects(&swarms, &swarm)?;

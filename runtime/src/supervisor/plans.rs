@@ -9,7 +9,7 @@ use skep_model::condition::Condition;
 use skep_model::id::Digest;
 use skep_model::name::StageName;
 use skep_model::scope::SwarmId;
-use skep_model::step::{Batch, Processed};
+use skep_model::step::{Batch, Processed, Trap, TrapKind};
 use skep_model::swarm::{KeySource, Reader, Stage};
 use skep_stage::{Bee, Destination, Plan};
 use skep_topic::TopicSpec;
@@ -50,6 +50,23 @@ impl Bee for WasmBee {
         self.under_way.fetch_add(inputs, Ordering::Relaxed);
         let _busy = Busy(&self.under_way, inputs);
         self.bee.process(batch).await
+    }
+}
+
+/// Of a node without workers: it knows the stages for their addresses, owns no partition, and loads no module.
+pub(super) struct Nobody;
+
+#[async_trait]
+impl Bee for Nobody {
+    async fn process(&self, _: Batch) -> Processed {
+        Processed {
+            result: Err(Trap {
+                kind: TrapKind::Host,
+                detail: "this node runs no Bees".to_owned(),
+                stderr: String::new(),
+            }),
+            log: Vec::new(),
+        }
     }
 }
 

@@ -10,18 +10,21 @@ use tempfile::TempDir;
 use crate::kills::{SESSION, check, message, prepare, stream};
 use crate::lifecycle::{messages, node_with_bees, submit, summary};
 use crate::node::{Node, SKEP, SOON, Start, apply, drained, request, response, state};
-use crate::redis_server::{ALWAYS, Server};
+use crate::redis_server::{ALWAYS, Server, Servers};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum On {
     Embedded,
     Redis,
+    /// Several servers, each with a part of the Swarms.
+    Cluster,
 }
 
 /// A platform that may be started again.
 struct Place {
     dir: TempDir,
     redis: Option<Server>,
+    cluster: Option<Servers>,
 }
 
 impl Place {
@@ -29,15 +32,17 @@ impl Place {
         Self {
             dir: tempfile::tempdir().unwrap(),
             redis: (on == On::Redis).then(|| Server::start(ALWAYS)),
+            cluster: (on == On::Cluster).then(|| Servers::start(3, 0, ALWAYS)),
         }
     }
 
     fn start(&self, failpoint: &str) -> Node {
         let data = self.dir.path().join("data");
         let mut start = Start::new(&data);
-        if let Some(redis) = &self.redis {
+        let shared = self.redis.as_ref().map(Server::url);
+        if let Some(url) = shared.or(self.cluster.as_ref().map(Servers::url)) {
             let artifacts = self.dir.path().join("artifacts").display().to_string();
-            start = start.env("SKEP_BACKEND", redis.url()).env("SKEP_ARTIFACTS", artifacts);
+            start = start.env("SKEP_BACKEND", url).env("SKEP_ARTIFACTS", artifacts);
         }
         if !failpoint.is_empty() {
             start = start.env("SKEP_FAILPOINT", failpoint);
@@ -162,6 +167,11 @@ async fn a_stream_goes_on_from_a_backup_of_an_edge_node_on_redis() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_goes_on_from_a_backup_of_redis_on_an_edge_node() {
     goes_on(On::Redis, On::Embedded).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_goes_on_from_a_backup_of_a_cluster_on_another_cluster() {
+    goes_on(On::Cluster, On::Cluster).await;
 }
 
 const TWO: [&str; 2] = [

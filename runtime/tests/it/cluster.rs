@@ -15,7 +15,7 @@ use crate::redis_server::{ALWAYS, Server};
 
 pub struct Cluster {
     pub dir: TempDir,
-    redis: Server,
+    pub redis: Server,
 }
 
 impl Cluster {
@@ -35,18 +35,22 @@ impl Cluster {
     }
 
     fn start_at(&self, node: u8, port: u16) -> Node {
-        let data = self.data(node);
         Start {
             port,
-            ..Start::new(&data)
+            ..self.prepared(node)
         }
-        .env("SKEP_BACKEND", self.redis.url())
-        .env(
-            "SKEP_ARTIFACTS",
-            self.dir.path().join("artifacts").display().to_string(),
-        )
-        .env("SKEP_NODE_NAME", format!("n{node}"))
         .start()
+    }
+
+    /// As it is to be started.
+    pub fn prepared(&self, node: u8) -> Start {
+        Start::new(&self.data(node))
+            .env("SKEP_BACKEND", self.redis.url())
+            .env(
+                "SKEP_ARTIFACTS",
+                self.dir.path().join("artifacts").display().to_string(),
+            )
+            .env("SKEP_NODE_NAME", format!("n{node}"))
     }
 }
 
@@ -73,7 +77,7 @@ fn owned(of: &v1::NodeInfo) -> usize {
     of.owned.iter().map(|o| o.partitions.len()).sum()
 }
 
-const CALLS: &str = "
+pub const CALLS: &str = "
 name: calls
 bees:
   - name: effect
@@ -384,6 +388,9 @@ bees:
     let mut gateway = door.gateway().await;
     let reply = request(&mut gateway, "echo", "hello").await.expect("request");
     assert_eq!(response(&reply), "hello");
+    // What it does not run it does not load either.
+    let cached = std::fs::read_dir(data.join("cache")).map_or(0, Iterator::count);
+    assert_eq!(cached, 0, "it compiled something");
     // It is no Beekeeper.
     let status = door
         .keeper()

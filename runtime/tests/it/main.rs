@@ -6,6 +6,7 @@ mod branches;
 mod cli;
 mod cluster;
 mod doctor;
+mod faults;
 mod first_steps;
 mod kills;
 mod letters;
@@ -14,12 +15,16 @@ mod losses;
 mod node;
 mod pauses;
 mod poison;
+#[path = "../../topic/tests/it/redis/proxy.rs"]
+mod proxy;
 mod races;
 #[path = "../../topic/tests/it/redis/process.rs"]
 mod redis_server;
 mod replaced;
+mod revoked;
 mod s3;
 mod settings;
 mod traces;
 mod up;
+mod upgrade;
 mod windows;

@@ -23,18 +23,21 @@ pub struct Node {
     stderr: Arc<Mutex<String>>,
 }
 
-pub struct Start<'a> {
-    pub data: &'a Path,
+pub struct Start {
+    /// This build, unless another is to run.
+    pub program: PathBuf,
+    pub data: PathBuf,
     /// 0: a free one.
     pub port: u16,
     pub env: Vec<(&'static str, String)>,
     pub args: Vec<&'static str>,
 }
 
-impl<'a> Start<'a> {
-    pub fn new(data: &'a Path) -> Self {
+impl Start {
+    pub fn new(data: &Path) -> Self {
         Self {
-            data,
+            program: SKEP.into(),
+            data: data.to_owned(),
             port: 0,
             env: Vec::new(),
             args: Vec::new(),
@@ -53,7 +56,7 @@ impl<'a> Start<'a> {
 
     /// The node, or what it said when it ended instead.
     pub fn try_start(self) -> Result<Node, String> {
-        let mut child = Command::new(SKEP)
+        let mut child = Command::new(self.program)
             .args(["serve", "--data"])
             .arg(self.data)
             .args([

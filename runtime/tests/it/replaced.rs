@@ -8,7 +8,7 @@ use crate::kills::{check, prepare, stream};
 use crate::node::{Node, Start, drained};
 use crate::redis_server::{ALWAYS, Server, Servers};
 
-fn start(dir: &Path, backend: &str, gate: &str, node: u8) -> Node {
+pub fn start(dir: &Path, backend: &str, gate: &str, node: u8) -> Node {
     let data = dir.join(format!("node-{node}"));
     Start::new(&data)
         .env("SKEP_BACKEND", backend)
@@ -122,7 +122,7 @@ async fn a_replica_takes_over_and_nothing_acknowledged_is_lost() {
     }
 }
 
-fn until(what: &str, holds: impl Fn() -> bool) {
+pub fn until(what: &str, holds: impl Fn() -> bool) {
     let until = std::time::Instant::now() + crate::node::SOON;
     while !holds() {
         assert!(std::time::Instant::now() < until, "it never came about: {what}");

@@ -346,5 +346,24 @@ bees:
     node.cli_ok(&["delete", "echo-swarm"]);
     node.cli_ok(&["delete-module", "test-bees"]);
     let list = server.send("GET", "/bees?list-type=2", b"");
-    assert!(list.contains("<KeyCount>0<"), "{list}");
+    // The mark of whose it is stays.
+    assert!(list.contains("<KeyCount>1<") && list.contains("prod/owner"), "{list}");
+    drop(node);
+
+    // Another platform in the same place would take these modules for its own leftovers.
+    let other = tempfile::tempdir().unwrap();
+    let second = || {
+        let mut start = Start::new(other.path()).env("SKEP_ARTIFACTS", "s3://bees/prod");
+        start.env.extend(server.env());
+        start.try_start()
+    };
+    let why = second().err().expect("it is refused");
+    assert!(
+        why.contains("s3://bees/prod holds the modules of another platform")
+            && why.contains("delete the object `owner`"),
+        "{why}"
+    );
+    // On purpose, as it says.
+    server.send("DELETE", "/bees/prod/owner", b"");
+    drop(second().expect("it starts"));
 }

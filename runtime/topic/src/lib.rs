@@ -613,6 +613,16 @@ pub struct CatalogRecord {
     pub value: Bytes,
 }
 
+/// One of several changes that are made together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CatalogChange {
+    pub key: String,
+    /// The stored version; 0: it must not exist.
+    pub expect: u64,
+    /// `None` deletes.
+    pub value: Option<Bytes>,
+}
+
 /// A node that is there, as it said of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Beat {
@@ -848,6 +858,21 @@ pub trait Backend: Send + Sync + 'static {
 
     /// [`Pulse::catalog`] of this moment.
     async fn catalog_number(&self) -> Result<u64, Error>;
+
+    /// Where in the catalog's history a number stands: each write is one further. `None` where the catalog cannot lose its end, since
+    /// nothing but the store's own file keeps it.
+    fn catalog_place(&self, _number: u64) -> Option<u64> {
+        None
+    }
+
+    /// Several records at once, all or none, durably, and the catalog's place is above `above` then. For a catalog that came back from an
+    /// older state. `false`: one of them is not as expected.
+    ///
+    /// # Errors
+    /// As [`Backend::catalog_put`]; [`Error::Unavailable`] where [`Backend::catalog_place`] is `None`.
+    async fn catalog_replace(&self, _above: u64, _changes: &[CatalogChange]) -> Result<bool, Error> {
+        Err(Error::Unavailable("this store's catalog has no places".to_owned()))
+    }
 
     /// Rung here when anybody writes to the catalog. May be lost on the way; the next beat's [`Pulse::catalog`] tells as well.
     fn catalog_bell(&self) -> Bell;

@@ -11,7 +11,7 @@
 //! | `sk:imports` | set of lives that a restore made | begin of an import | looked at after the life's first use, or its removal | the Swarms of a backup |
 //! | `sk:gone` | list of removed lives | `remove_swarm` | when `GONE_SWARMS_MAX` newer ones exist | `GONE_SWARMS_MAX` |
 //! | `sk:{catalog}` | hash: desired state, version and record | catalog write | catalog delete | the catalog's |
-//! | `sk:{catalog}:n` | a random number, another after each write to the catalog | first catalog write | never | 1 |
+//! | `sk:{catalog}:n`, `sk:{catalog}:seq` | the catalog's number, another after each write: how many there were (`seq`), and 21 bits of chance | first catalog write | never | 2 |
 //! | `sk:{catalog}:nodes` | hash: nodes that are there, until when, and their records | beat | `leave`, or a later beat of another | `NODES_MAX` |
 //! | `sk:{catalog}:store` | in a cluster: the store's identity once more, for the server that holds the catalog | first open | never | 1 |
 //! | `sk:{gate}`, in a cluster `sk:{gate-<n>}` | written before each wait for replicas | first gate | never | 1 a server |
@@ -101,10 +101,13 @@ use self::scripts::Script;
 use crate::guard::{Guard, Guards};
 use crate::record::{self, Kind};
 use crate::{
-    Accepted, Backend, Bell, CallResult, CatalogRecord, Claim, Commit, Committed, Counters, Cursor, Error, Fetched,
-    Held, Layout, Lease, Once, Pieces, Publish, Pulse, Refused, Rescaled, Room, StoredDeadLetter, TopicSpec,
-    TopicStatus, Waiters, Want,
+    Accepted, Backend, Bell, CallResult, CatalogChange, CatalogRecord, Claim, Commit, Committed, Counters, Cursor,
+    Error, Fetched, Held, Layout, Lease, Once, Pieces, Publish, Pulse, Refused, Rescaled, Room, StoredDeadLetter,
+    TopicSpec, TopicStatus, Waiters, Want,
 };
+
+/// Low bits of the catalog's number, as `scripts/seen.lua` makes it: together with the place, what Lua's numbers hold.
+const CATALOG_CHANCE_BITS: u32 = 21;
 
 pub use options::{Gate, RedisOptions, StoreClock};
 pub use probe::{Finding, Severity, Survives, probe};
@@ -179,7 +182,8 @@ impl Core {
     /// … and every script that writes to the catalog.
     fn catalog_args(&self, script: Script) -> Args {
         let mut args = self.args(script, names::CATALOG);
-        let fresh = u64::from_le_bytes(NodeId::random(&*self.entropy).0);
+        // As many bits as the script has room for.
+        let fresh = u64::from_le_bytes(NodeId::random(&*self.entropy).0) >> (64 - CATALOG_CHANCE_BITS);
         args.bytes(&self.link.options.node).num(fresh);
         args
     }
@@ -764,6 +768,28 @@ impl Backend for Redis {
         args.text(key).num(expect).text(&number_seen(seen));
         let done = catalog(&self.core, Script::CatalogDelete, &args).await?;
         Ok(done.map(|_| ()))
+    }
+
+    fn catalog_place(&self, number: u64) -> Option<u64> {
+        Some(number >> CATALOG_CHANCE_BITS)
+    }
+
+    async fn catalog_replace(&self, above: u64, changes: &[CatalogChange]) -> Result<bool, Error> {
+        let mut args = self.core.catalog_args(Script::CatalogReplace);
+        args.num(above).num(changes.len());
+        for change in changes {
+            args.text(&change.key).num(change.expect).flag(change.value.is_some());
+            if let Some(value) = &change.value {
+                args.bytes(&record::seal(Kind::Catalog, value));
+            }
+        }
+        let (said, history) = self.core.write(Script::CatalogReplace, &args).await?;
+        let done = said.word == "OK";
+        if done {
+            self.core.bells.ring_catalog();
+        }
+        self.core.safe(history).await?;
+        Ok(done)
     }
 
     async fn catalog_number(&self) -> Result<u64, Error> {

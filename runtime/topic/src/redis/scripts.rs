@@ -43,6 +43,7 @@ scripts! {
     Replies: " flags=allow-oom", ["head", "replies"];
     CatalogPut: " flags=allow-oom", ["head", "seen", "catalog_put"];
     CatalogDelete: " flags=allow-oom", ["head", "seen", "catalog_delete"];
+    CatalogReplace: " flags=allow-oom", ["head", "seen", "catalog_replace"];
     Rescale: " flags=allow-oom", ["head", "topic", "derived", "rescale"];
     Layout: " flags=no-writes", ["head", "layout"];
     Waiting: " flags=no-writes", ["head", "lease", "waiting"];

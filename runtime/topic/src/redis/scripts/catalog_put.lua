@@ -1,8 +1,7 @@
-local node, fresh, key, expect, seen, value = take(), take(), take(), num(), take(), take()
+local node, fresh, key, expect, seen, value = take(), num(), take(), num(), take(), take()
 local found = redis.call('HGET', KEYS[1], key)
 local version = found and struct.unpack('<I8', found) or 0
 if version ~= expect or moved(seen) then return {'NO', int(version)} end
 redis.call('HSET', KEYS[1], key, struct.pack('<I8', version + 1) .. value)
-redis.call('SET', KEYS[1] .. ':n', fresh)
-redis.call('PUBLISH', KEYS[1] .. ':bell', node)
+wrote(node, fresh, 0)
 return {'OK', int(version + 1)}

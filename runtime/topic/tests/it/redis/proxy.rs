@@ -11,6 +11,10 @@ const PASS: u8 = 0;
 const CUT_REPLIES: u8 = 1;
 /// Nobody is let through.
 const REFUSE: u8 = 2;
+/// One way only, as behind a broken link: what the server is asked arrives and is done, what it answers stays on the way.
+const HOLD_REPLIES: u8 = 3;
+/// The other way.
+const HOLD_REQUESTS: u8 = 4;
 
 pub struct Proxy {
     pub port: u16,
@@ -40,18 +44,31 @@ impl Proxy {
     }
 
     /// From now on the next answer is lost, once.
+    #[allow(dead_code, reason = "not by all who use this file")]
     pub fn cut_next_reply(&self) {
         self.mode.store(CUT_REPLIES, Ordering::SeqCst);
     }
 
+    #[allow(dead_code, reason = "not by all who use this file")]
     pub fn refuse(&self) {
         self.mode.store(REFUSE, Ordering::SeqCst);
+    }
+
+    #[allow(dead_code, reason = "not by all who use this file")]
+    pub fn hold_replies(&self) {
+        self.mode.store(HOLD_REPLIES, Ordering::SeqCst);
+    }
+
+    #[allow(dead_code, reason = "not by all who use this file")]
+    pub fn hold_requests(&self) {
+        self.mode.store(HOLD_REQUESTS, Ordering::SeqCst);
     }
 
     pub fn pass(&self) {
         self.mode.store(PASS, Ordering::SeqCst);
     }
 
+    #[allow(dead_code, reason = "not by all who use this file")]
     pub fn cuts(&self) -> u16 {
         self.cuts.load(Ordering::SeqCst)
     }
@@ -69,7 +86,16 @@ async fn carry(node: TcpStream, server: u16, mode: Arc<AtomicU8>, cuts: Arc<Atom
     };
     let (mut from_node, mut to_node) = node.into_split();
     let (mut from_server, mut to_server) = server.into_split();
-    let requests = tokio::spawn(async move { tokio::io::copy(&mut from_node, &mut to_server).await });
+    let way = Arc::clone(&mode);
+    let requests = tokio::spawn(async move {
+        let mut buf = vec![0; 64 << 10];
+        while let Ok(n @ 1..) = from_node.read(&mut buf).await {
+            passes(&way, HOLD_REQUESTS).await;
+            if to_server.write_all(&buf[..n]).await.is_err() {
+                break;
+            }
+        }
+    });
     let mut buf = vec![0; 64 << 10];
     let mut tick = tokio::time::interval(std::time::Duration::from_millis(5));
     loop {
@@ -82,6 +108,7 @@ async fn carry(node: TcpStream, server: u16, mode: Arc<AtomicU8>, cuts: Arc<Atom
                     cuts.fetch_add(1, Ordering::SeqCst);
                     break;
                 }
+                passes(&mode, HOLD_REPLIES).await;
                 if to_node.write_all(&buf[..n]).await.is_err() {
                     break;
                 }
@@ -94,4 +121,11 @@ async fn carry(node: TcpStream, server: u16, mode: Arc<AtomicU8>, cuts: Arc<Atom
         }
     }
     requests.abort();
+}
+
+/// Until this way is open.
+async fn passes(mode: &AtomicU8, held: u8) {
+    while mode.load(Ordering::SeqCst) == held {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
 }
