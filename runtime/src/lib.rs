@@ -12,6 +12,7 @@ pub mod backup;
 pub mod beekeeper;
 pub mod catalog;
 pub mod cli;
+pub mod clock;
 pub mod demo;
 pub mod doctor;
 pub mod level;

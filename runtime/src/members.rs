@@ -24,6 +24,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::clock::StoreClock;
 use crate::level::{self, Build, Feature};
 use crate::settings::Roles;
 use crate::supervisor::Supervisor;
@@ -86,6 +87,8 @@ pub struct Members {
     pub me: NodeId,
     backend: Arc<dyn Backend>,
     about: Member,
+    /// Told by each beat.
+    clock: Arc<StoreClock>,
     workers: watch::Sender<Arc<Workers>>,
     /// The catalog's number that the last reconciliation began with.
     followed: AtomicU64,
@@ -112,6 +115,7 @@ impl Members {
         me: NodeId,
         backend: Arc<dyn Backend>,
         about: Member,
+        clock: Arc<StoreClock>,
     ) -> anyhow::Result<(Arc<Self>, watch::Receiver<Arc<Workers>>)> {
         let works = about.works();
         let first = Workers {
@@ -123,6 +127,7 @@ impl Members {
             me,
             backend,
             about,
+            clock,
             workers,
             followed: AtomicU64::new(0),
             draining: AtomicBool::new(false),
@@ -191,7 +196,10 @@ impl Members {
             ..self.about.clone()
         };
         let record = serde_json::to_vec(&record).expect("plain data");
-        self.backend.beat(self.me, Bytes::from(record), BEAT_TTL_MS).await
+        let sent = self.clock.machine_ms();
+        let pulse = self.backend.beat(self.me, Bytes::from(record), BEAT_TTL_MS).await?;
+        self.clock.learn(pulse.now_ms, sent, self.clock.machine_ms());
+        Ok(pulse)
     }
 
     fn place(&self, pulse: &Pulse) {

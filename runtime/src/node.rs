@@ -28,6 +28,7 @@ use tokio_util::task::TaskTracker;
 use crate::admin::{self, Admin};
 use crate::beekeeper::{self, Keeper};
 use crate::catalog::Catalog;
+use crate::clock::StoreClock;
 use crate::logs::LogKeep;
 use crate::members::{self, Member, Members};
 use crate::mirror::Mirror;
@@ -109,7 +110,9 @@ impl Node {
     /// # Errors
     /// When the folder is in use or written by a newer skep, a port is taken, and so on: with the remedy.
     pub async fn start(settings: NodeSettings) -> anyhow::Result<Self> {
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let machine: Arc<dyn Clock> = Arc::new(SystemClock);
+        let store_clock = Arc::new(StoreClock::default());
+        let clock: Arc<dyn Clock> = Arc::clone(&store_clock) as Arc<dyn Clock>;
         let entropy: Arc<dyn Entropy> = Arc::new(OsEntropy);
         // Ports first: they fail most often, and before anything was touched.
         let topics = settings.data.join("topics");
@@ -121,9 +124,9 @@ impl Node {
         make_private(&settings.data)?;
         let listen = listener.local_addr()?;
         let me = NodeId::random(entropy.as_ref());
-        let (backend, lock) = open(&settings, &topics, me, &clock, &entropy).await?;
-        let about = about(&settings, listen, clock.as_ref());
-        let (members, workers) = Members::join(me, Arc::clone(&backend), about).await?;
+        let (backend, lock) = open(&settings, &topics, me, &machine, &entropy).await?;
+        let about = about(&settings, listen, machine.as_ref());
+        let (members, workers) = Members::join(me, Arc::clone(&backend), about, store_clock).await?;
         let tenant = TenantId::default_tenant();
         let store = ModuleStore::open(
             &settings.artifacts,

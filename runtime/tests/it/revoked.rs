@@ -52,7 +52,7 @@ async fn what_was_deleted_stays_deleted_when_a_replica_that_was_behind_takes_ove
         follow(replica, &leads);
         replica.cli(&["REPLICAOF", "NO", "ONE"]);
     }
-    nodes[1].cli_ok(&["delete", "calls", "--yes"]);
+    nodes[1].cli_ok(&["delete", "calls"]);
     apply(&mut nodes[1].keeper().await, LATER).await.expect("apply");
     leads.kill();
     let wanted = ["later".to_owned(), "ledger".to_owned()];

@@ -199,7 +199,7 @@ fn skew(before: u64, after: u64, theirs: u64) -> Finding {
     finding(
         Severity::Warn,
         format!("this machine's clock is {:.1} s {ahead} its clock", by as f64 / 1e3),
-        "set the clocks of nodes and Redis by NTP: leases go by the server's, deadlines of calls by the nodes'",
+        "set the clocks of nodes and Redis by NTP: leases and deadlines go by the server's, logs by the nodes'",
     )
 }
 
