@@ -14,7 +14,7 @@ use skep_model::limits::{
     BODY_TIMEOUT_MS, CONNECTIONS_MAX, DEDUP_WINDOW_MS_DEFAULT, HEADER_TIMEOUT_MS, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX,
     REQUEST_DEADLINE_MS_DEFAULT, REQUEST_DEADLINE_MS_MAX,
 };
-use skep_model::message::{Message, Reply, Request, TraceContext};
+use skep_model::message::{Message, Reply, Request, TraceContext, shares};
 use skep_model::scope::Scope;
 use skep_model::span::{SpanKind, SpanRecord, SpanSink};
 use skep_topic::lane::Travelling;
@@ -260,18 +260,21 @@ impl Core {
         };
         let lane = once == Once::No && route.lanes().is_some();
         let keyed = once != Once::No;
-        let mut sent = Some(OutMessage {
+        let sent = OutMessage {
             payload: call.payload,
             headers: call.headers,
             key: call.key,
-        });
-        let takes = check::takers(&route.feeds, sent.as_ref());
-        let Some(last) = takes.iter().rposition(|takes| *takes) else {
+        };
+        let takes = check::takers(&route.feeds, &sent);
+        let taken = |i: usize| takes.as_ref().is_none_or(|takes| takes[i]);
+        let Some(last) = (0..route.feeds.len()).rfind(|i| taken(*i)) else {
             return Err(check::nobody_takes(&route));
         };
+        let mut shares = shares(Request::WHOLE, (0..=last).filter(|i| taken(*i)).count());
+        let mut sent = Some(sent);
         let mut messages = Vec::with_capacity(route.feeds.len());
         for (i, feed) in route.feeds.iter().enumerate() {
-            if !takes[i] {
+            if !taken(i) {
                 messages.push(None);
                 continue;
             }
@@ -279,7 +282,7 @@ impl Core {
             let Some(out) = out else { break };
             messages.push(Some(Message {
                 uid,
-                key: check::key_of(feed, &out)?,
+                key: check::key_of(feed, uid, &out)?,
                 headers: out.headers,
                 payload: out.payload,
                 accepted_ms: now_ms,
@@ -287,6 +290,7 @@ impl Core {
                     id: request,
                     deadline_ms: now_ms.saturating_add(timeout_ms),
                     keyed,
+                    share: shares.next().unwrap_or(0),
                 }),
                 trace: way.trace,
                 lineage: None,
@@ -629,10 +633,10 @@ impl Core {
             .collect();
         for (index, out) in messages.into_iter().enumerate() {
             let uid = Uid::random(&*self.entropy);
-            let takes = check::takers(&route.feeds, Some(&out));
-            for ((feed, (_, list)), takes) in route.feeds.iter().zip(&mut to).zip(takes) {
-                let key = match (takes, lists) {
-                    (true, _) => check::key_of(feed, &out).map_err(|e| CallError {
+            let takes = check::takers(&route.feeds, &out);
+            for (i, (feed, (_, list))) in route.feeds.iter().zip(&mut to).enumerate() {
+                let key = match (takes.as_ref().is_none_or(|takes| takes[i]), lists) {
+                    (true, _) => check::key_of(feed, uid, &out).map_err(|e| CallError {
                         message: format!("message {} of this call: {}", index + 1, e.message),
                         ..e
                     })?,

@@ -2,7 +2,7 @@
 
 use skep_model::Bytes;
 use skep_model::condition::Facts;
-use skep_model::id::Digest;
+use skep_model::id::{Digest, Uid};
 use skep_model::key;
 use skep_model::limits::{
     HEADERS_BYTES_MAX, HEADERS_MAX, IDEMPOTENCY_KEY_BYTES_MAX, KEY_BYTES_MAX, PAYLOAD_BYTES_MAX, SUBMIT_BYTES_MAX,
@@ -87,15 +87,12 @@ pub(super) fn idempotency_key(idempotency_key: Option<&str>) -> Result<(), CallE
     }
 }
 
-/// Which feeds take a message.
-pub(super) fn takers(feeds: &[Feed], out: Option<&OutMessage>) -> Vec<bool> {
-    match out {
-        Some(out) if feeds.iter().any(|feed| feed.when.is_some()) => {
-            let facts = Facts::new(&out.headers, &out.payload);
-            feeds.iter().map(|feed| feed.takes(&facts)).collect()
-        }
-        _ => vec![true; feeds.len()],
-    }
+/// Which feeds take a message. `None`: all, as none has a condition; then nothing is looked at or allocated.
+pub(super) fn takers(feeds: &[Feed], out: &OutMessage) -> Option<Vec<bool>> {
+    feeds.iter().any(|feed| feed.when.is_some()).then(|| {
+        let facts = Facts::new(&out.headers, &out.payload);
+        feeds.iter().map(|feed| feed.takes(&facts)).collect()
+    })
 }
 
 /// A request that no branch would answer.
@@ -111,9 +108,9 @@ pub(super) fn nobody_takes(route: &Route) -> CallError {
 }
 
 /// The message's key for a stage: none for a stage without `key:`.
-pub(super) fn key_of(feed: &Feed, out: &OutMessage) -> Result<Option<String>, CallError> {
+pub(super) fn key_of(feed: &Feed, origin: Uid, out: &OutMessage) -> Result<Option<String>, CallError> {
     let Some(source) = &feed.key else { return Ok(None) };
-    key::extract(source, out.key.as_deref(), &out.headers, &out.payload)
+    key::extract(source, origin, out.key.as_deref(), &out.headers, &out.payload)
         .map(Some)
         .map_err(|e| CallError::invalid("bad-key", format!("stage `{}`: {e}", feed.stage)))
 }

@@ -160,6 +160,8 @@ pub(super) fn of_reply(result: ReplyResult, lane: bool) -> Result<Bytes, CallErr
             Err(error)
         }
         ReplyResult::Overloaded { stage } => Err(full(&stage, "lane-full", "the in-memory lane")),
+        // Those who wait get what all of them come to.
+        ReplyResult::Returned { stage, .. } => of_reply(ReplyResult::no_response(stage), lane),
     }
 }
 

@@ -208,6 +208,7 @@ async fn echo_commits(backend: Arc<dyn Backend>, own: Arc<TopicSpec>, partition:
                     bytes: 1 << 20,
                     state: false,
                     state_bytes: 0,
+                    timers_max: u64::MAX,
                 },
             )
             .await

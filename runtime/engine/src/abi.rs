@@ -44,10 +44,8 @@ pub(crate) enum InputParam<'a> {
     One(MessageParam<'a>),
     #[component(name = "timer")]
     Timer(DueParam<'a>),
-    /// Part of the ABI; no stage joins yet.
     #[component(name = "joined")]
-    #[expect(dead_code, reason = "the type must have all cases of the WIT variant")]
-    Joined(&'a [PartParam<'a>]),
+    Joined(Vec<PartParam<'a>>),
 }
 
 impl<'a> From<&'a Input> for InputParam<'a> {
@@ -55,6 +53,13 @@ impl<'a> From<&'a Input> for InputParam<'a> {
         match input {
             Input::Message { message, attempt } => Self::One(message_param(message, *attempt)),
             Input::Timer(due) => Self::Timer(due_param(due)),
+            Input::Joined(joined) => {
+                let part = |(source, message): &'a (String, Message)| PartParam {
+                    source,
+                    value: message_param(message, joined.attempt),
+                };
+                Self::Joined(joined.parts.iter().map(part).collect())
+            }
         }
     }
 }

@@ -94,7 +94,14 @@ pub fn misplaced(old: &Stage, new: &Stage, rescale: bool) -> Vec<String> {
             new.name, old.partitions, new.partitions
         ));
     }
-    if old.key != new.key {
+    if old.join.is_some() != new.join.is_some() {
+        out.push(format!(
+            "stage `{}`: a Bee {} a join, and what waits there would be lost; give the stage a new name, or remove it in one apply and \
+             add it in another once it is drained",
+            new.name,
+            if new.join.is_some() { "becomes" } else { "is no more" }
+        ));
+    } else if old.key != new.key {
         out.push(format!(
             "stage `{}`: changing `key` from {} to {} would part keys from their order and state; keep it, give the stage a new name, \
              or remove it in one apply (with --discard-state if it has any) and add it in another once it is drained",
@@ -147,6 +154,7 @@ fn key(key: Option<&KeySource>) -> String {
     match key {
         None => "none".to_owned(),
         Some(KeySource::Message) => "message".to_owned(),
+        Some(KeySource::Origin) => "origin".to_owned(),
         Some(KeySource::Header(name)) => format!("header:{name}"),
         Some(KeySource::Json(pointer)) => format!("json:{pointer}"),
     }
@@ -187,6 +195,7 @@ fn settings(stage: &Stage) -> BTreeMap<String, String> {
         clock,
         exit,
         skip,
+        join,
     } = stage;
     let mut inputs: Vec<String> = inputs.iter().map(input).collect();
     inputs.sort();
@@ -243,6 +252,11 @@ fn settings(stage: &Stage) -> BTreeMap<String, String> {
         if let Some(condition) = condition {
             out.insert(field.to_owned(), condition.to_string());
         }
+    }
+    if let Some(join) = join {
+        out.insert("join.within".to_owned(), show_duration(join.within_ms));
+        out.insert("join.missing".to_owned(), join.missing.as_str().to_owned());
+        out.insert("join.pending".to_owned(), join.pending.to_string());
     }
     out.extend(
         config

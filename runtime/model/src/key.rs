@@ -5,6 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use crate::id::Uid;
 use crate::limits::KEY_BYTES_MAX;
 use crate::swarm::KeySource;
 
@@ -27,7 +28,8 @@ pub enum KeyError {
     TooLong(usize),
 }
 
-/// Takes a message's key. `key` is what the publisher set. Numbers and booleans count as their JSON text.
+/// Takes a message's key. `origin` is [`crate::message::Message::origin`], `key` what the publisher set. Numbers and booleans count as
+/// their JSON text.
 ///
 /// The payload is walked without building a tree: what is off the pointer's path is only checked.
 ///
@@ -35,11 +37,13 @@ pub enum KeyError {
 /// [`KeyError`], which is the publisher's to mend.
 pub fn extract(
     source: &KeySource,
+    origin: Uid,
     key: Option<&str>,
     headers: &[(String, String)],
     payload: &Bytes,
 ) -> Result<String, KeyError> {
     let found = match source {
+        KeySource::Origin => return Ok(origin.to_string()),
         KeySource::Message => key.ok_or(KeyError::NoMessageKey)?.to_owned(),
         KeySource::Header(name) => headers
             .iter()
@@ -220,6 +224,7 @@ mod tests {
     fn json(pointer: &str, payload: &str) -> Result<String, KeyError> {
         extract(
             &KeySource::Json(pointer.into()),
+            Uid::default(),
             None,
             &[],
             &Bytes::copy_from_slice(payload.as_bytes()),
@@ -229,22 +234,28 @@ mod tests {
     #[test]
     fn message_and_header() {
         let none = Bytes::new();
-        assert_eq!(extract(&KeySource::Message, Some("a"), &[], &none).unwrap(), "a");
         assert_eq!(
-            extract(&KeySource::Message, None, &[], &none),
+            extract(&KeySource::Message, Uid::default(), Some("a"), &[], &none).unwrap(),
+            "a"
+        );
+        assert_eq!(
+            extract(&KeySource::Message, Uid::default(), None, &[], &none),
             Err(KeyError::NoMessageKey)
         );
-        assert_eq!(extract(&KeySource::Message, Some(""), &[], &none), Err(KeyError::Empty));
+        assert_eq!(
+            extract(&KeySource::Message, Uid::default(), Some(""), &[], &none),
+            Err(KeyError::Empty)
+        );
         let headers = [("User".to_owned(), "u1".to_owned())];
         let source = KeySource::Header("user".into());
-        assert_eq!(extract(&source, None, &headers, &none).unwrap(), "u1");
+        assert_eq!(extract(&source, Uid::default(), None, &headers, &none).unwrap(), "u1");
         assert_eq!(
-            extract(&source, None, &[], &none),
+            extract(&source, Uid::default(), None, &[], &none),
             Err(KeyError::NoHeader("user".into()))
         );
         let long = "x".repeat(KEY_BYTES_MAX + 1);
         assert_eq!(
-            extract(&KeySource::Message, Some(&long), &[], &none),
+            extract(&KeySource::Message, Uid::default(), Some(&long), &[], &none),
             Err(KeyError::TooLong(KEY_BYTES_MAX + 1))
         );
     }
@@ -291,7 +302,7 @@ mod tests {
         }
         let invalid_utf8 = Bytes::from_static(b"{\"a\":\"\xff\"}");
         assert!(matches!(
-            extract(&KeySource::Json("/a".into()), None, &[], &invalid_utf8),
+            extract(&KeySource::Json("/a".into()), Uid::default(), None, &[], &invalid_utf8),
             Err(KeyError::NotJson { .. })
         ));
     }

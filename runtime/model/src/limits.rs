@@ -178,6 +178,22 @@ pub const LANE_MESSAGES_MAX: usize = 4_096;
 /// … and their payloads.
 pub const LANE_BYTES_MAX: usize = 64 << 20;
 
+// --- requests ---------------------------------------------------------------------------------------------------
+/// Branches of one request that may end without an answer and be counted: with more it fails at its deadline.
+pub const RETURNS_MAX: usize = 4_096;
+
+// --- joins ------------------------------------------------------------------------------------------------------
+/// Sides of one join: all that waits of one is read with each message of it.
+pub const JOIN_SIDES_MAX: usize = 16;
+/// The parts of one join, keys, headers and payloads: what one message's effects may have, for they are taken in one step.
+pub const JOIN_BYTES_MAX: usize = EFFECTS_BYTES_MAX;
+/// Joins of one stage that wait at once. A part is at most a message, so this bounds what they take of the store.
+pub const JOIN_PENDING_DEFAULT: u64 = 10_000;
+pub const JOIN_PENDING_MAX: u64 = 10_000_000;
+/// How long a join waits: as long as a caller does by default.
+pub const JOIN_WITHIN_MS_DEFAULT: u64 = REQUEST_DEADLINE_MS_DEFAULT;
+pub const JOIN_WITHIN_MS_MAX: u64 = 24 * 60 * 60 * 1_000;
+
 // --- retries ----------------------------------------------------------------------------------------------------
 pub const ATTEMPTS_DEFAULT: u32 = 5;
 pub const ATTEMPTS_MAX: u32 = 1_000;

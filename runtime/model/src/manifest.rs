@@ -4,6 +4,7 @@ mod bee;
 mod condition;
 mod fields;
 mod graph;
+mod join;
 mod mistake;
 mod node;
 mod reader;

@@ -24,6 +24,14 @@ pub struct Message {
     pub hops: Vec<Hop>,
 }
 
+impl Message {
+    /// The message that a client sent and from which this one comes: itself, if no Bee made it.
+    #[must_use]
+    pub fn origin(&self) -> Uid {
+        self.lineage.as_ref().map_or(self.uid, |lineage| lineage.origin)
+    }
+}
+
 /// A caller that waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Request {
@@ -32,6 +40,23 @@ pub struct Request {
     pub deadline_ms: u64,
     /// The call carried an idempotency key, so its reply is stored for the key's window.
     pub keyed: bool,
+    /// This message's share of the request's credit, of [`Self::WHOLE`]. A branch that ends without an answer gives its share back:
+    /// when all of it is back, nobody is left who might answer. 0: not counted, and nothing is ever given back for it.
+    pub share: u64,
+}
+
+impl Request {
+    /// The credit that a request sets out with.
+    pub const WHOLE: u64 = 1 << 62;
+}
+
+/// A credit split among `n` messages, as evenly as whole numbers go. Where there is too little for all, none gets any: they are not
+/// counted any more, for one without a share might live when all shares are back.
+pub fn shares(credit: u64, n: usize) -> impl Iterator<Item = u64> {
+    let n = n as u64;
+    let (each, rest) = (credit.checked_div(n).unwrap_or(0), credit.checked_rem(n).unwrap_or(0));
+    let counted = u64::from(each > 0);
+    (0..n).map(move |i| (each + u64::from(i < rest)) * counted)
 }
 
 /// W3C Trace Context, level 1.
@@ -86,6 +111,8 @@ pub struct Lineage {
     pub parent: Uid,
     pub stage: StageName,
     pub module: Digest,
+    /// The message that a client sent, and from which this one comes.
+    pub origin: Uid,
 }
 
 /// One stage that a message passed.
@@ -126,7 +153,29 @@ pub enum ReplyResult {
     Overloaded {
         stage: StageName,
     },
+    /// No answer but a notice to the caller's node: a branch ended without one, at this message, and gives back its share of the credit.
+    Returned {
+        stage: StageName,
+        by: Uid,
+        share: u64,
+    },
 }
+
+impl ReplyResult {
+    /// Every branch of the request ended, the last at `stage`, and none answered.
+    #[must_use]
+    pub fn no_response(stage: StageName) -> Self {
+        Self::Failed {
+            stage,
+            reason: NO_RESPONSE.to_owned(),
+            detail: "every branch of the request ended without an answer".to_owned(),
+            dead_letter: None,
+        }
+    }
+}
+
+/// The reason of a request's failure where nobody is left who might answer it.
+pub const NO_RESPONSE: &str = "no-response";
 
 #[cfg(test)]
 mod tests {

@@ -9,9 +9,22 @@ use crate::message::Message;
 
 /// One thing that a Bee is asked to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "nearly every input is a message")]
 pub enum Input {
     Message { message: Message, attempt: u32 },
     Timer(Due),
+    Joined(Joined),
+}
+
+/// Messages that belong together, one a side of a join.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Joined {
+    /// Of the message that came last, or of the timer that ended the wait.
+    pub uid: Uid,
+    /// Each with the name of its side, in the manifest's order.
+    pub parts: Vec<(String, Message)>,
+    /// From 1.
+    pub attempt: u32,
 }
 
 /// A timer that fired.
@@ -31,15 +44,17 @@ impl Input {
         match self {
             Self::Message { message, .. } => message.uid,
             Self::Timer(due) => due.uid,
+            Self::Joined(joined) => joined.uid,
         }
     }
 
-    /// The key whose state and timers the input may touch.
+    /// The key whose state and timers the input may touch. That of a join holds its parts, and is not the Bee's.
     #[must_use]
     pub fn key(&self) -> Option<&str> {
         match self {
             Self::Message { message, .. } => message.key.as_deref(),
             Self::Timer(due) => Some(&due.key),
+            Self::Joined(_) => None,
         }
     }
 
@@ -49,6 +64,7 @@ impl Input {
         match self {
             Self::Message { message, .. } => message.accepted_ms,
             Self::Timer(due) => due.at_ms,
+            Self::Joined(joined) => joined.parts.iter().map(|(_, m)| m.accepted_ms).max().unwrap_or(0),
         }
     }
 
@@ -57,7 +73,18 @@ impl Input {
         match self {
             Self::Message { attempt, .. } => *attempt,
             Self::Timer(due) => due.attempt,
+            Self::Joined(joined) => joined.attempt,
         }
+    }
+
+    /// The messages of it: one, none of a timer, or the parts of a join.
+    pub fn messages(&self) -> impl Iterator<Item = &Message> {
+        let (one, parts) = match self {
+            Self::Message { message, .. } => (Some(message), &[][..]),
+            Self::Timer(_) => (None, &[][..]),
+            Self::Joined(joined) => (None, joined.parts.as_slice()),
+        };
+        one.into_iter().chain(parts.iter().map(|(_, message)| message))
     }
 }
 

@@ -47,6 +47,43 @@ pub struct Stage {
     /// A message for which it holds passes the Bee by: it goes to the readers of what is published to no name, as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skip: Option<Condition>,
+    /// The Bee gets one message of each input together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join: Option<Join>,
+}
+
+/// How a stage waits for one message of each of its inputs: its *sides*. What belongs together has the same key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Join {
+    /// How long the first waits for the last, milliseconds.
+    pub within_ms: u64,
+    pub missing: Missing,
+    /// Joins that wait at once, in the whole stage. Of more, those that waited longest end as if their time were over.
+    pub pending: u64,
+}
+
+/// What becomes of the parts when a side is missing at the end of the wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum Missing {
+    /// Each is a dead letter, and its caller hears of it.
+    #[default]
+    Fail,
+    /// The Bee gets those that came.
+    Partial,
+    /// They end here.
+    Drop,
+}
+
+impl Missing {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Fail => "fail",
+            Self::Partial => "partial",
+            Self::Drop => "drop",
+        }
+    }
 }
 
 /// One input of a stage.
@@ -76,6 +113,8 @@ pub enum InputSource {
 pub enum KeySource {
     /// The key that the publisher set.
     Message,
+    /// The uid of the message that a client sent: what comes of one message has one key. Of joins only.
+    Origin,
     Header(String),
     /// A JSON pointer (RFC 6901) into the payload.
     Json(String),

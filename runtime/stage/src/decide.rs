@@ -8,6 +8,7 @@
 //!   the same key, so where an item fails here although the Bee called it done, the prefix ends before the next of that key.
 
 mod effects;
+mod join;
 mod sum;
 
 use std::borrow::Cow;
@@ -17,12 +18,14 @@ use std::sync::Arc;
 use skep_model::env::Entropy;
 use skep_model::id::{CommitId, Uid};
 use skep_model::limits::{COMMIT_BYTES_MAX, RETRY_AFTER_MS_MAX};
-use skep_model::message::{Message, Reply, ReplyResult, TraceContext};
+use skep_model::message::{Message, Reply, ReplyResult, Request, TraceContext};
+use skep_model::name::StageName;
 use skep_model::step::{Batch, Due, Input, Step, Trap, TrapKind};
 use skep_model::swarm::{Order, RetryPolicy};
 use skep_topic::{Commit, Cursor, DeadLetter, Fetched, Parked, StatePut, TimerDue, TimerSet, Unread, Work};
 
 use self::effects::with_hop;
+use self::join::{Desk, Gathered};
 use self::sum::Sum;
 use crate::plan::{Bypass, Destination, Plan};
 
@@ -33,6 +36,8 @@ pub(crate) use self::effects::{effects, passed};
 pub struct Item {
     pub source: Source,
     pub fate: Fate,
+    /// Of a stage that joins.
+    pub join: Option<Box<Gathered>>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -52,6 +57,8 @@ pub enum Fate {
     Hold,
     /// Its caller's deadline passed: consumed with that outcome, not run.
     Expire,
+    /// An input of a join that does not go to the Bee: it waits for the others, or they are not to come.
+    Aside,
 }
 
 /// A batch as the stage works on it.
@@ -59,69 +66,82 @@ pub enum Fate {
 pub struct Taken {
     pub items: Vec<Item>,
     pub held: HashSet<String>,
+    /// See [`Fetched::early`].
+    pub early: Vec<TimerDue>,
     pub now_ms: u64,
 }
 
 /// Retries first, for they are the oldest; then timers; then messages. Returns the items and the Bee's batch.
 #[must_use]
-pub fn arrange(plan: &Plan, fetched: Fetched) -> (Taken, Batch) {
+pub fn arrange(plan: &Plan, mut fetched: Fetched) -> (Taken, Batch) {
     let now_ms = fetched.now_ms;
     let mut items = Vec::with_capacity(fetched.retries.len() + fetched.timers.len() + fetched.messages.len());
     let mut inputs = Vec::with_capacity(items.capacity());
+    let mut desk = Desk::of(plan, &mut fetched.state, now_ms);
     let expired = |m: &Message| m.request.is_some_and(|r| r.deadline_ms < now_ms);
     for parked in fetched.retries {
         let attempt = parked.attempts + 1;
-        let fate = match &parked.work {
-            Work::Message(message) if expired(message) => Fate::Expire,
-            Work::Message(message) => offer(plan, &mut inputs, message, attempt),
-            Work::Timer { uid, key, name, at_ms } => run(
-                &mut inputs,
-                Input::Timer(Due {
+        let (fate, join) = match &parked.work {
+            Work::Message(message) if expired(message) => (Fate::Expire, None),
+            Work::Message(message) => offer(plan, &mut desk, &mut inputs, message, attempt),
+            Work::Timer { uid, key, .. } if let Some(desk) = &mut desk => {
+                some(desk.end(&mut inputs, key, *uid, attempt))
+            }
+            Work::Timer { uid, key, name, at_ms } => {
+                let due = Due {
                     uid: *uid,
                     key: key.clone(),
                     name: name.clone(),
                     at_ms: *at_ms,
                     attempt,
-                }),
-            ),
+                };
+                (run(&mut inputs, Input::Timer(due)), None)
+            }
         };
         items.push(Item {
             source: Source::Retry(parked),
             fate,
+            join,
         });
     }
     for timer in fetched.timers {
-        let fate = run(
-            &mut inputs,
-            Input::Timer(Due {
-                uid: timer.uid,
-                key: timer.key.clone(),
-                name: timer.name.clone(),
-                at_ms: timer.at_ms,
-                attempt: 1,
-            }),
-        );
+        let (fate, join) = match &mut desk {
+            Some(desk) => some(desk.end(&mut inputs, &timer.key, timer.uid, 1)),
+            None => {
+                let due = Due {
+                    uid: timer.uid,
+                    key: timer.key.clone(),
+                    name: timer.name.clone(),
+                    at_ms: timer.at_ms,
+                    attempt: 1,
+                };
+                (run(&mut inputs, Input::Timer(due)), None)
+            }
+        };
         items.push(Item {
             source: Source::Timer(timer),
             fate,
+            join,
         });
     }
     for unread in fetched.messages {
-        let fate = if expired(&unread.message) {
-            Fate::Expire
+        let (fate, join) = if expired(&unread.message) {
+            (Fate::Expire, None)
         } else if is_held(plan, unread.message.key.as_deref(), &fetched.held) {
-            Fate::Hold
+            (Fate::Hold, None)
         } else {
-            offer(plan, &mut inputs, &unread.message, 1)
+            offer(plan, &mut desk, &mut inputs, &unread.message, 1)
         };
         items.push(Item {
             source: Source::Message(unread),
             fate,
+            join,
         });
     }
     let work = Taken {
         items,
         held: fetched.held,
+        early: if desk.is_some() { fetched.early } else { Vec::new() },
         now_ms,
     };
     let batch = Batch {
@@ -131,17 +151,27 @@ pub fn arrange(plan: &Plan, fetched: Fetched) -> (Taken, Batch) {
     (work, batch)
 }
 
-fn offer(plan: &Plan, inputs: &mut Vec<Input>, message: &Message, attempt: u32) -> Fate {
-    match plan.bypass(message) {
-        Some(by) => Fate::Pass(by),
-        None => run(
-            inputs,
-            Input::Message {
-                message: message.clone(),
-                attempt,
-            },
-        ),
+fn offer(
+    plan: &Plan,
+    desk: &mut Option<Desk<'_>>,
+    inputs: &mut Vec<Input>,
+    message: &Message,
+    attempt: u32,
+) -> (Fate, Option<Box<Gathered>>) {
+    if let Some(by) = plan.bypass(message) {
+        return (Fate::Pass(by), None);
     }
+    match desk {
+        Some(desk) => some(desk.take(inputs, message, attempt)),
+        None => {
+            let message = message.clone();
+            (run(inputs, Input::Message { message, attempt }), None)
+        }
+    }
+}
+
+fn some((fate, join): (Fate, Box<Gathered>)) -> (Fate, Option<Box<Gathered>>) {
+    (fate, Some(join))
 }
 
 fn run(inputs: &mut Vec<Input>, input: Input) -> Fate {
@@ -221,23 +251,34 @@ pub fn decide(
     let mut sum = Sum::new(Arc::clone(&plan.topic), stamp);
     let mut decision = Tally::default();
     let mut bytes = 0usize;
+    sum.hurry(join::early(&work.early, work.now_ms, entropy));
     for item in &work.items {
-        let origin = Origin::of(&item.source);
+        let mut origin = Origin::of(&item.source);
+        origin.joined = item.join.as_deref();
         let step = match item.fate {
             Fate::Run(i) => steps.get_mut(i).and_then(Option::take),
             Fate::Pass(by) => origin.message.map(|message| Ok(passed(message, by))),
-            Fate::Hold | Fate::Expire => None,
+            Fate::Hold | Fate::Expire | Fate::Aside => None,
         };
         if origin.key().is_some_and(|key| tainted.contains(key)) {
             break;
         }
         let wrote = matches!(&step, Some(Ok(step)) if !step.state.is_empty());
-        let (part, failed) = match step {
+        let (part, failure) = match step {
             _ if item.fate == Fate::Expire => (expired(plan, &origin), None),
             _ if waits(plan, item, &origin, &held) => {
                 (Part::park(parked_behind(plan, &origin, work.now_ms, entropy)), None)
             }
-            Some(step) => settle(plan, &item.source, step, work.now_ms, ran, entropy),
+            Some(step) => settle(plan, &item.source, &origin, step, work.now_ms, ran, entropy),
+            None if item.fate == Fate::Aside => match (&item.join, plan.stage.join) {
+                (Some(gathered), Some(join)) => {
+                    match join::aside(plan, &origin, gathered, join, work.now_ms, entropy) {
+                        Ok(part) => (part, None),
+                        Err(failure) => failed(plan, &item.source, &origin, failure, work.now_ms, ran, entropy),
+                    }
+                }
+                _ => break,
+            },
             // A step is missing: the engine broke its contract. Leave the item where it is.
             None => break,
         };
@@ -250,10 +291,10 @@ pub fn decide(
         {
             held.to_mut().insert(parked.lane.clone());
         }
-        if wrote && failed.is_some() {
+        if wrote && failure.is_some() {
             tainted.extend(origin.key());
         }
-        decision.count(&part, failed);
+        decision.count(&part, failure);
         sum.add(&item.source, part);
     }
     Decision {
@@ -293,7 +334,8 @@ pub(crate) struct Part<'p> {
     pub state: Vec<StatePut>,
     pub timers: Vec<TimerSet>,
     pub park: Option<Parked>,
-    pub dead: Option<DeadLetter>,
+    pub returned: Vec<Reply>,
+    pub dead: Vec<DeadLetter>,
     pub bytes: usize,
 }
 
@@ -302,6 +344,28 @@ impl Part<'_> {
         Self {
             park: Some(parked),
             ..Self::default()
+        }
+    }
+
+    /// A branch of a request ends here without an answer. The whole credit in one hand: no other branch is left.
+    pub(crate) fn ends(&mut self, stage: &StageName, by: Uid, request: Request) {
+        match request.share {
+            0 => {}
+            Request::WHOLE.. => self.replies.push(Reply {
+                request: request.id,
+                result: ReplyResult::no_response(stage.clone()),
+                hops: Vec::new(),
+            }),
+            share => self.returned.push(Reply {
+                request: request.id,
+                result: ReplyResult::Returned {
+                    stage: stage.clone(),
+                    // The same message goes to several stages.
+                    by: by.child(stage.as_str(), u32::MAX),
+                    share,
+                },
+                hops: Vec::new(),
+            }),
         }
     }
 }
@@ -325,38 +389,51 @@ pub(crate) enum Again {
 fn settle<'p>(
     plan: &'p Plan,
     source: &Source,
+    origin: &Origin<'_>,
     step: Result<Step, Trap>,
     now_ms: u64,
     ran: Ran,
     entropy: &dyn Entropy,
 ) -> (Part<'p>, Option<String>) {
-    let origin = Origin::of(source);
     // The owner has tried again as often as it may before it hands on a trouble of the host.
     let host = matches!(&step, Err(trap) if matches!(trap.kind, TrapKind::Host | TrapKind::Crash));
-    match effects(plan, &origin, step, ran, entropy) {
+    match effects(plan, origin, step, ran, entropy) {
         Ok(part) => (part, None),
         Err(mut failure) => {
             if host {
                 failure.again = Again::Never;
             }
-            let told = format!("{}: {}", failure.reason, failure.detail);
-            let part = match retry_at(&plan.stage.retry, origin.attempt, failure.again, now_ms, entropy) {
-                Some(due_ms) => Part::park(Parked {
-                    uid: Uid::random(entropy),
-                    lane: match source {
-                        Source::Retry(parked) => parked.lane.clone(),
-                        Source::Message(_) | Source::Timer(_) => lane_of(plan, &origin),
-                    },
-                    work: origin.work(),
-                    attempts: origin.attempt,
-                    due_ms,
-                    cause: told.clone(),
-                }),
-                None => dead(plan, &origin, failure, now_ms, ran),
-            };
-            (part, Some(told))
+            failed(plan, source, origin, failure, now_ms, ran, entropy)
         }
     }
+}
+
+/// Another attempt by the policy, or a dead letter; and what to tell people.
+fn failed(
+    plan: &Plan,
+    source: &Source,
+    origin: &Origin<'_>,
+    failure: Failure,
+    now_ms: u64,
+    ran: Ran,
+    entropy: &dyn Entropy,
+) -> (Part<'static>, Option<String>) {
+    let told = format!("{}: {}", failure.reason, failure.detail);
+    let part = match retry_at(&plan.stage.retry, origin.attempt, failure.again, now_ms, entropy) {
+        Some(due_ms) => Part::park(Parked {
+            uid: Uid::random(entropy),
+            lane: match source {
+                Source::Retry(parked) => parked.lane.clone(),
+                Source::Message(_) | Source::Timer(_) => lane_of(plan, origin),
+            },
+            work: origin.work(),
+            attempts: origin.attempt,
+            due_ms,
+            cause: told.clone(),
+        }),
+        None => dead(plan, origin, failure, now_ms, ran, entropy),
+    };
+    (part, Some(told))
 }
 
 /// An item, whatever it came from.
@@ -365,6 +442,8 @@ pub(crate) struct Origin<'a> {
     pub attempt: u32,
     pub message: Option<&'a Message>,
     pub timer: Option<(&'a str, &'a str, u64)>,
+    /// Of a stage that joins.
+    pub joined: Option<&'a Gathered>,
 }
 
 impl<'a> Origin<'a> {
@@ -378,6 +457,7 @@ impl<'a> Origin<'a> {
                     attempt: parked.attempts + 1,
                     message: None,
                     timer: Some((key, name, *at_ms)),
+                    joined: None,
                 },
             },
             Source::Timer(due) => Self {
@@ -385,6 +465,7 @@ impl<'a> Origin<'a> {
                 attempt: 1,
                 message: None,
                 timer: Some((&due.key, &due.name, due.at_ms)),
+                joined: None,
             },
         }
     }
@@ -395,6 +476,29 @@ impl<'a> Origin<'a> {
             attempt,
             message: Some(message),
             timer: None,
+            joined: None,
+        }
+    }
+
+    /// The message that its effects go on from: of a join, the one that came last.
+    pub(crate) fn lead(&self) -> Option<&'a Message> {
+        self.joined.and_then(Gathered::lead).or(self.message)
+    }
+
+    /// What all comes from: see [`Message::origin`]. A timer has no such message, so it is one.
+    pub(crate) fn root(&self) -> Uid {
+        self.lead().map_or(self.uid, Message::origin)
+    }
+
+    /// The callers that wait for it, first the one whose request goes on in what is published.
+    pub(crate) fn callers(&self) -> (Option<Request>, Vec<Request>) {
+        match self.joined {
+            None => (self.message.and_then(|m| m.request), Vec::new()),
+            Some(gathered) => {
+                let mut others = gathered.callers();
+                let first = (!others.is_empty()).then(|| others.remove(0));
+                (first, others)
+            }
         }
     }
 
@@ -456,12 +560,18 @@ fn parked_behind(plan: &Plan, origin: &Origin<'_>, now_ms: u64, entropy: &dyn En
     }
 }
 
-fn dead(plan: &Plan, origin: &Origin<'_>, failure: Failure, now_ms: u64, ran: Ran) -> Part<'static> {
+fn dead(
+    plan: &Plan,
+    origin: &Origin<'_>,
+    failure: Failure,
+    now_ms: u64,
+    ran: Ran,
+    entropy: &dyn Entropy,
+) -> Part<'static> {
     let mut part = Part::default();
-    if let Some(message) = origin.message
-        && let Some(request) = message.request
-    {
-        part.replies.push(Reply {
+    let (first, others) = origin.callers();
+    part.replies.extend(first.into_iter().chain(others).map(|request| {
+        Reply {
             request: request.id,
             result: ReplyResult::Failed {
                 stage: plan.stage.name.clone(),
@@ -469,18 +579,33 @@ fn dead(plan: &Plan, origin: &Origin<'_>, failure: Failure, now_ms: u64, ran: Ra
                 detail: failure.detail.clone(),
                 dead_letter: None,
             },
-            hops: with_hop(message, &plan.stage.name, ran),
-        });
-    }
-    part.dead = Some(DeadLetter {
-        work: origin.work(),
+            hops: origin
+                .lead()
+                .map(|m| with_hop(m, &plan.stage.name, ran))
+                .unwrap_or_default(),
+        }
+    }));
+    let letter = |work| DeadLetter {
+        work,
         attempts: origin.attempt,
-        reason: failure.reason,
-        detail: failure.detail,
-        stderr: failure.stderr,
+        reason: failure.reason.clone(),
+        detail: failure.detail.clone(),
+        stderr: failure.stderr.clone(),
         module: plan.module,
         at_ms: now_ms,
-    });
+    };
+    match origin.joined {
+        Some(gathered) if !gathered.parts.is_empty() => {
+            // Each on its own: brought back together they join again.
+            for (_, message) in &gathered.parts {
+                part.bytes += message.payload.len();
+                part.dead.push(letter(Work::Message(message.clone())));
+            }
+            let key = origin.key().unwrap_or_default();
+            gathered.clear(key, origin.timer.is_some(), &mut part, entropy);
+        }
+        _ => part.dead.push(letter(origin.work())),
+    }
     part
 }
 
@@ -498,5 +623,7 @@ fn expired(plan: &Plan, origin: &Origin<'_>) -> Part<'static> {
     part
 }
 
+#[cfg(test)]
+mod graphs;
 #[cfg(test)]
 mod tests;

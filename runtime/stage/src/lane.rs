@@ -320,7 +320,7 @@ impl Consumer {
     }
 
     fn apply(&self, plan: &Plan, part: Part<'_>) {
-        for reply in part.replies {
+        for reply in part.replies.into_iter().chain(part.returned) {
             self.seams.backend.waiters().deliver(reply);
         }
         for (to, message) in part.outputs {

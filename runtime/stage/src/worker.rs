@@ -417,6 +417,9 @@ impl Owner {
                 bytes: plan.stage.batch.bytes,
                 state: plan.stage.state,
                 state_bytes: FETCH_STATE_BYTES_MAX,
+                timers_max: plan.stage.join.map_or(u64::MAX, |join| {
+                    join.pending.div_ceil(u64::from(plan.topic.partitions.max(1)))
+                }),
             };
             let mut fetched = match std::mem::take(&mut drained) {
                 // What came since has rung.
@@ -436,7 +439,7 @@ impl Owner {
                 continue;
             }
             fetched.keep(self.cap.size());
-            if fetched.messages.is_empty() && fetched.retries.is_empty() && fetched.timers.is_empty() {
+            if fetched.is_empty() {
                 self.well();
                 let due_ms = fetched
                     .next_due_ms
@@ -527,7 +530,7 @@ impl Owner {
             from: at.cursor,
         };
         let decision = decide(plan, &taken, steps, stamp, ran, self.seams.entropy.as_ref());
-        if decision.consumed == 0 {
+        if decision.consumed == 0 && decision.commit.set_timers.is_empty() {
             return Err(trouble("the engine returned no step for the first input".to_owned()));
         }
         let dead = decision.commit.dead.len();
@@ -746,10 +749,10 @@ fn trouble(why: String) -> Ended {
 
 /// The batch's own span and its parent: the first sampled message's.
 pub(crate) fn span_of(inputs: &[Input], entropy: &dyn Entropy) -> Option<(TraceContext, TraceContext)> {
-    let parent = inputs.iter().find_map(|input| match input {
-        Input::Message { message, .. } => message.trace.filter(|t| t.sampled),
-        Input::Timer(_) => None,
-    })?;
+    let parent = inputs
+        .iter()
+        .flat_map(Input::messages)
+        .find_map(|message| message.trace.filter(|t| t.sampled))?;
     let mut span_id = [0; 8];
     span_id.copy_from_slice(&entropy.bits128()[..8]);
     Some((TraceContext { span_id, ..parent }, parent))
@@ -760,10 +763,8 @@ pub(crate) fn links_of(inputs: &[Input], own: Option<&TraceContext>) -> Vec<Trac
     let Some(own) = own else { return Vec::new() };
     inputs
         .iter()
-        .filter_map(|input| match input {
-            Input::Message { message, .. } => message.trace.filter(|t| t.sampled && t.trace_id != own.trace_id),
-            Input::Timer(_) => None,
-        })
+        .flat_map(Input::messages)
+        .filter_map(|message| message.trace.filter(|t| t.sampled && t.trace_id != own.trace_id))
         .take(128)
         .collect()
 }

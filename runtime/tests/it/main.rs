@@ -8,6 +8,7 @@ mod cluster;
 mod doctor;
 mod faults;
 mod first_steps;
+mod joins;
 mod kills;
 mod letters;
 mod lifecycle;

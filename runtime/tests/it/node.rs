@@ -327,6 +327,12 @@ pub fn totals() -> &'static [Vec<u8>; 2] {
     WASM.get_or_init(|| [version("v1", "totals_v1"), version("v2", "totals_v2")])
 }
 
+/// A sample, built once per test run.
+pub fn ensemble() -> &'static [u8] {
+    static WASM: OnceLock<Vec<u8>> = OnceLock::new();
+    WASM.get_or_init(|| build(&root().join("samples/ensemble"), "ensemble"))
+}
+
 fn build(dir: &Path, name: &str) -> Vec<u8> {
     let target = root().join("target/bees");
     let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))

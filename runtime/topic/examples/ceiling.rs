@@ -127,6 +127,7 @@ async fn owner(
             bytes: 1 << 20,
             state: false,
             state_bytes: 0,
+            timers_max: u64::MAX,
         };
         let fetched = store.fetch(&lease, want).await.unwrap();
         let last = fetched.messages.last().expect("as many as there were");

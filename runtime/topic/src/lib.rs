@@ -292,6 +292,8 @@ pub struct Want {
     /// No further input is given once the state of the keys so far has reached this many bytes, names and values. One key is
     /// always loaded whole.
     pub state_bytes: u64,
+    /// Of more timers than this, [`Fetched::early`] names those that are due first.
+    pub timers_max: u64,
 }
 
 /// One consistent read of everything that a batch needs.
@@ -303,6 +305,9 @@ pub struct Fetched {
     pub retries: Vec<Parked>,
     /// Timers whose time has come and whose key has no parked message, by due time, at most `messages` of them.
     pub timers: Vec<TimerDue>,
+    /// Where the partition has more than [`Want::timers_max`] timers: as many as are too many, the first of those that are not yet due,
+    /// at most `messages` of them. They are no input: whoever wants one sooner sets it anew.
+    pub early: Vec<TimerDue>,
     /// Lanes of `messages` (see [`Parked::lane`]) that have parked entries: what is read of them must park behind.
     pub held: HashSet<String>,
     /// State of every key in `messages`, `retries` and `timers`.
@@ -346,6 +351,12 @@ impl Fetched {
         }
         self.keep(taken);
         Ok(())
+    }
+
+    /// Nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty() && self.retries.is_empty() && self.timers.is_empty() && self.early.is_empty()
     }
 
     /// Keeps the first inputs only: retries, then timers, then messages.
@@ -392,6 +403,7 @@ pub struct Parked {
 
 /// What can be parked: a message, or a timer that fired and failed.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "nearly all of it is messages")]
 pub enum Work {
     Message(Message),
     Timer {
@@ -452,6 +464,8 @@ pub struct Commit {
     pub set_timers: Vec<TimerSet>,
     /// A `Failed` one without a dead letter's id gets that of the letter in `dead` whose message carries its request.
     pub replies: Vec<Reply>,
+    /// [`skep_model::message::ReplyResult::Returned`] only: they go the way of replies, and nothing is kept of them.
+    pub returned: Vec<Reply>,
     pub dead: Vec<DeadLetter>,
 }
 
@@ -472,6 +486,7 @@ impl Commit {
             state: Vec::new(),
             set_timers: Vec::new(),
             replies: Vec::new(),
+            returned: Vec::new(),
             dead: Vec::new(),
         }
     }

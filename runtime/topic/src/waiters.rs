@@ -1,20 +1,24 @@
 //! The callers that wait on this node for a reply.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
-use skep_model::id::RequestId;
-use skep_model::message::Reply;
+use skep_model::id::{RequestId, Uid};
+use skep_model::limits::RETURNS_MAX;
+use skep_model::message::{Reply, ReplyResult, Request};
 use tokio::sync::{mpsc, oneshot};
 
 /// Joins replies to calls. Bounded by the Gateway's admission: a waiter exists only while its call is under way.
 #[derive(Debug, Default)]
 pub struct Waiters {
     waiting: Mutex<Waiting>,
+    /// Responses that found nobody.
+    late: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -29,6 +33,25 @@ struct Waiting {
 struct Callers {
     first: (u64, Sink),
     more: Vec<(u64, Sink)>,
+    /// The credit that came back, if any did: most requests are answered.
+    returned: Option<Box<Returned>>,
+}
+
+#[derive(Debug, Default)]
+struct Returned {
+    /// What gave it back: a notice may come twice.
+    by: HashSet<Uid>,
+    share: u64,
+}
+
+impl Returned {
+    /// Whether all of it is back.
+    fn add(&mut self, by: Uid, share: u64) -> bool {
+        if self.by.len() < RETURNS_MAX && self.by.insert(by) {
+            self.share = self.share.saturating_add(share);
+        }
+        self.share >= Request::WHOLE
+    }
 }
 
 #[derive(Debug)]
@@ -115,6 +138,7 @@ impl Waiters {
                 free.insert(Callers {
                     first: (ticket, sink),
                     more: Vec::new(),
+                    returned: None,
                 });
             }
             Entry::Occupied(mut taken) => taken.get_mut().more.push((ticket, sink)),
@@ -136,11 +160,26 @@ impl Waiters {
         }
     }
 
-    /// The first response wins: later ones find nobody. Returns whether somebody waited.
-    pub fn deliver(&self, reply: Reply) -> bool {
-        let Some(callers) = self.lock().by_request.remove(&reply.request) else {
+    /// The first response wins: later ones find nobody, and are counted. Returns whether somebody waited.
+    ///
+    /// A share of the credit that comes back is added up; with the last of it the callers hear that nobody is left who might answer.
+    pub fn deliver(&self, mut reply: Reply) -> bool {
+        let mut waiting = self.lock();
+        let Entry::Occupied(mut found) = waiting.by_request.entry(reply.request) else {
+            drop(waiting);
+            if matches!(reply.result, ReplyResult::Response(_)) {
+                self.late.fetch_add(1, Ordering::Relaxed);
+            }
             return false;
         };
+        if let ReplyResult::Returned { stage, by, share } = reply.result {
+            if !found.get_mut().returned.get_or_insert_default().add(by, share) {
+                return true;
+            }
+            reply.result = ReplyResult::no_response(stage);
+        }
+        let callers = found.remove();
+        drop(waiting);
         for (_, waiter) in callers.more {
             // The caller may have gone meanwhile; that is its right.
             waiter.send(reply.clone());
@@ -152,6 +191,12 @@ impl Waiters {
     #[must_use]
     pub fn is_waiting(&self, request: RequestId) -> bool {
         self.lock().by_request.contains_key(&request)
+    }
+
+    /// Responses after the first, and those whose caller had gone.
+    #[must_use]
+    pub fn late(&self) -> u64 {
+        self.late.load(Ordering::Relaxed)
     }
 
     #[must_use]
@@ -216,6 +261,36 @@ mod tests {
         assert!(!waiters.deliver(reply(a)), "the first response wins");
         drop(other);
         assert!(waiters.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_request_whose_credit_is_all_back_fails_and_a_notice_that_comes_twice_counts_once() {
+        let waiters = Arc::new(Waiters::default());
+        let id = RequestId([5; 16]);
+        let back = |by, share| Reply {
+            request: id,
+            result: ReplyResult::Returned {
+                stage: "s".parse().unwrap(),
+                by: Uid([by; 16]),
+                share,
+            },
+            hops: Vec::new(),
+        };
+        let mut waiter = waiters.wait(id);
+        assert!(waiters.deliver(back(1, Request::WHOLE / 2)));
+        assert!(waiters.deliver(back(1, Request::WHOLE / 2)), "the same again");
+        assert!(waiters.deliver(back(2, Request::WHOLE / 4)));
+        assert!(waiters.is_waiting(id));
+        assert!(futures::poll!(&mut waiter).is_pending());
+        assert!(waiters.deliver(back(3, Request::WHOLE / 4)));
+        assert_eq!(
+            waiter.await.unwrap().result,
+            ReplyResult::no_response("s".parse().unwrap())
+        );
+        assert!(!waiters.deliver(back(4, 1)));
+        assert_eq!(waiters.late(), 0, "a notice is no response");
+        assert!(!waiters.deliver(reply(id)));
+        assert_eq!(waiters.late(), 1);
     }
 
     #[test]

@@ -31,7 +31,10 @@ fn try_expand(args: TokenStream, item: TokenStream) -> syn::Result<TokenStream> 
     signature::check(&function, options.batch)?;
     let name = signature::name(&function.sig.ident, options.name.as_ref())?;
 
-    let mut register = if options.batch {
+    let mut register = if signature::joins(&function) {
+        let adapter = adapter(&function, quote!(::skep::Joined));
+        quote! { ::skep::__private::Bee::joined(#name, #adapter) }
+    } else if options.batch {
         let adapter = adapter(&function, quote!(::std::vec::Vec<::skep::Message>));
         quote! { ::skep::__private::Bee::batch(#name, #adapter) }
     } else {
@@ -104,6 +107,9 @@ mod tests {
         assert!(out.contains("timers :: fired (swarm , timer)"), "{out}");
         assert_eq!(out.matches("cfg (feature = \"x\")").count(), 2, "{out}");
         syn::parse_str::<syn::File>(&out).unwrap();
+
+        let out = expanded(quote!(), quote! { fn vote(s: &mut Swarm, parts: skep::Joined) {} });
+        assert!(out.contains("Bee :: joined (\"vote\""), "{out}");
 
         let out = expanded(quote!(), quote! { fn r#loop(s: &mut Swarm, m: Message) -> () {} });
         assert!(out.contains("Bee :: one (\"loop\""), "{out}");

@@ -21,7 +21,12 @@ mod signature;
 ///
 /// #[skep::bee(batch)]
 /// fn score(swarm: &mut Swarm, messages: Vec<Message>) -> skep::Result { Ok(()) }
+///
+/// #[skep::bee]
+/// fn vote(swarm: &mut Swarm, parts: Joined) -> skep::Result { Ok(()) }
 /// ```
+///
+/// A function of `Joined` takes what a join brings together: `input: { join: [a, b] }`.
 ///
 /// Options, separated by commas:
 /// - `name = "…"`: the Bee's name, a DNS label. Default: the function's name with `-` for `_`.

@@ -87,6 +87,11 @@ pub fn check(function: &ItemFn, batch: bool) -> syn::Result<()> {
     }
 }
 
+/// Whether the function takes what a join brings together.
+pub fn joins(function: &ItemFn) -> bool {
+    matches!(function.sig.inputs.iter().nth(1), Some(FnArg::Typed(second)) if is_named(&second.ty, "Joined"))
+}
+
 fn is_unit(ty: &Type) -> bool {
     matches!(ty, Type::Tuple(tuple) if tuple.elems.is_empty())
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 
 use crate::emit::{Emit, Payload};
+use crate::joined::Joined;
 use crate::message::Message;
 use crate::reply::ReplyError;
 use crate::state::StateError;
@@ -176,6 +177,16 @@ impl DevSwarm {
     /// What the Bee's timer function returned; or that it has none.
     pub fn run_timer(&mut self, bee: &str, timer: Timer) -> crate::Result {
         self.process(bee, vec![wire::Input::Timer(timer.0)])
+            .pop()
+            .unwrap_or(Ok(()))
+    }
+
+    /// Hands what a join brought together to the Bee that is registered under this name, as a node would.
+    ///
+    /// # Errors
+    /// What the Bee returned; or that it takes messages one by one.
+    pub fn run_joined(&mut self, bee: &str, parts: Joined) -> crate::Result {
+        self.process(bee, vec![wire::Input::Joined(parts.0)])
             .pop()
             .unwrap_or(Ok(()))
     }

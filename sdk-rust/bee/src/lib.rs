@@ -46,6 +46,7 @@ mod emit;
 mod error;
 #[cfg(target_arch = "wasm32")]
 mod export;
+mod joined;
 mod message;
 mod process;
 mod registry;
@@ -60,6 +61,7 @@ mod wire;
 pub use dev::DevSwarm;
 pub use emit::{Emit, Payload};
 pub use error::{Error, Failure};
+pub use joined::Joined;
 pub use log;
 pub use message::{Message, Uid};
 pub use reply::ReplyError;

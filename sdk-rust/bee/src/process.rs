@@ -6,6 +6,7 @@
 //! ```
 
 use crate::error::Error;
+use crate::joined::Joined;
 use crate::message::Message;
 use crate::registry::{self, Bee, Form};
 use crate::swarm::{Batch, Input, Swarm};
@@ -41,6 +42,11 @@ pub(crate) fn run(bee: &Bee, inputs: Vec<wire::Input>, swarm: &mut Swarm) -> Vec
                 }
                 other => alone(bee, other, index, swarm),
             })
+            .collect(),
+        Form::Joined(_) => inputs
+            .into_iter()
+            .zip(0..)
+            .map(|(input, index)| alone(bee, input, index, swarm))
             .collect(),
         Form::Batch(on_batch) => {
             let mut outcomes = Vec::with_capacity(inputs.len());
@@ -91,9 +97,31 @@ fn alone(bee: &Bee, input: wire::Input, index: u32, swarm: &mut Swarm) -> wire::
                 )),
             }
         }
-        _ => failed(Error::fail(
-            "joined-input",
-            format!("the Bee `{}` takes messages one by one, not joined ones", bee.name),
+        wire::Input::Joined(parts) => match bee.form {
+            Form::Joined(on_joined) => {
+                let input = Input {
+                    index,
+                    attempt: parts.first().map_or(1, |part| part.value.attempt),
+                    now_ms: parts.iter().map(|part| part.value.accepted_ms).max().unwrap_or(0),
+                    key: None,
+                };
+                swarm.one(input, |swarm| on_joined(swarm, Joined(parts)))
+            }
+            Form::One(_) | Form::Batch(_) => failed(Error::fail(
+                "joined-input",
+                format!(
+                    "the Bee `{}` takes messages one by one, and its input is a join: write \
+                     `fn(swarm: &mut Swarm, parts: Joined)`",
+                    bee.name
+                ),
+            )),
+        },
+        wire::Input::One(_) => failed(Error::fail(
+            "not-joined",
+            format!(
+                "the Bee `{}` takes joined messages, and its input is no join: write `input: {{ join: [...] }}`",
+                bee.name
+            ),
         )),
     }
 }
@@ -380,6 +408,37 @@ mod tests {
             Ok(())
         });
         run(&DOWN, vec![message("a", "k"), message("b", "k")], &mut Swarm::default());
+    }
+
+    #[test]
+    fn what_a_join_brings_goes_to_its_function_and_to_no_other() {
+        const JOINED: Bee = Bee::joined("vote", |swarm, parts| {
+            assert_eq!((swarm.attempt(), swarm.now_ms(), parts.len()), (2, 5_000, 2));
+            assert!(parts.get("b").is_some() && parts.get("c").is_none());
+            let said: Vec<String> = parts
+                .into_iter()
+                .map(|(side, message)| Ok(format!("{side}={}", message.text()?)))
+                .collect::<Result<_, Error>>()?;
+            swarm.respond(said.join(" "));
+            Ok(())
+        });
+        let joined = || {
+            let part = |side, text| match message(text, "k") {
+                wire::Input::One(message) => (side, Message(message)),
+                _ => unreachable!(),
+            };
+            wire::Input::Joined(Joined::new([part("a", "1"), part("b", "2")]).0)
+        };
+        let mut swarm = Swarm::default();
+        let outcomes = run(&JOINED, vec![joined(), message("x", "k")], &mut swarm);
+        assert_eq!(outcomes[0].respond, [b"a=1 b=2"]);
+        let reason = |outcome: &wire::Outcome| match &outcome.disposition {
+            Disposition::Fail(failure) => failure.reason.clone(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(reason(&outcomes[1]), "not-joined");
+        let outcomes = run(&BATCH, vec![joined()], &mut swarm);
+        assert_eq!(reason(&outcomes[0]), "joined-input");
     }
 
     #[test]

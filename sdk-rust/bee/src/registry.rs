@@ -2,12 +2,14 @@
 //!
 //! Each attribute submits its Bee in a constructor, so a user keeps no list that could be forgotten.
 
+use crate::joined::Joined;
 use crate::message::Message;
 use crate::swarm::Swarm;
 use crate::timer::Timer;
 
 type OnMessage = fn(&mut Swarm, Message) -> crate::Result;
 type OnBatch = fn(&mut Swarm, Vec<Message>) -> crate::Result;
+type OnJoined = fn(&mut Swarm, Joined) -> crate::Result;
 type OnTimer = fn(&mut Swarm, Timer) -> crate::Result;
 
 /// One registered function.
@@ -22,6 +24,7 @@ pub struct Bee {
 pub(crate) enum Form {
     One(OnMessage),
     Batch(OnBatch),
+    Joined(OnJoined),
 }
 
 impl Bee {
@@ -41,6 +44,16 @@ impl Bee {
         Self {
             name,
             form: Form::Batch(on_batch),
+            timer: None,
+        }
+    }
+
+    /// A function of what a join brings together.
+    #[must_use]
+    pub const fn joined(name: &'static str, on_joined: OnJoined) -> Self {
+        Self {
+            name,
+            form: Form::Joined(on_joined),
             timer: None,
         }
     }

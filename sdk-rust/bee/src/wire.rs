@@ -7,7 +7,7 @@
 #[cfg(target_arch = "wasm32")]
 pub use crate::export::{
     Host,
-    types::{Disposition, Due, Emit, Failure, Input, Message, Outcome},
+    types::{Disposition, Due, Emit, Failure, Input, Message, Outcome, PartOf},
 };
 #[cfg(not(target_arch = "wasm32"))]
 pub use {crate::dev::Host, mirror::*};
@@ -33,11 +33,17 @@ mod mirror {
         pub attempt: u32,
     }
 
-    /// Joined inputs are missing: no native code makes them.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct PartOf {
+        pub source: String,
+        pub value: Message,
+    }
+
     #[derive(Debug)]
     pub enum Input {
         One(Message),
         Timer(Due),
+        Joined(Vec<PartOf>),
     }
 
     #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,11 +6,11 @@ use super::fields::{BACKOFF, BATCH, BEE, BOUND, INPUT, INSTANCES, LATER, POOLED,
 use super::mistake::{did_you_mean, nearest, quoted};
 use super::node::{Data, Place};
 use super::reader::{Fields, Value};
-use super::{ModulePaths, Modules, condition};
+use super::{ModulePaths, Modules, condition, join};
 use crate::condition::Take;
 use crate::limits;
 use crate::name::{BeeName, ModuleRef, OutputName, StageName, Subject};
-use crate::swarm::{BatchPolicy, Bound, GuestClock, Instances, KeySource, Order, RetryPolicy, Stage};
+use crate::swarm::{BatchPolicy, Bound, GuestClock, Instances, Join, KeySource, Order, RetryPolicy, Stage};
 
 /// A Bee as far as it could be read. What was wrong is reported already and `None` here, so that the graph is still checked.
 pub(super) struct Draft<'a> {
@@ -19,6 +19,8 @@ pub(super) struct Draft<'a> {
     pub place: Place,
     pub path: String,
     pub inputs: Vec<Input<'a>>,
+    /// Its inputs are the sides of a join.
+    pub joins: bool,
     /// Everything but the inputs.
     pub stage: Option<Stage>,
 }
@@ -78,12 +80,16 @@ pub(super) fn read<'a>(value: &Value<'a>, context: &Context<'_>) -> Option<Draft
         at.mistake(format!("the module has no Bee `{bee}`"), Some(&hint));
     }
     let hint = "give `input: { gateway: … }` or `input: { bee: … }`";
-    let inputs = fields
+    let (inputs, joined) = fields
         .required_or("input", "no input reaches this Bee", hint)
         .map(inputs)
         .unwrap_or_default();
-    let key = fields.get("key").and_then(key);
-    let keyed = fields.get("key").is_some();
+    if joined.is_some() {
+        join::alone(&fields);
+    }
+    let joins = joined.is_some();
+    let own_key = fields.get("key").and_then(key);
+    let keyed = fields.get("key").is_some() || joins;
     let state = fields.get("state").and_then(Value::bool).unwrap_or(false);
     if state
         && !keyed
@@ -155,6 +161,11 @@ pub(super) fn read<'a>(value: &Value<'a>, context: &Context<'_>) -> Option<Draft
     let exit = fields.get("exit").and_then(condition::read);
     let skip = fields.get("skip").and_then(condition::read);
 
+    let (key, join): (_, Option<Join>) = match joined {
+        Some((by, join)) => (Some(by), Some(join)),
+        None => (own_key, None),
+    };
+    let state = state || joins;
     let stage = || {
         Some(Stage {
             name: name?,
@@ -177,6 +188,7 @@ pub(super) fn read<'a>(value: &Value<'a>, context: &Context<'_>) -> Option<Draft
             clock: clock.unwrap_or_default(),
             exit,
             skip,
+            join,
         })
     };
     let place = name_value.map_or(value.node.place, |v| v.node.place);
@@ -185,6 +197,7 @@ pub(super) fn read<'a>(value: &Value<'a>, context: &Context<'_>) -> Option<Draft
         place,
         path: value.path.clone(),
         inputs,
+        joins,
         stage: stage(),
     })
 }
@@ -236,8 +249,12 @@ fn module(fields: &Fields<'_>, context: &Context<'_>) -> (Option<String>, Option
     (Some(text.to_owned()), bees)
 }
 
-fn inputs<'a>(value: &Value<'a>) -> Vec<Input<'a>> {
+/// The sources and, where they are the sides of a join, how it joins.
+type Inputs<'a> = (Vec<Input<'a>>, Option<(KeySource, Join)>);
+
+fn inputs<'a>(value: &Value<'a>) -> Inputs<'a> {
     let mut out = Vec::new();
+    let mut joined = None;
     match &value.node.data {
         Data::List(items) if items.is_empty() => {
             value.mistake(
@@ -245,8 +262,23 @@ fn inputs<'a>(value: &Value<'a>) -> Vec<Input<'a>> {
                 Some("list at least one `{ gateway: … }` or `{ bee: … }`"),
             );
         }
-        Data::List(items) => value.items(items).iter().for_each(|item| input(item, &mut out)),
-        _ => input(value, &mut out),
+        Data::List(items) => {
+            let items = value.items(items);
+            for item in &items {
+                match join::of(item) {
+                    Some(_) if items.len() > 1 => item.mistake(
+                        "a join beside other inputs",
+                        Some("a join is a Bee's only input: give what does not wait a Bee of its own"),
+                    ),
+                    Some(fields) => joined = Some(join::read(&fields, &mut out)),
+                    None => input(item, &mut out),
+                }
+            }
+        }
+        _ => match join::of(value) {
+            Some(fields) => joined = Some(join::read(&fields, &mut out)),
+            None => input(value, &mut out),
+        },
     }
     if out.len() > limits::STAGE_INPUTS_MAX {
         value.mistake(
@@ -259,10 +291,10 @@ fn inputs<'a>(value: &Value<'a>) -> Vec<Input<'a>> {
         );
         out.truncate(limits::STAGE_INPUTS_MAX);
     }
-    out
+    (out, joined)
 }
 
-fn input<'a>(value: &Value<'a>, out: &mut Vec<Input<'a>>) {
+pub(super) fn input<'a>(value: &Value<'a>, out: &mut Vec<Input<'a>>) {
     if let Data::Text(text) = &value.node.data {
         let text = super::mistake::shown(text);
         let hint = format!("write `{{ gateway: {text} }}` or `{{ bee: {text} }}`");
@@ -272,13 +304,12 @@ fn input<'a>(value: &Value<'a>, out: &mut Vec<Input<'a>>) {
     let Some(fields) = value.fields(&INPUT) else { return };
     let forms: Vec<&str> = fields
         .names()
-        .filter(|n| ["gateway", "bee", "name", "stack", "join"].contains(n))
+        .filter(|n| ["gateway", "bee", "name", "stack"].contains(n))
         .collect();
-    if let Some(join) = fields.get("join") {
-        join.mistake(
-            "join is not available in this version",
-            Some("`stack: [...]` fires for each message as it arrives"),
-        );
+    for name in join::FIELDS {
+        if let Some(of_join) = fields.get(name) {
+            of_join.mistake(format!("`{name}` without a join"), Some("it goes with `join: [...]`"));
+        }
     }
     match forms.as_slice() {
         [] => return value.mistake("names no source", Some("give `gateway: SUBJECT` or `bee: NAME`")),
@@ -380,7 +411,7 @@ fn stack<'a>(fields: &Fields<'a>, out: &mut Vec<Input<'a>>) {
     }
 }
 
-fn key(value: &Value<'_>) -> Option<KeySource> {
+pub(super) fn key(value: &Value<'_>) -> Option<KeySource> {
     const FORMS: &str = "write `message`, `header:NAME` or `json:/pointer`";
     let text = value.text()?;
     if text == "message" {

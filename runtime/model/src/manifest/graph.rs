@@ -50,6 +50,9 @@ pub(super) fn resolve(drafts: &[Draft<'_>], report: &Report) -> Vec<Vec<StageInp
             }
         }
         one_door(&inputs, draft);
+        if draft.joins {
+            sides_apart(&inputs, draft);
+        }
         resolved.push(inputs);
         edges.push(from);
     }
@@ -72,6 +75,32 @@ fn add(inputs: &mut Vec<StageInput>, source: InputSource, at: &super::bee::Input
             take: at.take.clone(),
         });
     }
+}
+
+/// The parts of a join are told apart by the Bee that published them; what a client sent has none.
+fn sides_apart(inputs: &[StageInput], draft: &Draft<'_>) {
+    let side = |i: &StageInput| match &i.source {
+        InputSource::Gateway(_) => None,
+        InputSource::Bee { stage, .. } => Some(stage.clone()),
+    };
+    let again = (1..inputs.len()).find(|n| inputs[..*n].iter().any(|i| side(i) == side(&inputs[*n])));
+    let Some(again) = again else { return };
+    let (what, hint) = match side(&inputs[again]) {
+        Some(bee) => (
+            format!("two sides of a join from Bee `{bee}`"),
+            "a Bee is one side: publish to one output what is to be joined, or put a Bee between",
+        ),
+        None => (
+            "two subjects in one join".to_owned(),
+            "put a Bee behind one of them, and name that Bee here",
+        ),
+    };
+    draft
+        .inputs
+        .get(again)
+        .unwrap_or(&draft.inputs[0])
+        .value
+        .mistake(what, Some(hint));
 }
 
 /// A condition on a subject is judged where the message is read, and nothing tells there by which of several subjects it came.

@@ -189,8 +189,15 @@ fn input() -> Value {
             { "required": ["bee"] },
             { "required": ["name"] },
             { "required": ["stack"] },
+            { "required": ["join"] },
         ],
-        "dependentRequired": { "type": ["name"] },
+        "dependentRequired": {
+            "type": ["name"],
+            "by": ["join"],
+            "within": ["join"],
+            "missing": ["join"],
+            "pending": ["join"],
+        },
         "properties": {
             "gateway": described("A subject that clients call.", &label),
             "bee": described("A Bee of this Swarm.", &label),
@@ -203,7 +210,25 @@ fn input() -> Value {
                 "minItems": 1,
                 "items": { "oneOf": [{ "$ref": "#/$defs/label" }, { "$ref": "#/$defs/input" }] },
             },
-            "join": later(),
+            "join": {
+                "description": "Waits for one message of each; the Bee gets them together.",
+                "type": "array",
+                "minItems": 2,
+                "maxItems": limits::JOIN_SIDES_MAX,
+                "items": { "oneOf": [{ "$ref": "#/$defs/label" }, { "$ref": "#/$defs/input" }] },
+            },
+            "by": {
+                "type": "string",
+                "description": "What tells that messages belong together: `origin` (they come of one message at a Gateway), `message`, \
+                    `header:NAME` or `json:/pointer`.",
+                "pattern": "^(origin|message|header:.+|json:/.*)$",
+            },
+            "within": described("How long the first waits for the last.", &json!({ "$ref": "#/$defs/duration" })),
+            "missing": {
+                "enum": ["fail", "partial", "drop"],
+                "description": "What becomes of the others when one is missing.",
+            },
+            "pending": { "type": "integer", "minimum": 1, "maximum": limits::JOIN_PENDING_MAX },
             "when": described("Take only messages for which it holds.", &json!({ "$ref": "#/$defs/condition" })),
             "choose": described(
                 "As `when`, but of all inputs of this source that choose, the first alone takes a message.",

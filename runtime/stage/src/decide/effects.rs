@@ -1,5 +1,6 @@
 //! What one step does: messages to its readers, responses, state and timers, within the bounds of one message's effects.
 
+use bytes::Bytes;
 use skep_model::condition::Facts;
 use skep_model::env::Entropy;
 use skep_model::id::Uid;
@@ -8,7 +9,7 @@ use skep_model::limits::{
     EFFECTS_BYTES_MAX, EMITS_MAX, HEADERS_BYTES_MAX, HEADERS_MAX, KEY_BYTES_MAX, OUTPUT_OVERHEAD_BYTES,
     PAYLOAD_BYTES_MAX,
 };
-use skep_model::message::{Hop, Lineage, Message, Reply, ReplyResult, TraceContext};
+use skep_model::message::{Hop, Lineage, Message, Reply, ReplyResult, Request, TraceContext, shares};
 use skep_model::name::StageName;
 use skep_model::step::{Disposition, Emit, Outcome, Step, Trap, TrapKind};
 use skep_topic::{StatePut, TimerSet};
@@ -55,7 +56,7 @@ pub(crate) fn effects<'p>(
     }
     let mut part = Part::default();
     let hops = origin
-        .message
+        .lead()
         .map(|m| with_hop(m, &plan.stage.name, ran))
         .unwrap_or_default();
     if step.outcome.publish.len() > EMITS_MAX {
@@ -81,39 +82,41 @@ pub(crate) fn effects<'p>(
         let uid = origin
             .uid
             .child(plan.stage.name.as_str(), u32::try_from(ordinal).unwrap_or(u32::MAX));
-        let facts = Facts::new(&emit.headers, &emit.payload);
-        let takers: Vec<&Destination> = readers
-            .iter()
-            .filter(|reader| reader.when.as_ref().is_none_or(|when| when.holds(&facts)))
-            .collect();
-        // The last reader gets the original, which for most is the only one.
-        let mut emit = Some(emit);
-        for (more, reader) in (0..takers.len()).rev().zip(takers) {
-            let own = if more > 0 { emit.clone() } else { emit.take() };
-            let Some(own) = own else { break };
+        let mut give = |reader: &'p Destination, emit: Emit| {
             let message =
-                child(plan, origin, uid, own, reader, &hops, ran).map_err(|why| fail("no-key", why, Again::Never))?;
+                child(plan, origin, uid, emit, reader, &hops, ran).map_err(|why| fail("no-key", why, Again::Never))?;
             part.bytes += size_of_message(&message) + OUTPUT_OVERHEAD_BYTES;
-            // Within the loop, so that what one emit expands to is bounded.
+            // Each time, so that what one emit expands to is bounded.
             if part.bytes > EFFECTS_BYTES_MAX {
                 return Err(too_large(part.bytes));
             }
             part.outputs.push((reader, message));
+            Ok(())
+        };
+        // The last reader gets the original, which for most is the only one.
+        let mut last: Option<&Destination> = None;
+        {
+            let facts = Facts::new(&emit.headers, &emit.payload);
+            for reader in readers {
+                if reader.when.as_ref().is_none_or(|when| when.holds(&facts))
+                    && let Some(earlier) = last.replace(reader)
+                {
+                    give(earlier, emit.clone())?;
+                }
+            }
+        }
+        if let Some(last) = last {
+            give(last, emit)?;
         }
     }
-    if let Some(request) = origin.message.and_then(|m| m.request) {
-        for response in step.outcome.respond {
-            part.bytes += response.len();
-            part.replies.push(Reply {
-                request: request.id,
-                result: ReplyResult::Response(response),
-                hops: hops.clone(),
-            });
-        }
+    answer(plan, origin, step.outcome.respond, &hops, &mut part);
+    if let Some(gathered) = origin.joined {
+        let key = origin.key().unwrap_or_default();
+        gathered.clear(key, origin.timer.is_some(), &mut part, entropy);
     }
     let key = origin.key().unwrap_or_default();
     for write in step.state {
-        part.bytes += key.len() + write.name.len() + write.value.as_ref().map_or(0, bytes::Bytes::len);
+        part.bytes += key.len() + write.name.len() + write.value.as_ref().map_or(0, Bytes::len);
         part.state.push(StatePut {
             key: key.to_owned(),
             name: write.name,
@@ -133,6 +136,40 @@ pub(crate) fn effects<'p>(
         return Err(too_large(part.bytes));
     }
     Ok(part)
+}
+
+/// Responses to every caller that waits for the input, and what becomes of the credit that it carries: the messages that go on for the
+/// first of them share it; where there are none, and no response, a branch has ended.
+fn answer(plan: &Plan, origin: &Origin<'_>, responses: Vec<Bytes>, hops: &[Hop], part: &mut Part<'_>) {
+    let (first, others) = origin.callers();
+    let Some(first) = first else { return };
+    if responses.is_empty() {
+        if part.outputs.is_empty() {
+            part.ends(&plan.stage.name, origin.uid, first);
+        }
+        for request in others {
+            part.ends(&plan.stage.name, origin.uid, request);
+        }
+        let split = shares(first.share, part.outputs.len());
+        for ((_, message), share) in part.outputs.iter_mut().zip(split) {
+            message.request = Some(Request { share, ..first });
+        }
+        return;
+    }
+    // What goes on is not counted any more: the answer is there.
+    for (_, message) in &mut part.outputs {
+        message.request = Some(Request { share: 0, ..first });
+    }
+    for response in responses {
+        for request in std::iter::once(&first).chain(&others) {
+            part.bytes += response.len();
+            part.replies.push(Reply {
+                request: request.id,
+                result: ReplyResult::Response(response.clone()),
+                hops: hops.to_vec(),
+            });
+        }
+    }
 }
 
 /// What a message does that is not given to its Bee.
@@ -189,7 +226,7 @@ fn child(
     let key = match &reader.key {
         None => emit.key,
         Some(source) => Some(
-            key::extract(source, emit.key.as_deref(), &emit.headers, &emit.payload)
+            key::extract(source, origin.root(), emit.key.as_deref(), &emit.headers, &emit.payload)
                 .map_err(|e| format!("stage `{}` needs a key: {e}", reader.stage))?,
         ),
     };
@@ -199,10 +236,11 @@ fn child(
         headers: emit.headers,
         payload: emit.payload,
         accepted_ms: origin
-            .message
+            .lead()
             .map_or_else(|| origin.timer.map_or(0, |(_, _, at)| at), |m| m.accepted_ms),
-        request: origin.message.and_then(|m| m.request),
-        trace: origin.message.and_then(|m| m.trace).map(|trace| TraceContext {
+        // Given with its share of the credit once it is known how many go on.
+        request: None,
+        trace: origin.lead().and_then(|m| m.trace).map(|trace| TraceContext {
             // In a batch of several traces the span belongs to one of them; the others keep their own parent.
             span_id: match ran.span {
                 Some(span) if span.trace_id == trace.trace_id => span.span_id,
@@ -214,6 +252,7 @@ fn child(
             parent: origin.uid,
             stage: plan.stage.name.clone(),
             module: plan.module,
+            origin: origin.root(),
         }),
         hops: hops.to_vec(),
     })

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use skep_topic::{Commit, Cursor, Output, Retry, Span, TopicSpec};
+use skep_topic::{Commit, Cursor, Output, Retry, Span, TimerSet, TopicSpec};
 
 use super::{Part, Source, Stamp};
 
@@ -18,6 +18,11 @@ impl Sum {
             commit: Commit::empty(own, stamp.id, stamp.seq, stamp.base),
             from: stamp.from,
         }
+    }
+
+    /// Timers that are set anew, before what the items themselves do to them.
+    pub(super) fn hurry(&mut self, timers: impl Iterator<Item = TimerSet>) {
+        self.commit.set_timers.extend(timers);
     }
 
     pub(super) fn add(&mut self, source: &Source, part: Part<'_>) {
@@ -49,6 +54,7 @@ impl Sum {
                 message,
             }));
         commit.replies.extend(part.replies);
+        commit.returned.extend(part.returned);
         commit.dead.extend(part.dead);
         commit.state.extend(part.state);
         commit.set_timers.extend(part.timers);

@@ -18,7 +18,7 @@ use skep_topic::lane::Lane;
 use super::*;
 use crate::bee::Bee;
 
-struct NoBee;
+pub(super) struct NoBee;
 
 #[async_trait::async_trait]
 impl Bee for NoBee {
@@ -30,11 +30,15 @@ impl Bee for NoBee {
     }
 }
 
-fn stage(key: Option<KeySource>, order: Order) -> Stage {
-    let bound = Bound {
+pub(super) fn bound() -> Bound {
+    Bound {
         messages: 1_000,
         bytes: 1 << 20,
-    };
+    }
+}
+
+pub(super) fn stage(key: Option<KeySource>, order: Order) -> Stage {
+    let bound = bound();
     Stage {
         name: "s".parse().unwrap(),
         module: "m".to_owned(),
@@ -61,6 +65,7 @@ fn stage(key: Option<KeySource>, order: Order) -> Stage {
         clock: GuestClock::Recorded,
         exit: None,
         skip: None,
+        join: None,
     }
 }
 
@@ -316,6 +321,7 @@ fn a_caller_learns_of_a_response_of_a_dead_letter_and_of_an_expired_deadline() {
             id: RequestId([n; 16]),
             deadline_ms,
             keyed: false,
+            share: 0,
         }),
         ..message(n, None)
     };
@@ -583,6 +589,7 @@ fn says(n: u8, key: Option<&str>, what: &str) -> Message {
             id: RequestId([n; 16]),
             deadline_ms: 9_000,
             keyed: false,
+            share: 0,
         }),
         ..message(n, key)
     }
@@ -631,6 +638,7 @@ fn what_skips_exits_or_was_not_meant_is_consumed_without_its_bee() {
             parent: Uid([8; 16]),
             stage: "up".parse().unwrap(),
             module: Digest::of(b"m"),
+            origin: Uid([8; 16]),
         }),
         ..says(5, Some("e"), "turn")
     };

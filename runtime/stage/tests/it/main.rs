@@ -137,6 +137,7 @@ impl World {
             id,
             deadline_ms: SystemClock.now_ms() + deadline_ms,
             keyed: false,
+            share: 0,
         });
         let message = Message {
             request,
@@ -204,6 +205,7 @@ fn stage(spec: &TopicSpec, keyed: bool) -> Stage {
         clock: GuestClock::Recorded,
         exit: None,
         skip: None,
+        join: None,
     }
 }
 
@@ -256,6 +258,12 @@ fn payload(input: &Input) -> String {
     match input {
         Input::Message { message, .. } => String::from_utf8_lossy(&message.payload).into_owned(),
         Input::Timer(due) => due.name.clone(),
+        Input::Joined(joined) => joined
+            .parts
+            .iter()
+            .map(|(side, m)| format!("{side}={}", String::from_utf8_lossy(&m.payload)))
+            .collect::<Vec<_>>()
+            .join("+"),
     }
 }
 
@@ -587,6 +595,7 @@ async fn the_lane_answers_retries_and_tells_the_cause() {
         id,
         deadline_ms: u64::MAX,
         keyed: false,
+        share: 0,
     });
     let message = Message {
         request,
@@ -618,6 +627,7 @@ async fn a_stop_is_bounded_and_what_was_under_way_is_done_by_the_next_owner() {
         id,
         deadline_ms: u64::MAX,
         keyed: false,
+        share: 0,
     });
     let message = Message {
         request,

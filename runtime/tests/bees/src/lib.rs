@@ -2,7 +2,7 @@
 //! Bees that misbehave on request.
 
 use serde::{Deserialize, Serialize};
-use skep::{Emit, Message, Swarm};
+use skep::{Emit, Joined, Message, Swarm};
 
 /// One entry: the `n`th of `key`, named `id` wherever it takes effect.
 #[derive(Serialize, Deserialize)]
@@ -59,6 +59,25 @@ fn pass(swarm: &mut Swarm, message: Message) {
         emit = emit.key(key);
     }
     swarm.emit(emit);
+}
+
+/// Of a join: answers with what came from which side. Entries of a ledger that are the same on all sides go on under their id.
+#[skep::bee]
+fn both(swarm: &mut Swarm, parts: Joined) -> skep::Result {
+    let parts: Vec<(String, Message)> = parts.into_iter().collect();
+    if let Some(Ok(entry)) = parts.first().map(|(_, m)| m.json::<Entry>()) {
+        if parts.len() != 3 || parts.iter().any(|(_, m)| m.payload() != parts[0].1.payload()) {
+            return Err(skep::Error::reject(format!("{} met a stranger", entry.id)));
+        }
+        swarm.emit(Emit::new(parts[0].1.payload().to_vec()).key(entry.id));
+        return Ok(());
+    }
+    let said: Vec<String> = parts
+        .iter()
+        .map(|(side, message)| Ok(format!("{side}={}", message.text()?)))
+        .collect::<Result<_, skep::Error>>()?;
+    swarm.respond(said.join(" "));
+    Ok(())
 }
 
 /// Keyed: counts, and says nothing.

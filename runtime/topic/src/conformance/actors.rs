@@ -120,6 +120,7 @@ impl World {
             id,
             deadline_ms: u64::MAX / 4,
             keyed,
+            share: 0,
         });
         (id, message)
     }
@@ -275,6 +276,7 @@ impl Owner {
             bytes: 1 << 20,
             state: true,
             state_bytes: 1 << 20,
+            timers_max: u64::MAX,
         }
     }
 

@@ -395,6 +395,7 @@ impl History<'_> {
             bytes: 1 << 20,
             state: true,
             state_bytes: 1 << 20,
+            timers_max: u64::MAX,
         };
         self.backend().fetch(&view.lease, want).await
     }

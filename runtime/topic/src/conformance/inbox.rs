@@ -152,6 +152,7 @@ pub(super) async fn every_field_of_a_message_survives(harness: Box<dyn Harness>)
             id: RequestId([2; 16]),
             deadline_ms: 88,
             keyed: true,
+            share: 0,
         }),
         trace: Some(TraceContext {
             trace_id: [3; 16],
@@ -162,6 +163,7 @@ pub(super) async fn every_field_of_a_message_survives(harness: Box<dyn Harness>)
             parent: Uid([5; 16]),
             stage: stage("before"),
             module: Digest([6; 32]),
+            origin: Uid([5; 16]),
         }),
         hops: vec![Hop {
             stage: stage("before"),

@@ -274,6 +274,7 @@ fn apply(store: &mut Store, partition: &PartitionId, token: Token, prepared: Pre
         window::store_reply(store, id.swarm(), &reply)?;
         store.outbox.push(reply);
     }
+    store.outbox.extend(commit.returned.iter().cloned());
     let part = &mut store.topics.get_mut(id).expect("checked").parts[usize::from(index)];
     part.at.seq += 1;
     part.at.last = commit.id;

@@ -47,6 +47,9 @@ pub(super) fn fetch(store: &mut Store, lease: &Lease, want: Want) -> Result<Answ
         }
         if part.timers > 0 {
             fetched.timers = timers(store, row, now, want.messages)?;
+            if part.timers > want.timers_max {
+                fetched.early = early(store, row, now, part.timers - want.timers_max, want.messages)?;
+            }
         }
         if part.parked > 0 || part.timers > 0 {
             fetched.next_due_ms = next_due(store, row, now)?;
@@ -138,6 +141,24 @@ fn timers(store: &Store, row: i64, now: u64, limit: u32) -> Result<Vec<TimerDue>
          ORDER BY at, key, name LIMIT ?3",
     )?;
     let mut rows = query.query(params![row, db(now), limit])?;
+    let mut out = Vec::new();
+    while let Some(r) = rows.next()? {
+        out.push(record::decode_timer(Bytes::from(r.get::<_, Vec<u8>>(0)?))?);
+    }
+    Ok(out)
+}
+
+/// The first timers to come, where there are `over` too many, those included that are due.
+fn early(store: &Store, row: i64, now: u64, over: u64, limit: u32) -> Result<Vec<TimerDue>, Fault> {
+    let due: i64 = store
+        .conn
+        .prepare_cached("SELECT count(*) FROM timer WHERE part = ?1 AND at <= ?2")?
+        .query_row(params![row, db(now)], |r| r.get(0))?;
+    let over = over.saturating_sub(un(due)).min(u64::from(limit));
+    let mut query = store
+        .conn
+        .prepare_cached("SELECT body FROM timer WHERE part = ?1 AND at > ?2 ORDER BY at, key, name LIMIT ?3")?;
+    let mut rows = query.query(params![row, db(now), db(over)])?;
     let mut out = Vec::new();
     while let Some(r) = rows.next()? {
         out.push(record::decode_timer(Bytes::from(r.get::<_, Vec<u8>>(0)?))?);

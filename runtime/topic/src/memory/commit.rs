@@ -195,6 +195,7 @@ impl Store {
             }
             rings.replies.push(reply);
         }
+        rings.replies.extend(c.returned);
         rings.bells.push(lease.partition.clone());
         if life.topics.get_mut(own.stage()).expect("checked").frees() {
             rings.rooms.push(own.clone());

@@ -520,6 +520,14 @@ impl Store {
             .take(want.messages as usize)
             .map(|t| (*t).clone())
             .collect();
+        let early = timers.iter().filter(|t| t.at_ms > with.now);
+        let due = timers.len() - early.clone().count();
+        let over = (timers.len() as u64).saturating_sub(want.timers_max.saturating_add(due as u64));
+        let over = over.min(want.messages.into());
+        fetched.early = early
+            .take(usize::try_from(over).unwrap_or(usize::MAX))
+            .map(|t| (*t).clone())
+            .collect();
         if with.guards.on(Guard::Hold) {
             let keys = fetched.messages.iter().filter_map(|u| u.message.key.clone());
             fetched.held = keys.filter(|key| part.held(key)).collect::<HashSet<_>>();

@@ -197,16 +197,16 @@ fn encode_message(m: &Message, buf: &mut Vec<u8>) {
 
 fn encode_lineage(l: &Lineage, buf: &mut Vec<u8>) {
     let (hi, lo) = halves(&l.parent.0);
+    let (origin_hi, origin_lo) = wire::origin(l);
     let stage = l.stage.as_str().as_bytes();
-    put_nested(
-        9,
-        fixed_len(hi) + fixed_len(lo) + some_len(stage) + some_len(&l.module.0),
-        buf,
-    );
+    let uids: usize = [hi, lo, origin_hi, origin_lo].into_iter().map(fixed_len).sum();
+    put_nested(9, uids + some_len(stage) + some_len(&l.module.0), buf);
     put_fixed(1, hi, buf);
     put_fixed(2, lo, buf);
     put_some(3, stage, buf);
     put_some(4, &l.module.0, buf);
+    put_fixed(5, origin_hi, buf);
+    put_fixed(6, origin_lo, buf);
 }
 
 fn encode_hop(h: &Hop, buf: &mut Vec<u8>) {

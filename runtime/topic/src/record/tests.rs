@@ -39,9 +39,9 @@ prop_compose! {
             headers,
             payload: payload.into(),
             accepted_ms,
-            request: request.map(|(id, deadline_ms, keyed)| Request { id: RequestId(id), deadline_ms, keyed }),
+            request: request.map(|(id, deadline_ms, keyed)| Request { id: RequestId(id), deadline_ms, keyed, share: deadline_ms / 2 }),
             trace: trace.map(|(trace_id, span_id, sampled)| TraceContext { trace_id, span_id, sampled }),
-            lineage: lineage.map(|(parent, stage, module)| Lineage { parent: Uid(parent), stage, module: Digest(module) }),
+            lineage: lineage.map(|(parent, stage, module)| Lineage { parent: Uid(parent), stage, module: Digest(module), origin: Uid(if accepted_ms % 2 == 0 { parent } else { uid }) }),
             hops,
         }
     }
@@ -72,6 +72,11 @@ fn result() -> impl Strategy<Value = ReplyResult> {
         }),
         stage().prop_map(|stage| ReplyResult::Expired { stage }),
         stage().prop_map(|stage| ReplyResult::Overloaded { stage }),
+        (stage(), any::<[u8; 16]>(), any::<u64>()).prop_map(|(stage, by, share)| ReplyResult::Returned {
+            stage,
+            by: Uid(by),
+            share
+        }),
     ]
 }
 
@@ -321,6 +326,7 @@ fn full(payload: Bytes) -> Message {
             id: RequestId([2; 16]),
             deadline_ms: 1_700_000_030_000,
             keyed: true,
+            share: 0,
         }),
         trace: Some(TraceContext {
             trace_id: [3; 16],
@@ -331,6 +337,7 @@ fn full(payload: Bytes) -> Message {
             parent: Uid([5; 16]),
             stage: stage.clone(),
             module: Digest([6; 32]),
+            origin: Uid([5; 16]),
         }),
         hops: vec![Hop {
             stage,

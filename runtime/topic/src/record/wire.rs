@@ -77,6 +77,8 @@ pub struct Request {
     pub deadline_ms: u64,
     #[prost(bool, tag = "4")]
     pub keyed: bool,
+    #[prost(uint64, tag = "5")]
+    pub share: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -101,6 +103,11 @@ pub struct Lineage {
     pub stage: String,
     #[prost(bytes = "bytes", tag = "4")]
     pub module: Bytes,
+    /// Both 0: the parent. So it is for what one Bee away from the door published, and in what a skep wrote that did not know it.
+    #[prost(fixed64, tag = "5")]
+    pub origin_hi: u64,
+    #[prost(fixed64, tag = "6")]
+    pub origin_lo: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -115,6 +122,14 @@ pub struct Hop {
     pub batch: u32,
 }
 
+pub(super) fn origin(lineage: &model::Lineage) -> (u64, u64) {
+    if lineage.origin == lineage.parent {
+        (0, 0)
+    } else {
+        halves(&lineage.origin.0)
+    }
+}
+
 impl From<&model::Request> for Request {
     fn from(r: &model::Request) -> Self {
         let (id_hi, id_lo) = halves(&r.id.0);
@@ -123,6 +138,7 @@ impl From<&model::Request> for Request {
             id_lo,
             deadline_ms: r.deadline_ms,
             keyed: r.keyed,
+            share: r.share,
         }
     }
 }
@@ -186,11 +202,14 @@ impl From<&model::Message> for Message {
             trace: m.trace.as_ref().map(Trace::from),
             lineage: m.lineage.as_ref().map(|l| {
                 let (parent_hi, parent_lo) = halves(&l.parent.0);
+                let (origin_hi, origin_lo) = origin(l);
                 Lineage {
                     parent_hi,
                     parent_lo,
                     stage: l.stage.as_str().to_owned(),
                     module: Bytes::copy_from_slice(&l.module.0),
+                    origin_hi,
+                    origin_lo,
                 }
             }),
             hops: m.hops.iter().map(Hop::from).collect(),
@@ -212,6 +231,10 @@ impl Message {
                     parent: Uid(join(l.parent_hi, l.parent_lo)),
                     stage,
                     module: digest(&l.module)?,
+                    origin: Uid(match (l.origin_hi, l.origin_lo) {
+                        (0, 0) => join(l.parent_hi, l.parent_lo),
+                        (hi, lo) => join(hi, lo),
+                    }),
                 })
             }
         };
@@ -225,6 +248,7 @@ impl Message {
                 id: RequestId(join(r.id_hi, r.id_lo)),
                 deadline_ms: r.deadline_ms,
                 keyed: r.keyed,
+                share: r.share,
             }),
             trace: self.trace.map(|t| model::TraceContext {
                 trace_id: join(t.trace_hi, t.trace_lo),
@@ -276,6 +300,7 @@ impl Timer {
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
+#[expect(clippy::large_enum_variant, reason = "nearly all of it is messages")]
 pub enum AnyWork {
     #[prost(message, tag = "1")]
     Message(Message),
@@ -424,11 +449,25 @@ pub enum ReplyResult {
     Expired(String),
     #[prost(string, tag = "4")]
     Overloaded(String),
+    #[prost(message, tag = "8")]
+    Returned(Returned),
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Returned {
+    #[prost(string, tag = "1")]
+    pub stage: String,
+    #[prost(fixed64, tag = "2")]
+    pub by_hi: u64,
+    #[prost(fixed64, tag = "3")]
+    pub by_lo: u64,
+    #[prost(uint64, tag = "4")]
+    pub share: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Reply {
-    #[prost(oneof = "ReplyResult", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "ReplyResult", tags = "1, 2, 3, 4, 8")]
     pub result: Option<ReplyResult>,
     #[prost(fixed64, tag = "5")]
     pub request_hi: u64,
@@ -457,6 +496,15 @@ impl From<&model::Reply> for Reply {
                 }),
                 model::ReplyResult::Expired { stage } => ReplyResult::Expired(stage.as_str().to_owned()),
                 model::ReplyResult::Overloaded { stage } => ReplyResult::Overloaded(stage.as_str().to_owned()),
+                model::ReplyResult::Returned { stage, by, share } => {
+                    let (by_hi, by_lo) = halves(&by.0);
+                    ReplyResult::Returned(Returned {
+                        stage: stage.as_str().to_owned(),
+                        by_hi,
+                        by_lo,
+                        share: *share,
+                    })
+                }
             }),
             request_hi,
             request_lo,
@@ -477,6 +525,11 @@ impl Reply {
             },
             ReplyResult::Expired(name) => model::ReplyResult::Expired { stage: stage(&name)? },
             ReplyResult::Overloaded(name) => model::ReplyResult::Overloaded { stage: stage(&name)? },
+            ReplyResult::Returned(r) => model::ReplyResult::Returned {
+                stage: stage(&r.stage)?,
+                by: Uid(join(r.by_hi, r.by_lo)),
+                share: r.share,
+            },
         };
         Ok(model::Reply {
             request: RequestId(join(self.request_hi, self.request_lo)),

@@ -298,6 +298,7 @@ impl Reader {
                 bytes: limits::FRAME_BYTES_MAX as u64,
                 state: false,
                 state_bytes: 0,
+                timers_max: u64::MAX,
             });
             frames.expect(consumed);
             while !frames.enough() && frames.given() < part.appended - consumed {

@@ -34,7 +34,9 @@ async fn once(redis: &Core, lease: &Lease, want: Want) -> Result<Fetched, Error>
         .num(want.from.entry)
         .num(want.from.index)
         .num(want.messages)
-        .num(want.bytes);
+        .num(want.bytes)
+        // Exact in Lua's numbers, and more than there can be.
+        .num(want.timers_max.min(1 << 53));
     let stream = names::inbox(&lease.partition);
     // As many entries as the last read says that it takes; more are asked for if that was too few.
     let mut frames = Frames::new(want);
@@ -82,6 +84,9 @@ async fn once(redis: &Core, lease: &Lease, want: Want) -> Result<Fetched, Error>
     }
     for item in said.list()? {
         fetched.timers.push(record::decode_timer(bytes(item)?)?);
+    }
+    for item in said.list()? {
+        fetched.early.push(record::decode_timer(bytes(item)?)?);
     }
     let hold = parked > 0 && redis.guards.on(Guard::Hold);
     if hold || want.state {

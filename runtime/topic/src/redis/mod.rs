@@ -334,8 +334,13 @@ impl Core {
 
     /// Hands a reply to its caller here. Returns whether there was one.
     fn answer(&self, reply: Reply) -> bool {
-        self.awaited().remove(&reply.request);
-        self.waiters.deliver(reply)
+        let request = reply.request;
+        let found = self.waiters.deliver(reply);
+        // A share of its credit that comes back mostly leaves it waiting.
+        if !self.waiters.is_waiting(request) {
+            self.awaited().remove(&request);
+        }
+        found
     }
 
     /// A reply that another node pushed.
@@ -611,7 +616,7 @@ impl Backend for Redis {
             }
         }
         // Also when the answer to the first sending was lost: delivering twice finds nobody.
-        if !commit.replies.is_empty() {
+        if !(commit.replies.is_empty() && commit.returned.is_empty()) {
             let letters = commit::letters(&commit, first);
             let letter = |r: &Reply| {
                 letters
@@ -619,7 +624,12 @@ impl Backend for Redis {
                     .find(|(id, _)| *id == r.request)
                     .map_or(0, |(_, letter)| *letter)
             };
-            let mut replies: Vec<(Reply, u64)> = commit.replies.iter().map(|r| (r.clone(), letter(r))).collect();
+            let mut replies: Vec<(Reply, u64)> = commit
+                .replies
+                .iter()
+                .map(|r| (r.clone(), letter(r)))
+                .chain(commit.returned.iter().map(|r| (r.clone(), 0)))
+                .collect();
             if core.link.options.gate == Gate::None || !core.guards.on(Guard::Gate) {
                 // Nothing to wait for: a caller here is woken from here, and only others' replies cost another task.
                 let (here, elsewhere): (Vec<_>, Vec<_>) = replies

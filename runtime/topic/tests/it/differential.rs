@@ -98,6 +98,7 @@ impl Pair {
                 id: RequestId(self.chance.bits128()),
                 deadline_ms: 1,
                 keyed: true,
+                share: 0,
             });
         }
         message
@@ -165,6 +166,7 @@ impl Pair {
             bytes: 1 + self.below(200) as u64,
             state: true,
             state_bytes: self.below(30) as u64,
+            timers_max: u64::MAX,
         };
         let fetch = async |world: &World| world.backend().fetch(&view.lease, want).await;
         let (on_memory, on_disk) = (fetch(&self.memory).await, fetch(&self.disk).await);

@@ -101,6 +101,7 @@ async fn owner(store: Arc<Embedded>) {
             bytes: 1 << 20,
             state: true,
             state_bytes: 1 << 20,
+            timers_max: u64::MAX,
         };
         let fetched = store.fetch(&lease, want).await.unwrap();
         let Some(last) = fetched.messages.last() else {
@@ -221,6 +222,7 @@ pub async fn look(store: &dyn Backend, name: &str) -> Vec<u64> {
         bytes: u64::MAX,
         state: false,
         state_bytes: 0,
+        timers_max: u64::MAX,
     };
     let fetched = store.fetch(&lease, want).await.unwrap();
     store.release(&lease).await.unwrap();

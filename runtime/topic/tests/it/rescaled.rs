@@ -37,6 +37,7 @@ pub async fn owner(store: Arc<dyn Backend>, index: u16) {
                     bytes: 1 << 20,
                     state: true,
                     state_bytes: 1 << 20,
+                    timers_max: u64::MAX,
                 };
                 let Ok(fetched) = store.fetch(&lease, want).await else {
                     break;

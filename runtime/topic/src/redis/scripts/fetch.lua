@@ -1,7 +1,7 @@
 -- What is due of retries and timers, and when the next falls due. The messages are read right behind this: what a script sees costs
 -- it time by the byte.
 local token, base, ce, ci = take(), take(), take(), take()
-local messages, bytes = num(), num()
+local messages, bytes, timers_max = num(), num(), num()
 local v = redis.call('HMGET', part, 'tok', 'last', 'ce', 'ci', 'rn', 'seal', 'sn')
 if v[1] ~= token then return {gone() and 'GONE' or 'FENCED'} end
 if (v[2] or NONE) ~= base or (v[3] or '0') ~= ce or (v[4] or '0') ~= ci then return {'STALE'} end
@@ -27,7 +27,7 @@ if found[3] then
     end
   end
 end
-local retries, due, next_due = {}, {}, nil
+local retries, due, early, next_due = {}, {}, {}, nil
 local function later(key)
   local found = redis.call('ZRANGEBYSCORE', key, '(' .. int(now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
   if found[2] then
@@ -66,5 +66,15 @@ if timers > 0 then
     offset = offset + 256
   end
   later(times)
+  if timers > timers_max then
+    local over = math.min(messages, timers - timers_max - redis.call('ZCOUNT', times, '-inf', int(now)))
+    if over > 0 then
+      for _, member in ipairs(redis.call('ZRANGEBYSCORE', times, '(' .. int(now), '+inf', 'LIMIT', 0, over)) do
+        local record = redis.call('HGET', T .. ':tm:' .. stage .. ':' .. p, member)
+        if not record then return {'DAMAGED', 'timer'} end
+        early[#early + 1] = string.sub(record, 29)
+      end
+    end
+  end
 end
-return {'OK', int(now), parked, next_due and int(next_due) or '', int(consumed), int(appended), found[2] or '0', seal or '', retries, due}
+return {'OK', int(now), parked, next_due and int(next_due) or '', int(consumed), int(appended), found[2] or '0', seal or '', retries, due, early}

@@ -205,6 +205,7 @@ async fn owner(store: Arc<Redis>, spec: Arc<TopicSpec>, sink: Arc<TopicSpec>, st
             bytes: 1 << 20,
             state: true,
             state_bytes: 1 << 20,
+            timers_max: u64::MAX,
         };
         let fetched = match store.fetch(&lease, want).await {
             Ok(fetched) => fetched,
@@ -291,6 +292,7 @@ async fn all_of(store: &Redis, spec: &TopicSpec) -> Vec<u64> {
         bytes: u64::MAX,
         state: false,
         state_bytes: 0,
+        timers_max: u64::MAX,
     };
     let fetched = store.fetch(&lease, want).await.unwrap();
     let number = |m: &Message| std::str::from_utf8(&m.payload).unwrap().parse().unwrap();

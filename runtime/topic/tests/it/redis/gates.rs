@@ -90,6 +90,7 @@ async fn nothing_leaves_before_the_replica_has_it() {
         bytes: 1 << 20,
         state: false,
         state_bytes: 0,
+        timers_max: u64::MAX,
     };
     let fetched = store.fetch(&lease, want).await.unwrap();
     let unread = &fetched.messages[0];
