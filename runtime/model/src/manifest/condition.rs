@@ -174,7 +174,10 @@ fn number(value: &Value<'_>) -> Option<Decimal> {
         // YAML's `.5`, `1.` and `+1.5` are no JSON: by value.
         Data::Float(text) => text.parse().ok().and_then(serde_json::Number::from_f64),
         _ => {
-            value.mistake(format!("expected a number, found {}", value.node.kind()), None);
+            value.mistake(
+                format!("expected a number, found {}", value.node.kind()),
+                Some("write it without quotes, like `0.5`"),
+            );
             return None;
         }
     };

@@ -2,6 +2,7 @@
 
 use super::bee::{Input, Source, input, key};
 use super::fields::INPUT;
+use super::mistake::quoted;
 use super::node::Data;
 use super::reader::{Fields, Value};
 use crate::condition::Take;
@@ -33,7 +34,14 @@ pub(super) fn read<'a>(fields: &Fields<'a>, out: &mut Vec<Input<'a>>) -> (KeySou
     sides(fields, out);
     let by = fields.get("by").and_then(|value| match value.text()? {
         "origin" => Some(KeySource::Origin),
-        _ => key(value),
+        known if known == "message" || known.starts_with("header:") || known.starts_with("json:") => key(value),
+        other => {
+            value.mistake(
+                format!("{} tells nothing of what belongs together", quoted(other)),
+                Some("write `origin`, `message`, `header:NAME` or `json:/pointer`"),
+            );
+            None
+        }
     });
     let within_ms = fields
         .get("within")
@@ -89,7 +97,7 @@ fn sides<'a>(fields: &Fields<'a>, out: &mut Vec<Input<'a>>) {
                 if let Some(label) = item.text() {
                     out.push(Input {
                         value: item.clone(),
-                        source: Source::Either(label),
+                        source: Source::Bee { label, output: None },
                         take: Take::All,
                     });
                 }

@@ -73,7 +73,7 @@ impl<'a> Value<'a> {
         if let Data::Bool(value) = self.node.data {
             return Some(value);
         }
-        self.expected("true or false", None);
+        self.expected("true or false", Some("write it without quotes".to_owned()));
         None
     }
 
@@ -169,7 +169,10 @@ impl<'a> Value<'a> {
 
     pub fn list(&self) -> Option<Vec<Value<'a>>> {
         let Data::List(items) = &self.node.data else {
-            self.expected("a list", None);
+            self.expected(
+                "a list",
+                Some("write `[a, b]`, or lines that begin with `- `".to_owned()),
+            );
             return None;
         };
         Some(self.items(items))
@@ -200,7 +203,10 @@ impl<'a> Value<'a> {
     /// The pairs of a mapping: keys are text, each is given once, `<<` merges what an alias stands for.
     pub fn pairs(&self) -> Option<Vec<(&'a str, Place, Value<'a>)>> {
         let Data::Map(pairs) = &self.node.data else {
-            self.expected("a mapping", None);
+            self.expected(
+                "a mapping",
+                Some("write lines like `name: value`, or `{ name: value }`".to_owned()),
+            );
             return None;
         };
         let mut out: Vec<(&'a str, Place, Value<'a>)> = Vec::new();

@@ -228,10 +228,7 @@ fn single_mistakes_name_place_and_remedy() {
             "  - { name: b, module: m, input: a }\n",
             "write `{ gateway: a }` or `{ bee: a }`",
         ),
-        (
-            "  - { name: b, module: m, input: { join: [a] } }\n",
-            "join is not available in this version",
-        ),
+        ("  - { name: b, module: m, input: { join: [a] } }\n", "a join of one"),
         ("  - { name: b, module: m, input: { output: x } }\n", "names no source"),
         (
             "  - { name: b, module: m, input: { gateway: g, output: x } }\n",
