@@ -45,7 +45,9 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
             topics.extend(status);
         }
     }
-    let text = admin.stats.text(admin.backend.counters(), &topics);
+    let text = admin
+        .stats
+        .text(admin.backend.counters(), admin.backend.waiters().late(), &topics);
     let kind = [(
         header::CONTENT_TYPE,
         "application/openmetrics-text; version=1.0.0; charset=utf-8",

@@ -92,6 +92,7 @@ pub struct Stats {
     commits: Gauge,
     publishes: Gauge,
     flushes: Gauge,
+    late: Gauge,
     stages: Mutex<HashMap<TopicId, PerStage>>,
 }
 
@@ -117,6 +118,7 @@ impl Stats {
             commits: Gauge::default(),
             publishes: Gauge::default(),
             flushes: Gauge::default(),
+            late: Gauge::default(),
             stages: Mutex::default(),
         };
         {
@@ -142,6 +144,11 @@ impl Stats {
                 stats.publishes.clone(),
             );
             r.register("backend_flushes", "Flushes to disk since start", stats.flushes.clone());
+            r.register(
+                "responses_late",
+                "Responses since start that found no caller: it had one, or was gone",
+                stats.late.clone(),
+            );
         }
         stats
     }
@@ -202,7 +209,7 @@ impl Stats {
 
     /// Prometheus text, with the gauges as of now.
     #[must_use]
-    pub fn text(&self, backend: Counters, topics: &[skep_topic::TopicStatus]) -> String {
+    pub fn text(&self, backend: Counters, late: u64, topics: &[skep_topic::TopicStatus]) -> String {
         let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         for topic in topics {
             let labels = StageLabels::of(&topic.topic);
@@ -213,6 +220,7 @@ impl Stats {
         self.commits.set(gauge(backend.commits));
         self.publishes.set(gauge(backend.publishes));
         self.flushes.set(gauge(backend.flushes));
+        self.late.set(gauge(late));
         let mut text = String::new();
         let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(e) = prometheus_client::encoding::text::encode(&mut text, &registry) {

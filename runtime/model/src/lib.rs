@@ -18,6 +18,7 @@
 
 pub mod condition;
 pub mod diff;
+pub mod drawing;
 pub mod env;
 pub mod error;
 pub mod id;

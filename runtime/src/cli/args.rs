@@ -50,6 +50,26 @@ pub enum Format {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Graph {
+    /// For Markdown that draws it
+    Mermaid,
+    /// For Graphviz
+    Dot,
+    /// For a browser
+    Svg,
+}
+
+impl From<Graph> for skep_model::drawing::Picture {
+    fn from(graph: Graph) -> Self {
+        match graph {
+            Graph::Mermaid => Self::Mermaid,
+            Graph::Dot => Self::Dot,
+            Graph::Svg => Self::Svg,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum When {
     /// On a terminal, unless NO_COLOR is set
     Auto,
@@ -86,6 +106,9 @@ pub enum Command {
     Describe {
         /// Its name; `skep swarms` lists them
         swarm: String,
+        /// Draw it instead
+        #[arg(long, value_name = "FORM")]
+        graph: Option<Graph>,
     },
     /// Show what a Swarm's Bees logged
     Logs(Logs),
@@ -121,6 +144,9 @@ pub enum Command {
         /// The manifest; `-` reads stdin
         #[arg(default_value = "swarm.yaml")]
         file: PathBuf,
+        /// Draw it, if there is no mistake
+        #[arg(long, value_name = "FORM")]
+        graph: Option<Graph>,
     },
     /// Print the manifest's JSON Schema, for editors
     Schema,

@@ -6,10 +6,10 @@ use std::time::Duration;
 use clap::CommandFactory as _;
 use clap_complete::Shell;
 use serde_json::json;
-use skep_model::manifest;
+use skep_model::{drawing, manifest};
 use skep_proto::v1;
 
-use super::args::Cli;
+use super::args::{Cli, Graph};
 use super::connect;
 use super::failure::{Exit, Failure, Outcome};
 use super::files;
@@ -17,10 +17,11 @@ use super::output::Printer;
 use super::swarms;
 use crate::wording::count;
 
-pub fn check(file: &Path, out: Printer) -> Outcome {
+pub fn check(file: &Path, graph: Option<Graph>, out: Printer) -> Outcome {
     let text = swarms::read(file)?;
     // Paths are right in a manifest for `skep up`; `apply` refuses them.
     match manifest::parse_local(&text) {
+        Ok(swarm) if let Some(graph) = graph => out.bytes(drawing::draw(&swarm, graph.into()).as_bytes()),
         Ok(swarm) if out.json() => {
             out.document(&json!({ "swarm": swarm.name.as_str(), "stages": swarm.stages.len(), "mistakes": [] }))
         }

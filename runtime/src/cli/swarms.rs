@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use skep_model::limits::MANIFEST_BYTES_MAX;
+use skep_model::{drawing, manifest};
 use skep_proto::v1;
 use skep_proto::v1::change::Kind;
 use tonic::Code;
@@ -256,13 +257,21 @@ pub async fn list(node: &str, out: Printer) -> Outcome {
     )
 }
 
-pub async fn describe(name: String, node: &str, out: Printer) -> Outcome {
-    let request = v1::DescribeSwarmRequest { name, count_keys: true };
+pub async fn describe(name: String, graph: Option<args::Graph>, node: &str, out: Printer) -> Outcome {
+    let request = v1::DescribeSwarmRequest {
+        name,
+        count_keys: graph.is_none(),
+    };
     let reply = connect::beekeeper(node)
         .await?
         .describe_swarm(request)
         .await?
         .into_inner();
+    if let Some(graph) = graph {
+        let swarm = manifest::parse_local(&reply.manifest)
+            .map_err(|e| Failure::new(Exit::Failed, format!("the stored manifest cannot be read: {e}")))?;
+        return out.bytes(drawing::draw(&swarm, graph.into()).as_bytes());
+    }
     let of = reply.summary.unwrap_or_default();
     if out.json() {
         let stages: Vec<Value> = reply

@@ -121,7 +121,7 @@ async fn missed(node: &Node) {
         assert!(Instant::now() < until, "{both:?}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let letters = node.cli_ok(&["dead", "list", "bounded"]);
+    let letters = node.cli_ok(&["dlq", "bounded"]);
     assert!(letters.contains("join-incomplete"), "{letters}");
 }
 
@@ -180,6 +180,10 @@ bees:
     for _ in 0..20 {
         assert_eq!(told(&node, "answered", "yes", "").await, "yes");
     }
+    let graph = node.cli_ok(&["describe", "ends", "--graph", "mermaid"]);
+    assert_eq!(graph.matches("-->").count(), 4, "{graph}");
+    let svg = node.cli_ok(&["describe", "ends", "--graph", "svg"]);
+    assert!(svg.starts_with("<svg") && svg.contains(">ends</text>"), "{svg}");
 }
 
 /// As `kills.rs` has it, with a join in the middle: what was acknowledged met its other sides exactly once.
