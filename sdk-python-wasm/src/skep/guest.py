@@ -1,0 +1,204 @@
+"""The module's side of the WIT world: what the node calls, and what a Bee's Swarm calls of the node.
+
+Imported only where a component is made, for the bindings exist nowhere else.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import random
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from componentize_py_types import Err  # type: ignore[import-not-found]
+from wit_world import exports  # type: ignore[import-not-found]
+from wit_world.exports.handler import Bee  # type: ignore[import-not-found]
+from wit_world.imports import (  # type: ignore[import-not-found]
+    logging as node_log,
+)
+from wit_world.imports import state, step, store, timers  # type: ignore[import-not-found]
+from wit_world.imports.types import (  # type: ignore[import-not-found]
+    Disposition_Done,
+    Disposition_Fail,
+    Disposition_Reject,
+    Disposition_RetryAfter,
+    Emit,
+    Failure,
+    Input_One,
+    Input_Timer,
+    Outcome,
+)
+
+from . import registry, watch
+from .errors import QUOTA, UNKEYED, BeeError
+from .process import Ends, process
+from .report import Report, report
+from .swarm import Swarm, no_secret
+
+
+def _refused(error: Err) -> Exception:
+    """What the node says no to, in the same words as a DevSwarm's."""
+    kind = type(error.value).__name__
+    if kind in ("Error_Unkeyed", "Error_NoStep"):
+        return BeeError(UNKEYED)
+    if kind == "Error_TooLarge":
+        return ValueError(f"a name or value in state has at most {error.value.value} bytes")
+    return BeeError(QUOTA)
+
+
+class Node:
+    """The node, through its imports."""
+
+    #: A module that uses `random` has its generator as the build left it; each message brings its own seed, the same at each attempt.
+    reseed = False
+
+    def begin(self, index: int, message: Any) -> None:
+        step.begin(index)
+        if self.reseed:
+            random.seed(message.uid)
+        if message.attempt > 1:
+            watch.start()
+
+    def abandon(self, index: int) -> None:
+        step.abandon(index)
+
+    def state_get(self, name: str) -> bytes | None:
+        try:
+            return state.get(name)  # type: ignore[no-any-return]
+        except Err as e:
+            raise _refused(e) from None
+
+    def state_put(self, name: str, value: bytes) -> None:
+        try:
+            state.put(name, value)
+        except Err as e:
+            raise _refused(e) from None
+
+    def state_delete(self, name: str) -> None:
+        try:
+            state.delete(name)
+        except Err as e:
+            raise _refused(e) from None
+
+    def timer_set(self, name: str, at_ms: int) -> None:
+        try:
+            timers.set(name, at_ms)
+        except Err as e:
+            raise _refused(e) from None
+
+    def timer_cancel(self, name: str) -> None:
+        try:
+            timers.cancel(name)
+        except Err as e:
+            raise _refused(e) from None
+
+    def config(self) -> Mapping[str, str]:
+        return dict(store.get_all())
+
+    def secret(self, name: str) -> str:
+        return no_secret(name)
+
+    @staticmethod
+    def emit(payload: Any, data: bytes, to: str | None, key: str | None, headers: Any) -> Any:
+        return Emit(to, key, headers, data)
+
+    @staticmethod
+    def response(payload: Any, data: bytes) -> Any:
+        return data
+
+
+_DONE = Disposition_Done()
+
+
+class Outcomes(Ends):
+    one = Input_One
+    timer = Input_Timer
+
+    def done(self, publish: list[Any], respond: list[Any]) -> Any:
+        return Outcome(publish, respond, _DONE)
+
+    def retry(self, after_ms: int) -> Any:
+        return Outcome([], [], Disposition_RetryAfter(after_ms))
+
+    def reject(self, reason: str) -> Any:
+        return Outcome([], [], Disposition_Reject(reason))
+
+    def fail(self, found: Report, error: BaseException | None) -> Any:
+        node_log.log(node_log.Level.ERROR, "skep", found.detail)
+        return Outcome([], [], Disposition_Fail(Failure(found.reason, found.detail)))
+
+
+class ToNode(logging.Handler):
+    """`logging` to `skep logs`."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = node_log.Level.DEBUG
+        for least, named in _LEVELS:
+            if record.levelno >= least:
+                level = named
+                break
+        node_log.log(level, record.name, self.format(record))
+
+
+_LEVELS = (
+    (logging.CRITICAL, node_log.Level.CRITICAL),
+    (logging.ERROR, node_log.Level.ERROR),
+    (logging.WARNING, node_log.Level.WARN),
+    (logging.INFO, node_log.Level.INFO),
+)
+
+_node = Node()
+_swarm = Swarm(_node)
+_ends = Outcomes()
+_started = False
+
+
+def prepare() -> None:
+    """Before the user's module is read."""
+    logging.getLogger().addHandler(ToNode())
+    logging.getLogger().setLevel(logging.INFO)
+    logging.raiseExceptions = False
+    # Else what is printed would wait in a buffer that goes with the instance.
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+
+def ready() -> None:
+    """After it was read, as the last thing before the memory is kept."""
+    _node.reseed = any(
+        value is random or getattr(value, "__self__", None) is random._inst  # type: ignore[attr-defined]
+        for name, module in list(sys.modules.items())
+        if not name.startswith("skep") and getattr(module, "__file__", None) and _is_users(module.__file__)
+        for value in vars(module).values()
+    )
+    # What is here for good need not be looked at, nor its pages be written, by each instance's collections.
+    gc.collect()
+    gc.freeze()
+
+
+def _is_users(path: str | None) -> bool:
+    return path is not None and any(path.startswith(root) for root in registry.ROOTS)
+
+
+class Handler(exports.Handler):  # type: ignore[misc]
+    def bees(self) -> Any:
+        return [Bee(name) for name in registry.BEES]
+
+    def process(self, bee: str, inputs: Any) -> Any:
+        global _started
+        if not _started:
+            try:
+                for start in registry.STARTS:
+                    start()
+            except BaseException as e:
+                found = report(e)
+                found = Report(found.reason, f"in a function marked @on_start: {found.detail}")
+                return [_ends.fail(found, e) for _ in inputs]
+            _started = True
+        # Read anew: another stage may run the same module.
+        _swarm._config = None
+        outcomes = process(bee, inputs, _swarm, _ends)
+        watch.stop()
+        return outcomes
