@@ -139,6 +139,8 @@ pub enum Command {
     Up(Up),
     /// Write a new Bee project
     New(New),
+    /// Run a Bee over the lines of stdin, without a node
+    Filter(Box<Filter>),
     /// Check a manifest without a node
     Check {
         /// The manifest; `-` reads stdin
@@ -278,10 +280,11 @@ impl Serve {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Example:
-  skep push target/wasm32-wasip2/release/hello_world.wasm --name hello")]
+Examples:
+  skep push target/wasm32-wasip2/release/hello_world.wasm --name hello
+  skep push hello.py")]
 pub struct Push {
-    /// The component, as `cargo build --target wasm32-wasip2` writes it
+    /// The component, as `cargo build --target wasm32-wasip2` writes it; or a Python file, which is built by `skep-py`
     pub file: PathBuf,
     /// The module's name; by default the file's, with `_` as `-`
     #[arg(long)]
@@ -605,7 +608,7 @@ pub struct Delete {
 
 #[derive(Debug, Args)]
 pub struct Up {
-    /// The folder with swarm.yaml and the Bees' crates
+    /// The folder with swarm.yaml and the Bees' crates and Python files
     #[arg(default_value = ".")]
     pub dir: PathBuf,
     /// Where the embedded node listens
@@ -626,6 +629,48 @@ pub struct New {
     /// The folder to make; by default the name
     #[arg(long, value_name = "DIR")]
     pub path: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Each line is a message. What the Bee publishes and responds is printed, a line each, in the order of the input; what fails is told on
+stderr with its line, and the exit code is 1. The very component runs, with the limits of a stage; its state lasts while the filter
+runs, timers do not fire.
+
+Examples:
+  skep filter hello.wasm --bee hello < lines.txt > out.txt
+  skep filter hello.py --key-json /user -o json < events.ndjson
+  tail -f access.log | skep filter parse.wasm")]
+pub struct Filter {
+    /// The component, or a Python file, which is built by `skep-py`
+    pub module: PathBuf,
+    /// Which of its Bees, where it has several
+    #[arg(long, value_name = "NAME")]
+    pub bee: Option<String>,
+    /// The key of every message
+    #[arg(long, conflicts_with = "key_json")]
+    pub key: Option<String>,
+    /// Take each message's key from its JSON, by pointer
+    #[arg(long, value_name = "/POINTER", value_parser = pointer)]
+    pub key_json: Option<String>,
+    /// A value of the stage's `config:`; may be repeated
+    #[arg(long, value_parser = header, value_name = "NAME=VALUE")]
+    pub config: Vec<(String, String)>,
+    /// Each line is a message as JSON: `payload` or `hex`, and `key`, `headers`, `accepted_ms`, `attempt`
+    #[arg(long)]
+    pub messages: bool,
+    /// Messages of one call of the Bee, at most
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub batch: Option<u32>,
+    /// A new instance for each batch, as stages have it by default, instead of one that is kept
+    #[arg(long)]
+    pub fresh: bool,
+    /// How long one call may take
+    #[arg(long, value_parser = duration, value_name = "TIME")]
+    pub timeout: Option<Duration>,
+    /// Neither progress nor what the Bee logs
+    #[arg(short, long)]
+    pub quiet: bool,
 }
 
 fn ratio(text: &str) -> Result<f64, String> {
@@ -721,6 +766,9 @@ mod tests {
             "skep submit s - --skip-empty --retry-for 5s",
             "skep delete-module hello:v1",
             "skep compile-module",
+            "skep push hello.py",
+            "skep filter hello.wasm --bee hello --key-json /user --config a=b",
+            "skep filter hello.py --messages --batch 1 --fresh --timeout 5s -o json",
             "skep backup all.skep",
             "skep backup -",
             "skep restore - -o json",
@@ -757,6 +805,7 @@ mod tests {
             "submit",
             "dlq",
             "delete-module",
+            "filter",
         ] {
             let help = command.find_subcommand(main).unwrap().get_after_help();
             assert!(help.is_some_and(|h| h.to_string().contains("Example")), "{main}");

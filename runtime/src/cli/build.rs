@@ -1,4 +1,4 @@
-//! Building Bees: cargo, for wasm32-wasip2, with the target added when it is missing.
+//! Building Bees: cargo, for wasm32-wasip2, with the target added when it is missing; and `skep-py` for those in Python.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use tokio::process::Command;
 use super::failure::{Exit, Failure};
 use super::files;
 use super::progress::{Progress, Step};
+use super::python;
 
 pub const TARGET: &str = "wasm32-wasip2";
 /// Lines of cargo's output that a failed build shows.
@@ -21,24 +22,31 @@ const CRATES_MAX: usize = 64;
 /// A component that cargo made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Built {
-    /// The crate's library name with `_` as `-`: the module's name.
+    /// The library's name, or the Python file's, with `_` as `-`: the module's name.
     pub name: String,
     pub wasm: PathBuf,
 }
 
-/// Builds the Bee crate in `dir`, or each crate in its folders when `dir` is none itself.
+/// Builds the Bee crate in `dir`, or each crate in its folders when `dir` is none itself, and the Python files of `dir` with Bees.
 ///
 /// # Errors
 /// With what the compiler said, or the remedy when cargo or the target is missing.
 pub async fn build_bees(dir: &Path, progress: &Progress) -> Result<Vec<Built>> {
-    let crates = crates_in(dir)?;
-    if crates.is_empty() {
-        let message = format!("no Cargo.toml in {} or the folders in it", dir.display());
+    let (crates, scripts) = (crates_in(dir)?, python::bees_in(dir));
+    if crates.is_empty() && scripts.is_empty() {
+        let message = format!(
+            "no Cargo.toml in {} or the folders in it, and no Python file there that registers a Bee",
+            dir.display()
+        );
         bail!(
-            Failure::new(Exit::NotFound, message).remedy("name a folder with a Bee crate; `skep new NAME` makes one")
+            Failure::new(Exit::NotFound, message)
+                .remedy("name a folder with Bees; `skep new NAME` makes one in Rust, `skep-py new NAME` one in Python")
         );
     }
     let mut built: Vec<Built> = Vec::new();
+    for script in scripts {
+        built.push(python::build(&script, &python::kept(&script), progress).await?);
+    }
     for crate_dir in crates {
         ensure_target(&crate_dir, progress).await?;
         for one in build(&crate_dir, progress).await? {
@@ -70,6 +78,11 @@ fn crates_in(dir: &Path) -> Result<Vec<PathBuf>> {
     found.sort();
     found.truncate(CRATES_MAX);
     Ok(found)
+}
+
+#[must_use]
+pub fn has_crates(dir: &Path) -> bool {
+    crates_in(dir).is_ok_and(|crates| !crates.is_empty())
 }
 
 /// A command in `dir`, ended with us. Flags for the host's own code would break the guest's.

@@ -9,6 +9,7 @@ mod doctor;
 mod edits;
 pub mod failure;
 mod files;
+mod filter;
 mod letters;
 mod modules;
 mod new;
@@ -18,6 +19,7 @@ mod offline;
 mod output;
 mod pauses;
 pub mod progress;
+mod python;
 mod submit;
 mod swarms;
 mod up;
@@ -142,6 +144,10 @@ async fn run(cli: Cli, seen: Option<String>) -> Outcome {
         Command::Restore(args) => backups::restore(args, node, out).await,
         Command::Delete(args) => swarms::delete(args, node, out).await,
         Command::DeleteModule(args) => modules::delete(args, node, out).await,
+        Command::Filter(args) => {
+            log_to_stderr("error", LogFormat::Text);
+            Box::pin(filter::run(*args, out)).await
+        }
         Command::New(args) => new::run(args, out),
         Command::Check { file, graph } => offline::check(&file, graph, out),
         Command::Schema => offline::schema(out),

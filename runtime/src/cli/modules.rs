@@ -16,6 +16,7 @@ use super::failure::{Exit, Failure, Outcome};
 use super::files;
 use super::output::{Printer, size, time};
 use super::progress::Progress;
+use super::python;
 use crate::wording::count;
 
 pub async fn push(args: args::Push, node: &str, out: Printer) -> Outcome {
@@ -23,11 +24,17 @@ pub async fn push(args: args::Push, node: &str, out: Printer) -> Outcome {
         Some(name) => name,
         None => name_of(&args.file)?,
     };
-    let bytes = read(&args.file).await?;
     let progress = if out.json() {
         Progress::silent()
     } else {
         Progress::stderr()
+    };
+    let bytes = if python::is_python(&args.file) {
+        let room = tempfile::tempdir().map_err(|e| Failure::new(Exit::Failed, format!("cannot make a folder: {e}")))?;
+        let built = python::build(&args.file, &room.path().join("bee.wasm"), &progress).await?;
+        read(&built.wasm).await?
+    } else {
+        read(&args.file).await?
     };
     let reply = upload(node, &name, &args.tag, bytes, progress).await?;
     if out.json() {
@@ -112,7 +119,7 @@ pub async fn read(file: &Path) -> Outcome<Vec<u8>> {
     if !bytes.starts_with(b"\0asm") {
         return Err(
             Failure::new(Exit::Refused, format!("{} is not WebAssembly", file.display()))
-                .remedy("build one with `cargo build --release --target wasm32-wasip2`"),
+                .remedy("build one with `cargo build --release --target wasm32-wasip2`, or name a .py file"),
         );
     }
     Ok(bytes)

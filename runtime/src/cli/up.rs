@@ -16,6 +16,7 @@ use super::failure::{Exit, Failure, Outcome};
 use super::modules;
 use super::output::Printer;
 use super::progress::Progress;
+use super::python;
 use super::swarms;
 use crate::node::{Node, NodeSettings};
 
@@ -41,7 +42,7 @@ pub async fn run(args: args::Up, node: &str, out: Printer) -> Outcome {
     // From before the build on: an edit in its middle counts.
     let mut edits = Edits::of(&project.dir)?;
     project.watch_sources(&mut edits).await;
-    let built = build::build_bees(&project.dir, &progress).await?;
+    let built = project.build(&progress).await?;
     let Some(()) = own else {
         project.bring(node, built, &progress, out).await?;
         project.say_how_to_call(node, &progress);
@@ -111,6 +112,28 @@ impl Project {
         let swarm = manifest::parse_local(&self.text).map_err(|m| swarms::mistakes(&file, &m.to_string()))?;
         self.swarm = Some(swarm);
         Ok(())
+    }
+
+    /// Builds what is in the folder, and the Python files elsewhere that the manifest names.
+    async fn build(&self, progress: &Progress) -> Outcome<Vec<Built>> {
+        let named: BTreeSet<PathBuf> = self
+            .swarm
+            .iter()
+            .flat_map(|swarm| &swarm.stages)
+            .map(|stage| self.dir.join(stage.module.as_str()))
+            .filter(|path| python::is_python(path))
+            .collect();
+        let here = python::bees_in(&self.dir);
+        for path in &named {
+            let same = |one: &PathBuf| one.canonicalize().ok() == path.canonicalize().ok();
+            if !here.iter().any(same) {
+                python::build(path, &python::kept(path), progress).await?;
+            }
+        }
+        if !named.is_empty() && here.is_empty() && !build::has_crates(&self.dir) {
+            return Ok(Vec::new());
+        }
+        Ok(build::build_bees(&self.dir, progress).await?)
     }
 
     /// Pushes what changed, then applies.
@@ -189,7 +212,7 @@ impl Project {
             let again = async {
                 self.read_manifest()?;
                 self.watch_sources(&mut edits).await;
-                let built = build::build_bees(&self.dir, progress).await?;
+                let built = self.build(progress).await?;
                 self.bring(node, built, progress, out).await
             };
             let ended = tokio::select! {
@@ -230,8 +253,8 @@ fn plan(swarm: &Swarm, built: &[Built], dir: &Path) -> Outcome<Plan> {
         .collect();
     for module in written {
         let Ok(reference) = module.parse::<ModuleRef>() else {
-            let wasm = dir.join(module);
-            let stem = wasm
+            let path = dir.join(module);
+            let stem = path
                 .file_stem()
                 .and_then(|s| s.to_str())
                 .unwrap_or_default()
@@ -244,7 +267,8 @@ fn plan(swarm: &Swarm, built: &[Built], dir: &Path) -> Outcome<Plan> {
             plan.pushes.push(Push {
                 name: name.to_string(),
                 tag: "latest".to_owned(),
-                wasm,
+                // The build made it of what the manifest names.
+                wasm: if python::is_python(&path) { python::kept(&path) } else { path },
             });
             continue;
         };

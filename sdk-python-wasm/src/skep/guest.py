@@ -12,14 +12,14 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from componentize_py_types import Err  # type: ignore[import-not-found]
-from wit_world import exports  # type: ignore[import-not-found]
-from wit_world.exports.handler import Bee  # type: ignore[import-not-found]
-from wit_world.imports import (  # type: ignore[import-not-found]
+from componentize_py_types import Err
+from wit_world import exports
+from wit_world.exports.handler import Bee
+from wit_world.imports import (
     logging as node_log,
 )
-from wit_world.imports import state, step, store, timers  # type: ignore[import-not-found]
-from wit_world.imports.types import (  # type: ignore[import-not-found]
+from wit_world.imports import state, step, store, timers
+from wit_world.imports.types import (
     Disposition_Done,
     Disposition_Fail,
     Disposition_Reject,
@@ -168,7 +168,7 @@ def prepare() -> None:
 def ready() -> None:
     """After it was read, as the last thing before the memory is kept."""
     _node.reseed = any(
-        value is random or getattr(value, "__self__", None) is random._inst  # type: ignore[attr-defined]
+        value is random or getattr(value, "__self__", None) is random._inst
         for name, module in list(sys.modules.items())
         if not name.startswith("skep") and getattr(module, "__file__", None) and _is_users(module.__file__)
         for value in vars(module).values()

@@ -7,6 +7,7 @@ speak JSON, where text is a JSON string, so that what one Bee publishes is what 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import typing
 from typing import Any
@@ -39,6 +40,12 @@ class Form:
         if annotation is str or annotation is Text:
             return cls("text", None, where)
         if _is_model(annotation):
+            model: Any = annotation
+            if dataclasses.is_dataclass(annotation):
+                try:
+                    _hints(model)
+                except Exception as e:
+                    raise TypeError(f"the Bee {where}: the types of {model.__name__} cannot be read: {e}") from None
             return cls("typed", annotation, where)
         return cls("json", None, where)
 
@@ -91,6 +98,12 @@ def decode(data: bytes, form: Form) -> Any:
         raise Reject(f"the payload is not a {form.type.__name__}{where}: {e}") from None
 
 
+@functools.lru_cache(256)
+def _hints(wanted: Any) -> dict[str, Any]:
+    """The types of a dataclass, looked up once."""
+    return typing.get_type_hints(wanted)
+
+
 def build(wanted: Any, value: Any, at: str = "") -> Any:
     """JSON as the type says: dataclasses with what they hold, models by their own validation. Unknown fields are left out."""
     validate = getattr(wanted, "model_validate", None) or getattr(wanted, "parse_obj", None)
@@ -99,7 +112,7 @@ def build(wanted: Any, value: Any, at: str = "") -> Any:
     if dataclasses.is_dataclass(wanted) and isinstance(wanted, type):
         if not isinstance(value, dict):
             raise TypeError(f"{at or 'it'} is {_name(value)}, not an object")
-        hints = typing.get_type_hints(wanted)
+        hints = _hints(wanted)
         given: dict[str, Any] = {}
         for field in dataclasses.fields(wanted):
             name = f"{at}.{field.name}" if at else field.name

@@ -23,8 +23,8 @@ class Ends:
     """How inputs come and end, in whatever form the host has for it."""
 
     #: The types of a message and of a timer that fired, each with its ``value``.
-    one: type
-    timer: type
+    one: type[Any]
+    timer: type[Any]
 
     def done(self, publish: list[Any], respond: list[Any]) -> Any:
         raise NotImplementedError

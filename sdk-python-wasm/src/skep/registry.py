@@ -43,10 +43,7 @@ class Bee:
                 "(swarm, messages: list[Message])"
             )
         self.arity = min(len(taken), 3)
-        try:
-            hint = typing.get_type_hints(function).get(taken[1].name)
-        except Exception:  # A name that is imported for type checkers only.
-            hint = None
+        hint = self._hint(function, taken[1].annotation)
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)
         if origin is list and arguments and (arguments[0] is Message or typing.get_origin(arguments[0]) is Message):
             self.batch = True
@@ -55,6 +52,20 @@ class Bee:
             self.takes_message = True
             return _of_message(hint)
         return hint
+
+
+    def _hint(self, function: Callable[..., Any], annotation: Any) -> Any:
+        """What the annotation means. Alone: others may name what is imported for type checkers only."""
+        if annotation is inspect.Parameter.empty:
+            return None
+        if not isinstance(annotation, str):
+            return annotation
+        try:
+            return eval(annotation, inspect.unwrap(function).__globals__)  # As `typing.get_type_hints` does.
+        except Exception as e:
+            raise TypeError(
+                f"the Bee {self.where}: `{annotation}` cannot be read ({e}): define it at the module's top level, above the Bee"
+            ) from None
 
 
 def _of_message(hint: Any) -> Any:

@@ -123,12 +123,14 @@ class Swarm:
         if isinstance(context, Message):
             if context is not self._current and not (0 <= context._index < len(batch)):
                 raise ValueError("this context is of no message of the batch")
-            return batch[context._index]
+            index: int = context._index
+            return batch[index]
         if len(batch) == 1:
             return batch[0]
         if self._current is None:
             raise ValueError(why or "say which message of the batch this is for: context=message")
-        return batch[self._current._index]
+        current: int = self._current._index
+        return batch[current]
 
     def _begin(self, message: Any, form: Form) -> None:
         self._current = message

@@ -68,7 +68,7 @@ import linecache
 
 # Else a traceback has no lines: at run time there are no files.
 for name in {sources!r}:
-    with open(f"{{HERE}}/{{name}}") as file:
+    with open(f"{{HERE}}/{{name}}", encoding="utf-8", errors="replace") as file:
         linecache.cache[f"{{HERE}}/{{name}}"] = (0, None, file.readlines(), name)
 
 importlib.import_module({module!r})

@@ -111,7 +111,7 @@ def _refuse_native(target: Path, said: str) -> None:
         files = [line.split(",")[0] for line in record.read_text().splitlines()]
         found = next((f for f in files if f.endswith(_NATIVE)), None)
         if found is not None:
-            native[name_of(record.parent.name.rsplit("-", 1)[0].removesuffix(".dist"))] = found
+            native[name_of(record.parent.name.removesuffix(".dist-info").rsplit("-", 1)[0])] = found
     if not native:
         return
     lines = [f"{name} ({file}): {_INSTEAD.get(name, 'take a package that is Python alone')}" for name, file in native.items()]

@@ -26,7 +26,7 @@ def new(name: str, path: Path | None) -> tuple[Path, list[str]]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for source, target in targets.items():
-            text = (TEMPLATE / source).read_text().replace("{{name}}", name).replace("{{file}}", file)
+            text = (TEMPLATE / f"{source}.tmpl").read_text().replace("{{name}}", name).replace("{{file}}", file)
             with open(target, "x") as out:
                 out.write(text)
             written.append(target.name)

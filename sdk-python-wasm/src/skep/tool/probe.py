@@ -50,7 +50,10 @@ def main() -> None:
     except BaseException as e:
         found["error"] = describe(e, folder)
     root = folder.rstrip("/") + "/"
-    found["files"] = sorted(p[len(root) :] for p in opened if p.startswith(root) and os.path.isfile(p))
+    # The SDK and the packages may lie in the folder too, as a cache there has them.
+    others = tuple(path.rstrip("/") + "/" for path in (stage, *vendored))
+    users = [p for p in opened if p.startswith(root) and not p.startswith(others) and os.path.isfile(p)]
+    found["files"] = sorted(p[len(root) :] for p in users)
     print(json.dumps(found), file=answer, flush=True)
     # Threads that the file began must not keep the process.
     os._exit(0)

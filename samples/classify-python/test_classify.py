@@ -1,0 +1,22 @@
+from classify import classify, classify_message
+
+from skep import DevSwarm
+
+LINES = ["Claim your free prize", "See you at lunch on Friday", ""]
+
+
+def test_what_was_never_seen_is_told_apart():
+    assert classify(LINES[0])[0] == "spam"
+    assert classify(LINES[1])[0] == "ham"
+
+
+def test_each_goes_to_the_output_of_its_label():
+    swarm = DevSwarm()
+    for text in LINES[:2]:
+        swarm.deliver(classify_message, {"text": text})
+    assert [emit.to for emit in swarm.emits] == ["spam", "ham"]
+
+
+def test_the_component_does_the_same(dev_swarm, skep_engine):
+    given = [{"text": text} for text in LINES]
+    assert skep_engine("classify.py").outcomes("classify", given) == dev_swarm.outcomes("classify", given)
