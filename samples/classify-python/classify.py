@@ -58,4 +58,3 @@ def classify(text):
 def classify_message(swarm: Swarm, payload: Text, context):
     label, sure = classify(payload.text)
     swarm.respond({"label": label, "confidence": sure})
-    swarm.publish({"text": payload.text, "label": label}, to=label)

@@ -30,7 +30,11 @@ use crate::wording::count;
 const LINE_BYTES_MAX: usize = 4 * PAYLOAD_BYTES_MAX;
 
 pub async fn run(args: args::Filter, out: Printer) -> Outcome {
-    let progress = if out.json() || args.quiet { Progress::silent() } else { Progress::stderr() };
+    let progress = if out.json() || args.quiet {
+        Progress::silent()
+    } else {
+        Progress::stderr()
+    };
     let wasm = component(&args.module, &progress).await?;
     let module = load(wasm, &progress).await?;
     let name = bee_name(&module, args.bee.as_deref())?;
@@ -38,7 +42,10 @@ pub async fn run(args: args::Filter, out: Printer) -> Outcome {
         keyed: true,
         state: true,
         config: args.config.iter().cloned().collect(),
-        instances: Instances::Pooled { calls: u32::MAX, age_s: u32::MAX },
+        instances: Instances::Pooled {
+            calls: u32::MAX,
+            age_s: u32::MAX,
+        },
         ..BeeSettings::plain(module.digest())
     };
     if args.fresh {
@@ -93,8 +100,11 @@ impl Filter {
         }
         match self.failed {
             0 => Ok(()),
-            n => Err(Failure::new(Exit::Failed, format!("{} of {} failed", n, count(self.lines, "message")))
-                .remedy("each is named above with its line")),
+            n => Err(Failure::new(
+                Exit::Failed,
+                format!("{} of {} failed", n, count(self.lines, "message")),
+            )
+            .remedy("each is named above with its line")),
         }
     }
 
@@ -103,11 +113,17 @@ impl Filter {
         let mut given = if args.messages {
             serde_json::from_slice::<Given>(&line).map_err(|e| bad(format!("not a message: {e}")))?
         } else {
-            Given { bytes: Some(line), ..Given::default() }
+            Given {
+                bytes: Some(line),
+                ..Given::default()
+            }
         };
         let payload = given.payload().map_err(&bad)?;
         if payload.len() > PAYLOAD_BYTES_MAX {
-            return Err(bad(format!("{} bytes; a payload has at most {PAYLOAD_BYTES_MAX}", payload.len())));
+            return Err(bad(format!(
+                "{} bytes; a payload has at most {PAYLOAD_BYTES_MAX}",
+                payload.len()
+            )));
         }
         let key = match (&args.key, &args.key_json) {
             _ if given.key.is_some() => given.key,
@@ -199,7 +215,11 @@ impl Filter {
             self.failed += 1;
         }
         if self.json {
-            let timers: Vec<_> = step.timers.iter().map(|t| json!({ "name": t.name, "at_ms": t.at_ms })).collect();
+            let timers: Vec<_> = step
+                .timers
+                .iter()
+                .map(|t| json!({ "name": t.name, "at_ms": t.at_ms }))
+                .collect();
             let mut document = document(line, &done);
             document["timers"] = timers.into();
             return self.print(&document);
@@ -208,6 +228,9 @@ impl Filter {
             Disposition::Done => {}
             Disposition::RetryAfter(ms) => eprintln!("line {line}: wants another attempt after {ms} ms"),
             Disposition::Reject(reason) => eprintln!("line {line}: rejected: {reason}"),
+            Disposition::Fail { reason, detail } if detail.starts_with(reason.as_str()) => {
+                eprintln!("line {line}: {detail}")
+            }
             Disposition::Fail { reason, detail } => eprintln!("line {line}: {reason}: {detail}"),
         }
         let mut bytes = Vec::new();
@@ -231,7 +254,9 @@ impl Filter {
             if line.level == LogLevel::Error && line.context == "skep" {
                 continue;
             }
-            let at = line.input.map_or(String::new(), |i| format!("line {}: ", first + u64::from(i)));
+            let at = line
+                .input
+                .map_or(String::new(), |i| format!("line {}: ", first + u64::from(i)));
             eprintln!("{at}{} {}: {}", line.level.as_str(), line.context, line.text);
         }
     }
@@ -289,17 +314,22 @@ impl Given {
 
 fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, b| {
-        let _ = write!(text, "{b:02x}");
-        text
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(2 * bytes.len()), |mut text, b| {
+            let _ = write!(text, "{b:02x}");
+            text
+        })
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
     if !text.len().is_multiple_of(2) || !text.is_ascii() {
         return None;
     }
-    (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).ok()).collect()
+    (0..text.len())
+        .step_by(2)
+        .map(|i| u8::from_str_radix(&text[i..i + 2], 16).ok())
+        .collect()
 }
 
 fn read_lines(to: &mpsc::Sender<Outcome<Vec<u8>>>) {
@@ -353,7 +383,8 @@ async fn load(wasm: Vec<u8>, progress: &Progress) -> Outcome<Module> {
     let digest = Digest::of(&wasm);
     let root = cache_dir();
     let engine = Engine::new(Settings::new(root.join("cache"))).context("start the engine")?;
-    let cache = ArtifactCache::open(&engine, &root.join("artifact.key")).with_context(|| format!("open {}", root.display()))?;
+    let cache =
+        ArtifactCache::open(&engine, &root.join("artifact.key")).with_context(|| format!("open {}", root.display()))?;
     let artifact = match cache.get(digest).context("read the cache")? {
         Some(artifact) => artifact,
         None => {
@@ -387,13 +418,16 @@ fn bee_name(module: &Module, wanted: Option<&str>) -> Outcome<BeeName> {
     let names: Vec<&str> = module.bees().iter().map(BeeName::as_str).collect();
     let has = names.join(", ");
     match (wanted, module.bees()) {
-        (Some(wanted), bees) => bees
-            .iter()
-            .find(|b| b.as_str() == wanted)
-            .cloned()
-            .ok_or_else(|| Failure::new(Exit::NotFound, format!("there is no Bee `{wanted}` in the module; it has: {has}"))),
+        (Some(wanted), bees) => bees.iter().find(|b| b.as_str() == wanted).cloned().ok_or_else(|| {
+            Failure::new(
+                Exit::NotFound,
+                format!("there is no Bee `{wanted}` in the module; it has: {has}"),
+            )
+        }),
         (None, [only]) => Ok(only.clone()),
-        (None, _) => Err(Failure::new(Exit::Usage, format!("the module has several Bees: {has}")).remedy("name one with --bee")),
+        (None, _) => {
+            Err(Failure::new(Exit::Usage, format!("the module has several Bees: {has}")).remedy("name one with --bee"))
+        }
     }
 }
 

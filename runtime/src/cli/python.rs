@@ -78,7 +78,10 @@ pub async fn build(file: &Path, out: &Path, progress: &Progress) -> Outcome<Buil
 async fn run(file: &Path, out: &Path) -> Outcome<Value> {
     let mut last = None;
     for words in candidates() {
-        let (program, first) = words.split_first().map(|(p, f)| (p.clone(), f.to_vec())).unwrap_or_default();
+        let (program, first) = words
+            .split_first()
+            .map(|(p, f)| (p.clone(), f.to_vec()))
+            .unwrap_or_default();
         let ran = Command::new(&program)
             .args(&first)
             .arg("build")
@@ -165,7 +168,10 @@ mod tests {
     #[test]
     fn what_the_builder_refuses_is_told_with_its_remedy() {
         let failure = refusal(r#"{"error": {"message": "hello.py:3: no", "remedy": "mend it"}}"#).unwrap();
-        assert_eq!((failure.exit, failure.message.as_str()), (Exit::Refused, "hello.py:3: no"));
+        assert_eq!(
+            (failure.exit, failure.message.as_str()),
+            (Exit::Refused, "hello.py:3: no")
+        );
         assert_eq!(failure.remedy.as_deref(), Some("mend it"));
         assert!(refusal("Traceback").is_none());
     }

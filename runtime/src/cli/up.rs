@@ -268,7 +268,11 @@ fn plan(swarm: &Swarm, built: &[Built], dir: &Path) -> Outcome<Plan> {
                 name: name.to_string(),
                 tag: "latest".to_owned(),
                 // The build made it of what the manifest names.
-                wasm: if python::is_python(&path) { python::kept(&path) } else { path },
+                wasm: if python::is_python(&path) {
+                    python::kept(&path)
+                } else {
+                    path
+                },
             });
             continue;
         };

@@ -6,6 +6,7 @@ Imported only where a component is made, for the bindings exist nowhere else.
 from __future__ import annotations
 
 import gc
+import importlib
 import logging
 import random
 import sys
@@ -155,8 +156,18 @@ _ends = Outcomes()
 _started = False
 
 
+#: What the standard library itself imports only when it is needed, and could not any more at run time.
+_LATE = (
+    "_strptime",
+    *(f"encodings.{name}" for name in ("ascii", "cp1252", "idna", "latin_1", "utf_16", "utf_16_be", "utf_16_le", "utf_8_sig")),
+    *(f"encodings.{name}" for name in ("base64_codec", "hex_codec", "raw_unicode_escape", "unicode_escape")),
+)
+
+
 def prepare() -> None:
     """Before the user's module is read."""
+    for name in _LATE:
+        importlib.import_module(name)
     logging.getLogger().addHandler(ToNode())
     logging.getLogger().setLevel(logging.INFO)
     logging.raiseExceptions = False

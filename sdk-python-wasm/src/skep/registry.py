@@ -25,7 +25,8 @@ class Bee:
         self.function = function
         self.timer = timer
         code = inspect.unwrap(function).__code__
-        self.where = f"`{name}`, {short(code.co_filename)}:{code.co_firstlineno}"
+        # Without folders, so that a test and a component say the same.
+        self.where = f"`{name}`, {code.co_filename.rpartition('/')[2]}:{code.co_firstlineno}"
         self.batch = False
         self.takes_message = False
         self.arity = 3
@@ -94,7 +95,7 @@ def register_bee(name: str, *, timer: Callable[..., Any] | None = None) -> Calla
         if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
             code = inspect.unwrap(function).__code__
             raise TypeError(
-                f"the Bee `{name}`, {short(code.co_filename)}:{code.co_firstlineno} is an async function or a generator: write a plain "
+                f"the Bee `{name}`, {code.co_filename.rpartition('/')[2]}:{code.co_firstlineno} is an async function or a generator: write a plain "
                 "one, which publishes"
             )
         bee = Bee(name, function, timer)

@@ -28,6 +28,8 @@ def report(error: BaseException) -> Report:
         text = f"MemoryError: the Bee needs more memory than the stage's `memory` gives{_after(error)}"
     elif isinstance(error, OSError) and error.errno is not None:
         text = f"{kind}: {error}: a Bee has no files, network or processes; ship data beside its source and read it at the top level"
+    elif isinstance(error, ModuleNotFoundError):
+        text = f"{kind}: {error}: import it at the top level, for at run time a component has nothing left to import from"
     elif isinstance(error, RuntimeError) and "thread" in str(error):
         text = f"{kind}: {error}: a Bee runs in one thread; the stage's `concurrency` and `partitions` run several at once"
     else:

@@ -35,8 +35,14 @@ class Order:
 
 @register_bee(name="echo")
 def echo(swarm: Swarm, payload: bytes, context: Message):
-    swarm.publish(payload, key=context.key, headers=context.headers, to="out")
+    swarm.publish(payload, key=context.key, headers=context.headers)
     swarm.respond(payload)
+
+
+@register_bee(name="fork")
+def fork(swarm: Swarm, payload, context):
+    swarm.publish(payload, to="left", headers={"from": "fork"})
+    swarm.publish(payload, to="right")
 
 
 @register_bee(name="shout")
