@@ -7,11 +7,13 @@
 //! - [`sqlite`]: the raw SQLite loops.
 //! - [`redis`]: nodes on a Redis, and the raw loops on the same server.
 //! - [`node`]: starts and feeds a node.
+//! - [`python`]: Bees in Python beside the same in Rust, for `ci/bench python`.
 //! - [`report`]: runs all of it and writes the table.
 
 mod echo;
 mod load;
 mod node;
+mod python;
 mod redis;
 mod report;
 mod sqlite;
@@ -26,6 +28,7 @@ fn main() -> anyhow::Result<()> {
         ["report", bin, bees, out] => report::run(bin.as_ref(), bees.as_ref(), out.as_ref()),
         ["redis", bin, bees, parts @ ..] => report::redis_only(bin.as_ref(), bees.as_ref(), parts),
         ["streams", bin, bees] => report::streams_only(bin.as_ref(), bees.as_ref()),
+        ["python", bin, python, rust] => python::run(bin.as_ref(), python.as_ref(), rust.as_ref()),
         _ => bail!("usage: skep-bench report FOLDER_OF_BINARIES TEST_BEES_WASM OUT.md (use ci/bench)"),
     }
 }

@@ -94,6 +94,10 @@ impl Server {
         self.proc_number("status", "VmRSS:").map(|kb| kb / 1024.0)
     }
 
+    pub fn pss_mb(&self) -> anyhow::Result<f64> {
+        self.proc_number("smaps_rollup", "Pss:").map(|kb| kb / 1024.0)
+    }
+
     pub fn written_bytes(&self) -> anyhow::Result<f64> {
         self.proc_number("io", "write_bytes:")
     }

@@ -63,6 +63,7 @@ pub async fn run(args: args::Filter, out: Printer) -> Outcome {
         state: StateMap::new(),
         lines: 0,
         failed: 0,
+        out: Vec::new(),
         json: out.json(),
         quiet: args.quiet,
     };
@@ -75,6 +76,8 @@ struct Filter {
     state: StateMap,
     lines: u64,
     failed: u64,
+    /// What the batch under way has printed.
+    out: Vec<u8>,
     json: bool,
     quiet: bool,
 }
@@ -97,6 +100,8 @@ impl Filter {
                 inputs.push(self.input(line?, args)?);
             }
             self.batch(inputs).await?;
+            // Once for a batch: a write for each line would be most of the work.
+            written(&std::mem::take(&mut self.out))?;
         }
         match self.failed {
             0 => Ok(()),
@@ -164,7 +169,7 @@ impl Filter {
             Ok(steps) => {
                 self.say(&processed.log, first);
                 for (line, (input, step)) in (first..).zip(inputs.iter().zip(steps)) {
-                    self.ended(line, input, step)?;
+                    self.ended(line, input, step);
                 }
             }
             Err(trap) if alone => {
@@ -175,7 +180,7 @@ impl Filter {
                     self.print(&json!({
                         "line": first, "ended": "trap", "reason": trap.kind.to_string(), "detail": trap.detail,
                         "stderr": trap.stderr, "publish": [], "respond": [],
-                    }))?;
+                    }));
                 } else {
                     eprintln!("line {first}: {why}");
                 }
@@ -200,7 +205,7 @@ impl Filter {
         Batch { inputs, state }
     }
 
-    fn ended(&mut self, line: u64, input: &Input, step: Step) -> Outcome {
+    fn ended(&mut self, line: u64, input: &Input, step: Step) {
         if let Some(key) = input.key() {
             let values: &mut BTreeMap<_, _> = self.state.entry(key.to_owned()).or_default();
             for write in step.state {
@@ -233,16 +238,14 @@ impl Filter {
             }
             Disposition::Fail { reason, detail } => eprintln!("line {line}: {reason}: {detail}"),
         }
-        let mut bytes = Vec::new();
         for payload in done.publish.iter().map(|e| &e.payload).chain(&done.respond) {
-            bytes.extend_from_slice(payload);
-            bytes.push(b'\n');
+            self.out.extend_from_slice(payload);
+            self.out.push(b'\n');
         }
-        written(&bytes)
     }
 
-    fn print(&self, document: &Value) -> Outcome {
-        written(format!("{document}\n").as_bytes())
+    fn print(&mut self, document: &Value) {
+        self.out.extend_from_slice(format!("{document}\n").as_bytes());
     }
 
     fn say(&self, log: &[LogLine], first: u64) {
