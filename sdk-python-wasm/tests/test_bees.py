@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -10,6 +11,10 @@ from typing import Optional
 import pytest
 
 from skep import DevSwarm, Message, Reject, Retry, Swarm, Text, Timer, register_bee
+
+
+LOOP: list[object] = []
+LOOP.append(LOOP)
 
 
 @dataclass
@@ -158,6 +163,7 @@ def test_a_model_that_validates_itself_is_used():
         ({"a": float("inf")}, "not JSON compliant"),
         (b"x" * (256 * 1024 + 1), "at most 262144 bytes"),
         ({"a": b"1"}, "builtins.bytes has no JSON form"),
+        (LOOP, "nested too deeply, or holds itself"),
     ],
 )
 def test_what_cannot_travel_is_refused_at_its_line(value, why):
@@ -339,3 +345,15 @@ def test_logging_is_python_s_own(caplog):
 
     DevSwarm().deliver("log", 1)
     assert caplog.messages == ["seen 1"]
+
+
+@pytest.mark.parametrize(
+    "value", [0, -5, 10**30, True, None, 1.5, "ü\n\"", [], [1, [None]], {}, {"a": {"b": [True, "x"]}}, {1: 2}, [(1, 2)]]
+)
+def test_values_travel_as_json_has_them(value):
+    from skep.payload import JSON, Form, decode, encode
+
+    data = encode(value, JSON)
+    assert data == json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    for around in (data, b" " + data + b"\n"):
+        assert decode(around, Form("json")) == json.loads(data)

@@ -65,11 +65,11 @@ def test_it_does_what_a_dev_swarm_does(zoo, plain):
         ("read", "Error", "a Bee has no files"),
         ("socket", "error", "a Bee has no files, network"),
         ("thread", "RuntimeError", "one thread"),
-        ("subprocess", "", ""),
+        ("subprocess", "OSError", "does not support processes"),
         ("nan", "ValueError", "not JSON compliant"),
         ("object", "TypeError", "no JSON form"),
         ("import", "ModuleNotFoundError", "import it at the top level"),
-        ("state", "", ""),
+        ("state", "Error", "state"),
         ("secret", "LookupError", "no secret `token`"),
     ],
 )

@@ -69,7 +69,18 @@ def _refuse_constant(text: str) -> Any:
     raise ValueError(f"{text} is no JSON")
 
 
-_loads = json.JSONDecoder(parse_constant=_refuse_constant).decode
+_decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def loads(text: str) -> Any:
+    """JSON. The scanner is asked itself first, for most values have nothing around them."""
+    try:
+        value, end = _decoder.scan_once(text, 0)  # type: ignore[attr-defined]
+    except StopIteration:
+        end = -1
+    if end == len(text):
+        return value
+    return _decoder.decode(text)
 
 
 def decode(data: bytes, form: Form) -> Any:
@@ -85,7 +96,7 @@ def decode(data: bytes, form: Form) -> Any:
     if kind == "text":
         return text
     try:
-        value = _loads(text)
+        value = loads(text)
     except RecursionError:
         raise Reject(f"the payload is JSON that is nested too deeply{where}") from None
     except ValueError as e:
@@ -178,11 +189,40 @@ def _default(value: Any) -> Any:
     raise TypeError(f"{kind.__module__}.{kind.__qualname__} has no JSON form")
 
 
-_dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_default).encode
+_encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_default)
+
+
+def _dumps(value: Any) -> str:
+    kind = type(value)
+    # What most state is; an encoder is made anew for each value otherwise.
+    if kind is int:
+        return str(value)
+    if kind is dict or kind is list:
+        return "".join(_chunks(value, 0))
+    return _encoder.encode(value)
+
+
+def _made_once() -> Any:
+    make = json.encoder.c_make_encoder  # type: ignore[attr-defined]
+    if make is None:
+        return lambda value, _: (_encoder.encode(value),)
+    quote = json.encoder.encode_basestring
+    return make(None, _default, quote, None, ":", ",", False, False, False)
+
+
+_chunks = _made_once()
 
 
 def encode(value: Any, form: Form) -> bytes:
     """The bytes of what a Bee publishes or responds."""
+    data = to_bytes(value, form)
+    if len(data) > PAYLOAD_BYTES_MAX:
+        raise ValueError(f"a payload has at most {PAYLOAD_BYTES_MAX} bytes, this one {len(data)}: publish it in parts")
+    return data
+
+
+def to_bytes(value: Any, form: Form) -> bytes:
+    """Of any size: bytes as they are, text as the form has it, the rest as JSON."""
     kind = type(value)
     if kind is bytes:
         data: bytes = value
@@ -194,9 +234,9 @@ def encode(value: Any, form: Form) -> bytes:
         try:
             data = _dumps(value).encode()
         except TypeError as e:
-            raise TypeError(f"cannot publish {kind.__name__}: {e}; give JSON values, bytes, text or a dataclass") from None
+            raise TypeError(f"{kind.__name__} is no JSON: {e}; give JSON values, bytes, text or a dataclass") from None
+        except RecursionError:
+            raise ValueError(f"this {kind.__name__} is no JSON: it is nested too deeply, or holds itself") from None
         except ValueError as e:
-            raise ValueError(f"cannot publish this {kind.__name__}: {e}") from None
-    if len(data) > PAYLOAD_BYTES_MAX:
-        raise ValueError(f"a payload has at most {PAYLOAD_BYTES_MAX} bytes, this one {len(data)}: publish it in parts")
+            raise ValueError(f"this {kind.__name__} is no JSON: {e}") from None
     return data

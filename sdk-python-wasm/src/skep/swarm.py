@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from .errors import BeeError, Reject, Retry, milliseconds
 from .message import Message
-from .payload import JSON, PAYLOAD_BYTES_MAX, Form, encode
+from .payload import JSON, PAYLOAD_BYTES_MAX, Form, encode, loads, to_bytes
 
 if TYPE_CHECKING:
     Headers = Mapping[str, str] | list[tuple[str, str]] | None
@@ -149,10 +148,10 @@ class State:
 
     def get(self, name: str, default: Any = None) -> Any:
         data = self._swarm._host.state_get(name)
-        return default if data is None else json.loads(data)
+        return default if data is None else loads(data.decode())
 
     def put(self, name: str, value: Any) -> None:
-        self.put_bytes(name, encode(value, JSON))
+        self.put_bytes(name, to_bytes(value, JSON))
 
     def delete(self, name: str) -> None:
         self._swarm._wrote = True
@@ -170,7 +169,7 @@ class State:
         data = self._swarm._host.state_get(name)
         if data is None:
             raise KeyError(name)
-        return json.loads(data)
+        return loads(data.decode())
 
     __setitem__ = put
     __delitem__ = delete
