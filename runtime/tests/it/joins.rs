@@ -8,7 +8,7 @@ use crate::kills::{SESSION, message, stream};
 use crate::node::{Node, SOON, Start, apply, drained, ensemble, push, request, response, root, state, test_bees};
 use crate::redis_server::{ALWAYS, Server};
 
-fn on_redis<'a>(dir: &'a std::path::Path, redis: &Server) -> Start<'a> {
+fn on_redis(dir: &std::path::Path, redis: &Server) -> Start {
     Start::new(dir)
         .env("SKEP_BACKEND", redis.url())
         .env("SKEP_ARTIFACTS", dir.join("artifacts").to_str().unwrap())

@@ -178,7 +178,7 @@ impl Sim {
 
     fn send(&mut self) {
         let uid = Uid::random(&self.rng);
-        let request = (pick(&self.rng, 3) > 0).then(|| RequestId(uid.0));
+        let request = (pick(&self.rng, 3) > 0).then_some(RequestId(uid.0));
         if let Some(id) = request {
             self.waiting.push((id, self.memory.waiters().wait(id)));
         }
