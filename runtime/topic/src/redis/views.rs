@@ -148,9 +148,11 @@ pub(super) async fn catalog_number(core: &Core) -> Result<u64, Error> {
 
 pub(super) async fn lives(core: &Core) -> Result<Vec<SwarmId>, Error> {
     let history = core.link.history_of(names::LIVES);
+    // Of those that a restore made, only what somebody uses. Looked at before as well: one that is discarded meanwhile, to be made
+    // anew, would be taken for the life of a Swarm that is gone.
+    let mut aside = super::import::imports(core).await?;
     let mut out = members(core, names::LIVES).await?;
-    // Of those that a restore made, only what somebody uses.
-    let aside = super::import::imports(core).await?;
+    aside.extend(super::import::imports(core).await?);
     out.retain(|life| !aside.contains(life));
     core.safe_to_show(history).await?;
     Ok(out)
