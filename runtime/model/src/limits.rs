@@ -182,6 +182,9 @@ pub const LANE_BYTES_MAX: usize = 64 << 20;
 /// Branches of one request that may end without an answer and be counted: with more it fails at its deadline.
 pub const RETURNS_MAX: usize = 4_096;
 
+/// Requests whose callers went away, remembered by their node so that its stages leave them undone: the last so many.
+pub const CANCELLED_MAX: usize = 16_384;
+
 // --- joins ------------------------------------------------------------------------------------------------------
 /// Sides of one join: all that waits of one is read with each message of it.
 pub const JOIN_SIDES_MAX: usize = 16;

@@ -55,7 +55,7 @@ pub enum Fate {
     Pass(Bypass),
     /// Parks behind its lane at attempt 0.
     Hold,
-    /// Its caller's deadline passed: consumed with that outcome, not run.
+    /// Its caller's deadline passed, or its caller went away: consumed with that outcome, not run.
     Expire,
     /// An input of a join that does not go to the Bee: it waits for the others, or they are not to come.
     Aside,
@@ -71,14 +71,16 @@ pub struct Taken {
     pub now_ms: u64,
 }
 
-/// Retries first, for they are the oldest; then timers; then messages. Returns the items and the Bee's batch.
+/// Retries first, for they are the oldest; then timers; then messages. `cancelled`: whether nobody waits for a request any more. Returns the items and the Bee's batch.
 #[must_use]
-pub fn arrange(plan: &Plan, mut fetched: Fetched) -> (Taken, Batch) {
+pub fn arrange(plan: &Plan, mut fetched: Fetched, cancelled: impl Fn(&Request) -> bool) -> (Taken, Batch) {
     let now_ms = fetched.now_ms;
     let mut items = Vec::with_capacity(fetched.retries.len() + fetched.timers.len() + fetched.messages.len());
     let mut inputs = Vec::with_capacity(items.capacity());
     let mut desk = Desk::of(plan, &mut fetched.state, now_ms);
-    let expired = |m: &Message| m.request.is_some_and(|r| r.deadline_ms < now_ms);
+    // Who repeats a keyed call takes it up again, perhaps elsewhere: that one is done in any case.
+    let gone = |r: &Request| r.deadline_ms < now_ms || (!r.keyed && cancelled(r));
+    let expired = |m: &Message| m.request.as_ref().is_some_and(gone);
     for parked in fetched.retries {
         let attempt = parked.attempts + 1;
         let (fate, join) = match &parked.work {

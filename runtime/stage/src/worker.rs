@@ -468,7 +468,9 @@ impl Owner {
     }
 
     async fn batch(&mut self, plan: &Arc<Plan>, at: &mut Position, fetched: Fetched) -> Result<(), Ended> {
-        let (taken, batch) = arrange(plan, fetched);
+        let (taken, batch) = arrange(plan, fetched, |request| {
+            self.seams.backend.waiters().is_cancelled(request.id)
+        });
         let inputs = batch.inputs.len();
         let began = Instant::now();
         let started_us = self.seams.clock.now_us();

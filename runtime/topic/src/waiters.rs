@@ -1,7 +1,7 @@
 //! The callers that wait on this node for a reply.
 
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use skep_model::id::{RequestId, Uid};
-use skep_model::limits::RETURNS_MAX;
+use skep_model::limits::{CANCELLED_MAX, RETURNS_MAX};
 use skep_model::message::{Reply, ReplyResult, Request};
 use tokio::sync::{mpsc, oneshot};
 
@@ -24,6 +24,9 @@ pub struct Waiters {
 #[derive(Debug, Default)]
 struct Waiting {
     by_request: HashMap<RequestId, Callers, BuildHasherDefault<RandomKey>>,
+    /// Requests whose last caller went without an answer, the earliest first.
+    cancelled: HashSet<RequestId, BuildHasherDefault<RandomKey>>,
+    went: VecDeque<RequestId>,
     /// Never used twice: a request may be waited for again after its reply, before the first waiter is dropped.
     next_ticket: u64,
 }
@@ -42,6 +45,20 @@ struct Returned {
     /// What gave it back: a notice may come twice.
     by: HashSet<Uid>,
     share: u64,
+}
+
+impl Waiting {
+    fn cancel(&mut self, request: RequestId) {
+        if !self.cancelled.insert(request) {
+            return;
+        }
+        self.went.push_back(request);
+        if self.went.len() > CANCELLED_MAX
+            && let Some(earliest) = self.went.pop_front()
+        {
+            self.cancelled.remove(&earliest);
+        }
+    }
 }
 
 impl Returned {
@@ -155,6 +172,7 @@ impl Waiters {
             callers.more.retain(|(t, _)| *t != ticket);
         } else if callers.more.is_empty() {
             waiting.by_request.remove(&request);
+            waiting.cancel(request);
         } else {
             callers.first = callers.more.remove(0);
         }
@@ -191,6 +209,15 @@ impl Waiters {
     #[must_use]
     pub fn is_waiting(&self, request: RequestId) -> bool {
         self.lock().by_request.contains_key(&request)
+    }
+
+    /// Whether somebody waited here, and everybody who did went away without an answer. Not of a request that was answered: what goes
+    /// on behind an answer is wanted. Nor of those that other nodes wait for. Best effort: only the last
+    /// [`CANCELLED_MAX`] are known.
+    #[must_use]
+    pub fn is_cancelled(&self, request: RequestId) -> bool {
+        let waiting = self.lock();
+        waiting.cancelled.contains(&request) && !waiting.by_request.contains_key(&request)
     }
 
     /// Responses after the first, and those whose caller had gone.
@@ -291,6 +318,31 @@ mod tests {
         assert_eq!(waiters.late(), 0, "a notice is no response");
         assert!(!waiters.deliver(reply(id)));
         assert_eq!(waiters.late(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_request_is_cancelled_when_its_last_caller_goes_without_an_answer() {
+        let waiters = Arc::new(Waiters::default());
+        let (gone, answered, back) = (RequestId([6; 16]), RequestId([7; 16]), RequestId([8; 16]));
+        let (first, second) = (waiters.wait(gone), waiters.wait(gone));
+        drop(first);
+        assert!(!waiters.is_cancelled(gone), "somebody waits still");
+        drop(second);
+        assert!(waiters.is_cancelled(gone));
+        let waiter = waiters.wait(answered);
+        waiters.deliver(reply(answered));
+        drop(waiter);
+        assert!(!waiters.is_cancelled(answered));
+        drop(waiters.wait(back));
+        let _again = waiters.wait(back);
+        assert!(!waiters.is_cancelled(back));
+        for n in 0..=CANCELLED_MAX as u64 {
+            let mut id = [9; 16];
+            id[..8].copy_from_slice(&n.to_le_bytes());
+            drop(waiters.wait(RequestId(id)));
+        }
+        assert!(!waiters.is_cancelled(gone), "bounded: the earliest is forgotten");
+        assert_eq!(waiters.lock().cancelled.len(), CANCELLED_MAX);
     }
 
     #[test]

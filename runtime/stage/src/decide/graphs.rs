@@ -319,7 +319,7 @@ impl Sim {
                 break;
             }
             worked = true;
-            let (taken, batch) = arrange(plan, fetched);
+            let (taken, batch) = arrange(plan, fetched, |_| false);
             let mut steps: Vec<_> = batch.inputs.iter().map(|input| Self::act(stage, input)).collect();
             if steps.len() > 1 && steps.iter().any(Result::is_err) {
                 self.trapped.insert(stage);

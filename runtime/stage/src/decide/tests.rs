@@ -187,7 +187,7 @@ const RAN: Ran = Ran {
 };
 
 fn decided(plan: &Plan, fetched: Fetched, steps: impl FnMut(&Input) -> Result<Step, Trap>) -> Decision {
-    let (taken, batch) = arrange(plan, fetched);
+    let (taken, batch) = arrange(plan, fetched, |_| false);
     let steps = batch.inputs.iter().map(steps).collect();
     decide(plan, &taken, steps, STAMP, RAN, &SeededEntropy::new(1))
 }
@@ -249,7 +249,7 @@ fn a_key_held_in_the_store_parks_what_arrives_without_asking_the_bee() {
     let plan = plan_of(Some(KeySource::Message), Order::Hold, vec![]);
     let mut input = fetched(vec![message(1, Some("a")), message(2, Some("b"))]);
     input.held.insert("a".to_owned());
-    let (taken, batch) = arrange(&plan, input);
+    let (taken, batch) = arrange(&plan, input, |_| false);
     assert_eq!(batch.inputs.len(), 1);
     let decision = decide(
         &plan,
@@ -466,6 +466,7 @@ fn a_missing_step_leaves_its_item_and_what_follows_where_they_are() {
             message(2, Some("b")),
             message(3, Some("c")),
         ]),
+        |_| false,
     );
     let steps = vec![Ok(done(vec![]))];
     let decision = decide(&plan, &taken, steps, STAMP, RAN, &SeededEntropy::new(1));

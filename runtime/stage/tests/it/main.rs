@@ -879,6 +879,49 @@ async fn neighbours_of_a_poison_request_go_on_alone_while_somebody_waits_for_the
     running.stop().await;
 }
 
+/// Read before each stage: what was asked for by one who hung up is consumed, and its Bee never sees it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn work_that_nobody_waits_for_is_left_undone() {
+    let world = World::new();
+    let spec = world.spec("s", 1_000);
+    let (gone, hung_up) = world.request("gone", 60_000);
+    let (wanted, waiter) = world.request("wanted", 60_000);
+    let (mut keyed, retried) = world.request("keyed", 60_000);
+    keyed.request = keyed.request.map(|r| Request { keyed: true, ..r });
+    drop((hung_up, retried));
+    world
+        .publish(&spec, vec![gone, wanted, keyed, world.message("k", "submitted")])
+        .await;
+    let seen: Arc<std::sync::Mutex<Vec<String>>> = Arc::default();
+    let sees = Arc::clone(&seen);
+    let bee = move |input: &Input, _: &Batch| {
+        sees.lock().unwrap().push(payload(input));
+        Ok(outcome(
+            Vec::new(),
+            vec![Bytes::from(payload(input))],
+            Disposition::Done,
+        ))
+    };
+    let (running, _lane) = run(
+        &world,
+        Arc::new(Plan {
+            stage: stage(&spec, false),
+            topic: Arc::clone(&spec),
+            module: Digest::of(b"m"),
+            bee: Arc::new(Plain(Box::new(bee), Duration::ZERO)),
+            unnamed: Vec::new(),
+            named: BTreeMap::new(),
+            door: None,
+        }),
+    );
+    assert!(matches!(waiter.await.unwrap().result, ReplyResult::Response(_)));
+    world.drained().await;
+    running.stop().await;
+    let mut seen = seen.lock().unwrap().clone();
+    seen.sort();
+    assert_eq!(seen, ["keyed", "submitted", "wanted"]);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_plan_changes_how_many_batches_of_the_lane_are_under_way() {
     let world = World::new();
