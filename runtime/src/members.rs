@@ -613,6 +613,32 @@ mod tests {
     use super::*;
 
     #[tokio::test]
+    async fn who_starts_or_is_to_leave_owns_nothing_in_the_eyes_of_the_others() {
+        let backend = Memory::new(Arc::new(ManualClock::at(1)), Arc::new(SeededEntropy::new(1)));
+        let [first, second] = [NodeId([1; 8]), NodeId([2; 8])];
+        let member = |name: &str| {
+            let clock = ManualClock::at(1);
+            about(name.to_owned(), String::new(), Roles::ALL, &clock, BTreeMap::new())
+        };
+        let join = async |me, name| {
+            let backend = Arc::clone(&backend) as Arc<dyn Backend>;
+            Members::join(me, backend, member(name), Arc::default()).await.unwrap()
+        };
+        let (one, _) = join(first, "one").await;
+        let (two, workers) = join(second, "two").await;
+        assert_eq!(workers.borrow().all, [second], "the first still loads its modules");
+        one.starting.store(false, Ordering::Relaxed);
+        one.beat(BTreeMap::new()).await.unwrap();
+        let pulse = two.beat(BTreeMap::new()).await.unwrap();
+        two.place(&pulse);
+        assert_eq!(workers.borrow().all, [first, second]);
+        // What it says of itself is older than the wish.
+        *two.leavers() = [first].into();
+        two.place(&pulse);
+        assert_eq!(workers.borrow().all, [second]);
+    }
+
+    #[tokio::test]
     async fn wishes_of_nodes_that_are_gone_are_forgotten_and_those_of_sleepers_are_not() {
         let backend = Memory::new(Arc::new(ManualClock::at(1)), Arc::new(SeededEntropy::new(1)));
         let ids = [NodeId([1; 8]), NodeId([2; 8]), NodeId([3; 8])];

@@ -42,6 +42,12 @@ impl Keeper {
                 letter.topic.stage()
             )));
         };
+        if stage.join.is_some() {
+            return Err(Status::failed_precondition(format!(
+                "stage `{}` joins messages, and a dead letter is one side of a join: redrive the letters of all sides instead",
+                stage.name
+            )));
+        }
         let (module, digest) = if asked.module.is_empty() {
             (stage.module.clone(), record.digest(&stage.name).map_err(internal)?)
         } else {
