@@ -92,7 +92,8 @@ def test_an_endless_loop_is_found_at_its_second_attempt(zoo):
     messages = [Message(b"fine"), Message(b"loop", attempt=2), Message(b"fine")]
     found = zoo.outcomes("bad", messages, options=["--timeout", "2s"])
     assert [o.ended for o in found] == ["done", "trap", "done"]
-    assert "cpu" in found[1].about.lower(), found[1]
+    # On a busy machine the wall clock may be first.
+    assert found[1].about in ("cpu-time", "wall-time"), found[1]
     assert re.search(r"bees\.py:\d+, in bad: in a loop, \d+ turns so far", found[1].detail), found[1].detail
 
 
