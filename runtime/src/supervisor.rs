@@ -394,7 +394,8 @@ impl Supervisor {
                 &id,
                 &ends,
             );
-            let live = self.start_or_replan(before.remove(&stage.name), plan, &ends[&stage.name], under_way);
+            let (was, paused) = (before.remove(&stage.name), record.is_paused(&stage.name));
+            let live = self.start_or_replan(was, plan, &ends[&stage.name], under_way, paused);
             stages.insert(stage.name.clone(), live);
         }
         // What the revision no longer has goes on as it was, and drains.
@@ -420,7 +421,7 @@ impl Supervisor {
                             &id,
                             &ends,
                         );
-                        self.start_or_replan(None, plan, &ends[name], under_way)
+                        self.start_or_replan(None, plan, &ends[name], under_way, false)
                     }
                     Err(e) => {
                         trouble = Some(e.context("a removed stage cannot drain"));
@@ -473,10 +474,11 @@ impl Supervisor {
         plan: Arc<skep_stage::Plan>,
         end: &End,
         under_way: UnderWay,
+        paused: bool,
     ) -> LiveStage {
         let Some(mut live) = before else {
             return LiveStage {
-                running: skep_stage::start(plan, &end.lane, &self.seams),
+                running: skep_stage::start(plan, &end.lane, &self.seams, paused),
                 lane: Arc::clone(&end.lane),
                 topic: Arc::clone(&end.topic),
                 past: Vec::new(),

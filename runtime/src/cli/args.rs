@@ -826,7 +826,6 @@ mod tests {
             "skep dlq s discard",
             "skep dlq s redrive",
             "skep dlq s redrive 7 --all",
-            "skep dlq s redrive 7 --reason trap",
             "skep dlq s try",
             "skep pause s --timeout 2m",
             "skep nonsense",

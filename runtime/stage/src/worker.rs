@@ -157,12 +157,13 @@ impl Running {
     }
 }
 
-/// Starts the owners of all partitions and the consumer of the stage's lane. Must be called within a tokio runtime.
+/// Starts the owners of all partitions and the consumer of the stage's lane. `paused`: from the first moment, so that a restart reads
+/// nothing of what was held before it. Must be called within a tokio runtime.
 #[must_use]
-pub fn start(plan: Arc<Plan>, lane: &Arc<Lane>, seams: &Arc<Seams>) -> Running {
+pub fn start(plan: Arc<Plan>, lane: &Arc<Lane>, seams: &Arc<Seams>, paused: bool) -> Running {
     let running = Running {
         plan: watch::Sender::new(Arc::clone(&plan)),
-        paused: watch::Sender::new(false),
+        paused: watch::Sender::new(paused),
         lane: Arc::clone(lane),
         seams: Arc::clone(seams),
         stop: CancellationToken::new(),

@@ -53,7 +53,7 @@ async fn walked(node: &Node) {
         (&["--reason", "trap"][..], 4),
         (&["--reason", "reject"], 0),
         (&["--stage", "bill"], 0),
-        (&["--key", letters[0]["key"].as_str().unwrap()], 1),
+        (&["--key", letters[0]["key"].as_str().unwrap()], 2),
         (&["--module", &letters[0]["module"].as_str().unwrap()[..15]], 4),
         (&["--module", "ffff"], 0),
         (&["--since", "10m"], 4),
@@ -66,6 +66,8 @@ async fn walked(node: &Node) {
         let found = json(node, &all)["letters"].as_array().unwrap().len();
         assert_eq!(found, count, "{args:?}");
     }
+    let both = node.cli(&["dlq", "orders", "redrive", &first, "--reason", "trap"]);
+    assert_eq!(both.status.code(), Some(2), "{both:?}");
     assert_eq!(node.cli_ok(&["dlq", "orders", "export"]).lines().count(), 4);
 
     // Tried, on what failed and on what is mended. Nothing happens.

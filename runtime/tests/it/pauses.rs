@@ -191,7 +191,10 @@ async fn every_node_holds_what_one_was_told_to() {
         assert!(Instant::now() < told, "the other node does not know");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    two.cli_ok(&["submit", "held", "a", "b", "c"]);
+    // The other's door hears of the subject a moment after its catalog does.
+    while !two.cli(&["submit", "held", "a", "b", "c"]).status.success() {
+        assert!(Instant::now() < told, "the other node has no such subject");
+    }
     until(&mut keeper, "effect", 3).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(depth(&described(&mut keeper).await, "effect").0, 3);

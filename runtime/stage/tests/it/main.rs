@@ -239,7 +239,7 @@ fn reader(spec: &Arc<TopicSpec>) -> Destination {
 
 fn run(world: &World, plan: Arc<Plan>) -> (Running, Arc<Lane>) {
     let lane = Lane::new();
-    (start(plan, &lane, &world.seams), lane)
+    (start(plan, &lane, &world.seams, false), lane)
 }
 
 fn outcome(publish: Vec<Emit>, respond: Vec<Bytes>, disposition: Disposition) -> Step {
