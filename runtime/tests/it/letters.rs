@@ -93,7 +93,7 @@ async fn walked(node: &Node) {
     for (args, says) in [
         (&["999999"][..], "no dead letter 999999"),
         (&[&first, "--module", "totals:v9"], "push it first"),
-        (&[&first, "--module", "//"], "module"),
+        (&[&first, "--module", "//"], "is not a name"),
     ] {
         let mut all = vec!["dlq", "orders", "try"];
         all.extend(args);

@@ -192,7 +192,11 @@ async fn every_node_holds_what_one_was_told_to() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     // The other's door hears of the subject a moment after its catalog does.
-    while !two.cli(&["submit", "held", "a", "b", "c"]).status.success() {
+    while !two
+        .cli(&["submit", "held", "a", "b", "c", "--key", "k"])
+        .status
+        .success()
+    {
         assert!(Instant::now() < told, "the other node has no such subject");
     }
     until(&mut keeper, "effect", 3).await;
