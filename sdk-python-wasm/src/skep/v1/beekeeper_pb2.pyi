@@ -148,6 +148,34 @@ class Change(_message.Message):
     after: str
     def __init__(self, kind: _Optional[_Union[Change.Kind, str]] = ..., what: _Optional[str] = ..., before: _Optional[str] = ..., after: _Optional[str] = ...) -> None: ...
 
+class HoldSwarmRequest(_message.Message):
+    __slots__ = ("swarm", "stage", "hold")
+    class Hold(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        HOLD_UNSPECIFIED: _ClassVar[HoldSwarmRequest.Hold]
+        HOLD_NONE: _ClassVar[HoldSwarmRequest.Hold]
+        HOLD_DRAINING: _ClassVar[HoldSwarmRequest.Hold]
+        HOLD_PAUSED: _ClassVar[HoldSwarmRequest.Hold]
+    HOLD_UNSPECIFIED: HoldSwarmRequest.Hold
+    HOLD_NONE: HoldSwarmRequest.Hold
+    HOLD_DRAINING: HoldSwarmRequest.Hold
+    HOLD_PAUSED: HoldSwarmRequest.Hold
+    SWARM_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    HOLD_FIELD_NUMBER: _ClassVar[int]
+    swarm: str
+    stage: str
+    hold: HoldSwarmRequest.Hold
+    def __init__(self, swarm: _Optional[str] = ..., stage: _Optional[str] = ..., hold: _Optional[_Union[HoldSwarmRequest.Hold, str]] = ...) -> None: ...
+
+class HoldSwarmReply(_message.Message):
+    __slots__ = ("already", "paused")
+    ALREADY_FIELD_NUMBER: _ClassVar[int]
+    PAUSED_FIELD_NUMBER: _ClassVar[int]
+    already: bool
+    paused: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, already: bool = ..., paused: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class ListSwarmsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
@@ -287,25 +315,39 @@ class LogEntry(_message.Message):
     def __init__(self, at_ms: _Optional[int] = ..., stage: _Optional[str] = ..., level: _Optional[str] = ..., context: _Optional[str] = ..., text: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class ListDeadLettersRequest(_message.Message):
-    __slots__ = ("swarm", "stage", "after", "limit")
+    __slots__ = ("swarm", "stage", "after", "limit", "reason", "key", "module", "since_ms", "until_ms", "brief")
     SWARM_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    MODULE_FIELD_NUMBER: _ClassVar[int]
+    SINCE_MS_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_MS_FIELD_NUMBER: _ClassVar[int]
+    BRIEF_FIELD_NUMBER: _ClassVar[int]
     swarm: str
     stage: str
     after: int
     limit: int
-    def __init__(self, swarm: _Optional[str] = ..., stage: _Optional[str] = ..., after: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
+    reason: str
+    key: str
+    module: str
+    since_ms: int
+    until_ms: int
+    brief: bool
+    def __init__(self, swarm: _Optional[str] = ..., stage: _Optional[str] = ..., after: _Optional[int] = ..., limit: _Optional[int] = ..., reason: _Optional[str] = ..., key: _Optional[str] = ..., module: _Optional[str] = ..., since_ms: _Optional[int] = ..., until_ms: _Optional[int] = ..., brief: bool = ...) -> None: ...
 
 class ListDeadLettersReply(_message.Message):
-    __slots__ = ("letters",)
+    __slots__ = ("letters", "next")
     LETTERS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
     letters: _containers.RepeatedCompositeFieldContainer[DeadLetter]
-    def __init__(self, letters: _Optional[_Iterable[_Union[DeadLetter, _Mapping]]] = ...) -> None: ...
+    next: int
+    def __init__(self, letters: _Optional[_Iterable[_Union[DeadLetter, _Mapping]]] = ..., next: _Optional[int] = ...) -> None: ...
 
 class DeadLetter(_message.Message):
-    __slots__ = ("id", "stage", "reason", "detail", "stderr", "attempts", "at_ms", "message", "key", "payload", "headers", "module", "trace_id")
+    __slots__ = ("id", "stage", "reason", "detail", "stderr", "attempts", "at_ms", "message", "key", "payload", "headers", "module", "trace_id", "timer", "timer_at_ms")
     ID_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -319,6 +361,8 @@ class DeadLetter(_message.Message):
     HEADERS_FIELD_NUMBER: _ClassVar[int]
     MODULE_FIELD_NUMBER: _ClassVar[int]
     TRACE_ID_FIELD_NUMBER: _ClassVar[int]
+    TIMER_FIELD_NUMBER: _ClassVar[int]
+    TIMER_AT_MS_FIELD_NUMBER: _ClassVar[int]
     id: int
     stage: str
     reason: str
@@ -332,7 +376,9 @@ class DeadLetter(_message.Message):
     headers: _containers.RepeatedCompositeFieldContainer[_gateway_pb2.Header]
     module: str
     trace_id: str
-    def __init__(self, id: _Optional[int] = ..., stage: _Optional[str] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., stderr: _Optional[str] = ..., attempts: _Optional[int] = ..., at_ms: _Optional[int] = ..., message: _Optional[str] = ..., key: _Optional[str] = ..., payload: _Optional[bytes] = ..., headers: _Optional[_Iterable[_Union[_gateway_pb2.Header, _Mapping]]] = ..., module: _Optional[str] = ..., trace_id: _Optional[str] = ...) -> None: ...
+    timer: str
+    timer_at_ms: int
+    def __init__(self, id: _Optional[int] = ..., stage: _Optional[str] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., stderr: _Optional[str] = ..., attempts: _Optional[int] = ..., at_ms: _Optional[int] = ..., message: _Optional[str] = ..., key: _Optional[str] = ..., payload: _Optional[bytes] = ..., headers: _Optional[_Iterable[_Union[_gateway_pb2.Header, _Mapping]]] = ..., module: _Optional[str] = ..., trace_id: _Optional[str] = ..., timer: _Optional[str] = ..., timer_at_ms: _Optional[int] = ...) -> None: ...
 
 class DiscardDeadLettersRequest(_message.Message):
     __slots__ = ("swarm", "ids")
@@ -347,6 +393,102 @@ class DiscardDeadLettersReply(_message.Message):
     DISCARDED_FIELD_NUMBER: _ClassVar[int]
     discarded: int
     def __init__(self, discarded: _Optional[int] = ...) -> None: ...
+
+class RedriveDeadLettersRequest(_message.Message):
+    __slots__ = ("swarm", "ids")
+    SWARM_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    swarm: str
+    ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, swarm: _Optional[str] = ..., ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class RedriveDeadLettersReply(_message.Message):
+    __slots__ = ("redriven", "gone", "left")
+    REDRIVEN_FIELD_NUMBER: _ClassVar[int]
+    GONE_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    redriven: int
+    gone: int
+    left: _containers.RepeatedCompositeFieldContainer[LetterLeft]
+    def __init__(self, redriven: _Optional[int] = ..., gone: _Optional[int] = ..., left: _Optional[_Iterable[_Union[LetterLeft, _Mapping]]] = ...) -> None: ...
+
+class LetterLeft(_message.Message):
+    __slots__ = ("id", "why", "later")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    LATER_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    why: str
+    later: bool
+    def __init__(self, id: _Optional[int] = ..., why: _Optional[str] = ..., later: bool = ...) -> None: ...
+
+class TryDeadLetterRequest(_message.Message):
+    __slots__ = ("swarm", "id", "module")
+    SWARM_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    MODULE_FIELD_NUMBER: _ClassVar[int]
+    swarm: str
+    id: int
+    module: str
+    def __init__(self, swarm: _Optional[str] = ..., id: _Optional[int] = ..., module: _Optional[str] = ...) -> None: ...
+
+class TryDeadLetterReply(_message.Message):
+    __slots__ = ("stage", "module", "digest", "outcome", "detail", "stderr", "publish", "respond", "state", "timers", "log", "took_us")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    MODULE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    STDERR_FIELD_NUMBER: _ClassVar[int]
+    PUBLISH_FIELD_NUMBER: _ClassVar[int]
+    RESPOND_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    TIMERS_FIELD_NUMBER: _ClassVar[int]
+    LOG_FIELD_NUMBER: _ClassVar[int]
+    TOOK_US_FIELD_NUMBER: _ClassVar[int]
+    stage: str
+    module: str
+    digest: str
+    outcome: str
+    detail: str
+    stderr: str
+    publish: _containers.RepeatedCompositeFieldContainer[TriedEmit]
+    respond: _containers.RepeatedScalarFieldContainer[bytes]
+    state: _containers.RepeatedCompositeFieldContainer[TriedWrite]
+    timers: _containers.RepeatedCompositeFieldContainer[TriedTimer]
+    log: _containers.RepeatedCompositeFieldContainer[LogEntry]
+    took_us: int
+    def __init__(self, stage: _Optional[str] = ..., module: _Optional[str] = ..., digest: _Optional[str] = ..., outcome: _Optional[str] = ..., detail: _Optional[str] = ..., stderr: _Optional[str] = ..., publish: _Optional[_Iterable[_Union[TriedEmit, _Mapping]]] = ..., respond: _Optional[_Iterable[bytes]] = ..., state: _Optional[_Iterable[_Union[TriedWrite, _Mapping]]] = ..., timers: _Optional[_Iterable[_Union[TriedTimer, _Mapping]]] = ..., log: _Optional[_Iterable[_Union[LogEntry, _Mapping]]] = ..., took_us: _Optional[int] = ...) -> None: ...
+
+class TriedEmit(_message.Message):
+    __slots__ = ("output", "key", "headers", "payload", "to")
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    HEADERS_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    TO_FIELD_NUMBER: _ClassVar[int]
+    output: str
+    key: str
+    headers: _containers.RepeatedCompositeFieldContainer[_gateway_pb2.Header]
+    payload: bytes
+    to: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, output: _Optional[str] = ..., key: _Optional[str] = ..., headers: _Optional[_Iterable[_Union[_gateway_pb2.Header, _Mapping]]] = ..., payload: _Optional[bytes] = ..., to: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class TriedWrite(_message.Message):
+    __slots__ = ("name", "value")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    value: bytes
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+
+class TriedTimer(_message.Message):
+    __slots__ = ("name", "at_ms")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    AT_MS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    at_ms: int
+    def __init__(self, name: _Optional[str] = ..., at_ms: _Optional[int] = ...) -> None: ...
 
 class GetStateRequest(_message.Message):
     __slots__ = ("swarm", "stage", "key", "after")

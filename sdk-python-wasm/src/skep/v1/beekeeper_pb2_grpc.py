@@ -59,6 +59,11 @@ class BeekeeperStub(object):
                 request_serializer=skep_dot_v1_dot_beekeeper__pb2.ScaleStageRequest.SerializeToString,
                 response_deserializer=skep_dot_v1_dot_beekeeper__pb2.ApplySwarmReply.FromString,
                 _registered_method=True)
+        self.HoldSwarm = channel.unary_unary(
+                '/skep.v1.Beekeeper/HoldSwarm',
+                request_serializer=skep_dot_v1_dot_beekeeper__pb2.HoldSwarmRequest.SerializeToString,
+                response_deserializer=skep_dot_v1_dot_beekeeper__pb2.HoldSwarmReply.FromString,
+                _registered_method=True)
         self.ListSwarms = channel.unary_unary(
                 '/skep.v1.Beekeeper/ListSwarms',
                 request_serializer=skep_dot_v1_dot_beekeeper__pb2.ListSwarmsRequest.SerializeToString,
@@ -88,6 +93,16 @@ class BeekeeperStub(object):
                 '/skep.v1.Beekeeper/DiscardDeadLetters',
                 request_serializer=skep_dot_v1_dot_beekeeper__pb2.DiscardDeadLettersRequest.SerializeToString,
                 response_deserializer=skep_dot_v1_dot_beekeeper__pb2.DiscardDeadLettersReply.FromString,
+                _registered_method=True)
+        self.RedriveDeadLetters = channel.unary_unary(
+                '/skep.v1.Beekeeper/RedriveDeadLetters',
+                request_serializer=skep_dot_v1_dot_beekeeper__pb2.RedriveDeadLettersRequest.SerializeToString,
+                response_deserializer=skep_dot_v1_dot_beekeeper__pb2.RedriveDeadLettersReply.FromString,
+                _registered_method=True)
+        self.TryDeadLetter = channel.unary_unary(
+                '/skep.v1.Beekeeper/TryDeadLetter',
+                request_serializer=skep_dot_v1_dot_beekeeper__pb2.TryDeadLetterRequest.SerializeToString,
+                response_deserializer=skep_dot_v1_dot_beekeeper__pb2.TryDeadLetterReply.FromString,
                 _registered_method=True)
         self.GetState = channel.unary_unary(
                 '/skep.v1.Beekeeper/GetState',
@@ -158,6 +173,13 @@ class BeekeeperServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def HoldSwarm(self, request, context):
+        """Stops a Swarm or one of its stages from reading, or lets it go on. What comes for it meanwhile waits in its inboxes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListSwarms(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -194,6 +216,20 @@ class BeekeeperServicer(object):
 
     def DiscardDeadLetters(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RedriveDeadLetters(self, request, context):
+        """Puts dead letters behind what their stages have unread, or sets their timers anew. Each comes back once, however often it is asked for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TryDeadLetter(self, request, context):
+        """Runs a Bee on a dead letter and tells what it would do. Nothing of that happens.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -269,6 +305,11 @@ def add_BeekeeperServicer_to_server(servicer, server):
                     request_deserializer=skep_dot_v1_dot_beekeeper__pb2.ScaleStageRequest.FromString,
                     response_serializer=skep_dot_v1_dot_beekeeper__pb2.ApplySwarmReply.SerializeToString,
             ),
+            'HoldSwarm': grpc.unary_unary_rpc_method_handler(
+                    servicer.HoldSwarm,
+                    request_deserializer=skep_dot_v1_dot_beekeeper__pb2.HoldSwarmRequest.FromString,
+                    response_serializer=skep_dot_v1_dot_beekeeper__pb2.HoldSwarmReply.SerializeToString,
+            ),
             'ListSwarms': grpc.unary_unary_rpc_method_handler(
                     servicer.ListSwarms,
                     request_deserializer=skep_dot_v1_dot_beekeeper__pb2.ListSwarmsRequest.FromString,
@@ -298,6 +339,16 @@ def add_BeekeeperServicer_to_server(servicer, server):
                     servicer.DiscardDeadLetters,
                     request_deserializer=skep_dot_v1_dot_beekeeper__pb2.DiscardDeadLettersRequest.FromString,
                     response_serializer=skep_dot_v1_dot_beekeeper__pb2.DiscardDeadLettersReply.SerializeToString,
+            ),
+            'RedriveDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.RedriveDeadLetters,
+                    request_deserializer=skep_dot_v1_dot_beekeeper__pb2.RedriveDeadLettersRequest.FromString,
+                    response_serializer=skep_dot_v1_dot_beekeeper__pb2.RedriveDeadLettersReply.SerializeToString,
+            ),
+            'TryDeadLetter': grpc.unary_unary_rpc_method_handler(
+                    servicer.TryDeadLetter,
+                    request_deserializer=skep_dot_v1_dot_beekeeper__pb2.TryDeadLetterRequest.FromString,
+                    response_serializer=skep_dot_v1_dot_beekeeper__pb2.TryDeadLetterReply.SerializeToString,
             ),
             'GetState': grpc.unary_unary_rpc_method_handler(
                     servicer.GetState,
@@ -476,6 +527,33 @@ class Beekeeper(object):
             _registered_method=True)
 
     @staticmethod
+    def HoldSwarm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skep.v1.Beekeeper/HoldSwarm',
+            skep_dot_v1_dot_beekeeper__pb2.HoldSwarmRequest.SerializeToString,
+            skep_dot_v1_dot_beekeeper__pb2.HoldSwarmReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListSwarms(request,
             target,
             options=(),
@@ -627,6 +705,60 @@ class Beekeeper(object):
             '/skep.v1.Beekeeper/DiscardDeadLetters',
             skep_dot_v1_dot_beekeeper__pb2.DiscardDeadLettersRequest.SerializeToString,
             skep_dot_v1_dot_beekeeper__pb2.DiscardDeadLettersReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RedriveDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skep.v1.Beekeeper/RedriveDeadLetters',
+            skep_dot_v1_dot_beekeeper__pb2.RedriveDeadLettersRequest.SerializeToString,
+            skep_dot_v1_dot_beekeeper__pb2.RedriveDeadLettersReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TryDeadLetter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skep.v1.Beekeeper/TryDeadLetter',
+            skep_dot_v1_dot_beekeeper__pb2.TryDeadLetterRequest.SerializeToString,
+            skep_dot_v1_dot_beekeeper__pb2.TryDeadLetterReply.FromString,
             options,
             channel_credentials,
             insecure,
