@@ -50,7 +50,8 @@ impl Node {
 }
 
 /// Subjects: `echo` (pure, answers), `silent` (pure, never answers), `durable` (answers by commits), `keyed` (by `/user`, nobody
-/// reads), `tiny` (an inbox of ten, nobody reads), `leaving` (being deleted), `judge` (pure; `reject` and `fail` are what they say).
+/// reads), `tiny` (an inbox of ten, nobody reads), `leaving` (being deleted), `paused`, `draining`, `judge` (pure; `reject` and `fail`
+/// are what they say).
 pub async fn node(settings: Settings) -> Node {
     let clock = Arc::new(SystemClock);
     let backend = Memory::new(clock.clone(), Arc::new(OsEntropy));
@@ -76,6 +77,8 @@ pub async fn node(settings: Settings) -> Node {
             },
         ),
         ("leaving", true, None, wide),
+        ("paused", false, None, wide),
+        ("draining", false, None, wide),
         ("judge", true, None, wide),
     ] {
         let swarm = scope.swarm(&name.parse().unwrap(), Incarnation::random(&OsEntropy));

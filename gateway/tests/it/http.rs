@@ -60,6 +60,9 @@ async fn failures_are_problems_with_a_remedy() {
         ("POST /v1/echo", vec![], &too_large, 413, "262144"),
         ("POST /v1/keyed", vec![], b"{}", 400, "/user"),
         ("POST /v1/leaving", vec![], b"{}", 503, "deleted"),
+        ("POST /v1/paused", vec![], b"{}", 503, "a submit is kept until then"),
+        ("POST /v1/draining", vec![], b"{}", 503, "being drained"),
+        ("POST /v1/draining:submit", vec![], b"{}", 503, "being drained"),
         ("POST /v1/echo?skep-timeout-ms=x", vec![], b"{}", 400, "query"),
     ] {
         let answer = http(&node, request, &headers, body).await;
@@ -93,6 +96,9 @@ async fn submits_are_accepted_one_or_a_line_each() {
         (202, r#"{"accepted":3,"duplicate":false}"#)
     );
     assert_eq!(node.unread("keyed").await, 4);
+    // Nobody reads there just now, so nobody would answer; what is submitted is kept.
+    let kept = http(&node, "POST /v1/paused:submit", &[], b"{}").await;
+    assert_eq!((kept.status, node.unread("paused").await), (202, 1), "{}", kept.body);
     let bad = http(&node, "POST /v1/keyed:submit", &lines, b"{\"user\":\"a\"}\n{").await;
     assert_eq!(bad.status, 400);
     assert!(bad.body.contains("line 2"), "{}", bad.body);

@@ -71,7 +71,8 @@ pub struct Taken {
     pub now_ms: u64,
 }
 
-/// Retries first, for they are the oldest; then timers; then messages. `cancelled`: whether nobody waits for a request any more. Returns the items and the Bee's batch.
+/// Retries first, for they are the oldest; then timers; then messages. `cancelled`: whether nobody waits for a request any more. Returns
+/// the items and the Bee's batch.
 #[must_use]
 pub fn arrange(plan: &Plan, mut fetched: Fetched, cancelled: impl Fn(&Request) -> bool) -> (Taken, Batch) {
     let now_ms = fetched.now_ms;
