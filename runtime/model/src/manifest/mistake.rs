@@ -113,7 +113,8 @@ pub(super) fn nearest<'a>(text: &str, candidates: impl Iterator<Item = &'a str>)
     candidates
         .map(|c| (distance(text, c), c))
         .filter(|(d, c)| *d > 0 && *d <= (c.chars().count().max(text.chars().count()) / 3).max(1))
-        .min_by_key(|(d, _)| *d)
+        // Of several as near, the first by name: the same manifest is told the same each time.
+        .min()
         .map(|(_, c)| c)
 }
 
