@@ -6,6 +6,7 @@ mod backups;
 mod deletion;
 mod failure;
 mod letters;
+mod logs;
 mod modules;
 mod nodes;
 mod pauses;
@@ -33,7 +34,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::catalog::{SwarmRecord, Versioned};
 use crate::level::Build;
 use crate::members::Members;
-use crate::stats::Stats;
+use crate::peer::Here;
 use crate::store::ModuleStore;
 use crate::supervisor::Supervisor;
 use crate::wording::instead;
@@ -65,7 +66,7 @@ pub struct Parts {
     pub supervisor: Arc<Supervisor>,
     pub backend: Arc<dyn Backend>,
     pub store: ModuleStore,
-    pub stats: Arc<Stats>,
+    pub here: Here,
     pub clock: Arc<dyn Clock>,
     pub entropy: Arc<dyn Entropy>,
     pub data: String,
@@ -83,10 +84,8 @@ impl Keeper {
     }
 
     #[must_use]
-    pub fn routes(self) -> tonic::service::Routes {
-        tonic::service::Routes::new(
-            BeekeeperServer::new(self).max_decoding_message_size(MANIFEST_BYTES_MAX + (64 << 10)),
-        )
+    pub fn service(self) -> BeekeeperServer<Self> {
+        BeekeeperServer::new(self).max_decoding_message_size(MANIFEST_BYTES_MAX + (64 << 10))
     }
 
     async fn find(&self, name: &str) -> Result<(SwarmName, Versioned<SwarmRecord>, SwarmId), Status> {

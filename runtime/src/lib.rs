@@ -21,6 +21,7 @@ pub mod members;
 pub mod mirror;
 pub mod node;
 pub mod owner;
+pub mod peer;
 pub mod serve;
 pub mod settings;
 pub mod spans;

@@ -94,6 +94,8 @@ pub struct Members {
     followed: AtomicU64,
     draining: AtomicBool,
     starting: AtomicBool,
+    /// The others, as of the last beat.
+    others: Mutex<Vec<Heard>>,
     /// Who is asked to leave. Read by everybody, so that the next owners are as quick to know as the one that goes.
     leavers: Mutex<BTreeSet<NodeId>>,
     /// The store's level, as this node heard of it last.
@@ -132,6 +134,7 @@ impl Members {
             followed: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             starting: AtomicBool::new(true),
+            others: Mutex::default(),
             leavers: Mutex::default(),
             level: AtomicU32::new(level::FIRST),
             below: Mutex::default(),
@@ -204,7 +207,10 @@ impl Members {
 
     fn place(&self, pulse: &Pulse) {
         let leavers = self.leavers().clone();
-        let mut all: Vec<NodeId> = heard(pulse)
+        let heard = heard(pulse);
+        let others = heard.iter().filter(|n| n.id != self.me).cloned().collect();
+        *self.others.lock().unwrap_or_else(PoisonError::into_inner) = others;
+        let mut all: Vec<NodeId> = heard
             .into_iter()
             .filter(|n| n.member.works() && !n.member.draining && !n.member.starting)
             .map(|n| n.id)
@@ -248,7 +254,8 @@ impl Members {
     }
 
     /// Whether other nodes may have the same store: only those must have anything in common.
-    fn shares(&self) -> bool {
+    #[must_use]
+    pub fn shares(&self) -> bool {
         !self.about.common.is_empty()
     }
 
@@ -341,6 +348,12 @@ impl Members {
     #[must_use]
     pub fn leaving(&self) -> watch::Receiver<bool> {
         self.leaving.subscribe()
+    }
+
+    /// The nodes beside this one, as of its last beat.
+    #[must_use]
+    pub fn others(&self) -> Vec<Heard> {
+        self.others.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Everyone that is alive, by name.

@@ -33,6 +33,7 @@ use crate::logs::LogKeep;
 use crate::members::{self, Member, Members};
 use crate::mirror::Mirror;
 use crate::owner;
+use crate::peer::Here;
 use crate::settings::{self, ArtifactSettings, BackendSettings, Roles};
 use crate::spans::OtlpSpans;
 use crate::stats::Stats;
@@ -189,6 +190,11 @@ impl Node {
                 ..skep_gateway::Settings::default()
             },
         );
+        let here = Here {
+            supervisor: Arc::clone(&supervisor),
+            stats: Arc::clone(&stats),
+            stop: stop.clone(),
+        };
         let keeper = Keeper::new(beekeeper::Parts {
             node: me,
             members: Arc::clone(&members),
@@ -196,7 +202,7 @@ impl Node {
             supervisor: Arc::clone(&supervisor),
             backend: Arc::clone(&backend),
             store,
-            stats: Arc::clone(&stats),
+            here: here.clone(),
             clock: Arc::clone(&clock),
             entropy,
             data: settings.data.display().to_string(),
@@ -206,15 +212,14 @@ impl Node {
         });
         following.spawn(tell_readiness(Arc::clone(&core), members.leaving(), stop.clone()));
         following.close();
-        let keeper = if settings.roles.beekeeper {
-            keeper.routes()
-        } else {
-            tonic::service::Routes::default()
-        };
+        let mut services = tonic::service::Routes::new(here.service());
+        if settings.roles.beekeeper {
+            services = services.add_service(keeper.service());
+        }
         let doors = tokio::spawn(skep_gateway::serve(
             listener,
             core,
-            keeper,
+            services,
             stop.clone().cancelled_owned(),
             GRACE,
         ));

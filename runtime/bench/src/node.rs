@@ -79,15 +79,7 @@ impl Server {
 
     /// CPU time since its start, from the kernel's ticks of 10 ms.
     pub fn cpu(&self) -> anyhow::Result<Duration> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        let after = stat.rsplit(") ").next().context("stat")?;
-        let ticks: u64 = after
-            .split(' ')
-            .skip(11)
-            .take(2)
-            .map(|n| n.parse::<u64>().unwrap_or(0))
-            .sum();
-        Ok(Duration::from_millis(ticks * 10))
+        cpu_of(&self.child.id().to_string())
     }
 
     pub fn rss_mb(&self) -> anyhow::Result<f64> {
@@ -110,6 +102,19 @@ impl Server {
             .with_context(|| format!("{file} has {name}"))?;
         Ok(line.split_whitespace().nth(1).context("a number")?.parse()?)
     }
+}
+
+/// CPU time of a process since its start, from the kernel's ticks of 10 ms.
+pub fn cpu_of(process: &str) -> anyhow::Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    let after = stat.rsplit(") ").next().context("stat")?;
+    let ticks: u64 = after
+        .split(' ')
+        .skip(11)
+        .take(2)
+        .map(|n| n.parse::<u64>().unwrap_or(0))
+        .sum();
+    Ok(Duration::from_millis(ticks * 10))
 }
 
 pub async fn push(keeper: &mut BeekeeperClient<Channel>, name: &str, wasm: &[u8]) -> anyhow::Result<()> {

@@ -356,24 +356,65 @@ async fn hops(redis: &Redis, span: Duration) -> anyhow::Result<f64> {
     Ok(moved.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64())
 }
 
+/// CPU seconds of all who take part. They say more than the clock does when others use the machine too.
+struct Spent {
+    node: f64,
+    redis: f64,
+    load: f64,
+}
+
+impl Spent {
+    async fn so_far(node: &Server, redis: &Redis) -> anyhow::Result<Self> {
+        Ok(Self {
+            node: node.cpu()?.as_secs_f64(),
+            redis: redis.cpu().await?,
+            load: node::cpu_of("self")?.as_secs_f64(),
+        })
+    }
+
+    fn since(&self, before: &Self) -> Self {
+        Self {
+            node: self.node - before.node,
+            redis: self.redis - before.redis,
+            load: self.load - before.load,
+        }
+    }
+
+    /// In words, over rounds of [`MESSAGES`].
+    fn a_message(rounds: &[Self]) -> String {
+        let each = |part: fn(&Self) -> f64| {
+            let mut rounds: Vec<f64> = rounds.iter().map(part).collect();
+            middle(&mut rounds) / MESSAGES as f64 * 1e6
+        };
+        let (node, redis, load) = (each(|s| s.node), each(|s| s.redis), each(|s| s.load));
+        format!("CPU a message: node {node:.1} us, Redis {redis:.1}, client {load:.1}")
+    }
+}
+
 async fn streams(redis: &Redis, node: &Server, payload: &Bytes) -> anyhow::Result<Vec<Row>> {
     let mut keeper = node.keeper().await?;
     let (mut passes, mut tallies, mut raws) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut passing, mut tallying) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS {
         let session = u8::try_from(round + 1)?;
         raws.push(hops(redis, SPAN).await?);
-        for (subject, keys, rates) in [("pass", 0, &mut passes), ("sink", KEYS, &mut tallies)] {
+        for (subject, keys, rates, spent) in [
+            ("pass", 0, &mut passes, &mut passing),
+            ("sink", KEYS, &mut tallies, &mut tallying),
+        ] {
+            let before = Spent::so_far(node, redis).await?;
             let began = Instant::now();
             load::submit(&node.url, subject, payload, keys, MESSAGES, SENT_FRAME, session).await?;
             let ended = node::processed(&mut keeper, subject, MESSAGES * (round as u64 + 1)).await?;
             rates.push(MESSAGES as f64 / ended.duration_since(began).as_secs_f64());
+            spent.push(Spent::so_far(node, redis).await?.since(&before));
         }
     }
     let (pass, tally, raw) = (middle(&mut passes), middle(&mut tallies), middle(&mut raws));
     Ok(vec![
         Row {
             measure: "streamed through one stateless stage, messages a second",
-            ours: count(pass),
+            ours: format!("{} ({})", count(pass), Spent::a_message(&passing)),
             ceiling: format!("{} raw packed hops, {ENTRY} a batch", count(raw)),
             ratio: format!("{:.2} ×", pass / raw),
             goal: "≥ 0.6 ×",
@@ -381,7 +422,7 @@ async fn streams(redis: &Redis, node: &Server, payload: &Bytes) -> anyhow::Resul
         },
         Row {
             measure: "keyed counting stage, 10,000 keys, messages a second",
-            ours: count(tally),
+            ours: format!("{} ({})", count(tally), Spent::a_message(&tallying)),
             ceiling: "–".to_owned(),
             ratio: "–".to_owned(),
             goal: "≥ 150 k",

@@ -1,26 +1,20 @@
-//! What operators look at: Swarms, logs, state.
+//! What operators look at: Swarms, state.
 
 use std::collections::BTreeMap;
 
-use futures::StreamExt as _;
 use skep_model::limits::KEEPER_REPLY_BYTES_MAX;
 use skep_model::name::{StageName, SwarmName};
 use skep_model::scope::SwarmId;
 use skep_model::swarm::{InputSource, Stage, StageInput, Swarm};
 use skep_proto::v1;
 use skep_topic::Backend;
-use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::mpsc;
 use tonic::{Response, Status};
 
 use super::failure::{internal, invalid, topic_error};
-use super::{Keeper, Out, Reply};
+use super::{Keeper, Reply};
 use crate::catalog::{Hold, SwarmRecord};
-use crate::logs::Kept;
+use crate::peer::ask;
 use crate::wording::instead;
-
-/// Log lines that wait for a slow client.
-const FOLLOW_LINES_MAX: usize = 16;
 
 impl Keeper {
     async fn summary(&self, name: &SwarmName, record: &SwarmRecord) -> v1::SwarmSummary {
@@ -73,6 +67,8 @@ impl Keeper {
             let count = self.backend.keys(&id.topic(&stage.name)).await.unwrap_or_default();
             keys.insert(stage.name.clone(), count);
         }
+        let (theirs, missing) = ask::counts(&self.members.others(), name.as_str()).await;
+        let counted: Vec<v1::StageCounts> = self.here.counts(&id, &record.swarm).into_iter().chain(theirs).collect();
         let stages = record
             .swarm
             .stages
@@ -80,7 +76,7 @@ impl Keeper {
             .map(|stage| {
                 let topic = id.topic(&stage.name);
                 let depth = topics.iter().find(|t| t.topic == topic);
-                let numbers = self.stats.numbers(&topic);
+                let counts = together(&counted, stage.name.as_str());
                 v1::StageStatus {
                     name: stage.name.to_string(),
                     module: stage.module.clone(),
@@ -93,17 +89,17 @@ impl Keeper {
                     timers: depth.map_or(0, |d| d.timers),
                     dead: depth.map_or(0, |d| d.dead),
                     keys: keys.get(&stage.name).copied().unwrap_or_default(),
-                    processed: numbers.processed,
-                    failed: numbers.failed,
-                    batches: numbers.batches,
-                    busy_us: numbers.busy_us,
-                    status: match numbers.state {
+                    processed: counts.processed,
+                    failed: counts.failed,
+                    batches: counts.batches,
+                    busy_us: counts.busy_us,
+                    status: match counts.held_up {
                         _ if record.is_paused(&stage.name) => "paused: by an operator".to_owned(),
-                        Some(state) if numbers.held_up > 1 => format!("{state} ({} partitions)", numbers.held_up),
-                        Some(state) => state.to_string(),
-                        None => "ok".to_owned(),
+                        0 => "ok".to_owned(),
+                        1 => counts.state,
+                        more => format!("{} ({more} partitions)", counts.state),
                     },
-                    last_error: numbers.last_error.unwrap_or_default(),
+                    last_error: counts.last_error,
                     pure: on_pure_path(&record.swarm, stage),
                 }
             })
@@ -112,46 +108,8 @@ impl Keeper {
             summary: Some(self.summary(&name, &record).await),
             manifest: record.manifest,
             stages,
+            missing,
         }))
-    }
-
-    pub(super) async fn log_lines(&self, asked: v1::LogsRequest) -> Reply<Out<v1::LogEntry>> {
-        let (name, found, id) = self.find(&asked.swarm).await?;
-        let stage = stage_of(&name, &found.record, &asked.stage)?;
-        let (kept, mut live) = self.stats.logs.read(&id, stage.as_ref(), asked.tail as usize);
-        let past = futures::stream::iter(kept.into_iter().map(|k| Ok(entry(k))));
-        if !asked.follow {
-            return Ok(Response::new(Box::pin(past)));
-        }
-        let stop = self.stop.clone();
-        let (tell, follow) = mpsc::channel(FOLLOW_LINES_MAX);
-        tokio::spawn(async move {
-            loop {
-                let next = tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = tell.closed() => return,
-                    next = live.recv() => next,
-                };
-                let line = match next {
-                    Ok(kept) if kept.topic.swarm() == &id && stage.as_ref().is_none_or(|s| s == kept.topic.stage()) => {
-                        entry(kept)
-                    }
-                    Ok(_) => continue,
-                    Err(RecvError::Lagged(missed)) => v1::LogEntry {
-                        level: "warn".to_owned(),
-                        context: "skep".to_owned(),
-                        text: format!("{missed} lines were not shown: this reader is too slow"),
-                        ..v1::LogEntry::default()
-                    },
-                    Err(RecvError::Closed) => return,
-                };
-                if tell.send(Ok(line)).await.is_err() {
-                    return;
-                }
-            }
-        });
-        let follow = tokio_stream::wrappers::ReceiverStream::new(follow);
-        Ok(Response::new(Box::pin(past.chain(follow))))
     }
 
     pub(super) async fn state_of(&self, asked: v1::GetStateRequest) -> Reply<v1::GetStateReply> {
@@ -185,6 +143,29 @@ impl Keeper {
         values.truncate(fits);
         Ok(Response::new(v1::GetStateReply { values, more }))
     }
+}
+
+/// What all nodes counted of a stage: trouble says more than a pause, and one last error stands for all.
+fn together(counted: &[v1::StageCounts], stage: &str) -> v1::StageCounts {
+    let of = counted.iter().filter(|c| c.stage == stage);
+    of.fold(v1::StageCounts::default(), |all, one| {
+        let (worse, better) = match one.troubled && !all.troubled {
+            true => (one, &all),
+            false => (&all, one),
+        };
+        let first = |a: &str, b: &str| if a.is_empty() { b.to_owned() } else { a.to_owned() };
+        v1::StageCounts {
+            stage: stage.to_owned(),
+            processed: all.processed + one.processed,
+            failed: all.failed + one.failed,
+            batches: all.batches + one.batches,
+            busy_us: all.busy_us + one.busy_us,
+            held_up: all.held_up + one.held_up,
+            state: first(&worse.state, &better.state),
+            troubled: worse.troubled,
+            last_error: first(&all.last_error, &one.last_error),
+        }
+    })
 }
 
 pub(super) async fn depths(backend: &dyn Backend, id: &SwarmId) -> Result<Vec<skep_topic::TopicStatus>, Status> {
@@ -229,13 +210,30 @@ pub(super) fn stage_of(swarm: &SwarmName, record: &SwarmRecord, name: &str) -> R
     Ok(Some(name))
 }
 
-fn entry(kept: Kept) -> v1::LogEntry {
-    v1::LogEntry {
-        at_ms: kept.at_ms,
-        stage: kept.topic.stage().to_string(),
-        level: kept.line.level.as_str().to_owned(),
-        context: kept.line.context,
-        text: kept.line.text,
-        message: kept.message.map(|m| m.to_string()).unwrap_or_default(),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_of_nodes_add_up_and_the_worst_is_told() {
+        let one = |stage: &str, processed, held_up, state: &str, troubled, last_error: &str| v1::StageCounts {
+            stage: stage.to_owned(),
+            processed,
+            held_up,
+            state: state.to_owned(),
+            troubled,
+            last_error: last_error.to_owned(),
+            ..v1::StageCounts::default()
+        };
+        let all = [
+            one("a", 1, 0, "", false, ""),
+            one("b", 10, 1, "troubled: x", true, ""),
+            one("a", 2, 2, "paused: full", false, "first"),
+            one("a", 4, 1, "troubled: down", true, "second"),
+        ];
+        let a = together(&all, "a");
+        assert_eq!((a.processed, a.held_up, a.state.as_str()), (7, 3, "troubled: down"));
+        assert_eq!(a.last_error, "first");
+        assert_eq!(together(&all, "c").processed, 0);
     }
 }

@@ -20,7 +20,7 @@ pub async fn logs(args: args::Logs, node: &str, out: Printer) -> Outcome {
         if out.json() {
             out.item(&json!({
                 "at_ms": entry.at_ms, "stage": entry.stage, "level": entry.level, "context": entry.context,
-                "text": entry.text, "message": entry.message,
+                "text": entry.text, "message": entry.message, "node": entry.node,
             }))?;
             continue;
         }
@@ -32,11 +32,13 @@ pub async fn logs(args: args::Logs, node: &str, out: Printer) -> Outcome {
         };
         let level = out.paint(paint, &format!("{:5}", entry.level));
         let at = out.paint(Paint::Dim, &time(entry.at_ms));
-        out.line(&format!(
-            "{at} {level} {}: {}",
-            entry.stage,
-            shown(entry.text.trim_end())
-        ))?;
+        let by = match (entry.stage.as_str(), entry.node.as_str()) {
+            // The platform's own remark.
+            ("", _) => entry.context,
+            (stage, "") => stage.to_owned(),
+            (stage, node) => format!("{stage}@{}", shown(node)),
+        };
+        out.line(&format!("{at} {level} {by}: {}", shown(entry.text.trim_end())))?;
     }
     Ok(())
 }

@@ -286,7 +286,14 @@ pub async fn describe(name: String, graph: Option<args::Graph>, node: &str, out:
                 })
             })
             .collect();
-        return out.document(&json!({ "swarm": summary(&of), "manifest": reply.manifest, "stages": stages }));
+        let missing: Vec<Value> = reply
+            .missing
+            .iter()
+            .map(|n| json!({ "name": n.name, "why": n.why }))
+            .collect();
+        return out.document(
+            &json!({ "swarm": summary(&of), "manifest": reply.manifest, "stages": stages, "missing": missing }),
+        );
     }
     out.line(&format!(
         "Swarm     {}, revision {}, {}",
@@ -335,6 +342,14 @@ pub async fn describe(name: String, graph: Option<args::Graph>, node: &str, out:
         "STATUS",
     ];
     out.table(&header, rows.collect())?;
+    for node in &reply.missing {
+        let told = format!(
+            "\nwithout what node `{}` processed: {}",
+            shown(&node.name),
+            shown(&node.why)
+        );
+        out.line(&out.paint(Paint::Yellow, &told))?;
+    }
     for stage in reply.stages.iter().filter(|s| !s.last_error.is_empty()) {
         out.line(&out.paint(
             Paint::Red,

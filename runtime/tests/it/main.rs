@@ -15,6 +15,7 @@ mod lifecycle;
 mod losses;
 mod node;
 mod pauses;
+mod peers;
 mod poison;
 #[path = "../../topic/tests/it/redis/proxy.rs"]
 mod proxy;

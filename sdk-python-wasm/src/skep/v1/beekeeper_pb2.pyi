@@ -217,14 +217,24 @@ class DescribeSwarmRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., count_keys: bool = ...) -> None: ...
 
 class DescribeSwarmReply(_message.Message):
-    __slots__ = ("summary", "manifest", "stages")
+    __slots__ = ("summary", "manifest", "stages", "missing")
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     STAGES_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
     summary: SwarmSummary
     manifest: str
     stages: _containers.RepeatedCompositeFieldContainer[StageStatus]
-    def __init__(self, summary: _Optional[_Union[SwarmSummary, _Mapping]] = ..., manifest: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[StageStatus, _Mapping]]] = ...) -> None: ...
+    missing: _containers.RepeatedCompositeFieldContainer[MissingNode]
+    def __init__(self, summary: _Optional[_Union[SwarmSummary, _Mapping]] = ..., manifest: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[StageStatus, _Mapping]]] = ..., missing: _Optional[_Iterable[_Union[MissingNode, _Mapping]]] = ...) -> None: ...
+
+class MissingNode(_message.Message):
+    __slots__ = ("name", "why")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    why: str
+    def __init__(self, name: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
 
 class StageStatus(_message.Message):
     __slots__ = ("name", "module", "digest", "bee", "inputs", "partitions", "unread", "parked", "timers", "dead", "keys", "processed", "failed", "batches", "busy_us", "status", "last_error", "pure")
@@ -299,20 +309,22 @@ class LogsRequest(_message.Message):
     def __init__(self, swarm: _Optional[str] = ..., stage: _Optional[str] = ..., follow: bool = ..., tail: _Optional[int] = ...) -> None: ...
 
 class LogEntry(_message.Message):
-    __slots__ = ("at_ms", "stage", "level", "context", "text", "message")
+    __slots__ = ("at_ms", "stage", "level", "context", "text", "message", "node")
     AT_MS_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     LEVEL_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
     at_ms: int
     stage: str
     level: str
     context: str
     text: str
     message: str
-    def __init__(self, at_ms: _Optional[int] = ..., stage: _Optional[str] = ..., level: _Optional[str] = ..., context: _Optional[str] = ..., text: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+    node: str
+    def __init__(self, at_ms: _Optional[int] = ..., stage: _Optional[str] = ..., level: _Optional[str] = ..., context: _Optional[str] = ..., text: _Optional[str] = ..., message: _Optional[str] = ..., node: _Optional[str] = ...) -> None: ...
 
 class ListDeadLettersRequest(_message.Message):
     __slots__ = ("swarm", "stage", "after", "limit", "reason", "key", "module", "since_ms", "until_ms", "brief")

@@ -1,0 +1,163 @@
+//! What nodes that share a store ask each other: counts of stages and lines of logs, which each has of its own. Every node answers, whatever
+//! its roles, for Bees run where no Beekeeper is. Asking is in `ask.rs`.
+
+pub mod ask;
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt as _, stream};
+use skep_model::name::{StageName, SwarmName};
+use skep_model::scope::SwarmId;
+use skep_model::swarm::Swarm;
+use skep_proto::v1;
+use skep_proto::v1::peer_server::{Peer, PeerServer};
+use skep_proto::v1::said_reply::{Live, What};
+use skep_stage::StageState;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use crate::logs::Kept;
+use crate::stats::Stats;
+use crate::supervisor::Supervisor;
+
+/// Log lines that wait for a slow reader, a node.
+const FOLLOW_LINES_MAX: usize = 16;
+
+/// What was said on a node, oldest first: what is kept, [`What::Live`], what follows.
+pub type Said = Pin<Box<dyn Stream<Item = Result<What, Status>> + Send>>;
+
+/// What a node knows by itself.
+#[derive(Clone)]
+pub struct Here {
+    pub supervisor: Arc<Supervisor>,
+    pub stats: Arc<Stats>,
+    /// Ends the streams that would keep a stopping node waiting.
+    pub stop: CancellationToken,
+}
+
+impl Here {
+    #[must_use]
+    pub fn service(self) -> PeerServer<Self> {
+        PeerServer::new(self)
+    }
+
+    /// What this node counted of stages that did anything here.
+    #[must_use]
+    pub fn counts(&self, id: &SwarmId, swarm: &Swarm) -> Vec<v1::StageCounts> {
+        let counted = swarm.stages.iter().map(|stage| {
+            let numbers = self.stats.numbers(&id.topic(&stage.name));
+            v1::StageCounts {
+                stage: stage.name.to_string(),
+                processed: numbers.processed,
+                failed: numbers.failed,
+                batches: numbers.batches,
+                busy_us: numbers.busy_us,
+                held_up: numbers.held_up as u64,
+                troubled: matches!(numbers.state, Some(StageState::Troubled { .. })),
+                state: numbers.state.map(|state| state.to_string()).unwrap_or_default(),
+                last_error: numbers.last_error.unwrap_or_default(),
+            }
+        });
+        counted
+            .filter(|c| c.batches > 0 || c.held_up > 0 || !c.last_error.is_empty())
+            .collect()
+    }
+
+    /// What Bees of a Swarm, or of one of its stages, said on this node; `tail` 0: all that is kept.
+    #[must_use]
+    pub fn said(&self, id: &SwarmId, stage: Option<StageName>, tail: usize, follow: bool) -> Said {
+        let (kept, mut live) = self.stats.logs.read(id, stage.as_ref(), tail);
+        let past = stream::iter(kept.into_iter().map(|kept| Ok(What::Line(entry(kept)))))
+            .chain(stream::once(async { Ok(What::Live(Live {})) }));
+        if !follow {
+            return Box::pin(past);
+        }
+        let (id, stop) = (id.clone(), self.stop.clone());
+        let (tell, told) = mpsc::channel(FOLLOW_LINES_MAX);
+        tokio::spawn(async move {
+            loop {
+                let next = tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tell.closed() => return,
+                    next = live.recv() => next,
+                };
+                let line = match next {
+                    Ok(kept) if kept.topic.swarm() == &id && stage.as_ref().is_none_or(|s| s == kept.topic.stage()) => {
+                        entry(kept)
+                    }
+                    Ok(_) => continue,
+                    Err(RecvError::Lagged(missed)) => {
+                        remark(format!("{missed} lines were not shown: this reader is too slow"))
+                    }
+                    Err(RecvError::Closed) => return,
+                };
+                if tell.send(Ok(What::Line(line))).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Box::pin(past.chain(ReceiverStream::new(told)))
+    }
+
+    async fn find(&self, name: &str) -> Result<(SwarmId, Swarm), Status> {
+        let name: SwarmName = name.parse().map_err(|e| Status::invalid_argument(format!("{e}")))?;
+        let catalog = &self.supervisor.catalog;
+        let unread = |e: anyhow::Error| Status::unavailable(format!("{e:#}"));
+        let Some(found) = catalog.swarm(&name).await.map_err(unread)? else {
+            return Err(Status::not_found(format!("no Swarm `{name}`")));
+        };
+        let id = found.record.id(catalog.scope()).map_err(unread)?;
+        Ok((id, found.record.swarm))
+    }
+}
+
+#[tonic::async_trait]
+impl Peer for Here {
+    async fn counts(&self, request: Request<v1::CountsRequest>) -> Result<Response<v1::CountsReply>, Status> {
+        let (id, swarm) = self.find(&request.into_inner().swarm).await?;
+        let stages = Here::counts(self, &id, &swarm);
+        Ok(Response::new(v1::CountsReply { stages }))
+    }
+
+    type SaidStream = Pin<Box<dyn Stream<Item = Result<v1::SaidReply, Status>> + Send>>;
+
+    async fn said(&self, request: Request<v1::LogsRequest>) -> Result<Response<Self::SaidStream>, Status> {
+        let asked = request.into_inner();
+        let (id, _) = self.find(&asked.swarm).await?;
+        let stage = match asked.stage.as_str() {
+            "" => None,
+            stage => Some(stage.parse().map_err(|e| Status::invalid_argument(format!("{e}")))?),
+        };
+        let said = Here::said(self, &id, stage, asked.tail as usize, asked.follow);
+        Ok(Response::new(Box::pin(
+            said.map(|what| what.map(|what| v1::SaidReply { what: Some(what) })),
+        )))
+    }
+}
+
+/// A line of the platform's own among those of Bees.
+#[must_use]
+pub fn remark(text: String) -> v1::LogEntry {
+    v1::LogEntry {
+        level: "warn".to_owned(),
+        context: "skep".to_owned(),
+        text,
+        ..v1::LogEntry::default()
+    }
+}
+
+fn entry(kept: Kept) -> v1::LogEntry {
+    v1::LogEntry {
+        at_ms: kept.at_ms,
+        stage: kept.topic.stage().to_string(),
+        level: kept.line.level.as_str().to_owned(),
+        context: kept.line.context,
+        text: kept.line.text,
+        message: kept.message.map(|m| m.to_string()).unwrap_or_default(),
+        node: String::new(),
+    }
+}

@@ -1,0 +1,85 @@
+//! Asking the other nodes. Who does not answer in time is named; nobody waits for it.
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::future::join_all;
+use skep_proto::v1;
+use skep_proto::v1::peer_client::PeerClient;
+use tokio::time::timeout;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+use super::Said;
+use crate::members::Heard;
+
+/// How long a node may take to be reached, and to answer or to go on. A stranger waits for the slowest: short.
+const REACH: Duration = Duration::from_millis(1_000);
+pub const ANSWER: Duration = Duration::from_millis(2_000);
+
+/// What each of `nodes` counted of a Swarm, and who did not say.
+pub async fn counts(nodes: &[Heard], swarm: &str) -> (Vec<v1::StageCounts>, Vec<v1::MissingNode>) {
+    let asked = nodes.iter().map(async |node| {
+        let answer = timeout(ANSWER, async {
+            let call = v1::CountsRequest {
+                swarm: swarm.to_owned(),
+            };
+            Ok(reach(node).await?.counts(call).await?.into_inner().stages)
+        });
+        match answer.await.unwrap_or_else(|_| Err(late())) {
+            Ok(stages) => Ok(stages),
+            // It was deleted meanwhile.
+            Err(why) if why.code() == Code::NotFound => Ok(Vec::new()),
+            Err(why) => Err(v1::MissingNode {
+                name: node.member.name.clone(),
+                why: words(&why),
+            }),
+        }
+    });
+    let (mut all, mut missing) = (Vec::new(), Vec::new());
+    for answer in join_all(asked).await {
+        match answer {
+            Ok(stages) => all.extend(stages),
+            Err(node) => missing.push(node),
+        }
+    }
+    (all, missing)
+}
+
+/// What was said on a node.
+///
+/// # Errors
+/// In words, when it cannot be asked.
+pub async fn said(node: &Heard, asked: v1::LogsRequest) -> Result<Said, String> {
+    let opened = timeout(ANSWER, async { Ok(reach(node).await?.said(asked).await?.into_inner()) });
+    let said = opened
+        .await
+        .unwrap_or_else(|_| Err(late()))
+        .map_err(|why| words(&why))?;
+    // An item of a kind that this build does not know is nothing to it.
+    Ok(Box::pin(said.filter_map(async |item| match item {
+        Ok(v1::SaidReply { what }) => what.map(Ok),
+        Err(why) => Some(Err(why)),
+    })))
+}
+
+async fn reach(node: &Heard) -> Result<PeerClient<Channel>, Status> {
+    let endpoint = Endpoint::from_shared(node.member.url.clone())
+        .map_err(|e| Status::unavailable(format!("its URL {} cannot be used: {e}", node.member.url)))?;
+    let channel = endpoint.connect_timeout(REACH).connect().await;
+    let channel = channel.map_err(|_| Status::unavailable(format!("it cannot be reached at {}", node.member.url)))?;
+    Ok(PeerClient::new(channel))
+}
+
+fn late() -> Status {
+    Status::deadline_exceeded(format!("it did not answer within {} s", ANSWER.as_secs()))
+}
+
+/// Why a node did not answer.
+#[must_use]
+pub fn words(why: &Status) -> String {
+    match why.code() {
+        Code::Unimplemented => "it is of an older skep, which cannot be asked".to_owned(),
+        _ => why.message().to_owned(),
+    }
+}
