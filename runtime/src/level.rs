@@ -42,11 +42,16 @@ pub struct Build {
 }
 
 /// As it is released. A level has its reason here:
-/// - 2: catalog writes are mirrored beside the modules, which only helps where every node does so.
+/// - 2: catalog writes are mirrored beside the modules, which only helps where every node does so. Loops: a node that knows of none would
+///   forget the count that ends them.
 const RELEASED: Build = Build {
     version: env!("CARGO_PKG_VERSION"),
     level: 2,
-    features: &[],
+    features: &[Feature {
+        name: "loop",
+        level: 2,
+        used: Swarm::loops,
+    }],
 };
 
 static BUILD: OnceLock<Build> = OnceLock::new();

@@ -112,9 +112,16 @@ struct Draining {
 }
 
 impl LiveStage {
-    /// Whether somebody may still write to it: a route, a plan, or a call or batch under way on an earlier one.
-    fn has_writers(&self) -> bool {
-        Arc::strong_count(&self.topic) > 1 || self.past.iter().any(|old| old.strong_count() > 0)
+    /// Whether somebody may still write to it: a route, a plan, or a call or batch under way on an earlier one. `quiet`: so many that
+    /// hold its address write nothing any more.
+    fn has_writers_beside(&self, quiet: usize) -> bool {
+        Arc::strong_count(&self.topic) > 1 + quiet || self.past.iter().any(|old| old.strong_count() > 0)
+    }
+
+    /// How often its plan holds an address.
+    fn addresses_of(&self, topic: &Arc<TopicSpec>) -> usize {
+        let plan = self.running.plan();
+        plan.destinations().filter(|d| Arc::ptr_eq(&d.topic, topic)).count()
     }
 
     /// Calls on the in-memory lane that wait, and inputs that the Bee is busy with.

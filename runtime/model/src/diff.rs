@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::manifest::units::{show_duration, show_size};
-use crate::swarm::{GuestClock, InputSource, Instances, KeySource, Order, Stage, StageInput, Swarm};
+use crate::swarm::{GuestClock, Instances, KeySource, Order, Stage, Swarm};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ChangeKind {
@@ -160,18 +160,6 @@ fn key(key: Option<&KeySource>) -> String {
     }
 }
 
-fn input(input: &StageInput) -> String {
-    let take = &input.take;
-    match &input.source {
-        InputSource::Gateway(subject) => format!("gateway {subject}{take}"),
-        InputSource::Bee { stage, output: None } => format!("bee {stage}{take}"),
-        InputSource::Bee {
-            stage,
-            output: Some(output),
-        } => format!("bee {stage} output {output}{take}"),
-    }
-}
-
 /// Every field of a stage as the manifest would say it. Destructured, so that a new field cannot be forgotten here.
 fn settings(stage: &Stage) -> BTreeMap<String, String> {
     let Stage {
@@ -197,7 +185,7 @@ fn settings(stage: &Stage) -> BTreeMap<String, String> {
         skip,
         join,
     } = stage;
-    let mut inputs: Vec<String> = inputs.iter().map(input).collect();
+    let mut inputs: Vec<String> = inputs.iter().map(|i| i.shown(" output ")).collect();
     inputs.sort();
     let mut out: BTreeMap<String, String> = [
         ("module", module.clone()),

@@ -34,6 +34,8 @@ struct Edge {
     from: usize,
     to: usize,
     label: String,
+    /// It closes a circle.
+    back: bool,
 }
 
 struct Drawing {
@@ -68,10 +70,14 @@ impl Drawing {
                 let Some(from) = from else { continue };
                 let mut label = output.map(ToString::to_string).unwrap_or_default();
                 label += &input.take.to_string();
+                if let Some(laps) = input.laps {
+                    label += &format!(" loop {laps}");
+                }
                 edges.push(Edge {
                     from,
                     to: subjects.len() + to,
                     label: label.trim().to_owned(),
+                    back: input.laps.is_some(),
                 });
             }
         }
@@ -90,10 +96,11 @@ impl Drawing {
                 text(&node.note)
             );
         }
-        for Edge { from, to, label } in &self.edges {
+        for Edge { from, to, label, back } in &self.edges {
+            let arrow = if *back { "-.->" } else { "-->" };
             let _ = match label.as_str() {
-                "" => writeln!(out, "  n{from} --> n{to}"),
-                label => writeln!(out, "  n{from} -->|\"{}\"| n{to}", text(label)),
+                "" => writeln!(out, "  n{from} {arrow} n{to}"),
+                label => writeln!(out, "  n{from} {arrow}|\"{}\"| n{to}", text(label)),
             };
         }
         out
@@ -111,21 +118,22 @@ impl Drawing {
                 text(&node.note)
             );
         }
-        for Edge { from, to, label } in &self.edges {
+        for Edge { from, to, label, back } in &self.edges {
+            let style = if *back { ", style=dashed, constraint=false" } else { "" };
             let _ = match label.as_str() {
                 "" => writeln!(out, "  n{from} -> n{to};"),
-                label => writeln!(out, "  n{from} -> n{to} [label=\"{}\"];", text(label)),
+                label => writeln!(out, "  n{from} -> n{to} [label=\"{}\"{style}];", text(label)),
             };
         }
         out + "}\n"
     }
 
-    /// How many edges lie before a node at most. Inputs are no circle, so as many rounds as there are nodes settle it.
+    /// How many edges lie before a node at most. Without loops inputs are no circle, so as many rounds as there are nodes settle it.
     fn layers(&self) -> Vec<usize> {
         let mut layers = vec![0; self.nodes.len()];
         for _ in 0..self.nodes.len() {
             let mut still = true;
-            for edge in &self.edges {
+            for edge in self.edges.iter().filter(|e| !e.back) {
                 if layers[edge.to] <= layers[edge.from] {
                     layers[edge.to] = layers[edge.from] + 1;
                     still = false;
@@ -151,7 +159,7 @@ impl Drawing {
                 let from: Vec<usize> = self
                     .edges
                     .iter()
-                    .filter(|e| e.to == *node)
+                    .filter(|e| e.to == *node && !e.back)
                     .map(|e| place[e.from])
                     .collect();
                 // In thousandths, so that no float is needed.
@@ -171,6 +179,7 @@ impl Drawing {
         const HIGH: usize = 44;
         const GAP: usize = 180;
         const ROW: usize = 84;
+        const LOOP: usize = 24;
         let widths: Vec<usize> = self
             .nodes
             .iter()
@@ -188,15 +197,35 @@ impl Drawing {
             }
             x += wide + GAP;
         }
-        let (width, height) = (x.saturating_sub(GAP) + 20, 20 + tallest * ROW);
+        // What goes back does so below everything else, each loop on a line of its own.
+        let loops = self.edges.iter().filter(|e| e.back).count();
+        let below = 20 + tallest * ROW;
+        let (width, height) = (x.saturating_sub(GAP) + 20, below + loops * LOOP);
+        let mut lines = (below..).step_by(LOOP);
         let mut out = format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" \
              font-family=\"monospace\" font-size=\"13\">\n<title>{}</title>\n<defs><marker id=\"end\" viewBox=\"0 0 8 8\" refX=\"8\" \
              refY=\"4\" markerWidth=\"8\" markerHeight=\"8\" orient=\"auto\"><path d=\"M0 0L8 4L0 8z\" fill=\"#666\"/></marker></defs>\n",
             xml(name)
         );
-        for Edge { from, to, label } in &self.edges {
+        for Edge { from, to, label, back } in &self.edges {
             let ((fx, fy), (tx, ty)) = (at[*from], at[*to]);
+            if *back {
+                let y = lines.next().unwrap_or(below);
+                let (fx, tx) = (fx + widths[*from] * 2 / 3, tx + widths[*to] / 3);
+                let (fy, ty) = (fy + HIGH, ty + HIGH);
+                let _ = writeln!(
+                    out,
+                    "<path d=\"M{fx} {fy}V{y}H{tx}V{ty}\" fill=\"none\" stroke=\"#666\" stroke-dasharray=\"5 4\" \
+                     marker-end=\"url(#end)\"><title>{}</title></path>\
+                     <text x=\"{}\" y=\"{}\" text-anchor=\"middle\" font-size=\"10\" fill=\"#444\">{}</text>",
+                    xml(label),
+                    usize::midpoint(fx, tx),
+                    y - 4,
+                    xml(&short(label))
+                );
+                continue;
+            }
             let (fx, fy, ty) = (fx + widths[*from], fy + HIGH / 2, ty + HIGH / 2);
             let middle = usize::midpoint(fx, tx);
             let _ = write!(
@@ -315,6 +344,35 @@ bees:
         );
         assert!(svg.contains("&quot;&lt;") && !svg.contains("\"<\\"), "{svg}");
         assert!(svg.trim_end().ends_with("</svg>"));
+    }
+
+    #[test]
+    fn a_loop_goes_back_and_moves_nothing() {
+        let text = "
+name: refine
+bees:
+  - { name: draft, module: m, input: [{ gateway: tasks }, { bee: judge, output: poor, loop: 5 }] }
+  - { name: judge, module: m, input: { bee: draft } }
+";
+        let swarm = crate::manifest::parse(text).unwrap();
+        let drawing = Drawing::of(&swarm);
+        assert_eq!(drawing.layers(), [0, 1, 2]);
+        let (mermaid, dot) = (draw(&swarm, Picture::Mermaid), draw(&swarm, Picture::Dot));
+        assert!(mermaid.contains("n2 -.->|\"poor loop 5\"| n1"), "{mermaid}");
+        assert!(
+            dot.contains("n2 -> n1 [label=\"poor loop 5\", style=dashed, constraint=false]"),
+            "{dot}"
+        );
+        let svg = draw(&swarm, Picture::Svg);
+        assert_eq!(
+            (
+                svg.matches("marker-end").count(),
+                svg.matches("stroke-dasharray").count()
+            ),
+            (3, 1)
+        );
+        // Within the picture.
+        assert!(svg.contains("height=\"128\"") && svg.contains("V104H"), "{svg}");
     }
 
     #[test]

@@ -197,6 +197,14 @@ pub const JOIN_PENDING_MAX: u64 = 10_000_000;
 pub const JOIN_WITHIN_MS_DEFAULT: u64 = REQUEST_DEADLINE_MS_DEFAULT;
 pub const JOIN_WITHIN_MS_MAX: u64 = 24 * 60 * 60 * 1_000;
 
+// --- loops ------------------------------------------------------------------------------------------------------
+/// How often a message may go round, for the most patient Swarm: with a second a round, a quarter of an hour.
+pub const LOOP_LAPS_MAX: u32 = 1_000;
+/// Loops of one Swarm. A message carries a count for each that it came by.
+pub const LOOPS_MAX: usize = 16;
+/// Stages passed that a traced message remembers: as many as a Swarm may have. In a loop it passes more, and keeps the first.
+pub const HOPS_MAX: usize = STAGES_MAX;
+
 // --- retries ----------------------------------------------------------------------------------------------------
 pub const ATTEMPTS_DEFAULT: u32 = 5;
 pub const ATTEMPTS_MAX: u32 = 1_000;

@@ -113,6 +113,16 @@ pub struct Lineage {
     pub module: Digest,
     /// The message that a client sent, and from which this one comes.
     pub origin: Uid,
+    /// How often it, or what it came of, went by which loop. At most one each of the Swarm's.
+    pub laps: Vec<Lap>,
+}
+
+/// How often a message went back from one stage to another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lap {
+    pub from: StageName,
+    pub to: StageName,
+    pub times: u32,
 }
 
 /// One stage that a message passed.

@@ -8,7 +8,7 @@ use crate::condition::{self, Condition, Take};
 use crate::limits;
 use crate::name::{BeeName, OutputName, StageName, Subject, SwarmName};
 
-/// A validated Swarm: names are unique, inputs exist, the graph has no cycle.
+/// A validated Swarm: names are unique, inputs exist, and each circle is closed by an input that is marked as a loop.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Swarm {
     pub name: SwarmName,
@@ -94,6 +94,9 @@ pub struct StageInput {
     /// Which of its messages.
     #[serde(default, skip_serializing_if = "Take::is_all")]
     pub take: Take,
+    /// It closes a circle: how often a message, or what it came of, may go this way. `None`: it closes none.
+    #[serde(default, rename = "loop", skip_serializing_if = "Option::is_none")]
+    pub laps: Option<u32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -210,32 +213,80 @@ pub struct Reader {
     pub stage: StageName,
     /// What a message must be for it; `None`: nothing.
     pub when: Option<Condition>,
+    /// See [`StageInput::laps`].
+    pub laps: Option<u32>,
 }
 
-/// As the catalog keeps it: a pair, as it was before there were conditions, or a triple.
+/// As the catalog keeps it: a pair, as it was before there were conditions, a triple, or with the bound of a loop.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum ReaderForm {
     Pair(Option<OutputName>, StageName),
     Triple(Option<OutputName>, StageName, Condition),
+    Loop(Option<OutputName>, StageName, Option<Condition>, u32),
 }
 
 impl From<ReaderForm> for Reader {
     fn from(form: ReaderForm) -> Self {
-        let (output, stage, when) = match form {
-            ReaderForm::Pair(output, stage) => (output, stage, None),
-            ReaderForm::Triple(output, stage, when) => (output, stage, Some(when)),
+        let (output, stage, when, laps) = match form {
+            ReaderForm::Pair(output, stage) => (output, stage, None, None),
+            ReaderForm::Triple(output, stage, when) => (output, stage, Some(when), None),
+            ReaderForm::Loop(output, stage, when, laps) => (output, stage, when, Some(laps)),
         };
-        Self { output, stage, when }
+        Self {
+            output,
+            stage,
+            when,
+            laps,
+        }
     }
 }
 
 impl From<Reader> for ReaderForm {
-    fn from(Reader { output, stage, when }: Reader) -> Self {
-        match when {
-            None => Self::Pair(output, stage),
-            Some(when) => Self::Triple(output, stage, when),
+    fn from(reader: Reader) -> Self {
+        let Reader {
+            output,
+            stage,
+            when,
+            laps,
+        } = reader;
+        match (when, laps) {
+            (None, None) => Self::Pair(output, stage),
+            (Some(when), None) => Self::Triple(output, stage, when),
+            (when, Some(laps)) => Self::Loop(output, stage, when, laps),
         }
+    }
+}
+
+impl Bound {
+    /// What comes by a loop may lie beyond the bound, as much again. So who feeds a circle stops at the bound, and what goes round in it
+    /// finds room.
+    #[must_use]
+    pub fn of_loops(self) -> Self {
+        Self {
+            messages: self.messages.saturating_mul(2),
+            bytes: self.bytes.saturating_mul(2),
+        }
+    }
+}
+
+impl StageInput {
+    /// As people read it, with the output's name set off by `mark`.
+    #[must_use]
+    pub fn shown(&self, mark: &str) -> String {
+        let mut out = match &self.source {
+            InputSource::Gateway(subject) => format!("gateway {subject}"),
+            InputSource::Bee { stage, output: None } => format!("bee {stage}"),
+            InputSource::Bee {
+                stage,
+                output: Some(output),
+            } => format!("bee {stage}{mark}{output}"),
+        };
+        out += &self.take.to_string();
+        if let Some(laps) = self.laps {
+            out += &format!(" loop {laps}");
+        }
+        out
     }
 }
 
@@ -282,10 +333,16 @@ impl Swarm {
             let takers = self.takers(
                 |source| matches!(source, InputSource::Bee { stage: from, output } if from == stage && output == named),
             );
-            out.extend(takers.into_iter().map(|(reader, when)| Reader {
-                output: named.clone(),
-                stage: reader.name.clone(),
-                when,
+            out.extend(takers.into_iter().map(|(reader, when)| {
+                let source = |i: &&StageInput| {
+                    matches!(&i.source, InputSource::Bee { stage: from, output } if from == stage && output == named)
+                };
+                Reader {
+                    output: named.clone(),
+                    stage: reader.name.clone(),
+                    when,
+                    laps: reader.inputs.iter().find(source).and_then(|i| i.laps),
+                }
             }));
         }
         out
@@ -337,6 +394,12 @@ impl Swarm {
             }
         }
         found
+    }
+
+    /// Whether some of its inputs close a circle.
+    #[must_use]
+    pub fn loops(&self) -> bool {
+        self.stages.iter().flat_map(|s| &s.inputs).any(|i| i.laps.is_some())
     }
 
     /// A subject is *pure* when no stage on its path keeps anything: its requests may travel the in-memory lane.

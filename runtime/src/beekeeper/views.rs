@@ -82,7 +82,7 @@ impl Keeper {
                     module: stage.module.clone(),
                     digest: format!("sha256:{}", record.modules.get(&stage.name).map_or("", String::as_str)),
                     bee: stage.bee.to_string(),
-                    inputs: stage.inputs.iter().map(input_text).collect(),
+                    inputs: stage.inputs.iter().map(|i| i.shown(".")).collect(),
                     partitions: u64::from(stage.partitions),
                     unread: depth.map_or(0, |d| d.unread),
                     parked: depth.map_or(0, |d| d.parked),
@@ -181,18 +181,6 @@ fn on_pure_path(swarm: &Swarm, stage: &Stage) -> bool {
         .subjects()
         .iter()
         .any(|subject| swarm.pure(subject) && swarm.reachable(subject).iter().any(|s| s.name == stage.name))
-}
-
-fn input_text(input: &StageInput) -> String {
-    let take = &input.take;
-    match &input.source {
-        InputSource::Gateway(subject) => format!("gateway {subject}{take}"),
-        InputSource::Bee { stage, output: None } => format!("bee {stage}{take}"),
-        InputSource::Bee {
-            stage,
-            output: Some(output),
-        } => format!("bee {stage}.{output}{take}"),
-    }
 }
 
 pub(super) fn stage_of(swarm: &SwarmName, record: &SwarmRecord, name: &str) -> Result<Option<StageName>, Status> {

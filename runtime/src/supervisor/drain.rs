@@ -4,7 +4,7 @@
 //! any more (no route, no plan, no call or batch under way on an earlier one), its topic is empty at several looks, and the
 //! catalog, read under the lock, still does not have it. The backend then removes the topic only if it is empty at that moment.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use skep_topic::Error;
 use tokio::time::sleep;
 
 use super::plans::topic_spec;
-use super::{LiveStage, Supervisor};
+use super::{Draining, LiveStage, Supervisor};
 use crate::catalog::SwarmRecord;
 
 /// Looks in a row at which a removed stage must have nothing to do.
@@ -48,6 +48,29 @@ impl Remains {
     #[must_use]
     pub fn keeps(&self) -> bool {
         self.dead + self.keys + self.timers > 0
+    }
+}
+
+/// A removed stage and, where a loop leads back to it, every removed stage from which a message may come to it.
+fn circle(draining: &BTreeMap<StageName, Draining>, stage: &StageName) -> BTreeSet<StageName> {
+    let leads = |from: &Draining, to: &BTreeSet<StageName>| {
+        let plan = from.live.running.plan();
+        plan.destinations().any(|d| to.contains(&d.stage))
+    };
+    let mut circle = BTreeSet::from([stage.clone()]);
+    if !draining.values().any(|d| d.live.running.plan().goes_back_to(stage)) {
+        return circle;
+    }
+    loop {
+        let more: Vec<StageName> = draining
+            .iter()
+            .filter(|(name, from)| !circle.contains(*name) && leads(from, &circle))
+            .map(|(name, _)| name.clone())
+            .collect();
+        if more.is_empty() {
+            return circle;
+        }
+        circle.extend(more);
     }
 }
 
@@ -190,13 +213,12 @@ impl Supervisor {
                 () = self.end.cancelled() => return,
                 () = sleep(pause) => {}
             }
-            let Some(used) = self.is_used(&id, &stage, removal).await else {
-                return;
-            };
+            let used = self.is_used(&id, &stage, removal).await;
+            let Some((used, circle)) = used else { return };
             let busy = match self.seams.backend.status(&id).await {
                 Ok(topics) => topics
                     .iter()
-                    .any(|t| t.topic.stage() == &stage && t.unread + t.parked + t.timers > 0),
+                    .any(|t| circle.contains(t.topic.stage()) && t.unread + t.parked + t.timers > 0),
                 Err(Error::Gone) => return,
                 Err(e) => {
                     tracing::debug!(error = %e, "cannot see whether a removed stage is drained");
@@ -217,12 +239,25 @@ impl Supervisor {
         }
     }
 
-    /// Whether somebody may still write to the stage or it works; `None` when this removal is over.
-    async fn is_used(&self, id: &SwarmId, stage: &StageName, removal: u64) -> Option<bool> {
+    /// Whether somebody may still write to the stage or it works; and which stages must have nothing to do: itself, and those from which
+    /// something may come round to it. `None` when this removal is over.
+    async fn is_used(&self, id: &SwarmId, stage: &StageName, removal: u64) -> Option<(bool, BTreeSet<StageName>)> {
         let fleet = self.fleet.lock().await;
         let live = fleet.swarms.get(id.name()).filter(|live| live.id == *id)?;
-        let draining = live.draining.get(stage).filter(|d| d.removal == removal)?;
-        Some(draining.live.has_writers() || draining.live.in_memory() != (0, 0))
+        let draining = &live.draining;
+        draining.get(stage).filter(|d| d.removal == removal)?;
+        let circle = circle(draining, stage);
+        let used = circle.iter().filter_map(|name| draining.get(name)).any(|d| {
+            // A removed stage that may send back to this one waits for it, so this one cannot wait for that one's address to be gone.
+            let inside = circle
+                .iter()
+                .filter(|_| circle.len() > 1)
+                .filter_map(|name| draining.get(name))
+                .map(|writer| writer.live.addresses_of(&d.live.topic))
+                .sum();
+            d.live.has_writers_beside(inside) || d.live.in_memory() != (0, 0)
+        });
+        Some((used, circle))
     }
 
     /// Stops a drained stage and removes its topic.

@@ -97,12 +97,23 @@ pub(super) fn plan(
             tracing::error!(stage = %stage.name, reader = %reader.stage, "a reader of a stage is not there; what is published to it is lost");
             continue;
         };
+        // An address of its own, which does not count as a writer's: what goes round in a removed circle is looked after in `drain.rs`.
+        let topic = reader.laps.map_or_else(
+            || Arc::clone(&end.topic),
+            |_| {
+                Arc::new(TopicSpec {
+                    inbox: end.topic.inbox.of_loops(),
+                    ..TopicSpec::clone(&end.topic)
+                })
+            },
+        );
         let destination = Destination {
             stage: reader.stage.clone(),
-            topic: Arc::clone(&end.topic),
+            topic,
             key: end.key.clone(),
             lane: Arc::clone(&end.lane),
             when: reader.when.clone(),
+            laps: reader.laps,
         };
         match &reader.output {
             None => unnamed.push(destination),

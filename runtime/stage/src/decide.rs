@@ -9,6 +9,7 @@
 
 mod effects;
 mod join;
+mod laps;
 mod sum;
 
 use std::borrow::Cow;
@@ -30,6 +31,7 @@ use self::sum::Sum;
 use crate::plan::{Bypass, Destination, Plan};
 
 pub(crate) use self::effects::{effects, passed};
+pub(crate) use self::laps::is_jammed;
 
 /// One thing that a fetch gave, with what is to become of it before any Bee is asked.
 #[derive(Debug, Clone, PartialEq)]
@@ -68,6 +70,8 @@ pub struct Taken {
     pub held: HashSet<String>,
     /// See [`Fetched::early`].
     pub early: Vec<TimerDue>,
+    /// Stages to which nothing may go back now, for it would wait for room that its own waiting keeps from coming.
+    pub closed: Vec<StageName>,
     pub now_ms: u64,
 }
 
@@ -145,6 +149,7 @@ pub fn arrange(plan: &Plan, mut fetched: Fetched, cancelled: impl Fn(&Request) -
         items,
         held: fetched.held,
         early: if desk.is_some() { fetched.early } else { Vec::new() },
+        closed: Vec::new(),
         now_ms,
     };
     let batch = Batch {
@@ -272,7 +277,7 @@ pub fn decide(
             _ if waits(plan, item, &origin, &held) => {
                 (Part::park(parked_behind(plan, &origin, work.now_ms, entropy)), None)
             }
-            Some(step) => settle(plan, &item.source, &origin, step, work.now_ms, ran, entropy),
+            Some(step) => settle(plan, &item.source, &origin, step, work, ran, entropy),
             None if item.fate == Fate::Aside => match (&item.join, plan.stage.join) {
                 (Some(gathered), Some(join)) => {
                     match join::aside(plan, &origin, gathered, join, work.now_ms, entropy) {
@@ -394,19 +399,19 @@ fn settle<'p>(
     source: &Source,
     origin: &Origin<'_>,
     step: Result<Step, Trap>,
-    now_ms: u64,
+    work: &Taken,
     ran: Ran,
     entropy: &dyn Entropy,
 ) -> (Part<'p>, Option<String>) {
     // The owner has tried again as often as it may before it hands on a trouble of the host.
     let host = matches!(&step, Err(trap) if matches!(trap.kind, TrapKind::Host | TrapKind::Crash));
-    match effects(plan, origin, step, ran, entropy) {
+    match effects(plan, origin, step, ran, &work.closed, entropy) {
         Ok(part) => (part, None),
         Err(mut failure) => {
             if host {
                 failure.again = Again::Never;
             }
-            failed(plan, source, origin, failure, now_ms, ran, entropy)
+            failed(plan, source, origin, failure, work.now_ms, ran, entropy)
         }
     }
 }

@@ -287,7 +287,8 @@ impl Consumer {
         let (count, mut done, mut failed, mut dead, mut error) = (taken.len(), 0, 0, 0, None::<String>);
         for (travelling, step) in taken.into_iter().zip(steps) {
             let origin = Origin::message(&travelling.message, travelling.attempts + 1);
-            match effects(plan, &origin, step, ran, self.seams.entropy.as_ref()) {
+            // A lane without room turns its caller away, and nobody waits.
+            match effects(plan, &origin, step, ran, &[], self.seams.entropy.as_ref()) {
                 Ok(part) => {
                     done += 1;
                     self.apply(plan, part);

@@ -7,6 +7,8 @@ use skep_model::condition::{Condition, Facts};
 use skep_model::id::Digest;
 use skep_model::message::Message;
 use skep_model::name::StageName;
+#[cfg(doc)]
+use skep_model::swarm::Bound;
 use skep_model::swarm::{KeySource, Stage};
 use skep_topic::TopicSpec;
 use skep_topic::lane::Lane;
@@ -49,9 +51,22 @@ pub struct Destination {
     pub lane: Arc<Lane>,
     /// What a message must be for it; `None`: nothing.
     pub when: Option<Condition>,
+    /// It closes a circle: how often a message may go there. `topic` then has the room of [`Bound::of_loops`].
+    pub laps: Option<u32>,
 }
 
 impl Plan {
+    /// Everybody downstream.
+    pub fn destinations(&self) -> impl Iterator<Item = &Destination> {
+        self.unnamed.iter().chain(self.named.values().flatten())
+    }
+
+    /// Whether what goes to a stage goes back to it.
+    #[must_use]
+    pub fn goes_back_to(&self, stage: &StageName) -> bool {
+        self.destinations().any(|to| to.laps.is_some() && to.stage == *stage)
+    }
+
     /// No condition stands between a message and the Bee.
     #[must_use]
     pub fn takes_all(&self) -> bool {

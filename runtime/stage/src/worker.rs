@@ -13,11 +13,12 @@ use skep_model::env::{Clock, Entropy};
 use skep_model::id::{CommitId, Token, Uid};
 use skep_model::limits::{CRASH_WAIT_MS, CRASH_WAIT_MS_MAX, FETCH_STATE_BYTES_MAX, LEASE_TTL_MS};
 use skep_model::message::TraceContext;
+use skep_model::name::StageName;
 use skep_model::scope::{PartitionId, TopicId};
 use skep_model::span::{SpanKind, SpanRecord, SpanSink};
 use skep_model::step::{Batch, Input, LogLine, Processed, Step, Trap, TrapKind};
 use skep_topic::lane::Lane;
-use skep_topic::{Backend, Bell, Commit, Cursor, Error, Fetched, Lease, Want, failpoint};
+use skep_topic::{Backend, Bell, Commit, Cursor, Error, Fetched, Lease, Room, Want, failpoint};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
@@ -25,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::caution::{BatchCap, HostTroubles};
-use crate::decide::{Decision, Ran, Stamp, arrange, decide};
+use crate::decide::{Decision, Ran, Stamp, arrange, decide, is_jammed};
 use crate::observe::{BatchReport, Observer, StageState};
 use crate::placement::{Place, Workers, YIELD};
 use crate::plan::Plan;
@@ -135,6 +136,7 @@ impl Running {
                 lost: 0,
                 marked: None,
                 alone: None,
+                closed: Vec::new(),
             };
             let here = Handle::current();
             let seat = self.seams.seat(owner.partition.topic(), index.into(), &here);
@@ -197,6 +199,8 @@ struct Owner {
     marked: Option<(Uid, u32)>,
     /// The attempt mark that the claim found: that input was alone in a crash.
     alone: Option<(Uid, u32)>,
+    /// Where the next batch may not send back to: the last one found a circle that waits for itself.
+    closed: Vec<StageName>,
 }
 
 /// Where an owner stands between two commits.
@@ -469,9 +473,10 @@ impl Owner {
     }
 
     async fn batch(&mut self, plan: &Arc<Plan>, at: &mut Position, fetched: Fetched) -> Result<(), Ended> {
-        let (taken, batch) = arrange(plan, fetched, |request| {
+        let (mut taken, batch) = arrange(plan, fetched, |request| {
             self.seams.backend.waiters().is_cancelled(request.id)
         });
+        taken.closed = std::mem::take(&mut self.closed);
         let inputs = batch.inputs.len();
         let began = Instant::now();
         let started_us = self.seams.clock.now_us();
@@ -538,7 +543,9 @@ impl Owner {
         }
         let dead = decision.commit.dead.len();
         let (to, id) = (decision.commit.span.map(|s| s.to), decision.commit.id);
-        self.commit(at, &decision.commit).await?;
+        if !self.commit(plan, at, &decision.commit).await? {
+            return Ok(());
+        }
         self.marked = None;
         self.lost = 0;
         at.seq += 1;
@@ -620,8 +627,9 @@ impl Owner {
         }
     }
 
-    /// Sends one commit until it has an answer. The same id each time, so a repeat is recognised.
-    async fn commit(&mut self, at: &Position, commit: &Arc<Commit>) -> Result<(), Ended> {
+    /// Sends one commit until it has an answer. The same id each time, so a repeat is recognised. `false`: it would wait for itself, and
+    /// was given up.
+    async fn commit(&mut self, plan: &Plan, at: &Position, commit: &Arc<Commit>) -> Result<bool, Ended> {
         let seams = Arc::clone(&self.seams);
         let backend = &seams.backend;
         let mut room: Option<Bell> = None;
@@ -629,9 +637,13 @@ impl Owner {
             // Made before the call that may be refused, so that no ring falls between the two.
             let rung = room.take().map(Notify::notified_owned);
             match backend.commit(&at.lease, Arc::clone(commit)).await {
-                Ok(_) => return Ok(()),
+                Ok(_) => return Ok(true),
                 Err(Error::Full { stage, what }) => {
                     self.prolong(&at.lease).await?;
+                    if what == Room::Inbox && plan.goes_back_to(&stage) && self.jammed(plan).await {
+                        self.closed.push(stage);
+                        return Ok(false);
+                    }
                     self.tell(StageState::Paused {
                         why: format!("the {what} of stage `{stage}` is full"),
                     });
@@ -654,6 +666,17 @@ impl Owner {
                 }
                 Err(e) => return Err(ended(e)),
             }
+        }
+    }
+
+    /// Whether others may wait for this stage while it waits. A backend that cannot say is asked again with the commit.
+    async fn jammed(&self, plan: &Plan) -> bool {
+        let own = self.partition.topic();
+        match self.seams.backend.status(own.swarm()).await {
+            Ok(topics) => topics
+                .iter()
+                .any(|topic| topic.topic == *own && is_jammed(topic, plan.stage.inbox)),
+            Err(_) => false,
         }
     }
 

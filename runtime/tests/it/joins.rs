@@ -8,14 +8,14 @@ use crate::kills::{SESSION, message, stream};
 use crate::node::{Node, SOON, Start, apply, drained, ensemble, push, request, response, root, state, test_bees};
 use crate::redis_server::{ALWAYS, Server};
 
-fn on_redis(dir: &std::path::Path, redis: &Server) -> Start {
+pub fn on_redis(dir: &std::path::Path, redis: &Server) -> Start {
     Start::new(dir)
         .env("SKEP_BACKEND", redis.url())
         .env("SKEP_ARTIFACTS", dir.join("artifacts").to_str().unwrap())
 }
 
 /// What a call came to, for people.
-async fn told(node: &Node, subject: &str, payload: &str, to: &str) -> String {
+pub async fn told(node: &Node, subject: &str, payload: &str, to: &str) -> String {
     let call = v1::RequestCall {
         subject: subject.to_owned(),
         payload: payload.as_bytes().to_vec().into(),
@@ -199,12 +199,14 @@ bees:
   - { name: effect, module: test-bees, input: { bee: both }, key: message, state: true, retry: { crashes: 1000 } }
 ";
 
-async fn killed(rounds: u64, start: impl Fn(u16) -> Node) {
+/// A stream into the Swarm `ledger` while its node is killed again and again; returns the last node, drained, and how many messages
+/// there were.
+pub async fn killed(manifest: &str, rounds: u64, start: impl Fn(u16) -> Node) -> (Node, u64) {
     assert_eq!(SESSION.len(), 16);
     let node = start(0);
     let mut keeper = node.keeper().await;
     push(&mut keeper, "test-bees", "latest", test_bees()).await.unwrap();
-    apply(&mut keeper, LEDGER).await.unwrap();
+    apply(&mut keeper, manifest).await.unwrap();
     let port = node.port();
     let mut node = Some(node);
     let (mut durable, mut sent) = (0, 0);
@@ -228,6 +230,12 @@ async fn killed(rounds: u64, start: impl Fn(u16) -> Node) {
         let from = durable + 1;
         stream(&mut gateway, from, sent, &mut durable).await;
     }
+    drained(&mut node.keeper().await, "ledger").await;
+    (node, sent)
+}
+
+async fn joined(rounds: u64, start: impl Fn(u16) -> Node) {
+    let (node, sent) = killed(LEDGER, rounds, start).await;
     let mut keeper = node.keeper().await;
     let told = drained(&mut keeper, "ledger").await;
     for stage in &told.stages {
@@ -246,7 +254,7 @@ async fn killed(rounds: u64, start: impl Fn(u16) -> Node) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_join_survives_kills_and_brings_each_together_once() {
     let dir = tempfile::tempdir().unwrap();
-    killed(8, |port| {
+    joined(8, |port| {
         Start {
             port,
             ..Start::new(dir.path())
@@ -260,7 +268,7 @@ async fn a_join_survives_kills_and_brings_each_together_once() {
 async fn a_join_survives_kills_on_redis_too() {
     let redis = Server::start(ALWAYS);
     let dir = tempfile::tempdir().unwrap();
-    killed(4, |port| {
+    joined(4, |port| {
         let start = on_redis(dir.path(), &redis);
         Start { port, ..start }.start()
     })

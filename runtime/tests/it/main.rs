@@ -12,6 +12,7 @@ mod joins;
 mod kills;
 mod letters;
 mod lifecycle;
+mod loops;
 mod losses;
 mod node;
 mod pauses;

@@ -333,6 +333,12 @@ pub fn ensemble() -> &'static [u8] {
     WASM.get_or_init(|| build(&root().join("samples/ensemble"), "ensemble"))
 }
 
+/// A sample, built once per test run.
+pub fn refine() -> &'static [u8] {
+    static WASM: OnceLock<Vec<u8>> = OnceLock::new();
+    WASM.get_or_init(|| build(&root().join("samples/refine"), "refine"))
+}
+
 fn build(dir: &Path, name: &str) -> Vec<u8> {
     let target = root().join("target/bees");
     let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))

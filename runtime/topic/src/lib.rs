@@ -607,6 +607,7 @@ pub struct TopicStatus {
     pub unread: u64,
     pub unread_bytes: u64,
     pub parked: u64,
+    pub parked_bytes: u64,
     pub timers: u64,
     pub dead: u64,
     pub dead_bytes: u64,

@@ -29,6 +29,8 @@ pub(super) struct Input<'a> {
     pub value: Value<'a>,
     pub source: Source<'a>,
     pub take: Take,
+    /// It says that it closes a circle: where, and how often one may go this way, if that could be read.
+    pub laps: Option<(Value<'a>, Option<u32>)>,
 }
 
 pub(super) enum Source<'a> {
@@ -340,6 +342,17 @@ pub(super) fn input<'a>(value: &Value<'a>, out: &mut Vec<Input<'a>>) {
         None => None,
     };
     let take = condition::take(&fields);
+    let laps = fields
+        .get("loop")
+        .map(|v| (v.clone(), v.int(1..=u64::from(limits::LOOP_LAPS_MAX))));
+    if let Some(v) = fields.get("loop")
+        && !matches!(kind, "bee" | "name")
+    {
+        v.mistake(
+            format!("`loop` on a {kind}"),
+            Some("it goes with the `bee: NAME` that closes the circle"),
+        );
+    }
     if kind == "stack" && !take.is_all() {
         return value.mistake(
             "a condition on `stack`",
@@ -354,6 +367,7 @@ pub(super) fn input<'a>(value: &Value<'a>, out: &mut Vec<Input<'a>>) {
                     value: v.clone(),
                     source: Source::Gateway(subject),
                     take,
+                    laps: None,
                 });
             }
         }
@@ -363,6 +377,7 @@ pub(super) fn input<'a>(value: &Value<'a>, out: &mut Vec<Input<'a>>) {
                     value: v.clone(),
                     source: Source::Bee { label, output },
                     take,
+                    laps,
                 });
             }
         }
@@ -377,6 +392,7 @@ pub(super) fn input<'a>(value: &Value<'a>, out: &mut Vec<Input<'a>>) {
                     value: v.clone(),
                     source,
                     take,
+                    laps,
                 });
             }
         }
@@ -404,6 +420,7 @@ fn stack<'a>(fields: &Fields<'a>, out: &mut Vec<Input<'a>>) {
                         value: item.clone(),
                         source: Source::Either(label),
                         take: Take::All,
+                        laps: None,
                     });
                 }
             }

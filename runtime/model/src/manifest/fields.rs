@@ -52,6 +52,7 @@ pub(super) const INPUT: Shape = Shape {
         "gateway",
         "bee",
         "output",
+        "loop",
         "name",
         "type",
         "stack",

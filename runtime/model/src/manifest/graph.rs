@@ -6,6 +6,7 @@ use super::bee::{Draft, Source};
 use super::mistake::{did_you_mean, quoted, shown};
 use super::reader::Report;
 use crate::condition::Take;
+use crate::limits;
 use crate::swarm::{InputSource, StageInput};
 
 /// Resolves every draft's inputs. `None` stands where a mistake was reported.
@@ -43,6 +44,7 @@ pub(super) fn resolve(drafts: &[Draft<'_>], report: &Report) -> Vec<Vec<StageInp
             from.push(Edge {
                 from: source,
                 at: input,
+                laps: input.laps.is_some(),
             });
             // A bad name was reported where it is given.
             if let Ok(stage) = label.parse() {
@@ -57,6 +59,7 @@ pub(super) fn resolve(drafts: &[Draft<'_>], report: &Report) -> Vec<Vec<StageInp
         edges.push(from);
     }
     cycles(drafts, &edges);
+    loops(drafts, &edges);
     otherwise_of_something(drafts, &resolved);
     resolved
 }
@@ -73,6 +76,7 @@ fn add(inputs: &mut Vec<StageInput>, source: InputSource, at: &super::bee::Input
         inputs.push(StageInput {
             source,
             take: at.take.clone(),
+            laps: at.laps.as_ref().and_then(|(_, laps)| *laps),
         });
     }
 }
@@ -183,9 +187,62 @@ struct Edge<'d, 'a> {
     /// The Bee that is read from.
     from: usize,
     at: &'d super::bee::Input<'a>,
+    /// It says that it closes a circle.
+    laps: bool,
 }
 
-/// Reports one path for each edge that closes a circle, found by a walk against the flow; without recursion, as depth is the
+/// What says `loop` must close a circle, and a circle must be entered by something else.
+fn loops(drafts: &[Draft<'_>], edges: &[Vec<Edge<'_, '_>>]) {
+    let said = edges.iter().flatten().filter(|e| e.laps);
+    if let Some(first_too_many) = said.clone().nth(limits::LOOPS_MAX) {
+        let found = said.count();
+        let most = limits::LOOPS_MAX;
+        first_too_many.at.value.mistake(
+            format!("{found} loops, a Swarm has at most {most}"),
+            Some("let several go back to one Bee by way of one other"),
+        );
+    }
+    for (to, inputs) in edges.iter().enumerate() {
+        let doors = drafts[to].inputs.iter().filter(|i| i.laps.is_none()).count();
+        let mut entered = doors > 0;
+        for edge in inputs.iter().filter(|e| e.laps) {
+            let Some((at, _)) = &edge.at.laps else { continue };
+            let (name, from) = (label(&drafts[to]), label(&drafts[edge.from]));
+            if !reaches(to, edge.from, edges) {
+                at.mistake(
+                    format!("`loop`, but nothing leads from {name} to {from}"),
+                    Some("leave it out: this input closes no circle"),
+                );
+            } else if !std::mem::replace(&mut entered, true) {
+                at.mistake(
+                    format!("nothing reaches {name} but what went round already"),
+                    Some("list where messages come from as well: `input: [{ bee: … }, { bee: …, loop: … }]`"),
+                );
+            }
+        }
+    }
+}
+
+/// Whether what comes to `from` may come to `to`.
+fn reaches(from: usize, to: usize, edges: &[Vec<Edge<'_, '_>>]) -> bool {
+    let mut seen = vec![false; edges.len()];
+    let mut next = vec![to];
+    while let Some(bee) = next.pop() {
+        if bee == from {
+            return true;
+        }
+        if !std::mem::replace(&mut seen[bee], true) {
+            next.extend(edges[bee].iter().map(|e| e.from));
+        }
+    }
+    false
+}
+
+fn label(draft: &Draft<'_>) -> String {
+    shown(draft.label.unwrap_or("?"))
+}
+
+/// Reports one path for each edge that closes a circle and does not say so, found by a walk against the flow; without recursion, as depth is the
 /// manifest's to choose.
 fn cycles(drafts: &[Draft<'_>], edges: &[Vec<Edge<'_, '_>>]) {
     #[derive(Clone, Copy, PartialEq)]
@@ -211,6 +268,7 @@ fn cycles(drafts: &[Draft<'_>], edges: &[Vec<Edge<'_, '_>>]) {
                 continue;
             };
             match seen[edge.from] {
+                _ if edge.laps => {}
                 Seen::Done => {}
                 Seen::Not => {
                     seen[edge.from] = Seen::OnPath;
@@ -227,7 +285,10 @@ fn cycles(drafts: &[Draft<'_>], edges: &[Vec<Edge<'_, '_>>]) {
                     names.rotate_right(1);
                     names.extend(names.first().cloned());
                     let message = format!("a cycle: {}", names.join(" → "));
-                    edge.at.value.mistake(message, Some("take one of these inputs away"));
+                    edge.at.value.mistake(
+                        message,
+                        Some("take one of these inputs away, or mark it: `loop: 5` lets a message go round five times"),
+                    );
                 }
             }
         }

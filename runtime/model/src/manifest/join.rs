@@ -90,7 +90,16 @@ fn sides<'a>(fields: &Fields<'a>, out: &mut Vec<Input<'a>>) {
                         Some("give it a Bee of its own, and name that Bee here"),
                     );
                 } else {
+                    let before = out.len();
                     input(item, out);
+                    for side in &out[before..] {
+                        if let Some((at, _)) = &side.laps {
+                            at.mistake(
+                                "a loop as a side of a join",
+                                Some("what goes round would wait for what does not: give the loop to a Bee before the join"),
+                            );
+                        }
+                    }
                 }
             }
             _ => {
@@ -99,6 +108,7 @@ fn sides<'a>(fields: &Fields<'a>, out: &mut Vec<Input<'a>>) {
                         value: item.clone(),
                         source: Source::Bee { label, output: None },
                         take: Take::All,
+                        laps: None,
                     });
                 }
             }

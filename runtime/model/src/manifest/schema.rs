@@ -202,6 +202,12 @@ fn input() -> Value {
             "gateway": described("A subject that clients call.", &label),
             "bee": described("A Bee of this Swarm.", &label),
             "output": described("Only what that Bee publishes to this named output.", &label),
+            "loop": {
+                "type": "integer",
+                "minimum": 1,
+                "maximum": limits::LOOP_LAPS_MAX,
+                "description": "This input closes a circle: how often a message, and what comes of it, may go this way.",
+            },
             "name": described("A Bee or, when no Bee has the name, a gateway.", &label),
             "type": { "enum": ["gateway", "bee"] },
             "stack": {

@@ -72,6 +72,7 @@ fn the_example_reads_as_it_looks() {
     assert_eq!(
         swarm.stages[1].inputs,
         [StageInput {
+            laps: None,
             source: InputSource::Bee {
                 stage: "hello".parse().unwrap(),
                 output: None
@@ -151,7 +152,7 @@ bees:
             "swarm.yaml:1:1: nmae: unknown field; did you mean `name`?",
             "swarm.yaml:2:7: name: `Hello_World` is not a name: use a-z, 0-9 and `-`, first and last a letter or digit; write `hello-world`",
             "swarm.yaml:5:5: bees[0].modul: unknown field; did you mean `module`?",
-            "swarm.yaml:9:20: bees[1].input[0].bee: a cycle: a → b → a; take one of these inputs away",
+            "swarm.yaml:9:20: bees[1].input[0].bee: a cycle: a → b → a; take one of these inputs away, or mark it: `loop: 5` lets a message go round five times",
             "swarm.yaml:9:32: bees[1].input[1].bee: unknown Bee `zzz`; this Swarm has: a, b, b",
             "swarm.yaml:10:17: bees[1].partitions: expected a whole number, found text `many`; 1 to 256",
             "swarm.yaml:11:11: bees[2].name: a second Bee named `b`; the first is bees[1] at 7:11; give each Bee of a Swarm its own name",
@@ -476,4 +477,40 @@ fn mistakes_in_conditions_are_named_in_their_place() {
     assert!(lines(stacked)[0].contains("a condition on `stack`"));
     let twice = "name: s\nbees:\n  - { name: a, module: m, input: { gateway: g } }\n  - name: b\n    module: m\n    input:\n      - { bee: a }\n      - { bee: a, when: { header: h, is: 1 } }\n";
     assert!(lines(twice)[0].contains("`any: [...]` joins conditions"));
+}
+
+#[test]
+fn a_loop_says_how_often_and_leaves_the_rest_without_circles() {
+    let text = "
+name: refine
+bees:
+  - name: draft
+    module: m
+    input:
+      - { gateway: tasks }
+      - { bee: judge, output: poor, when: { json: /again, is: true }, loop: 5 }
+      - { name: draft, output: self, loop: 1000 }
+  - { name: judge, module: m, input: { bee: draft } }
+";
+    let swarm = parse(text).unwrap();
+    assert!(swarm.loops());
+    let laps: Vec<_> = swarm.stages[0].inputs.iter().map(|i| i.laps).collect();
+    assert_eq!(laps, [None, Some(5), Some(1_000)]);
+    let readers = swarm.readers(&"judge".parse().unwrap());
+    assert_eq!((readers[0].laps, readers[0].when.is_some()), (Some(5), true));
+    // As the catalog keeps both.
+    let stored = serde_json::to_string(&(&swarm, &readers)).unwrap();
+    assert!(stored.contains(r#""loop":5"#), "{stored}");
+    let read: (Swarm, Vec<crate::swarm::Reader>) = serde_json::from_str(&stored).unwrap();
+    assert_eq!(read, (swarm.clone(), readers));
+    assert_eq!(swarm.reachable(&"tasks".parse().unwrap()).len(), 2);
+    assert_eq!(
+        swarm.stages[0].inputs[1].shown("."),
+        "bee judge.poor when json:/again is true loop 5"
+    );
+    let mut wider = swarm.clone();
+    wider.stages[0].inputs[1].laps = Some(6);
+    let changes = crate::diff::changes(Some(&swarm), &wider);
+    assert_eq!(changes.len(), 1);
+    assert!(changes[0].before.contains("loop 5") && changes[0].after.contains("loop 6"));
 }

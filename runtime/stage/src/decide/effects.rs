@@ -6,23 +6,24 @@ use skep_model::env::Entropy;
 use skep_model::id::Uid;
 use skep_model::key;
 use skep_model::limits::{
-    EFFECTS_BYTES_MAX, EMITS_MAX, HEADERS_BYTES_MAX, HEADERS_MAX, KEY_BYTES_MAX, OUTPUT_OVERHEAD_BYTES,
+    EFFECTS_BYTES_MAX, EMITS_MAX, HEADERS_BYTES_MAX, HEADERS_MAX, HOPS_MAX, KEY_BYTES_MAX, OUTPUT_OVERHEAD_BYTES,
     PAYLOAD_BYTES_MAX,
 };
-use skep_model::message::{Hop, Lineage, Message, Reply, ReplyResult, Request, TraceContext, shares};
+use skep_model::message::{Hop, Lap, Lineage, Message, Reply, ReplyResult, Request, TraceContext, shares};
 use skep_model::name::StageName;
 use skep_model::step::{Disposition, Emit, Outcome, Step, Trap, TrapKind};
 use skep_topic::{StatePut, TimerSet};
 
-use super::{Again, Failure, Origin, Part, Ran};
+use super::{Again, Failure, Origin, Part, Ran, laps};
 use crate::plan::{Bypass, Destination, Plan};
 
-/// What a step that ended well does; anything else is a failure with its reason.
+/// What a step that ended well does; anything else is a failure with its reason. `closed`: where nothing may go back to now.
 pub(crate) fn effects<'p>(
     plan: &'p Plan,
     origin: &Origin<'_>,
     step: Result<Step, Trap>,
     ran: Ran,
+    closed: &[StageName],
     entropy: &dyn Entropy,
 ) -> Result<Part<'p>, Failure> {
     let step = step.map_err(|trap| Failure {
@@ -83,8 +84,10 @@ pub(crate) fn effects<'p>(
             .uid
             .child(plan.stage.name.as_str(), u32::try_from(ordinal).unwrap_or(u32::MAX));
         let mut give = |reader: &'p Destination, emit: Emit| {
-            let message =
-                child(plan, origin, uid, emit, reader, &hops, ran).map_err(|why| fail("no-key", why, Again::Never))?;
+            let laps = laps::passed(&plan.stage.name, origin, reader, closed)
+                .map_err(|(reason, why)| fail(reason, why, Again::Never))?;
+            let message = child(plan, origin, uid, (emit, laps), reader, &hops, ran)
+                .map_err(|why| fail("no-key", why, Again::Never))?;
             part.bytes += size_of_message(&message) + OUTPUT_OVERHEAD_BYTES;
             // Each time, so that what one emit expands to is bounded.
             if part.bytes > EFFECTS_BYTES_MAX {
@@ -218,7 +221,7 @@ fn child(
     plan: &Plan,
     origin: &Origin<'_>,
     uid: Uid,
-    emit: Emit,
+    (emit, laps): (Emit, Vec<Lap>),
     reader: &Destination,
     hops: &[Hop],
     ran: Ran,
@@ -253,6 +256,7 @@ fn child(
             stage: plan.stage.name.clone(),
             module: plan.module,
             origin: origin.root(),
+            laps,
         }),
         hops: hops.to_vec(),
     })
@@ -263,6 +267,9 @@ pub(super) fn with_hop(message: &Message, stage: &StageName, ran: Ran) -> Vec<Ho
         return Vec::new();
     }
     let mut hops = message.hops.clone();
+    if hops.len() >= HOPS_MAX {
+        return hops;
+    }
     hops.push(Hop {
         stage: stage.clone(),
         started_us: ran.started_us,

@@ -1,6 +1,7 @@
 //! Generated Swarms on the reference backend, under traps, retries, rejects, kills and repeated commits, held against a naive reading
 //! of what is promised: every message is settled once in each stage that it reaches, a key keeps its order, a join brings together
-//! what a plain map would, and every request is answered before its deadline, by whoever may still answer it.
+//! what a plain map would, every request is answered before its deadline, by whoever may still answer it, a message goes round as often
+//! as its loops allow, and inboxes that are nearly always full never wait for each other.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::Future;
@@ -17,10 +18,10 @@ use skep_model::message::NO_RESPONSE;
 use skep_model::name::TenantId;
 use skep_model::scope::{Scope, SwarmId};
 use skep_model::step::{Disposition, Emit, Outcome};
-use skep_model::swarm::{InputSource, Join, KeySource, Missing, Stage, StageInput};
+use skep_model::swarm::{Bound, InputSource, Join, KeySource, Missing, Stage, StageInput};
 use skep_topic::lane::Lane;
 use skep_topic::memory::Memory;
-use skep_topic::{Backend, Call, Gate, Lease, Once, Publish, TopicSpec, Waiter, Want};
+use skep_topic::{Backend, Call, Error, Gate, Lease, Once, Publish, Refused, TopicSpec, Waiter, Want};
 
 use super::tests::{NoBee, bound, stage};
 use super::*;
@@ -58,6 +59,13 @@ struct Sim {
     responded: HashSet<RequestId>,
     trapped: HashSet<usize>,
     deaths: u64,
+    /// How often each message came by which loop, as its parents tell. The same message to two stages took two ways.
+    laps: HashMap<(Uid, usize), BTreeMap<(StageName, StageName), u32>>,
+    rounds: u64,
+    /// Where a stage may not send back to in its next batch.
+    closed: HashMap<usize, Vec<StageName>>,
+    jams: u64,
+    ends: BTreeMap<&'static str, u64>,
 }
 
 impl Sim {
@@ -70,6 +78,7 @@ impl Sim {
         );
         let swarm = Scope::of(TenantId::default_tenant()).swarm(&"w".parse().unwrap(), Incarnation([1; 16]));
         let count = 2 + pick(&rng, 5);
+        let room = [6, 1_000][pick(&rng, 2)];
         let mut stages: Vec<Stage> = Vec::new();
         for i in 0..count {
             let mut inputs: Vec<InputSource> = Vec::new();
@@ -112,19 +121,29 @@ impl Sim {
                     .map(|source| StageInput {
                         source,
                         take: skep_model::condition::Take::All,
+                        laps: None,
                     })
                     .collect(),
+                inbox: Bound {
+                    messages: room,
+                    ..bound()
+                },
                 join,
                 ..stage(key, order)
             });
         }
-        let spec = |name: &StageName| {
+        add_loops(&rng, &mut stages);
+        let spec = |name: &StageName, laps: Option<u32>| {
+            let inbox = stages[0].inbox;
             Arc::new(TopicSpec {
                 id: swarm.topic(name),
                 born: 1,
                 partitions: 1,
-                inbox: bound(),
-                dead_letters: bound(),
+                inbox: laps.map_or(inbox, |_| inbox.of_loops()),
+                dead_letters: Bound {
+                    messages: 1_000_000,
+                    bytes: 1 << 30,
+                },
             })
         };
         let reads = |stage: &Stage, from: &InputSource| stage.inputs.iter().any(|i| i.source == *from);
@@ -135,16 +154,20 @@ impl Sim {
             };
             let readers = stages.iter().filter(|s| reads(s, &from));
             Plan {
-                topic: spec(&stage.name),
+                topic: spec(&stage.name, None),
                 module: Digest::of(b"m"),
                 bee: Arc::new(NoBee),
                 unnamed: readers
-                    .map(|reader| Destination {
-                        stage: reader.name.clone(),
-                        topic: spec(&reader.name),
-                        key: reader.key.clone(),
-                        lane: Lane::new(),
-                        when: None,
+                    .map(|reader| {
+                        let laps = reader.inputs.iter().find(|i| i.source == from).and_then(|i| i.laps);
+                        Destination {
+                            stage: reader.name.clone(),
+                            topic: spec(&reader.name, laps),
+                            key: reader.key.clone(),
+                            lane: Lane::new(),
+                            when: None,
+                            laps,
+                        }
                     })
                     .collect(),
                 named: BTreeMap::new(),
@@ -169,6 +192,11 @@ impl Sim {
             responded: HashSet::new(),
             trapped: HashSet::new(),
             deaths: 0,
+            laps: HashMap::new(),
+            rounds: 0,
+            closed: HashMap::new(),
+            jams: 0,
+            ends: BTreeMap::new(),
         }
     }
 
@@ -176,12 +204,11 @@ impl Sim {
         name.as_str()[1..].parse().unwrap()
     }
 
-    fn send(&mut self) {
+    /// Whether there was room.
+    fn send(&mut self) -> bool {
         let uid = Uid::random(&self.rng);
         let request = (pick(&self.rng, 3) > 0).then_some(RequestId(uid.0));
-        if let Some(id) = request {
-            self.waiting.push((id, self.memory.waiters().wait(id)));
-        }
+        let waiter = request.map(|id| (id, self.memory.waiters().wait(id)));
         let key = format!("k{}", pick(&self.rng, 3));
         let shares: Vec<u64> = skep_model::message::shares(Request::WHOLE, self.fed.len()).collect();
         let to = self.fed.iter().zip(shares).map(|(stage, share)| {
@@ -209,16 +236,24 @@ impl Sim {
             (Arc::clone(&plan.topic), vec![message])
         });
         let to: Vec<_> = to.collect();
-        for (topic, messages) in &to {
-            self.arrive(&topic.id.stage().clone(), &messages[0]);
-        }
-        let call = Call { to, once: Once::No };
+        let call = Call {
+            to: to.clone(),
+            once: Once::No,
+        };
         let done = now(self.memory.publish(Publish {
             swarm: self.swarm.clone(),
             calls: vec![call],
             gate: Gate::Appended,
         }));
-        assert!(done.unwrap()[0].is_ok());
+        if let Err(refused) = &done.unwrap()[0] {
+            assert!(matches!(refused, Refused::Full { .. }), "{refused}");
+            return false;
+        }
+        self.waiting.extend(waiter);
+        for (topic, messages) in &to {
+            self.arrive(&topic.id.stage().clone(), &messages[0]);
+        }
+        true
     }
 
     fn arrive(&mut self, stage: &StageName, message: &Message) {
@@ -319,7 +354,8 @@ impl Sim {
                 break;
             }
             worked = true;
-            let (taken, batch) = arrange(plan, fetched, |_| false);
+            let (mut taken, batch) = arrange(plan, fetched, |_| false);
+            taken.closed = self.closed.remove(&stage).unwrap_or_default();
             let mut steps: Vec<_> = batch.inputs.iter().map(|input| Self::act(stage, input)).collect();
             if steps.len() > 1 && steps.iter().any(Result::is_err) {
                 self.trapped.insert(stage);
@@ -349,7 +385,20 @@ impl Sim {
                 self.deaths += 1;
                 return true;
             }
-            now(self.memory.commit(&lease, Arc::clone(&decision.commit))).unwrap();
+            match now(self.memory.commit(&lease, Arc::clone(&decision.commit))) {
+                Ok(_) => {}
+                // Whoever waits may as well do it over.
+                Err(Error::Full { stage: full, .. }) => {
+                    let status = now(self.memory.status(&self.swarm)).unwrap();
+                    let own = status.iter().find(|t| t.topic == topic.id).unwrap();
+                    if plan.goes_back_to(&full) && is_jammed(own, plan.stage.inbox) {
+                        self.jams += 1;
+                        self.closed.entry(stage).or_default().push(full);
+                    }
+                    break;
+                }
+                Err(e) => panic!("{e}"),
+            }
             self.note(stage, &taken, &decision);
             if pick(&self.rng, 8) == 0 {
                 now(self.memory.commit(&lease, Arc::clone(&decision.commit))).unwrap();
@@ -390,6 +439,43 @@ impl Sim {
                 uids.sort_unstable();
                 if !uids.is_empty() {
                     self.joined.entry(at).or_default().push(uids);
+                }
+            }
+        }
+        // What each output may have come of.
+        let mut sources: HashMap<Uid, Vec<Uid>> = HashMap::new();
+        for item in &taken.items[..decision.consumed] {
+            let parts = item
+                .join
+                .iter()
+                .flat_map(|gathered| gathered.parts.iter().map(|(_, m)| m.uid));
+            let uid = Origin::of(&item.source).uid;
+            sources.entry(uid).or_insert_with(|| parts.chain([uid]).collect());
+        }
+        for output in &commit.outputs {
+            let (from, to) = (&self.plans[stage].stage.name, output.to.id.stage());
+            let mut laps: BTreeMap<(StageName, StageName), u32> = BTreeMap::new();
+            let lineage = output.message.lineage.as_ref().unwrap();
+            for source in &sources[&lineage.parent] {
+                for (edge, times) in self.laps.get(&(*source, stage)).into_iter().flatten() {
+                    let known = laps.entry(edge.clone()).or_default();
+                    *known = (*times).max(*known);
+                }
+            }
+            if let Some(most) = self.plans[stage].destinations().find(|d| d.stage == *to).unwrap().laps {
+                let times = laps.entry((from.clone(), to.clone())).or_default();
+                *times += 1;
+                assert!(*times <= most, "{from} to {to}: {times} of {most}");
+                self.rounds += 1;
+            }
+            let carried = lineage.laps.iter().map(|l| ((l.from.clone(), l.to.clone()), l.times));
+            assert_eq!(carried.collect::<BTreeMap<_, _>>(), laps);
+            self.laps.insert((output.message.uid, self.index(to)), laps);
+        }
+        for letter in &commit.dead {
+            for known in ["loop-bound", "loop-full"] {
+                if letter.reason == known {
+                    *self.ends.entry(known).or_default() += 1;
                 }
             }
         }
@@ -468,6 +554,40 @@ impl Sim {
     }
 }
 
+/// Some ways back, to a stage that joins nothing from one that its messages reach.
+fn add_loops(rng: &SeededEntropy, stages: &mut [Stage]) {
+    let leads = |stages: &[Stage], from: usize, to: usize| {
+        let mut reached = vec![from];
+        for later in from + 1..stages.len() {
+            let from_reached = |i: &StageInput| match &i.source {
+                InputSource::Bee { stage, .. } => reached.iter().any(|r| stages[*r].name == *stage),
+                InputSource::Gateway(_) => false,
+            };
+            if stages[later].inputs.iter().any(from_reached) {
+                reached.push(later);
+            }
+        }
+        reached.contains(&to)
+    };
+    for _ in 0..pick(rng, 3) {
+        let to = pick(rng, stages.len());
+        let from = to + pick(rng, stages.len() - to);
+        let source = InputSource::Bee {
+            stage: stages[from].name.clone(),
+            output: None,
+        };
+        if stages[to].join.is_none() && leads(stages, to, from) && stages[to].inputs.iter().all(|i| i.source != source)
+        {
+            let laps = Some(1 + u32::try_from(pick(rng, 3)).unwrap());
+            stages[to].inputs.push(StageInput {
+                source,
+                take: skep_model::condition::Take::All,
+                laps,
+            });
+        }
+    }
+}
+
 fn pick(rng: &SeededEntropy, n: usize) -> usize {
     usize::try_from(rng.next_u64() % n as u64).unwrap()
 }
@@ -478,10 +598,9 @@ fn run(seed: u64) -> Sim {
     let mut sent = 0;
     let mut quiet = 0;
     for round in 0.. {
-        assert!(round < 20_000, "it does not come to rest");
+        assert!(round < 200_000, "it does not come to rest");
         if sent < messages && pick(&sim.rng, 2) == 0 {
-            sim.send();
-            sent += 1;
+            sent += usize::from(sim.send());
         }
         let stage = pick(&sim.rng, sim.plans.len());
         if sim.turn(stage) {
@@ -513,13 +632,20 @@ proptest! {
 
 #[test]
 fn the_generated_swarms_do_what_they_are_to_test() {
-    let (mut joins, mut deaths, mut requests) = (0, 0, 0);
+    let (mut joins, mut deaths, mut requests, mut rounds, mut jams) = (0, 0, 0, 0, 0);
+    let mut ends: BTreeMap<&str, u64> = BTreeMap::new();
     for seed in 0..60 {
         let sim = run(seed);
         joins += sim.joined.values().flatten().filter(|parts| parts.len() > 1).count();
         deaths += sim.deaths;
         requests += sim.responded.len();
+        rounds += sim.rounds;
+        jams += sim.jams;
+        for (reason, times) in sim.ends {
+            *ends.entry(reason).or_default() += times;
+        }
     }
+    assert!(rounds > 500 && jams > 5 && ends.len() == 2, "{rounds} {jams} {ends:?}");
     assert!(
         joins > 60 && deaths > 100 && requests > 100,
         "{joins} {deaths} {requests}"

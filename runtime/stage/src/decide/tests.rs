@@ -90,6 +90,7 @@ fn plan_of(key: Option<KeySource>, order: Order, readers: Vec<Option<KeySource>>
         key,
         lane: Lane::new(),
         when: None,
+        laps: None,
     };
     Plan {
         stage: stage(key, order),
@@ -640,6 +641,7 @@ fn what_skips_exits_or_was_not_meant_is_consumed_without_its_bee() {
             stage: "up".parse().unwrap(),
             module: Digest::of(b"m"),
             origin: Uid([8; 16]),
+            laps: Vec::new(),
         }),
         ..says(5, Some("e"), "turn")
     };

@@ -1,5 +1,7 @@
 //! Stages over the reference backend (and, once, the embedded one), with plain functions as Bees.
 
+mod loops;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -234,6 +236,7 @@ fn reader(spec: &Arc<TopicSpec>) -> Destination {
         key: Some(KeySource::Message),
         lane: Lane::new(),
         when: None,
+        laps: None,
     }
 }
 

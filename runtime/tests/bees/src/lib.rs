@@ -88,6 +88,15 @@ fn tally(swarm: &mut Swarm, _message: Message) -> skep::Result {
     Ok(())
 }
 
+/// Keyed: counts how often it came by, and publishes what it got.
+#[skep::bee]
+fn round(swarm: &mut Swarm, message: Message) -> skep::Result {
+    let times: u64 = swarm.state().get_json("times")?.unwrap_or(0);
+    swarm.state().put_json("times", &(times + 1))?;
+    swarm.emit(Emit::new(message.into_payload()));
+    Ok(())
+}
+
 /// Does what the payload says; anything else is echoed.
 #[skep::bee]
 fn rascal(swarm: &mut Swarm, message: Message) -> skep::Result {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use skep_model::id::{Digest, RequestId, Uid};
-use skep_model::message::{Hop, Lineage, Message, Request, TraceContext};
+use skep_model::message::{Hop, Lap, Lineage, Message, Request, TraceContext};
 
 use super::actors::{Reason, World, output, stage, text};
 use super::{Harness, Verdict, holds, same};
@@ -164,6 +164,11 @@ pub(super) async fn every_field_of_a_message_survives(harness: Box<dyn Harness>)
             stage: stage("before"),
             module: Digest([6; 32]),
             origin: Uid([5; 16]),
+            laps: vec![Lap {
+                from: stage("before"),
+                to: stage("again"),
+                times: 4,
+            }],
         }),
         hops: vec![Hop {
             stage: stage("before"),

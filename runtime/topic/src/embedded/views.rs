@@ -22,6 +22,7 @@ pub(super) fn status(store: &mut Store, swarm: &SwarmId) -> Result<Answer<Vec<To
             topic: id.clone(),
             unread: topic.unread,
             unread_bytes: topic.unread_bytes,
+            parked_bytes: topic.parked_bytes,
             parked: topic.parked,
             timers: topic.parts.iter().map(|p| p.timers).sum(),
             dead: topic.dead,

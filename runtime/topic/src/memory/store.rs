@@ -551,12 +551,14 @@ impl Store {
         };
         let status = life.topics.iter().map(|(stage, topic)| {
             let (unread, unread_bytes) = topic.unread();
+            let (parked, parked_bytes) = topic.parked();
             let (dead, dead_bytes) = topic.dead_size();
             TopicStatus {
                 topic: swarm.topic(stage),
                 unread,
                 unread_bytes,
-                parked: topic.parked().0,
+                parked,
+                parked_bytes,
                 timers: topic.parts.values().map(|p| p.timers.len() as u64).sum(),
                 dead,
                 dead_bytes,

@@ -200,13 +200,16 @@ fn encode_lineage(l: &Lineage, buf: &mut Vec<u8>) {
     let (origin_hi, origin_lo) = wire::origin(l);
     let stage = l.stage.as_str().as_bytes();
     let uids: usize = [hi, lo, origin_hi, origin_lo].into_iter().map(fixed_len).sum();
-    put_nested(9, uids + some_len(stage) + some_len(&l.module.0), buf);
+    let laps: Vec<wire::Lap> = l.laps.iter().map(wire::Lap::from).collect();
+    let laps_len = encoding::message::encoded_len_repeated(7, &laps);
+    put_nested(9, uids + some_len(stage) + some_len(&l.module.0) + laps_len, buf);
     put_fixed(1, hi, buf);
     put_fixed(2, lo, buf);
     put_some(3, stage, buf);
     put_some(4, &l.module.0, buf);
     put_fixed(5, origin_hi, buf);
     put_fixed(6, origin_lo, buf);
+    encoding::message::encode_repeated(7, &laps, buf);
 }
 
 fn encode_hop(h: &Hop, buf: &mut Vec<u8>) {

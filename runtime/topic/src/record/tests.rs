@@ -2,7 +2,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use prost::Message as _;
 use skep_model::id::{CommitId, Digest, RequestId, Uid};
-use skep_model::message::{Hop, Lineage, Message, Reply, ReplyResult, Request, TraceContext};
+use skep_model::message::{Hop, Lap, Lineage, Message, Reply, ReplyResult, Request, TraceContext};
 use skep_model::name::StageName;
 
 use super::*;
@@ -41,10 +41,19 @@ prop_compose! {
             accepted_ms,
             request: request.map(|(id, deadline_ms, keyed)| Request { id: RequestId(id), deadline_ms, keyed, share: deadline_ms / 2 }),
             trace: trace.map(|(trace_id, span_id, sampled)| TraceContext { trace_id, span_id, sampled }),
-            lineage: lineage.map(|(parent, stage, module)| Lineage { parent: Uid(parent), stage, module: Digest(module), origin: Uid(if accepted_ms % 2 == 0 { parent } else { uid }) }),
+            lineage: lineage.map(|(parent, stage, module)| Lineage { parent: Uid(parent), stage, module: Digest(module), origin: Uid(if accepted_ms % 2 == 0 { parent } else { uid }), laps: laps(accepted_ms) }),
             hops,
         }
     }
+}
+
+fn laps(n: u64) -> Vec<Lap> {
+    let lap = |i: u64| Lap {
+        from: format!("from-{i}").parse().unwrap(),
+        to: "to".parse().unwrap(),
+        times: u32::try_from(n >> 40).unwrap() + u32::try_from(i).unwrap(),
+    };
+    (0..n % 3).map(lap).collect()
 }
 
 fn work() -> impl Strategy<Value = Work> {
@@ -338,6 +347,7 @@ fn full(payload: Bytes) -> Message {
             stage: stage.clone(),
             module: Digest([6; 32]),
             origin: Uid([5; 16]),
+            laps: Vec::new(),
         }),
         hops: vec![Hop {
             stage,
@@ -516,6 +526,9 @@ fn golden_files_read_and_write_as_ever() {
     };
     let messages = vec![message.clone(), small()];
     golden("frame", &messages, |m| frame(m).to_vec(), decode_frame);
+    let mut round = messages.clone();
+    round[0].lineage.as_mut().unwrap().laps = laps(2);
+    golden("frame-laps", &round, |m| frame(m).to_vec(), decode_frame);
     let parked = Parked {
         uid: Uid([7; 16]),
         lane: "key".to_owned(),

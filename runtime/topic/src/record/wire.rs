@@ -108,6 +108,18 @@ pub struct Lineage {
     pub origin_hi: u64,
     #[prost(fixed64, tag = "6")]
     pub origin_lo: u64,
+    #[prost(message, repeated, tag = "7")]
+    pub laps: Vec<Lap>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Lap {
+    #[prost(string, tag = "1")]
+    pub from: String,
+    #[prost(string, tag = "2")]
+    pub to: String,
+    #[prost(uint32, tag = "3")]
+    pub times: u32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -152,6 +164,26 @@ impl From<&model::TraceContext> for Trace {
             span: u64::from_be_bytes(t.span_id),
             sampled: t.sampled,
         }
+    }
+}
+
+impl From<&model::Lap> for Lap {
+    fn from(l: &model::Lap) -> Self {
+        Self {
+            from: l.from.as_str().to_owned(),
+            to: l.to.as_str().to_owned(),
+            times: l.times,
+        }
+    }
+}
+
+impl Lap {
+    fn into_model(self) -> Result<model::Lap, What> {
+        Ok(model::Lap {
+            from: stage(&self.from)?,
+            to: stage(&self.to)?,
+            times: self.times,
+        })
     }
 }
 
@@ -210,6 +242,7 @@ impl From<&model::Message> for Message {
                     module: Bytes::copy_from_slice(&l.module.0),
                     origin_hi,
                     origin_lo,
+                    laps: l.laps.iter().map(Lap::from).collect(),
                 }
             }),
             hops: m.hops.iter().map(Hop::from).collect(),
@@ -235,6 +268,7 @@ impl Message {
                         (0, 0) => join(l.parent_hi, l.parent_lo),
                         (hi, lo) => join(hi, lo),
                     }),
+                    laps: l.laps.into_iter().map(Lap::into_model).collect::<Result<_, _>>()?,
                 })
             }
         };

@@ -31,13 +31,14 @@ pub(super) async fn status(core: &Core, swarm: &SwarmId) -> Result<Vec<TopicStat
         let mut next = || row.next().unwrap_or(Value::Nil);
         let topic = swarm.topic(&stage(&text(next())?)?);
         let mut count = || number(next());
-        let (unread, unread_bytes, parked, _) = (count()?, count()?, count()?, count()?);
+        let (unread, unread_bytes, parked, parked_bytes) = (count()?, count()?, count()?, count()?);
         let (timers, dead, dead_bytes) = (count()?, count()?, count()?);
         out.push(TopicStatus {
             topic,
             unread,
             unread_bytes,
             parked,
+            parked_bytes,
             timers,
             dead,
             dead_bytes,
