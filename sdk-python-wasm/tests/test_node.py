@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import time
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import grpc
@@ -23,7 +24,7 @@ from skep import (
     SwarmNotFound,
     Unavailable,
 )
-from skep.client import DeadlineExceeded, Failed, Outcome, Rejected
+from skep.client import DeadlineExceeded, Failed, Outcome, Redriven, Rejected
 from skep.client.wire import out_message
 
 ROOT = Path(__file__).parents[2]
@@ -100,6 +101,68 @@ def test_a_dead_letter_has_the_traceback_and_so_has_the_log(zoo, node, gateway, 
     assert any("the hive is on fire" in line.text for line in admin.logs("zoo", "bad"))
     assert "the hive is on fire" in node.skep("logs", "zoo", "bad").stdout
 
+
+def test_dead_letters_are_found_tried_put_back_once_and_dropped(zoo, gateway, admin):
+    for letter in admin.dead_letters("zoo", "bad"):
+        assert admin.discard("zoo", [letter.id]) == 1
+    begin = datetime.now(timezone.utc)
+    gateway.submit("bad", b"raise", b"read")
+    letters = soon(lambda: len(found := admin.dead_letters("zoo", "bad")) == 2 and found)
+    raised = next(letter for letter in letters if letter.payload == b"raise")
+    alike = [letter.id for letter in letters if letter.reason == raised.reason]
+    assert [found.id for found in admin.dead_letters("zoo", "bad", reason=raised.reason)] == alike
+    assert admin.dead_letters("zoo", "bad", reason="nothing-like-it") == []
+    assert len(admin.dead_letters("zoo", "bad", limit=1)) == 1
+    assert [found.id for found in admin.dead_letters("zoo", "bad", after=letters[0].id)] == [letters[1].id]
+    assert len(admin.dead_letters("zoo", module=raised.module, since=begin - timedelta(minutes=1))) >= 2
+    assert admin.dead_letters("zoo", "bad", until=begin - timedelta(minutes=1)) == []
+    assert admin.dead_letters("zoo", "bad", key="nobody's") == []
+    with pytest.raises(ValueError, match="no time zone"):
+        admin.dead_letters("zoo", since=datetime.now())
+    with pytest.raises(ValueError, match="`limit` is 0"):
+        admin.dead_letters("zoo", limit=0)
+
+    tried = admin.try_letter("zoo", raised.id)
+    assert (tried.stage, tried.outcome) == ("bad", raised.reason), tried
+    assert "the hive is on fire" in tried.detail + tried.stderr
+    assert [found.id for found in admin.dead_letters("zoo", "bad")] == [letter.id for letter in letters]
+    with pytest.raises(ResourceNotFound, match="no module `nowhere`"):
+        admin.try_letter("zoo", raised.id, module="nowhere")
+
+    # It fails again, under an id of its own.
+    back = admin.redrive("zoo", [raised.id, raised.id])
+    assert (back.redriven, back.left) == (1, {}), back
+    again = soon(lambda: admin.dead_letters("zoo", "bad", after=letters[1].id))
+    assert again[0].payload == b"raise" and again[0].message == raised.message
+    assert admin.redrive("zoo", iter([raised.id])) == Redriven(0, 1, {})
+    assert admin.redrive("zoo", []) == Redriven(0, 0, {})
+    ids = [letter.id for letter in admin.dead_letters("zoo", "bad")]
+    assert admin.discard("zoo", [*ids, 1 << 40]) == len(ids) == 2
+    with pytest.raises(SwarmNotFound):
+        admin.redrive("nobody", [1])
+
+
+def test_a_stage_and_a_swarm_are_paused_and_go_on(zoo, gateway, admin):
+    assert admin.pause("zoo", "shout") == ["shout"]
+    gateway.submit("shout", b"a", b"b")
+
+    def waiting():
+        return next(stage.unread for stage in admin.describe("zoo").stages if stage.name == "shout")
+
+    soon(lambda: waiting() == 2)
+    with pytest.raises(GatewayError, match="resume"):
+        admin.pause("zoo", drain=5)
+    assert admin.resume("zoo", "shout") == []
+    soon(lambda: waiting() == 0)
+    with pytest.raises((ResourceNotFound, SwarmNotFound), match="no stage `shoot`"):
+        admin.pause("zoo", "shoot")
+    with pytest.raises(ValueError, match="a whole Swarm"):
+        admin.pause("zoo", "shout", drain=1)
+    assert set(admin.pause("zoo", drain=30)) == {"bad", "echo", "count", "shout", "many"}
+    with pytest.raises(Unavailable):
+        gateway.request("echo", b"x", timeout=2)
+    assert admin.resume("zoo") == []
+    assert gateway.request("echo", b"x").payload == b"x"
 
 def test_a_bee_s_refusal_is_not_its_failure(zoo, gateway):
     with pytest.raises(Rejected, match="not UTF-8"):

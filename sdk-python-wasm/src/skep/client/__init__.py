@@ -1,6 +1,6 @@
 """For programs that call Swarms, and that look after a node."""
 
-from .admin import Admin
+from .admin import Admin, Redriven
 from .aio import AsyncGateway
 from .errors import (
     DeadlineExceeded,
@@ -27,6 +27,7 @@ __all__ = [
     "GatewayError",
     "LoginError",
     "Outcome",
+    "Redriven",
     "Rejected",
     "ResourceNotFound",
     "Response",

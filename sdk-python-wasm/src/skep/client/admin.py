@@ -5,7 +5,11 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +22,33 @@ from .errors import GatewayError, Outcome, ResourceNotFound, SwarmCreationError,
 from .wire import Target
 
 CHUNK_BYTES = 256 << 10
+#: Dead letters in one list, ids in one redrive: what a node takes at most.
+PAGE = 1_000
+
+
+@dataclass(frozen=True)
+class Redriven:
+    """What became of dead letters that were to come back."""
+
+    redriven: int
+    #: Not there: discarded, or back already.
+    gone: int
+    #: There still, by id, each with the reason.
+    left: dict[int, str]
+
+
+def _some(ids: Iterable[int]) -> Iterator[list[int]]:
+    found = iter(ids)
+    while some := list(islice(found, PAGE)):
+        yield some
+
+
+def _ms(name: str, at: datetime | None) -> int:
+    if at is None:
+        return 0
+    if at.tzinfo is None:
+        raise ValueError(f"`{name}` has no time zone: write `datetime.now(timezone.utc)` or `.astimezone()`")
+    return max(round(at.timestamp() * 1000), 0)
 
 
 class Admin:
@@ -125,9 +156,132 @@ class Admin:
         finally:
             stream.cancel()
 
-    def dead_letters(self, swarm: str, stage: str = "", *, limit: int = 0) -> list[Any]:
-        request = pb.ListDeadLettersRequest(swarm=swarm, stage=stage, limit=limit)
-        return list(self._call(self._stub.ListDeadLetters, request, SwarmNotFound).letters)
+    def dead_letters(
+        self,
+        swarm: str,
+        stage: str = "",
+        *,
+        reason: str = "",
+        key: str | None = None,
+        module: str = "",
+        since: datetime | None = None,
+        until: datetime | None = None,
+        after: int = 0,
+        limit: int | None = None,
+    ) -> list[Any]:
+        """Those that fit all that is given, by rising id; all of them, unless ``limit`` says how many.
+
+        ``module`` is a digest, or how it begins; ``since`` and ``until`` are times with a zone, when they were set aside.
+        """
+        found: list[Any] = []
+        for letter in self._letters(swarm, stage, reason, key, module, since, until, after, limit, brief=False):
+            found.append(letter)
+            if limit is not None and len(found) >= limit:
+                break
+        return found
+
+    def _letters(
+        self,
+        swarm: str,
+        stage: str,
+        reason: str,
+        key: str | None,
+        module: str,
+        since: datetime | None,
+        until: datetime | None,
+        after: int,
+        limit: int | None,
+        *,
+        brief: bool,
+    ) -> Iterator[Any]:
+        if limit is not None and limit < 1:
+            raise ValueError(f"`limit` is {limit}: ask for one at least, or leave it out")
+        request = pb.ListDeadLettersRequest(
+            swarm=swarm,
+            stage=stage,
+            after=after,
+            limit=min(limit or PAGE, PAGE),
+            reason=reason,
+            key=key,
+            module=module,
+            since_ms=_ms("since", since),
+            until_ms=_ms("until", until),
+            brief=brief,
+        )
+        while True:
+            reply = self._call(self._stub.ListDeadLetters, request, SwarmNotFound)
+            yield from reply.letters
+            if not reply.next:
+                return
+            request.after = reply.next
+
+    def discard(self, swarm: str, ids: Iterable[int]) -> int:
+        """Drops dead letters for good. Returns how many there were."""
+        discarded = 0
+        for some in _some(ids):
+            request = pb.DiscardDeadLettersRequest(swarm=swarm, ids=some)
+            discarded += self._call(self._stub.DiscardDeadLetters, request, SwarmNotFound).discarded
+        return discarded
+
+    def redrive(self, swarm: str, ids: Iterable[int], *, patience: float = 60.0) -> Redriven:
+        """Puts dead letters back before their Bees, each once, however often it is asked for::
+
+            admin.redrive("orders", (letter.id for letter in admin.dead_letters("orders", reason="timeout")))
+
+        Where an inbox is full or changes, it waits for room, ``patience`` seconds long without any progress.
+        """
+        redriven, gone = 0, 0
+        left: dict[int, str] = {}
+        ends = time.monotonic() + patience
+        waiting = list(_some(ids))
+        while waiting:
+            some = waiting.pop(0)
+            request = pb.RedriveDeadLettersRequest(swarm=swarm, ids=some)
+            reply = self._call(self._stub.RedriveDeadLetters, request, SwarmNotFound)
+            redriven, gone = redriven + reply.redriven, gone + reply.gone
+            if reply.redriven:
+                ends = time.monotonic() + patience
+            over = time.monotonic() >= ends
+            left.update((letter.id, letter.why) for letter in reply.left if over or not letter.later)
+            later = [letter.id for letter in reply.left if letter.later]
+            if later and not over:
+                time.sleep(0.2)
+                waiting.insert(0, later)
+        return Redriven(redriven, gone, left)
+
+    def try_letter(self, swarm: str, id: int, *, module: str = "") -> Any:
+        """Runs the Bee on a dead letter, or another version of it (``module="orders:next"``), and tells what it would do. Nothing of that
+        happens."""
+        request = pb.TryDeadLetterRequest(swarm=swarm, id=id, module=module)
+        return self._call(self._stub.TryDeadLetter, request, ResourceNotFound)
+
+    def pause(self, swarm: str, stage: str = "", *, drain: float | None = None) -> list[str]:
+        """Stops a Swarm, or a stage of it, from reading; what is submitted waits. Returns the stages that do not read now.
+
+        With ``drain`` a whole Swarm first works off what it has, its doors closed, so many seconds long. One that does not get done drains on
+        behind closed doors, and that is a `TimeoutError`.
+        """
+        if drain is not None:
+            if stage:
+                raise ValueError(f"a whole Swarm can be drained: `{stage}` is a stage, which is paused without")
+            self._hold(swarm, "", pb.HoldSwarmRequest.HOLD_DRAINING)
+            ends = time.monotonic() + drain
+            while self._busy(swarm):
+                if time.monotonic() >= ends:
+                    raise TimeoutError(f"`{swarm}` is not drained after {drain:g} s: it drains on; pause it as it is, or resume it")
+                time.sleep(0.1)
+        return self._hold(swarm, stage, pb.HoldSwarmRequest.HOLD_PAUSED)
+
+    def resume(self, swarm: str, stage: str = "") -> list[str]:
+        """Lets a Swarm, or a stage of it, go on. Returns the stages that do not read now."""
+        return self._hold(swarm, stage, pb.HoldSwarmRequest.HOLD_NONE)
+
+    def _hold(self, swarm: str, stage: str, hold: Any) -> list[str]:
+        request = pb.HoldSwarmRequest(swarm=swarm, stage=stage, hold=hold)
+        return list(self._call(self._stub.HoldSwarm, request, SwarmNotFound).paused)
+
+    def _busy(self, swarm: str) -> bool:
+        return any(stage.unread or stage.parked for stage in self.describe(swarm).stages)
 
     def state(self, swarm: str, stage: str, key: str) -> dict[str, bytes]:
         """One key's state of a stage."""
