@@ -8,6 +8,7 @@
 //! - [`redis`]: nodes on a Redis, and the raw loops on the same server.
 //! - [`node`]: starts and feeds a node.
 //! - [`python`]: Bees in Python beside the same in Rust, for `ci/bench python`.
+//! - [`state`]: many keys.
 //! - [`report`]: runs all of it and writes the table.
 
 mod echo;
@@ -17,6 +18,7 @@ mod python;
 mod redis;
 mod report;
 mod sqlite;
+mod state;
 
 use anyhow::bail;
 
@@ -28,6 +30,8 @@ fn main() -> anyhow::Result<()> {
         ["report", bin, bees, out] => report::run(bin.as_ref(), bees.as_ref(), out.as_ref()),
         ["redis", bin, bees, parts @ ..] => report::redis_only(bin.as_ref(), bees.as_ref(), parts),
         ["streams", bin, bees] => report::streams_only(bin.as_ref(), bees.as_ref()),
+        ["state", bin, bees] => report::state_only(bin.as_ref(), bees.as_ref(), state::MANY_KEYS),
+        ["state", bin, bees, keys] => report::state_only(bin.as_ref(), bees.as_ref(), keys.parse()?),
         ["python", bin, python, rust] => python::run(bin.as_ref(), python.as_ref(), rust.as_ref()),
         _ => bail!("usage: skep-bench report FOLDER_OF_BINARIES TEST_BEES_WASM OUT.md (use ci/bench)"),
     }

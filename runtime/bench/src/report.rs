@@ -131,6 +131,22 @@ pub fn streams_only(binaries: &Path, bees: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The rows of keyed state alone, with fewer keys if one likes; of none only the hot ones.
+pub fn state_only(binaries: &Path, bees: &Path, keys: u64) -> anyhow::Result<()> {
+    let wasm = std::fs::read(bees)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let rows = runtime.block_on(async {
+        let dir = tempfile::Builder::new().prefix("bench-").tempdir_in(binaries)?;
+        let mut rows = vec![crate::state::hot(binaries, &wasm, dir.path()).await?];
+        if keys > 0 {
+            rows.extend(crate::state::many(binaries, &wasm, dir.path(), keys).await?);
+        }
+        anyhow::Ok(rows)
+    })?;
+    print!("{}\nload average {}\n", table(&rows)?, load_average());
+    Ok(())
+}
+
 async fn measure(binaries: &Path, wasm: &[u8], bees: &Path) -> anyhow::Result<Vec<Row>> {
     // Beside the binaries, which are on a disk; /tmp may be in memory.
     let dir = tempfile::Builder::new().prefix("bench-").tempdir_in(binaries)?;
@@ -153,6 +169,8 @@ async fn measure(binaries: &Path, wasm: &[u8], bees: &Path) -> anyhow::Result<Ve
     rows.push(instances(binaries, bees)?);
     rows.extend(streams(&skep, &payload, dir.path()).await?);
     drop(skep);
+    rows.push(crate::state::hot(binaries, wasm, dir.path()).await?);
+    rows.extend(crate::state::many(binaries, wasm, dir.path(), crate::state::MANY_KEYS).await?);
     rows.push(first_answer(binaries, wasm, dir.path()).await?);
     rows.extend(idle(binaries, wasm, dir.path()).await?);
     Ok(rows)

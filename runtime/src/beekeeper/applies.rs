@@ -347,7 +347,7 @@ impl Keeper {
             let loss = v1::StateLoss {
                 stage: stage.name.to_string(),
                 // Also where `state` is off by now: what was kept before is still there.
-                keys: self.backend.keys(&topic).await.map_err(topic_error)?,
+                keys: self.backend.state_size(&topic).await.map_err(topic_error)?.keys,
                 waiting: depth.filter(|_| stage.state).map_or(0, |d| d.unread + d.parked),
                 timers: depth.map_or(0, |d| d.timers),
             };

@@ -64,8 +64,8 @@ impl Keeper {
         let topics = depths(self.backend.as_ref(), &id).await?;
         let mut keys = BTreeMap::new();
         for stage in record.swarm.stages.iter().filter(|s| count_keys && s.state) {
-            let count = self.backend.keys(&id.topic(&stage.name)).await.unwrap_or_default();
-            keys.insert(stage.name.clone(), count);
+            let size = self.backend.state_size(&id.topic(&stage.name)).await.unwrap_or_default();
+            keys.insert(stage.name.clone(), size.keys);
         }
         let (theirs, missing) = ask::counts(&self.members.others(), name.as_str()).await;
         let counted: Vec<v1::StageCounts> = self.here.counts(&id, &record.swarm).into_iter().chain(theirs).collect();

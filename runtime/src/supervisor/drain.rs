@@ -121,8 +121,8 @@ impl Supervisor {
             Err(e) => return Err(e.into()),
         };
         for topic in topics {
-            remains.keys += match self.seams.backend.keys(&topic.topic).await {
-                Ok(keys) => keys,
+            remains.keys += match self.seams.backend.state_size(&topic.topic).await {
+                Ok(size) => size.keys,
                 Err(Error::Gone) => 0,
                 Err(e) => return Err(e.into()),
             };

@@ -312,6 +312,8 @@ pub struct Fetched {
     pub held: HashSet<String>,
     /// State of every key in `messages`, `retries` and `timers`.
     pub state: StateMap,
+    /// Of all keys of the stage, at this read; with [`Want::state`] only.
+    pub state_size: StateSize,
     /// The store's clock at this read, ms since the Unix epoch.
     pub now_ms: u64,
     /// When the next parked message or timer that is not yet due falls due.
@@ -600,6 +602,36 @@ impl std::fmt::Display for Room {
 
 // --------------------------------------------------------------------------------------------------------- views
 
+/// How much keyed state there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StateSize {
+    /// Keys that have any value.
+    pub keys: u64,
+    /// Of those keys, of the names of their values, and of the values.
+    pub bytes: u64,
+}
+
+impl StateSize {
+    /// What one key counts for.
+    #[must_use]
+    pub fn of(key: &str, values: &BTreeMap<String, Bytes>) -> Self {
+        if values.is_empty() {
+            return Self::default();
+        }
+        let values = values.iter().map(|(name, value)| name.len() + value.len());
+        Self {
+            keys: 1,
+            bytes: (key.len() + values.sum::<usize>()) as u64,
+        }
+    }
+
+    /// One part of it was `before` and is `after`.
+    fn turn(&mut self, before: Self, after: Self) {
+        self.keys = (self.keys + after.keys).saturating_sub(before.keys);
+        self.bytes = (self.bytes + after.bytes).saturating_sub(before.bytes);
+    }
+}
+
 /// How full a topic is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicStatus {
@@ -783,8 +815,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Cheap: what was applied so far, durable or not.
     async fn status(&self, swarm: &SwarmId) -> Result<Vec<TopicStatus>, Error>;
 
-    /// Distinct keys with state of one stage. Costs a look at each.
-    async fn keys(&self, topic: &TopicId) -> Result<u64, Error>;
+    /// How much keyed state a stage has. Counted as it is written, so asking costs nothing.
+    async fn state_size(&self, topic: &TopicId) -> Result<StateSize, Error>;
 
     /// Every Swarm life that has rows, so that a node can finish a deletion that was interrupted.
     async fn lives(&self) -> Result<Vec<SwarmId>, Error>;

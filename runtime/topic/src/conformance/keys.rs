@@ -90,7 +90,7 @@ pub(super) async fn a_key_s_state_is_its_own(harness: Box<dyn Harness>) -> Verdi
         world.backend().state(&b.id, "k").await.why()?.is_empty(),
         "another stage's"
     );
-    same!(world.backend().keys(&a.id).await.why()?, 4, "counted");
+    same!(world.backend().state_size(&a.id).await.why()?.keys, 4, "counted");
     Ok(())
 }
 
@@ -114,6 +114,63 @@ pub(super) async fn state_is_deleted(harness: Box<dyn Harness>) -> Verdict {
     let mut commit = world.commit(&owner);
     commit.state = vec![delete("b")];
     owner.must(commit).await?;
-    same!(world.backend().keys(&spec.id).await.why()?, 0, "none left");
+    same!(world.backend().state_size(&spec.id).await.why()?.keys, 0, "none left");
+    Ok(())
+}
+
+pub(super) async fn state_is_counted(harness: Box<dyn Harness>) -> Verdict {
+    let mut world = World::new(harness);
+    let spec = world.spec("a", 1);
+    let mut owner = world.own(&spec, 0).await?;
+    let large = "x".repeat(skep_model::limits::STATE_INLINE_BYTES_MAX + 1);
+    let delete = |key: &str, name: &str| StatePut {
+        key: key.to_owned(),
+        name: name.to_owned(),
+        value: None,
+    };
+    // Each step on the one before it: what is there, what is not, what the owner knows whole and what it does not, small and large.
+    let n = large.len() as u64;
+    let steps = [
+        (vec![put("k", "a", "123"), put("k", "b", "")], (1, 6)),
+        (vec![put("k", "a", "1"), put("ké", "a", "1")], (2, 9)),
+        (
+            vec![delete("k", "a"), put("k", "c", "12"), delete("none", "a")],
+            (2, 10),
+        ),
+        (
+            vec![put("k", "b", &large), put("k", "b", &large), put("l", "a", "1")],
+            (3, 13 + n),
+        ),
+        (vec![put("k", "c", ""), put("k", "d", "1")], (3, 13 + n)),
+        (vec![delete("k", "b"), delete("k", "never")], (3, 12)),
+        (vec![delete("k", "c"), delete("k", "d"), delete("l", "a")], (1, 5)),
+        (vec![put("k", "a", "1"), delete("k", "a")], (1, 5)),
+        (vec![delete("ké", "a")], (0, 0)),
+        (vec![put("m", "a", "1")], (1, 3)),
+    ];
+    for (at, (state, (keys, bytes))) in steps.into_iter().enumerate() {
+        // So that some of what a step writes was read before, as a Bee's is.
+        if at % 2 == 0 {
+            for put in &state {
+                world.words(&spec, Some(&put.key), &["1"]).await?;
+            }
+        }
+        let fetched = owner.fetch(100).await?;
+        let mut commit = world.consuming(&owner, &fetched, fetched.messages.len());
+        commit.state = state;
+        owner.must(commit).await?;
+        let size = world.backend().state_size(&spec.id).await.why()?;
+        same!((size.keys, size.bytes), (keys, bytes), format!("after step {at}"));
+        same!(
+            owner.fetch(1).await?.state_size,
+            size,
+            format!("a fetch says so too, step {at}")
+        );
+    }
+    drop(owner);
+    if world.harness.reopen(Stop::Clean).await {
+        let size = world.backend().state_size(&spec.id).await.why()?;
+        same!((size.keys, size.bytes), (1, 3), "after reopening");
+    }
     Ok(())
 }

@@ -58,7 +58,8 @@ pub(super) fn fetch(store: &mut Store, lease: &Lease, want: Want) -> Result<Answ
     if want.state {
         let row = topic.row;
         let (keys, conn) = (&mut store.keys, &store.conn);
-        fetched.load_state(want.state_bytes, |key| keys.values(conn, row, key).cloned())?;
+        fetched.state_size = keys.size(row);
+        fetched.load_state(want.state_bytes, |key| keys.values(conn, row, key))?;
     }
     Answer::now(fetched)
 }

@@ -17,26 +17,67 @@ use skep_model::limits;
 
 use super::store::{Fault, db, un};
 use crate::record::{self, Kind};
-use crate::{Error, StatePut, key_group};
+use crate::{Error, StatePut, StateSize, key_group};
 
-/// Bytes that a key in memory costs beside its own.
-const ENTRY_OVERHEAD: usize = 200;
+/// Bytes that a key, and a value, cost in memory beside their own: their places, and what the allocator rounds up.
+const KEY_OVERHEAD: usize = 160;
+const VALUE_OVERHEAD: usize = 128;
 
 /// A row of a topic.
 type TopicRow = i64;
 
+/// A list, not a map: a key has one or two values mostly, and a map's first node is as large as ten of them.
 #[derive(Debug, Default)]
 struct Key {
-    values: BTreeMap<String, Bytes>,
-    /// Names whose rows are behind.
-    behind: BTreeSet<String>,
-    /// The journal row that holds the oldest of these writes.
+    /// By name.
+    values: Vec<Named>,
+    /// The journal row that holds the oldest of the writes that the rows do not have.
     since: u64,
+    /// Some row is behind.
+    behind: bool,
+    /// Read or written since memory was last full.
+    used: bool,
+}
+
+#[derive(Debug)]
+struct Named {
+    name: String,
+    /// `None`: deleted, and its row is still there.
+    value: Option<Bytes>,
+    /// Its row is behind.
+    behind: bool,
+}
+
+impl Named {
+    fn bytes(&self) -> usize {
+        self.value.as_ref().map_or(0, |value| self.name.len() + value.len())
+    }
+
+    fn weight(&self) -> usize {
+        VALUE_OVERHEAD + self.name.len() + self.value.as_ref().map_or(0, Bytes::len)
+    }
 }
 
 impl Key {
-    fn bytes(&self) -> usize {
-        self.values.iter().map(|(name, value)| name.len() + value.len()).sum()
+    fn weight(&self, name: &str) -> usize {
+        KEY_OVERHEAD + name.len() + self.values.iter().map(Named::weight).sum::<usize>()
+    }
+
+    /// What it counts for in its stage's state.
+    fn size(&self, name: &str) -> StateSize {
+        let bytes: usize = self.values.iter().map(Named::bytes).sum();
+        let there = self.values.iter().any(|named| named.value.is_some());
+        StateSize {
+            keys: there.into(),
+            bytes: if there { (name.len() + bytes) as u64 } else { 0 },
+        }
+    }
+
+    fn to_map(&self) -> BTreeMap<String, Bytes> {
+        let there = self.values.iter();
+        there
+            .filter_map(|named| Some((named.name.clone(), named.value.clone()?)))
+            .collect()
     }
 }
 
@@ -60,6 +101,9 @@ pub(super) struct Keys {
     /// The writes of the open transaction, and whose they are.
     open: Vec<record::StateWrite>,
     next: u64,
+    sizes: HashMap<TopicRow, StateSize>,
+    /// Whose size is another than its row says.
+    resized: BTreeSet<TopicRow>,
 }
 
 impl Default for Keys {
@@ -79,6 +123,8 @@ impl Keys {
             journal_bytes: 0,
             open: Vec::new(),
             next: 0,
+            sizes: HashMap::new(),
+            resized: BTreeSet::new(),
         }
     }
 
@@ -103,12 +149,62 @@ impl Keys {
             self.journal_bytes += bytes;
             self.next = id + 1;
         }
+        self.load_sizes(conn, lives)
+    }
+
+    fn load_sizes(&mut self, conn: &Connection, lives: impl Fn(TopicRow) -> bool) -> Result<(), Fault> {
+        let mut query = conn.prepare("SELECT topic, keys, bytes FROM state_size")?;
+        let mut rows = query.query([])?;
+        while let Some(r) = rows.next()? {
+            let (topic, keys, bytes): (TopicRow, i64, i64) = (r.get(0)?, r.get(1)?, r.get(2)?);
+            if !lives(topic) {
+                continue;
+            }
+            let size = if keys < 0 {
+                self.resized.insert(topic);
+                self.count(conn, topic)?
+            } else {
+                StateSize {
+                    keys: un(keys),
+                    bytes: un(bytes),
+                }
+            };
+            self.sizes.insert(topic, size);
+        }
         Ok(())
     }
 
+    /// Of a store that did not count yet, once: a look at each row, with what the journal makes of them.
+    fn count(&self, conn: &Connection, topic: TopicRow) -> Result<StateSize, Fault> {
+        let (keys, bytes): (i64, i64) = conn.query_row(
+            "SELECT count(*), coalesce(sum(bytes), 0) FROM (
+                 SELECT length(CAST(key AS BLOB)) + sum(length(CAST(name AS BLOB)) + length(value) - ?2) AS bytes
+                 FROM state WHERE topic = ?1 GROUP BY grp, key)",
+            params![topic, db(record::HEAD as u64)],
+            |r| Ok((r.get(0)?, r.get(1)?)),
+        )?;
+        let mut size = StateSize {
+            keys: un(keys),
+            bytes: un(bytes),
+        };
+        for (name, key) in self.topics.get(&topic).into_iter().flatten() {
+            let stored = Key {
+                values: rows(conn, topic, name)?,
+                ..Key::default()
+            };
+            size.turn(stored.size(name), key.size(name));
+        }
+        Ok(size)
+    }
+
+    /// Of all keys of a topic, as applied.
+    pub fn size(&self, topic: TopicRow) -> StateSize {
+        self.sizes.get(&topic).copied().unwrap_or_default()
+    }
+
     /// A key's values, from memory or its rows.
-    pub fn values(&mut self, conn: &Connection, topic: TopicRow, key: &str) -> Result<&BTreeMap<String, Bytes>, Fault> {
-        self.key(conn, topic, key).map(|found| &found.values)
+    pub fn values(&mut self, conn: &Connection, topic: TopicRow, key: &str) -> Result<BTreeMap<String, Bytes>, Fault> {
+        self.key(conn, topic, key).map(|found| found.to_map())
     }
 
     fn key(&mut self, conn: &Connection, topic: TopicRow, key: &str) -> Result<&mut Key, Fault> {
@@ -119,50 +215,65 @@ impl Keys {
                 values: rows(conn, topic, key)?,
                 ..Key::default()
             };
-            self.bytes += key.len() + found.bytes() + ENTRY_OVERHEAD;
+            self.bytes += found.weight(key);
             self.topics.entry(topic).or_default().insert(key.to_owned(), found);
         }
         let keys = self.topics.get_mut(&topic).expect("just made");
-        Ok(keys.get_mut(key).expect("just made"))
+        let found = keys.get_mut(key).expect("just made");
+        found.used = true;
+        Ok(found)
     }
 
     /// Applies a write of the open transaction.
     pub fn put(&mut self, conn: &Connection, topic: TopicRow, put: &StatePut) -> Result<(), Fault> {
-        self.key(conn, topic, &put.key)?;
+        let before = self.key(conn, topic, &put.key)?.size(&put.key);
         let write = record::StateWrite {
             topic,
             key: put.key.clone(),
             name: put.name.clone(),
             value: put.value.clone(),
         };
-        self.apply(self.next, &write);
+        let after = self.apply(self.next, &write);
         self.open.push(write);
+        if before != after {
+            self.sizes.entry(topic).or_default().turn(before, after);
+            self.resized.insert(topic);
+        }
         Ok(())
     }
 
-    /// The key must be in memory.
-    fn apply(&mut self, segment: u64, write: &record::StateWrite) {
+    /// The key must be in memory. Returns what it counts for now.
+    fn apply(&mut self, segment: u64, write: &record::StateWrite) -> StateSize {
         let keys = self.topics.get_mut(&write.topic).expect("it is in memory");
         let key = keys.get_mut(&write.key).expect("it is in memory");
-        if key.behind.is_empty() {
+        if !key.behind {
+            key.behind = true;
             key.since = segment;
         }
-        if !key.behind.contains(&write.name) {
-            key.behind.insert(write.name.clone());
-        }
-        let name = write.name.len();
-        match &write.value {
-            Some(value) => {
-                self.bytes += name + value.len();
-                // Replaced in place: the name is there almost always.
-                let former = match key.values.get_mut(&write.name) {
-                    Some(slot) => Some(std::mem::replace(slot, value.clone())),
-                    None => key.values.insert(write.name.clone(), value.clone()),
-                };
-                self.bytes -= former.map_or(0, |former| name + former.len());
+        let value = write.value.clone();
+        match key
+            .values
+            .binary_search_by(|named| named.name.as_str().cmp(&write.name))
+        {
+            Ok(at) => {
+                let named = &mut key.values[at];
+                self.bytes -= named.weight();
+                named.value = value;
+                named.behind = true;
+                self.bytes += named.weight();
             }
-            None => self.bytes -= key.values.remove(&write.name).map_or(0, |former| name + former.len()),
+            Err(at) => {
+                let named = Named {
+                    name: write.name.clone(),
+                    value,
+                    behind: true,
+                };
+                self.bytes += named.weight();
+                key.values.reserve_exact(1);
+                key.values.insert(at, named);
+            }
         }
+        key.size(&write.key)
     }
 
     /// At the flush: one row for all writes of the transaction, and room in journal and memory.
@@ -170,10 +281,14 @@ impl Keys {
         self.write_journal(conn)?;
         self.fold(conn, self.journal_max)?;
         if self.bytes > self.memory_max {
-            self.drop_clean();
+            self.drop_clean(|key| key.used);
+            // So much that few can be dropped soon again: what is used most is read back at once.
+            if self.bytes > self.memory_max - self.memory_max / 4 {
+                self.drop_clean(|_| false);
+            }
             if self.bytes > self.memory_max {
                 self.fold(conn, 0)?;
-                self.drop_clean();
+                self.drop_clean(|_| false);
             }
         }
         Ok(())
@@ -200,6 +315,11 @@ impl Keys {
             self.journal_bytes += body.len();
             self.next += 1;
         }
+        for topic in std::mem::take(&mut self.resized) {
+            let size = self.size(topic);
+            conn.prepare_cached("INSERT OR REPLACE INTO state_size (topic, keys, bytes) VALUES (?1, ?2, ?3)")?
+                .execute(params![topic, db(size.keys), db(size.bytes)])?;
+        }
         Ok(())
     }
 
@@ -214,8 +334,10 @@ impl Keys {
                 let Some(key) = self.topics.get_mut(&topic).and_then(|keys| keys.get_mut(&name)) else {
                     continue;
                 };
-                if !key.behind.is_empty() && key.since <= segment.id {
+                if key.behind && key.since <= segment.id {
+                    self.bytes -= key.weight(&name);
                     write_rows(conn, topic, &name, key)?;
+                    self.bytes += key.weight(&name);
                 }
             }
         }
@@ -226,18 +348,15 @@ impl Keys {
         Ok(())
     }
 
-    /// Whether rows are behind.
-    pub fn behind(&self) -> bool {
-        !self.journal.is_empty() || !self.open.is_empty()
-    }
-
-    fn drop_clean(&mut self) {
+    /// Drops what the rows have too, but for what `stays`.
+    fn drop_clean(&mut self, stays: impl Fn(&Key) -> bool) {
         let mut bytes = 0;
         for keys in self.topics.values_mut() {
             keys.retain(|name, key| {
-                let stays = !key.behind.is_empty();
+                let stays = key.behind || stays(key);
                 if stays {
-                    bytes += name.len() + key.bytes() + ENTRY_OVERHEAD;
+                    bytes += key.weight(name);
+                    key.used = false;
                 }
                 stays
             });
@@ -249,40 +368,61 @@ impl Keys {
     /// A topic goes: its rows go by themselves, and nothing of it is to be written again.
     pub fn forget(&mut self, topic: TopicRow) {
         for (name, key) in self.topics.remove(&topic).into_iter().flatten() {
-            self.bytes -= name.len() + key.bytes() + ENTRY_OVERHEAD;
+            self.bytes -= key.weight(&name);
         }
+        self.sizes.remove(&topic);
+        self.resized.remove(&topic);
     }
 }
 
 /// One key's rows.
-fn rows(conn: &Connection, topic: TopicRow, key: &str) -> Result<BTreeMap<String, Bytes>, Fault> {
-    let mut query = conn.prepare_cached("SELECT name, value FROM state WHERE topic = ?1 AND grp = ?2 AND key = ?3")?;
+fn rows(conn: &Connection, topic: TopicRow, key: &str) -> Result<Vec<Named>, Fault> {
+    let mut query =
+        conn.prepare_cached("SELECT name, value FROM state WHERE topic = ?1 AND grp = ?2 AND key = ?3 ORDER BY name")?;
     let mut rows = query.query(params![topic, key_group(key), key])?;
-    let mut out = BTreeMap::new();
+    let mut out = Vec::new();
     while let Some(r) = rows.next()? {
-        let value = record::unseal(Kind::State, Bytes::from(r.get::<_, Vec<u8>>(1)?)).map_err(|e| match e {
-            Error::Corrupt(what) => Error::Corrupt(format!("key `{key}`: {what}")),
-            other => other,
-        })?;
-        out.insert(r.get(0)?, value);
+        let value = unsealed(key, r.get(1)?)?;
+        out.push(Named {
+            name: r.get(0)?,
+            value: Some(value),
+            behind: false,
+        });
     }
     Ok(out)
 }
 
+pub(super) fn unsealed(key: &str, stored: Vec<u8>) -> Result<Bytes, Fault> {
+    let value = record::unseal(Kind::State, Bytes::from(stored)).map_err(|e| match e {
+        Error::Corrupt(what) => Error::Corrupt(format!("key `{key}`: {what}")),
+        other => other,
+    });
+    Ok(value?)
+}
+
 fn write_rows(conn: &Connection, topic: TopicRow, name: &str, key: &mut Key) -> Result<(), Fault> {
     let group = key_group(name);
-    for behind in std::mem::take(&mut key.behind) {
-        match key.values.get(&behind) {
+    key.behind = false;
+    for named in key.values.iter_mut().filter(|named| named.behind) {
+        named.behind = false;
+        match &named.value {
             Some(value) => conn
                 .prepare_cached(
                     "INSERT OR REPLACE INTO state (topic, grp, key, name, value) VALUES (?1, ?2, ?3, ?4, ?5)",
                 )?
-                .execute(params![topic, group, name, behind, record::seal(Kind::State, value)])?,
+                .execute(params![
+                    topic,
+                    group,
+                    name,
+                    named.name,
+                    record::seal(Kind::State, value)
+                ])?,
             None => conn
                 .prepare_cached("DELETE FROM state WHERE topic = ?1 AND grp = ?2 AND key = ?3 AND name = ?4")?
-                .execute(params![topic, group, name, behind])?,
+                .execute(params![topic, group, name, named.name])?,
         };
     }
+    key.values.retain(|named| named.value.is_some());
     Ok(())
 }
 
@@ -357,7 +497,7 @@ mod tests {
                     Deed::Read(topic, key) => {
                         let key = format!("k{key}");
                         let expected = now.get(&(topic, key.clone())).cloned().unwrap_or_default();
-                        prop_assert_eq!(keys.values(&conn, topic, &key).unwrap(), &expected);
+                        prop_assert_eq!(keys.values(&conn, topic, &key).unwrap(), expected);
                     }
                     Deed::Flush | Deed::Settle => {
                         if !std::mem::take(&mut in_tx) {
@@ -386,13 +526,21 @@ mod tests {
                 }
             }
             for ((topic, key), expected) in &now {
-                prop_assert_eq!(keys.values(&conn, *topic, key).unwrap(), expected);
+                prop_assert_eq!(&keys.values(&conn, *topic, key).unwrap(), expected);
+            }
+            for topic in 1..3 {
+                let mut size = StateSize::default();
+                for (_, (key, values)) in now.iter().map(|((t, key), values)| (*t, (key, values))).filter(|(t, _)| *t == topic) {
+                    size.turn(StateSize::default(), StateSize::of(key, values));
+                }
+                prop_assert_eq!(keys.size(topic), size);
+                prop_assert_eq!(keys.count(&conn, topic).unwrap(), size, "as a store without a count is read");
             }
             let counted: usize = keys
                 .topics
                 .values()
                 .flatten()
-                .map(|(name, key)| name.len() + key.bytes() + ENTRY_OVERHEAD)
+                .map(|(name, key)| key.weight(name))
                 .sum();
             prop_assert_eq!(keys.bytes, counted);
         }

@@ -53,7 +53,7 @@ use crate::beats::Beats;
 use crate::guard::Guards;
 use crate::{
     Backend, Bell, CallResult, CatalogRecord, Claim, Commit, Committed, Counters, Error, Fetched, Held, Layout, Lease,
-    Pieces, Publish, Pulse, Rescaled, StoredDeadLetter, TopicSpec, TopicStatus, Waiters, Want, next_pieces,
+    Pieces, Publish, Pulse, Rescaled, StateSize, StoredDeadLetter, TopicSpec, TopicStatus, Waiters, Want, next_pieces,
 };
 
 /// Why a data folder cannot be opened.
@@ -528,9 +528,9 @@ impl Backend for Embedded {
         self.run(views::lives).await
     }
 
-    async fn keys(&self, topic: &TopicId) -> Result<u64, Error> {
+    async fn state_size(&self, topic: &TopicId) -> Result<StateSize, Error> {
         let topic = topic.clone();
-        self.run(move |store| views::keys(store, &topic)).await
+        self.run_short(move |store| views::state_size(store, &topic)).await
     }
 
     async fn remove_swarm(&self, swarm: &SwarmId, if_empty: bool) -> Result<bool, Error> {

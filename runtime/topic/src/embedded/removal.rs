@@ -166,6 +166,7 @@ pub(super) fn remove_rows(store: &mut Store, topic: i64) -> Result<Answer<bool>,
         .prepare_cached("DELETE FROM dead WHERE id IN (SELECT id FROM dead WHERE topic = ?1 LIMIT ?2)")?
         .execute(params![topic, max])?;
     if gone == 0 {
+        store.conn.execute("DELETE FROM state_size WHERE topic = ?1", [topic])?;
         store.conn.execute("DELETE FROM topic WHERE id = ?1", [topic])?;
     }
     Answer::now(gone > 0)

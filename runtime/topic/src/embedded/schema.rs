@@ -14,6 +14,7 @@
 //! | `parked` | commit | commit that finishes or dead-letters it | the inbox |
 //! | `timer` | commit | commit that consumes or cancels it | timers a key |
 //! | `state` | a fold of the journal | commit that deletes it (by a fold), removal of the topic | what the Bees keep |
+//! | `state_size` | flush after commits that changed it | with its topic | 1 a topic |
 //! | `journal` | flush after commits that wrote state | fold of the oldest, at a flush or close | `STATE_JOURNAL_BYTES` and one transaction |
 //! | `dead` | commit | discard, removal of the topic | the stage's dead letters |
 //! | `dedup` (with the stored reply) | keyed call; the reply by the commit that makes it | expiry, collected by later publishes | `DEDUP_KEYS_MAX`, `REPLY_BYTES_MAX` a subject |
@@ -23,7 +24,7 @@
 //! Leases are not here: the file lock proves that this process owns every partition, so they live in memory.
 
 /// The version of the tables. Blobs inside carry [`crate::record::FORMAT`] besides.
-pub(super) const SCHEMA: i64 = 3;
+pub(super) const SCHEMA: i64 = 4;
 
 /// A frame's row id is its partition's id and its entry, so that one B-tree holds and orders them.
 pub(super) const ENTRY_BITS: u32 = 40;
@@ -70,6 +71,7 @@ pub(super) const TABLES: &str = "
     CREATE TABLE state (
         topic INTEGER NOT NULL, grp INTEGER NOT NULL, key TEXT NOT NULL, name TEXT NOT NULL, value BLOB NOT NULL,
         PRIMARY KEY (topic, grp, key, name)) WITHOUT ROWID;
+    CREATE TABLE state_size (topic INTEGER PRIMARY KEY, keys INTEGER NOT NULL, bytes INTEGER NOT NULL);
     CREATE TABLE journal (id INTEGER PRIMARY KEY, body BLOB NOT NULL);
     CREATE TABLE dead (
         id INTEGER PRIMARY KEY AUTOINCREMENT, topic INTEGER NOT NULL, bytes INTEGER NOT NULL, body BLOB NOT NULL);
@@ -102,6 +104,14 @@ pub(super) const UPGRADES: &[(i64, &str)] = &[
     ALTER TABLE topic ADD COLUMN layout BLOB;
     CREATE TABLE removed (
         swarm INTEGER NOT NULL, stage TEXT NOT NULL, born INTEGER NOT NULL, PRIMARY KEY (swarm, stage)) WITHOUT ROWID;
+",
+    ),
+    (
+        3,
+        // Below zero: to be counted at the next open.
+        "
+    CREATE TABLE state_size (topic INTEGER PRIMARY KEY, keys INTEGER NOT NULL, bytes INTEGER NOT NULL);
+    INSERT INTO state_size SELECT id, -1, 0 FROM topic;
 ",
     ),
 ];

@@ -10,7 +10,7 @@ use skep_model::scope::{SwarmId, TopicId};
 use super::load::lives_in;
 use super::store::{Fault, Store, db, un};
 use super::writer::Answer;
-use crate::{Error, StoredDeadLetter, TopicStatus, record};
+use crate::{Error, StateSize, StoredDeadLetter, TopicStatus, record};
 
 pub(super) fn status(store: &mut Store, swarm: &SwarmId) -> Result<Answer<Vec<TopicStatus>>, Fault> {
     if store.gone.contains(swarm) {
@@ -33,21 +33,9 @@ pub(super) fn status(store: &mut Store, swarm: &SwarmId) -> Result<Answer<Vec<To
     Answer::now(out)
 }
 
-pub(super) fn keys(store: &mut Store, id: &TopicId) -> Result<Answer<u64>, Fault> {
-    let Some(topic) = store.topics.get(id) else {
-        return Answer::now(0);
-    };
-    let row = topic.row;
-    // Counted in the rows, so these must be up to date.
-    if store.keys.behind() {
-        store.begin()?;
-        store.keys.settle(&store.conn)?;
-    }
-    let keys: i64 = store
-        .conn
-        .prepare_cached("SELECT count(*) FROM (SELECT DISTINCT grp, key FROM state WHERE topic = ?1)")?
-        .query_row([row], |r| r.get(0))?;
-    Answer::now(un(keys))
+pub(super) fn state_size(store: &mut Store, id: &TopicId) -> Result<Answer<StateSize>, Fault> {
+    let topic = store.topics.get(id);
+    Answer::now(topic.map(|topic| store.keys.size(topic.row)).unwrap_or_default())
 }
 
 pub(super) fn lives(store: &mut Store) -> Result<Answer<Vec<SwarmId>>, Fault> {
@@ -65,7 +53,7 @@ pub(super) fn state(store: &mut Store, id: &TopicId, key: &str) -> Result<Answer
         return Err(Error::Gone.into());
     }
     let found = match store.topics.get(id) {
-        Some(topic) => store.keys.values(&store.conn, topic.row, key)?.clone(),
+        Some(topic) => store.keys.values(&store.conn, topic.row, key)?,
         None => return Answer::gated(HashMap::new()),
     };
     Answer::gated(found.into_iter().collect())

@@ -27,8 +27,8 @@ use self::store::{Rings, Store, With};
 use crate::guard::{Guard, Guards};
 use crate::{
     Accepted, Backend, Bell, CallResult, CatalogRecord, Claim, Commit, Committed, Counters, Error, Fetched, Gate, Held,
-    Layout, Lease, Parked, Pieces, Publish, Pulse, Rescaled, StoredDeadLetter, TimerDue, TopicSpec, TopicStatus,
-    Waiters, Want,
+    Layout, Lease, Parked, Pieces, Publish, Pulse, Rescaled, StateSize, StoredDeadLetter, TimerDue, TopicSpec,
+    TopicStatus, Waiters, Want,
 };
 
 /// A point of the history.
@@ -388,9 +388,13 @@ impl Backend for Memory {
         Ok(inner.store.status(swarm))
     }
 
-    async fn keys(&self, topic: &TopicId) -> Result<u64, Error> {
-        let mut inner = self.open()?;
-        Ok(inner.store.topic_mut(topic).map_or(0, |t| t.state.len() as u64))
+    async fn state_size(&self, topic: &TopicId) -> Result<StateSize, Error> {
+        let inner = self.open()?;
+        Ok(inner
+            .store
+            .topic(topic)
+            .map(store::Topic::state_size)
+            .unwrap_or_default())
     }
 
     async fn lives(&self) -> Result<Vec<SwarmId>, Error> {

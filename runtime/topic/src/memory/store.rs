@@ -15,8 +15,8 @@ use crate::beats::Beats;
 use crate::guard::{Guard, Guards};
 use crate::record::message_bytes;
 use crate::{
-    CatalogRecord, Claim, Cursor, DeadLetter, Error, Fetched, Held, Lease, Parked, TimerDue, TopicSpec, TopicStatus,
-    Unread, Want, Work, key_group, marked_again, partition_of_group,
+    CatalogRecord, Claim, Cursor, DeadLetter, Error, Fetched, Held, Lease, Parked, StateSize, TimerDue, TopicSpec,
+    TopicStatus, Unread, Want, Work, key_group, marked_again, partition_of_group,
 };
 
 #[derive(Debug, Clone, Default)]
@@ -274,6 +274,14 @@ impl Topic {
                 .map_or(0, |part| part.messages_and_bytes().0 + part.parked.len() as u64)
         };
         (0..partitions).min_by_key(len).unwrap_or(0)
+    }
+
+    pub fn state_size(&self) -> StateSize {
+        let each = self.state.iter().map(|(key, values)| StateSize::of(key, values));
+        each.fold(StateSize::default(), |a, b| StateSize {
+            keys: a.keys + b.keys,
+            bytes: a.bytes + b.bytes,
+        })
     }
 
     /// Whether those who were refused should be told of room.
@@ -536,6 +544,7 @@ impl Store {
         fetched.next_due_ms = later.filter(|at| *at > with.now).min();
         if want.state {
             let topic = self.topic(lease.partition.topic()).expect("owned");
+            fetched.state_size = topic.state_size();
             fetched.load_state(want.state_bytes, |key| {
                 Ok::<_, Error>(topic.state.get(key).cloned().unwrap_or_default())
             })?;

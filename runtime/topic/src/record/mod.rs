@@ -24,7 +24,7 @@ pub use piece::{Piece, decode_piece, encode_piece};
 pub const FORMAT: u8 = 1;
 
 /// Bytes before the body.
-const HEAD: usize = 5;
+pub(crate) const HEAD: usize = 5;
 
 /// What a record is. The numbers are part of the format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

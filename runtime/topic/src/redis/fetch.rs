@@ -14,7 +14,7 @@ use super::scripts::Script;
 use super::{Core, names, state};
 use crate::guard::Guard;
 use crate::record::{self, message_bytes};
-use crate::{Cursor, Error, Fetched, Lease, Unread, Want};
+use crate::{Cursor, Error, Fetched, Lease, StateSize, Unread, Want};
 use skep_model::id::Uid;
 use skep_model::limits;
 
@@ -87,6 +87,12 @@ async fn once(redis: &Core, lease: &Lease, want: Want) -> Result<Fetched, Error>
     }
     for item in said.list()? {
         fetched.early.push(record::decode_timer(bytes(item)?)?);
+    }
+    if want.state {
+        fetched.state_size = StateSize {
+            keys: said.number()?,
+            bytes: said.number()?,
+        };
     }
     let hold = parked > 0 && redis.guards.on(Guard::Hold);
     if hold || want.state {

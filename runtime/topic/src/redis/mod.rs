@@ -102,8 +102,8 @@ use crate::guard::{Guard, Guards};
 use crate::record::{self, Kind};
 use crate::{
     Accepted, Backend, Bell, CallResult, CatalogChange, CatalogRecord, Claim, Commit, Committed, Counters, Cursor,
-    Error, Fetched, Held, Layout, Lease, Once, Pieces, Publish, Pulse, Refused, Rescaled, Room, StoredDeadLetter,
-    TopicSpec, TopicStatus, Waiters, Want,
+    Error, Fetched, Held, Layout, Lease, Once, Pieces, Publish, Pulse, Refused, Rescaled, Room, StateSize,
+    StoredDeadLetter, TopicSpec, TopicStatus, Waiters, Want,
 };
 
 /// Low bits of the catalog's number, as `scripts/seen.lua` makes it: together with the place, what Lua's numbers hold.
@@ -706,8 +706,8 @@ impl Backend for Redis {
         views::status(&self.core, swarm).await
     }
 
-    async fn keys(&self, topic: &TopicId) -> Result<u64, Error> {
-        views::keys(&self.core, topic).await
+    async fn state_size(&self, topic: &TopicId) -> Result<StateSize, Error> {
+        views::state_size(&self.core, topic).await
     }
 
     async fn lives(&self) -> Result<Vec<SwarmId>, Error> {

@@ -14,7 +14,7 @@ use super::args::Args;
 use super::cache::{Values, apply};
 use super::reply::{bytes, list, text};
 use crate::record::{self, Kind};
-use crate::{Error, StatePut, key_group};
+use crate::{Error, StatePut, StateSize, key_group};
 
 pub(super) fn bucket(key: &str) -> u16 {
     key_group(key) / (limits::KEY_GROUPS / limits::STATE_BUCKETS)
@@ -43,14 +43,22 @@ pub(super) fn write_puts(args: &mut Args, puts: &[StatePut], known: &HashMap<&st
         }
     }
     let mut section: Vec<Vec<u8>> = Vec::new();
+    // Keys and bytes.
+    let mut grown = (0i64, 0i64);
     for (bucket, keys) in &buckets {
         section.push(bucket.to_string().into());
         let (mut set, mut gone, mut merge) = (Vec::new(), Vec::new(), Vec::new());
         for (key, names) in keys {
-            match known.get(key).and_then(|values| whole(values, names)) {
-                Some(blob) if blob.is_empty() => gone.push(key.as_bytes().to_vec()),
-                Some(blob) => set.push((key.as_bytes().to_vec(), blob)),
-                None => merge.push((key, names)),
+            let Some((blob, before, after)) = known.get(key).and_then(|values| whole(key, values, names)) else {
+                merge.push((key, names));
+                continue;
+            };
+            grown.0 += signed(after.keys) - signed(before.keys);
+            grown.1 += signed(after.bytes) - signed(before.bytes);
+            if blob.is_empty() {
+                gone.push(key.as_bytes().to_vec());
+            } else {
+                set.push((key.as_bytes().to_vec(), blob));
             }
         }
         section.push(set.len().to_string().into());
@@ -67,28 +75,37 @@ pub(super) fn write_puts(args: &mut Args, puts: &[StatePut], known: &HashMap<&st
             }
         }
     }
-    // The place of the argument behind this section, counting this one and the two that follow.
-    args.num(args.count + 3 + section.len() + 1);
-    args.num(limits::STATE_INLINE_BYTES_MAX).num(buckets.len());
+    // The place of the argument behind this section, counting this one and the four that follow.
+    args.num(args.count + 5 + section.len() + 1);
+    args.num(limits::STATE_INLINE_BYTES_MAX)
+        .text(&grown.0.to_string())
+        .text(&grown.1.to_string())
+        .num(buckets.len());
     for arg in section {
         args.bytes(&arg);
     }
 }
 
-/// A key's field after changes; empty when nothing is left, `None` when it is too large for its bucket.
-fn whole(values: &Values, changes: &Changes<'_>) -> Option<Vec<u8>> {
+fn signed(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+/// A key's field after changes, with its size before and after; empty when nothing is left, `None` when it is too large for its bucket.
+fn whole(key: &str, values: &Values, changes: &Changes<'_>) -> Option<(Vec<u8>, StateSize, StateSize)> {
+    let before = StateSize::of(key, values);
     let mut values = values.clone();
     for (name, value) in changes {
         apply(&mut values, name, *value);
     }
+    let after = StateSize::of(key, &values);
     if values.is_empty() {
-        return Some(Vec::new());
+        return Some((Vec::new(), before, after));
     }
     let mut blob = vec![b'i'];
     for (name, value) in &values {
         blob.extend_from_slice(&entry(name, value));
     }
-    (blob.len() <= limits::STATE_INLINE_BYTES_MAX).then_some(blob)
+    (blob.len() <= limits::STATE_INLINE_BYTES_MAX).then_some((blob, before, after))
 }
 
 fn entry(name: &str, value: &Bytes) -> Vec<u8> {

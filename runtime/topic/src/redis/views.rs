@@ -12,7 +12,7 @@ use super::reply::{bytes, list, number, text};
 use super::scripts::Script;
 use super::{Core, names, state};
 use crate::record::{self, Kind};
-use crate::{CatalogRecord, Error, StoredDeadLetter, TopicStatus};
+use crate::{CatalogRecord, Error, StateSize, StoredDeadLetter, TopicStatus};
 
 fn stage(name: &str) -> Result<StageName, Error> {
     name.parse()
@@ -48,10 +48,14 @@ pub(super) async fn status(core: &Core, swarm: &SwarmId) -> Result<Vec<TopicStat
     Ok(out)
 }
 
-pub(super) async fn keys(core: &Core, topic: &TopicId) -> Result<u64, Error> {
+pub(super) async fn state_size(core: &Core, topic: &TopicId) -> Result<StateSize, Error> {
     let mut args = core.args(Script::Keys, &names::meta(topic.swarm()));
     args.text(topic.stage().as_str()).num(limits::STATE_BUCKETS);
-    core.look(Script::Keys, &args).await?.number()
+    let mut said = core.look(Script::Keys, &args).await?;
+    Ok(StateSize {
+        keys: said.number()?,
+        bytes: said.number()?,
+    })
 }
 
 pub(super) async fn state_of(core: &Core, topic: &TopicId, key: &str) -> Result<HashMap<String, Bytes>, Error> {

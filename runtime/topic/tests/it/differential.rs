@@ -320,6 +320,7 @@ impl Pair {
         let letters = both!(self, backend => backend.dead_letters(&swarm, None, 0, 100)).unwrap();
         let (topic, key) = (self.topics[self.below(2)].id.clone(), self.key());
         both!(self, backend => backend.state(&topic, &key)).unwrap();
+        both!(self, backend => backend.state_size(&topic)).unwrap();
         if self.one_in(3)
             && !letters.is_empty()
             && let letter = &letters[self.below(letters.len())]

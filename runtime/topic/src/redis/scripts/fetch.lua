@@ -6,7 +6,7 @@ local v = redis.call('HMGET', part, 'tok', 'last', 'ce', 'ci', 'rn', 'seal', 'sn
 if v[1] ~= token then return {gone() and 'GONE' or 'FENCED'} end
 if (v[2] or NONE) ~= base or (v[3] or '0') ~= ce or (v[4] or '0') ~= ci then return {'STALE'} end
 local consumed = tonumber(v[5] or '0')
-local found = redis.call('HMGET', T .. ':t:' .. stage, 'p' .. p, 'f', 'l')
+local found = redis.call('HMGET', T .. ':t:' .. stage, 'p' .. p, 'f', 'l', 'sk', 'sb')
 local c = found[1]
 local appended, parked, timers = 0, 0, 0
 if c then
@@ -77,4 +77,5 @@ if timers > 0 then
     end
   end
 end
-return {'OK', int(now), parked, next_due and int(next_due) or '', int(consumed), int(appended), found[2] or '0', seal or '', retries, due, early}
+return {'OK', int(now), parked, next_due and int(next_due) or '', int(consumed), int(appended), found[2] or '0', seal or '', retries, due, early,
+  int(math.max(0, tonumber(found[4] or '0'))), int(math.max(0, tonumber(found[5] or '0')))}

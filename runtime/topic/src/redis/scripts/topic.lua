@@ -1,6 +1,7 @@
 -- A topic's counters: field `f` as commits tell, `c` for all of it, `p<index>` for the append side of each partition.
 --   c: unread, their bytes, parked, their bytes, timers, dead letters, their bytes,
 --      the bounds (messages, bytes) at which an inbox and a dead-letter topic refused somebody who waits for room, or 0
+--   sk, sb: keys with state, and their bytes (see puts.lua)
 --   l: the latest birth of the stage that somebody used it as, generation, partitions, how many of them have a seal, partitions before
 --   p: next entry, messages and bytes ever appended, messages waiting (unread and parked), parked, timers
 local C = '<I8I8I8I8I8I8I8I8I8I8I8'
