@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use skep_model::limits;
-use skep_model::step::{Batch, Disposition, Input, Outcome, StateMap, StateWrite, Step, TimerWrite};
+use skep_model::step::{Batch, Disposition, Input, Outcome, StateMap, StateRoom, StateWrite, Step, TimerWrite};
 
 /// The guest broke the ABI. It ends the instance.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +56,9 @@ pub(crate) struct Effects {
     /// Bytes written by all steps, abandoned ones too.
     bytes: usize,
     bytes_max: usize,
+    /// By how much the stage's state may grow, and by how much the steps made it grow.
+    room: StateRoom,
+    grown: Grown,
 }
 
 #[derive(Default)]
@@ -65,6 +68,28 @@ struct StepEffects {
     bytes: usize,
     /// Bytes of all state of the step's key, names and values. Counted at the first write.
     held: Option<usize>,
+    grown: Grown,
+}
+
+/// Below zero: it shrank.
+#[derive(Debug, Clone, Copy, Default)]
+struct Grown {
+    keys: i64,
+    bytes: i64,
+}
+
+impl Grown {
+    fn by(self, more: Self) -> Self {
+        Self {
+            keys: self.keys + more.keys,
+            bytes: self.bytes + more.bytes,
+        }
+    }
+
+    fn fits(self, room: StateRoom) -> bool {
+        let fits = |grown: i64, room: u64| u64::try_from(grown).unwrap_or(0) <= room;
+        fits(self.keys, room.keys) && fits(self.bytes, room.bytes)
+    }
 }
 
 struct Write {
@@ -88,6 +113,8 @@ impl Effects {
             steps,
             bytes: 0,
             bytes_max,
+            room: batch.room,
+            grown: Grown::default(),
         }
     }
 
@@ -128,6 +155,8 @@ impl Effects {
         self.current = None;
         if let Some(step) = self.steps.get_mut(i) {
             let step = std::mem::take(step);
+            self.grown.keys -= step.grown.keys;
+            self.grown.bytes -= step.grown.bytes;
             if let Some(key) = self.inputs[i].key()
                 && let Some(values) = self.state.get_mut(key)
             {
@@ -179,7 +208,19 @@ impl Effects {
         let large = will_hold > limits::STATE_KEY_BYTES_MAX && will_hold > held;
         // A step may touch as many names as a key may have, twice over: all deleted, all made anew.
         let wide = step.writes.len() >= 2 * limits::STATE_NAMES_MAX && !step.writes.contains_key(&name);
-        if full || large || wide {
+        // Keys count with their values: the first makes one, the last takes it along.
+        let there = i64::from(!values.is_empty());
+        let left = values.len() + usize::from(value.is_some() && replaced.is_none())
+            - usize::from(value.is_none() && replaced.is_some());
+        let keys = i64::from(left > 0) - there;
+        let of_key = keys * signed(key.len());
+        let grows = Grown {
+            keys,
+            bytes: signed(will_hold) - signed(held) + of_key,
+        };
+        let grown = self.grown.by(grows);
+        let crowded = (grows.keys > 0 || grows.bytes > 0) && !grown.fits(self.room);
+        if full || large || wide || crowded {
             return Err(Refusal::Quota.into());
         }
         let cost = name.len() + value.as_ref().map_or(0, Vec::len);
@@ -199,6 +240,8 @@ impl Effects {
         self.bytes -= earlier;
         step.bytes = bytes;
         step.held = Some(will_hold);
+        step.grown = step.grown.by(grows);
+        self.grown = grown;
 
         let after = value.map(Bytes::from);
         let before = match &after {
@@ -285,6 +328,10 @@ impl Effects {
     }
 }
 
+fn signed(n: usize) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use skep_model::id::Uid;
@@ -308,6 +355,7 @@ mod tests {
         let batch = Batch {
             inputs: vec![input.clone(), input],
             state: [("k".to_owned(), named.collect())].into(),
+            ..Batch::default()
         };
         let mut effects = Effects::new(batch, true, usize::MAX);
         effects.begin(0).unwrap();
@@ -338,6 +386,33 @@ mod tests {
         effects.begin(1).unwrap();
         assert_eq!(put(&mut effects, "x", VALUE), Ok(()));
         assert_eq!(put(&mut effects, "y", 0), Err(Refusal::Quota));
+    }
+
+    #[test]
+    fn a_stage_holds_so_much_and_no_more() {
+        let mut effects = holding(1);
+        effects.room = StateRoom { keys: 0, bytes: 10 };
+        assert_eq!(put(&mut effects, "z", 10), Err(Refusal::Quota));
+        assert_eq!(put(&mut effects, "z", 9), Ok(()));
+        assert_eq!(put(&mut effects, "z", 9), Ok(()), "no more than before");
+        assert_eq!(put(&mut effects, "y", 0), Err(Refusal::Quota));
+        // What goes makes room, and what is abandoned was never there.
+        effects.write("a".into(), None).unwrap();
+        assert_eq!(put(&mut effects, "y", 100), Ok(()));
+        effects.abandon(0).unwrap();
+        effects.begin(1).unwrap();
+        assert_eq!(put(&mut effects, "y", 10), Err(Refusal::Quota));
+        assert_eq!(put(&mut effects, "y", 9), Ok(()));
+        // The last value takes its key along, which may not come back where no key has room.
+        effects.write("y".into(), None).unwrap();
+        effects.write("a".into(), None).unwrap();
+        assert_eq!(put(&mut effects, "a", 1), Ok(()), "it was one of them");
+        let mut effects = holding(0);
+        effects.room = StateRoom { keys: 0, bytes: 10 };
+        assert_eq!(put(&mut effects, "a", 1), Err(Refusal::Quota), "a key more");
+        effects.room = StateRoom { keys: 1, bytes: 2 };
+        assert_eq!(put(&mut effects, "a", 1), Err(Refusal::Quota), "its own name counts");
+        assert_eq!(put(&mut effects, "a", 0), Ok(()));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::manifest::units::{show_duration, show_size};
-use crate::swarm::{GuestClock, Instances, KeySource, Order, Stage, Swarm};
+use crate::swarm::{GuestClock, Instances, Keep, KeySource, Order, Stage, Swarm};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ChangeKind {
@@ -169,6 +169,7 @@ fn settings(stage: &Stage) -> BTreeMap<String, String> {
         inputs,
         key: stage_key,
         state,
+        keep,
         order,
         retry,
         timeout_ms,
@@ -240,6 +241,18 @@ fn settings(stage: &Stage) -> BTreeMap<String, String> {
         if let Some(condition) = condition {
             out.insert(field.to_owned(), condition.to_string());
         }
+    }
+    if let Some(ttl) = keep.ttl {
+        out.insert("state.ttl".to_owned(), show_duration(ttl.ms));
+        out.insert("state.refresh".to_owned(), ttl.refresh.as_str().to_owned());
+    }
+    // Only where it is not what every stage may keep.
+    let all = Keep::default();
+    if keep.keys != all.keys {
+        out.insert("state.keys".to_owned(), keep.keys.to_string());
+    }
+    if keep.bytes != all.bytes {
+        out.insert("state.bytes".to_owned(), show_size(keep.bytes));
     }
     if let Some(join) = join {
         out.insert("join.within".to_owned(), show_duration(join.within_ms));

@@ -24,14 +24,34 @@ pub const STATE_VALUE_BYTES_MAX: usize = 256 << 10;
 pub const FETCH_STATE_BYTES_MAX: u64 = 16 << 20;
 /// The embedded backend's journal of state writes: what an open replays. A key that is written often costs its row once this much.
 pub const STATE_JOURNAL_BYTES: usize = 4 << 20;
-/// Keys that the embedded backend keeps in memory.
-pub const STATE_CACHE_BYTES_MAX: usize = 16 << 20;
+/// Keys that the embedded backend keeps in memory, with what each costs there: some 200,000 that hold a number. Only what is used is
+/// there, so an idle node has none of it.
+pub const STATE_CACHE_BYTES_MAX: usize = 64 << 20;
 pub const STATE_NAME_BYTES_MAX: usize = 256;
 /// Named values of one key.
 pub const STATE_NAMES_MAX: usize = 1_000;
 /// All of one key's state, names and values: it is read whole with each batch that has a message of the key, and lies in memory
 /// while the batch runs.
 pub const STATE_KEY_BYTES_MAX: usize = 4 << 20;
+/// Keys and bytes of one stage's state: a manifest may say less or more. What a commit under way adds may pass it.
+pub const STATE_KEYS_DEFAULT: u64 = 100_000_000;
+pub const STATE_KEYS_MAX: u64 = 1 << 40;
+pub const STATE_BYTES_DEFAULT: u64 = 64 << 30;
+/// The least is one key as large as may be.
+pub const STATE_BYTES_MIN: u64 = STATE_KEY_BYTES_MAX as u64;
+pub const STATE_BYTES_MAX: u64 = 1 << 50;
+/// How long a value may stay unused before it goes: less would mean a commit more for nearly each that writes.
+pub const STATE_TTL_MS_MIN: u64 = 1_000;
+pub const STATE_TTL_MS_MAX: u64 = 10 * 366 * 24 * 60 * 60 * 1_000;
+/// Keys, and bytes of keys, names and values, that one look at a stage's state takes, give or take a key: others wait meanwhile.
+pub const STATE_PAGE_KEYS: u32 = 256;
+pub const STATE_PAGE_BYTES: usize = 1 << 20;
+/// Lists of state under way at once on a node.
+pub const STATE_LISTS_MAX: usize = 8;
+/// One line of a file of state: all of one key, its bytes in base64.
+pub const STATE_LINE_BYTES_MAX: usize = 2 * STATE_KEY_BYTES_MAX;
+/// How long an import waits for the owners of a stage that was paused a moment ago to let go.
+pub const STATE_IMPORT_WAIT_MS: u64 = 10_000;
 /// Pending timers of one key.
 pub const TIMERS_PER_KEY_MAX: usize = 1_000;
 /// Key groups of a stage: fixed for life, the unit of state and of rescaling.

@@ -97,6 +97,25 @@ pub struct Batch {
     pub inputs: Vec<Input>,
     /// The state of every key in `inputs`, as committed. Empty for a stage without state.
     pub state: StateMap,
+    /// How much state the batch may add.
+    pub room: StateRoom,
+}
+
+/// Keys and bytes that a stage's state may still grow by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StateRoom {
+    pub keys: u64,
+    pub bytes: u64,
+}
+
+impl Default for StateRoom {
+    /// Where nobody counts.
+    fn default() -> Self {
+        Self {
+            keys: u64::MAX,
+            bytes: u64::MAX,
+        }
+    }
 }
 
 /// A message that a Bee publishes.

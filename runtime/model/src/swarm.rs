@@ -26,6 +26,8 @@ pub struct Stage {
     pub key: Option<KeySource>,
     /// Grants state and timers. Needs `key`.
     pub state: bool,
+    #[serde(default, skip_serializing_if = "Keep::is_default")]
+    pub keep: Keep,
     pub order: Order,
     pub retry: RetryPolicy,
     /// CPU and wall time of one batch, milliseconds.
@@ -50,6 +52,63 @@ pub struct Stage {
     /// The Bee gets one message of each input together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub join: Option<Join>,
+}
+
+/// How long, and how much, a stage keeps in its state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keep {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<Ttl>,
+    /// Keys that have any value.
+    pub keys: u64,
+    /// Of keys, names and values.
+    pub bytes: u64,
+}
+
+impl Keep {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Default for Keep {
+    fn default() -> Self {
+        Self {
+            ttl: None,
+            keys: limits::STATE_KEYS_DEFAULT,
+            bytes: limits::STATE_BYTES_DEFAULT,
+        }
+    }
+}
+
+/// When a value goes by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ttl {
+    /// Milliseconds since the value was last refreshed.
+    pub ms: u64,
+    #[serde(default)]
+    pub refresh: Refresh,
+}
+
+/// What makes a value young again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum Refresh {
+    /// A write of it.
+    #[default]
+    Write,
+    /// Each input of its key that the Bee is given, for the Bee may read it then.
+    Read,
+}
+
+impl Refresh {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Write => "write",
+            Self::Read => "read",
+        }
+    }
 }
 
 /// How a stage waits for one message of each of its inputs: its *sides*. What belongs together has the same key.

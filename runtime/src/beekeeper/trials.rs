@@ -11,6 +11,7 @@ use skep_model::name::ModuleRef;
 use skep_model::step::{Batch, Disposition, Due, Emit, Input, StateMap, Step};
 use skep_model::swarm::Reader;
 use skep_proto::v1;
+use skep_stage::decide::visible;
 use skep_topic::Work;
 use tokio::sync::Semaphore;
 use tonic::{Response, Status};
@@ -75,13 +76,16 @@ impl Keeper {
         };
         let mut state = StateMap::new();
         if let Some(key) = input.key().filter(|_| stage.state) {
-            let values = self.backend.state(&letter.topic, key).await.map_err(topic_error)?;
-            state.insert(key.to_owned(), values.into_iter().collect());
+            let stored = self.backend.state(&letter.topic, key).await.map_err(topic_error)?;
+            let mut values = stored.into_iter().collect();
+            visible(&mut values, stage.keep.ttl, self.clock.now_ms());
+            state.insert(key.to_owned(), values);
         }
         let began = Instant::now();
         let batch = Batch {
             inputs: vec![input],
             state,
+            ..Batch::default()
         };
         let ran = bee.process(batch).await;
         let mut reply = v1::TryDeadLetterReply {

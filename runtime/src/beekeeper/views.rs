@@ -7,7 +7,8 @@ use skep_model::name::{StageName, SwarmName};
 use skep_model::scope::SwarmId;
 use skep_model::swarm::{InputSource, Stage, StageInput, Swarm};
 use skep_proto::v1;
-use skep_topic::Backend;
+use skep_stage::decide::visible;
+use skep_topic::{Backend, StateSize};
 use tonic::{Response, Status};
 
 use super::failure::{internal, invalid, topic_error};
@@ -62,10 +63,10 @@ impl Keeper {
         let (name, found, id) = self.find(name).await?;
         let record = found.record;
         let topics = depths(self.backend.as_ref(), &id).await?;
-        let mut keys = BTreeMap::new();
+        let mut sizes = BTreeMap::new();
         for stage in record.swarm.stages.iter().filter(|s| count_keys && s.state) {
-            let size = self.backend.state_size(&id.topic(&stage.name)).await.unwrap_or_default();
-            keys.insert(stage.name.clone(), size.keys);
+            let size = self.backend.state_size(&id.topic(&stage.name)).await;
+            sizes.insert(stage.name.clone(), size.unwrap_or_default());
         }
         let (theirs, missing) = ask::counts(&self.members.others(), name.as_str()).await;
         let counted: Vec<v1::StageCounts> = self.here.counts(&id, &record.swarm).into_iter().chain(theirs).collect();
@@ -77,6 +78,7 @@ impl Keeper {
                 let topic = id.topic(&stage.name);
                 let depth = topics.iter().find(|t| t.topic == topic);
                 let counts = together(&counted, stage.name.as_str());
+                let size = sizes.get(&stage.name).copied().unwrap_or_default();
                 v1::StageStatus {
                     name: stage.name.to_string(),
                     module: stage.module.clone(),
@@ -88,14 +90,14 @@ impl Keeper {
                     parked: depth.map_or(0, |d| d.parked),
                     timers: depth.map_or(0, |d| d.timers),
                     dead: depth.map_or(0, |d| d.dead),
-                    keys: keys.get(&stage.name).copied().unwrap_or_default(),
+                    keys: size.keys,
                     processed: counts.processed,
                     failed: counts.failed,
                     batches: counts.batches,
                     busy_us: counts.busy_us,
                     status: match counts.held_up {
                         _ if record.is_paused(&stage.name) => "paused: by an operator".to_owned(),
-                        0 => "ok".to_owned(),
+                        0 => full(stage, size).unwrap_or_else(|| "ok".to_owned()),
                         1 => counts.state,
                         more => format!("{} ({more} partitions)", counts.state),
                     },
@@ -117,12 +119,12 @@ impl Keeper {
         let Some(stage) = stage_of(&name, &found.record, &asked.stage)? else {
             return Err(invalid("name a stage"));
         };
-        let values = self
-            .backend
-            .state(&id.topic(&stage), &asked.key)
-            .await
-            .map_err(topic_error)?;
-        let mut values: Vec<v1::StateValue> = values
+        let topic = id.topic(&stage);
+        let stored = self.backend.state(&topic, &asked.key).await.map_err(topic_error)?;
+        let mut seen = stored.into_iter().collect();
+        let ttl = found.record.swarm.stage(&stage).and_then(|stage| stage.keep.ttl);
+        visible(&mut seen, ttl, self.clock.now_ms());
+        let mut values: Vec<v1::StateValue> = seen
             .into_iter()
             .map(|(name, value)| v1::StateValue { name, value })
             .collect();
@@ -166,6 +168,24 @@ fn together(counted: &[v1::StageCounts], stage: &str) -> v1::StageCounts {
             last_error: first(&all.last_error, &one.last_error),
         }
     })
+}
+
+/// That a stage's state has no room for more, which its Bee is told of when it puts some.
+fn full(stage: &Stage, size: StateSize) -> Option<String> {
+    let keep = stage.keep;
+    if size.keys >= keep.keys {
+        let (is, max) = (size.keys, keep.keys);
+        Some(format!(
+            "state full: {is} keys, at most {max} may be (`state: {{ keys: … }}`)"
+        ))
+    } else if size.bytes >= keep.bytes {
+        let (is, max) = (size.bytes, keep.bytes);
+        Some(format!(
+            "state full: {is} bytes, at most {max} may be (`state: {{ bytes: … }}`)"
+        ))
+    } else {
+        None
+    }
 }
 
 pub(super) async fn depths(backend: &dyn Backend, id: &SwarmId) -> Result<Vec<skep_topic::TopicStatus>, Status> {

@@ -202,7 +202,11 @@ impl Filter {
         let state: HashMap<_, _> = keys
             .filter_map(|key| Some((key.clone(), self.state.get(&key)?.clone())))
             .collect();
-        Batch { inputs, state }
+        Batch {
+            inputs,
+            state,
+            ..Batch::default()
+        }
     }
 
     fn ended(&mut self, line: u64, input: &Input, step: Step) {

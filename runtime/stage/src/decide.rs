@@ -11,6 +11,7 @@ mod effects;
 mod join;
 mod laps;
 mod sum;
+mod ttl;
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -21,13 +22,15 @@ use skep_model::id::{CommitId, Uid};
 use skep_model::limits::{COMMIT_BYTES_MAX, RETRY_AFTER_MS_MAX};
 use skep_model::message::{Message, Reply, ReplyResult, Request, TraceContext};
 use skep_model::name::StageName;
-use skep_model::step::{Batch, Due, Input, Step, Trap, TrapKind};
+use skep_model::step::{Batch, Due, Input, StateRoom, Step, Trap, TrapKind};
 use skep_model::swarm::{Order, RetryPolicy};
 use skep_topic::{Commit, Cursor, DeadLetter, Fetched, Parked, StatePut, TimerDue, TimerSet, Unread, Work};
 
 use self::effects::with_hop;
 use self::join::{Desk, Gathered};
 use self::sum::Sum;
+use self::ttl::Book;
+pub use self::ttl::{replaced, visible};
 use crate::plan::{Bypass, Destination, Plan};
 
 pub(crate) use self::effects::{effects, passed};
@@ -61,6 +64,8 @@ pub enum Fate {
     Expire,
     /// An input of a join that does not go to the Bee: it waits for the others, or they are not to come.
     Aside,
+    /// The stage's own timer, by which values go whose time is over.
+    Sweep,
 }
 
 /// A batch as the stage works on it.
@@ -73,6 +78,8 @@ pub struct Taken {
     /// Stages to which nothing may go back now, for it would wait for room that its own waiting keeps from coming.
     pub closed: Vec<StageName>,
     pub now_ms: u64,
+    /// The ages of values that the stage does not keep for ever.
+    pub ages: Book,
 }
 
 /// Retries first, for they are the oldest; then timers; then messages. `cancelled`: whether nobody waits for a request any more. Returns
@@ -83,6 +90,7 @@ pub fn arrange(plan: &Plan, mut fetched: Fetched, cancelled: impl Fn(&Request) -
     let mut items = Vec::with_capacity(fetched.retries.len() + fetched.timers.len() + fetched.messages.len());
     let mut inputs = Vec::with_capacity(items.capacity());
     let mut desk = Desk::of(plan, &mut fetched.state, now_ms);
+    let ages = Book::open(&mut fetched.state, plan.stage.keep.ttl, now_ms);
     // Who repeats a keyed call takes it up again, perhaps elsewhere: that one is done in any case.
     let gone = |r: &Request| r.deadline_ms < now_ms || (!r.keyed && cancelled(r));
     let expired = |m: &Message| m.request.as_ref().is_some_and(gone);
@@ -91,6 +99,7 @@ pub fn arrange(plan: &Plan, mut fetched: Fetched, cancelled: impl Fn(&Request) -
         let (fate, join) = match &parked.work {
             Work::Message(message) if expired(message) => (Fate::Expire, None),
             Work::Message(message) => offer(plan, &mut desk, &mut inputs, message, attempt),
+            Work::Timer { name, .. } if name == ttl::NAME => (Fate::Sweep, None),
             Work::Timer { uid, key, .. } if let Some(desk) = &mut desk => {
                 some(desk.end(&mut inputs, key, *uid, attempt))
             }
@@ -113,6 +122,7 @@ pub fn arrange(plan: &Plan, mut fetched: Fetched, cancelled: impl Fn(&Request) -
     }
     for timer in fetched.timers {
         let (fate, join) = match &mut desk {
+            _ if timer.name == ttl::NAME => (Fate::Sweep, None),
             Some(desk) => some(desk.end(&mut inputs, &timer.key, timer.uid, 1)),
             None => {
                 let due = Due {
@@ -151,10 +161,16 @@ pub fn arrange(plan: &Plan, mut fetched: Fetched, cancelled: impl Fn(&Request) -
         early: if desk.is_some() { fetched.early } else { Vec::new() },
         closed: Vec::new(),
         now_ms,
+        ages,
     };
+    let (keep, size) = (plan.stage.keep, fetched.state_size);
     let batch = Batch {
         inputs,
         state: fetched.state,
+        room: StateRoom {
+            keys: keep.keys.saturating_sub(size.keys),
+            bytes: keep.bytes.saturating_sub(size.bytes),
+        },
     };
     (work, batch)
 }
@@ -259,6 +275,8 @@ pub fn decide(
     let mut sum = Sum::new(Arc::clone(&plan.topic), stamp);
     let mut decision = Tally::default();
     let mut bytes = 0usize;
+    let mut ages = work.ages.clone();
+    let ttl = plan.stage.keep.ttl;
     sum.hurry(join::early(&work.early, work.now_ms, entropy));
     for item in &work.items {
         let mut origin = Origin::of(&item.source);
@@ -266,13 +284,13 @@ pub fn decide(
         let step = match item.fate {
             Fate::Run(i) => steps.get_mut(i).and_then(Option::take),
             Fate::Pass(by) => origin.message.map(|message| Ok(passed(message, by))),
-            Fate::Hold | Fate::Expire | Fate::Aside => None,
+            Fate::Hold | Fate::Expire | Fate::Aside | Fate::Sweep => None,
         };
         if origin.key().is_some_and(|key| tainted.contains(key)) {
             break;
         }
         let wrote = matches!(&step, Some(Ok(step)) if !step.state.is_empty());
-        let (part, failure) = match step {
+        let (mut part, failure) = match step {
             _ if item.fate == Fate::Expire => (expired(plan, &origin), None),
             _ if waits(plan, item, &origin, &held) => {
                 (Part::park(parked_behind(plan, &origin, work.now_ms, entropy)), None)
@@ -287,13 +305,28 @@ pub fn decide(
                 }
                 _ => break,
             },
+            None if item.fate == Fate::Sweep => (Part::default(), None),
             // A step is missing: the engine broke its contract. Leave the item where it is.
             None => break,
         };
+        let done = failure.is_none() && part.park.is_none();
+        let key = origin.key().filter(|_| done).unwrap_or_default();
+        if done && (ttl.is_some() || item.fate == Fate::Sweep) {
+            part.bytes += ages.cost(key, &part.state);
+        }
         if bytes + part.bytes > COMMIT_BYTES_MAX && decision.consumed > 0 {
             break;
         }
         bytes += part.bytes;
+        if item.fate == Fate::Sweep && done {
+            ages.swept(key);
+            decision.consumed += 1;
+            sum.add(&item.source, part);
+            continue;
+        }
+        if let Some(ttl) = ttl.filter(|_| done) {
+            ages.touch(key, &part.state, matches!(item.fate, Fate::Run(_)), ttl, work.now_ms);
+        }
         if holds(plan)
             && let Some(parked) = &part.park
         {
@@ -305,6 +338,8 @@ pub fn decide(
         decision.count(&part, failure);
         sum.add(&item.source, part);
     }
+    let (puts, timers) = ages.close(ttl, work.now_ms, entropy);
+    sum.age(puts, timers);
     Decision {
         commit: Arc::new(sum.into_commit()),
         consumed: decision.consumed,

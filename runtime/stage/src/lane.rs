@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use skep_model::id::Uid;
 use skep_model::message::{Message, Reply, ReplyResult, Request};
-use skep_model::step::{Batch, Input, LogLine, StateMap, Step, Trap, TrapKind};
+use skep_model::step::{Batch, Input, LogLine, Step, Trap, TrapKind};
 use skep_topic::lane::{Lane, Travelling};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -250,7 +250,7 @@ impl Consumer {
             .bee
             .process(Batch {
                 inputs,
-                state: StateMap::new(),
+                ..Batch::default()
             })
             .await;
         (processed.result, with_uids(processed.log, &uids))

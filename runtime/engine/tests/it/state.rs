@@ -27,6 +27,7 @@ async fn reads_see_what_is_stored_and_what_was_written_for_the_same_key() {
             keyed(5, "a", "5"),
         ],
         state: [stored("b", "n", "stored")].into(),
+        ..Batch::default()
     };
     let processed = bee("state", stateful()).await.process(call).await;
     let steps = steps(processed);
@@ -72,6 +73,7 @@ async fn abandon_undoes_one_input_only() {
     let call = Batch {
         inputs: vec![keyed(1, "a", "bad"), keyed(2, "b", "bad")],
         state: [stored("a", "n", "old")].into(),
+        ..Batch::default()
     };
     let steps = crate::zoo::steps(bee("abandon", stateful()).await.process(call).await);
     assert!(steps.iter().all(|s| s.state.is_empty() && s.timers.is_empty()));
@@ -136,6 +138,7 @@ async fn a_key_that_is_full_takes_no_more_but_can_shrink() {
     let call = |values| Batch {
         inputs: vec![keyed(1, "k", "")],
         state: state(values),
+        ..Batch::default()
     };
     let room = "[Ok(()), Ok(()), Ok(())]; Ok(()); 0";
     assert_eq!(answers(hoard.process(call(1)).await), [room]);

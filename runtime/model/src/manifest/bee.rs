@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::fields::{BACKOFF, BATCH, BEE, BOUND, INPUT, INSTANCES, LATER, POOLED, RETRY, Shape};
+use super::fields::{BACKOFF, BATCH, BEE, BOUND, INPUT, INSTANCES, LATER, POOLED, RETRY, STATE, Shape};
 use super::mistake::{did_you_mean, nearest, quoted};
 use super::node::{Data, Place};
 use super::reader::{Fields, Value};
@@ -10,7 +10,9 @@ use super::{ModulePaths, Modules, condition, join};
 use crate::condition::Take;
 use crate::limits;
 use crate::name::{BeeName, ModuleRef, OutputName, StageName, Subject};
-use crate::swarm::{BatchPolicy, Bound, GuestClock, Instances, Join, KeySource, Order, RetryPolicy, Stage};
+use crate::swarm::{
+    BatchPolicy, Bound, GuestClock, Instances, Join, Keep, KeySource, Order, Refresh, RetryPolicy, Stage, Ttl,
+};
 
 /// A Bee as far as it could be read. What was wrong is reported already and `None` here, so that the graph is still checked.
 pub(super) struct Draft<'a> {
@@ -92,7 +94,7 @@ pub(super) fn read<'a>(value: &Value<'a>, context: &Context<'_>) -> Option<Draft
     let joins = joined.is_some();
     let own_key = fields.get("key").and_then(key);
     let keyed = fields.get("key").is_some() || joins;
-    let state = fields.get("state").and_then(Value::bool).unwrap_or(false);
+    let (state, keep) = fields.get("state").map(state).unwrap_or_default();
     if state
         && !keyed
         && let Some(v) = fields.get("state")
@@ -176,6 +178,7 @@ pub(super) fn read<'a>(value: &Value<'a>, context: &Context<'_>) -> Option<Draft
             inputs: Vec::new(),
             key,
             state,
+            keep,
             order: order.unwrap_or_default(),
             retry,
             timeout_ms: timeout_ms.unwrap_or(limits::STAGE_TIMEOUT_MS_DEFAULT),
@@ -472,6 +475,41 @@ pub(super) fn json_pointer(value: &Value<'_>, pointer: &str) -> Option<String> {
         Some("it looks like `/customer/id`, with `~` written `~0` and `/` in a name `~1`"),
     );
     None
+}
+
+/// Whether there is state, and what of it is kept.
+fn state(value: &Value<'_>) -> (bool, Keep) {
+    let mut keep = Keep::default();
+    if !matches!(value.node.data, Data::Map(_)) {
+        return (value.bool().unwrap_or(false), keep);
+    }
+    let Some(fields) = value.fields(&STATE) else {
+        return (true, keep);
+    };
+    let ms = fields
+        .get("ttl")
+        .and_then(|v| v.duration(limits::STATE_TTL_MS_MIN..=limits::STATE_TTL_MS_MAX));
+    let refresh = fields.get("refresh").map(|v| {
+        if fields.get("ttl").is_none() {
+            v.mistake(
+                "`refresh` without `ttl`",
+                Some("it says what makes a value young again: add `ttl: 30d`"),
+            );
+        }
+        v.choice(&[("write", Refresh::Write), ("read", Refresh::Read)])
+    });
+    let refresh = refresh.flatten().unwrap_or_default();
+    keep.ttl = ms.map(|ms| Ttl { ms, refresh });
+    if let Some(keys) = fields.get("keys").and_then(|v| v.int(1..=limits::STATE_KEYS_MAX)) {
+        keep.keys = keys;
+    }
+    if let Some(bytes) = fields
+        .get("bytes")
+        .and_then(|v| v.size(limits::STATE_BYTES_MIN..=limits::STATE_BYTES_MAX))
+    {
+        keep.bytes = bytes;
+    }
+    (true, keep)
 }
 
 fn retry(value: &Value<'_>) -> Option<RetryPolicy> {

@@ -46,6 +46,10 @@ pub(super) const BEE: Shape = Shape {
 /// a grant that does not exist.
 pub(super) const LATER: &[&str] = &["http", "models", "dirs", "was"];
 
+pub(super) const STATE: Shape = Shape {
+    what: "`state`",
+    fields: &["ttl", "refresh", "keys", "bytes"],
+};
 pub(super) const INPUT: Shape = Shape {
     what: "an input",
     fields: &[

@@ -146,7 +146,7 @@ pub(super) fn alone(bee: &Fields<'_>) {
         }
     }
     if let Some(value) = bee.get("state")
-        && value.bool() == Some(true)
+        && (matches!(value.node.data, Data::Map(_)) || value.bool() == Some(true))
     {
         value.mistake(
             "the state of a join is its waiting parts",

@@ -129,7 +129,7 @@ impl<'a> Value<'a> {
             Data::Int(int, _) => *int,
             Data::Text(text) if let Some(ms) = units::duration_ms(text) => i128::from(ms),
             _ => {
-                let hint = "write `500ms`, `30s`, `2m`, `1h` or milliseconds as a whole number";
+                let hint = "write `500ms`, `30s`, `2m`, `1h`, `30d` or milliseconds as a whole number";
                 self.expected("a duration", Some(hint.to_owned()));
                 return None;
             }

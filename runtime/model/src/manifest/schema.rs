@@ -48,9 +48,9 @@ fn described(text: &str, schema: &Value) -> Value {
 
 fn duration() -> Value {
     json!({
-        "description": "`500ms`, `30s`, `2m`, `1h`, or milliseconds.",
+        "description": "`500ms`, `30s`, `2m`, `1h`, `30d`, or milliseconds.",
         "oneOf": [
-            { "type": "string", "pattern": "^[0-9]+ *(ms|s|m|h)$" },
+            { "type": "string", "pattern": "^[0-9]+ *(ms|s|m|h|d)$" },
             { "type": "integer", "minimum": 1 },
         ],
     })
@@ -89,7 +89,7 @@ fn bee() -> Value {
         "required": ["name", "module", "input"],
         "additionalProperties": false,
         "dependentRequired": { "order": ["key"] },
-        "if": { "properties": { "state": { "const": true } }, "required": ["state"] },
+        "if": { "properties": { "state": { "not": { "const": false } } }, "required": ["state"] },
         "then": { "required": ["key"] },
         "properties": {
             "name": label,
@@ -109,7 +109,26 @@ fn bee() -> Value {
                 "description": "`message`, `header:NAME` or `json:/pointer`: messages of one key keep their order.",
                 "pattern": "^(message|header:.+|json:/.*)$",
             },
-            "state": { "type": "boolean", "description": "Grants state and timers. Needs `key`." },
+            "state": {
+                "description": "Grants state and timers. Needs `key`.",
+                "oneOf": [
+                    { "type": "boolean" },
+                    {
+                        "type": "object",
+                        "additionalProperties": false,
+                        "dependentRequired": { "refresh": ["ttl"] },
+                        "properties": {
+                            "ttl": described("A value goes so long after it was refreshed.", &json!({ "$ref": "#/$defs/duration" })),
+                            "refresh": {
+                                "enum": ["write", "read"],
+                                "description": "What refreshes a value: a write of it, or each input of its key.",
+                            },
+                            "keys": { "type": "integer", "minimum": 1, "maximum": limits::STATE_KEYS_MAX },
+                            "bytes": { "$ref": "#/$defs/size" },
+                        },
+                    },
+                ],
+            },
             "order": {
                 "enum": ["hold", "relaxed"],
                 "description": "Whether later messages of a key wait behind one that is retried.",

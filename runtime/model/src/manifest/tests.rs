@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::condition::Take;
-use crate::swarm::{GuestClock, InputSource, Instances, KeySource, Order, StageInput};
+use crate::swarm::{GuestClock, InputSource, Instances, Keep, KeySource, Order, Refresh, StageInput, Ttl};
 
 const HELLO: &str = "\
 name: hello-world
@@ -50,6 +50,7 @@ bees:
     module: m
     input: { stack: [a, b] }
     key: header:user-id
+    state: { ttl: 30d, refresh: read, keys: 7, bytes: 1GiB }
     instances: pooled
 ";
 
@@ -109,6 +110,13 @@ fn every_field_arrives() {
     assert_eq!(b.inputs[1].source, InputSource::Gateway("side".parse().unwrap()));
     assert_eq!(c.key, Some(KeySource::Header("user-id".into())));
     assert_eq!(c.inputs.len(), 2);
+    let ttl = Some(Ttl {
+        ms: 30 * 24 * 3_600_000,
+        refresh: Refresh::Read,
+    });
+    let bytes = 1 << 30;
+    assert_eq!((c.state, c.keep), (true, Keep { ttl, keys: 7, bytes }));
+    assert_eq!(b.keep, Keep::default());
 }
 
 #[test]

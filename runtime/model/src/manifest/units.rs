@@ -1,6 +1,8 @@
 //! Durations and sizes as people write them.
 
-/// `30s`, `500ms`, `2m`, `1h` in milliseconds.
+const DAY_MS: u64 = 24 * 3_600_000;
+
+/// `30s`, `500ms`, `2m`, `1h`, `30d` in milliseconds.
 pub(super) fn duration_ms(text: &str) -> Option<u64> {
     let (number, unit) = split(text)?;
     let unit_ms = match unit {
@@ -8,6 +10,7 @@ pub(super) fn duration_ms(text: &str) -> Option<u64> {
         "s" => 1_000,
         "m" => 60_000,
         "h" => 3_600_000,
+        "d" => DAY_MS,
         _ => return None,
     };
     number.checked_mul(unit_ms)
@@ -39,6 +42,10 @@ fn split(text: &str) -> Option<(u64, &str)> {
 
 /// The shortest exact way to write a duration.
 pub(crate) fn show_duration(ms: u64) -> String {
+    // One day is better known as `24h`.
+    if ms > DAY_MS && ms.is_multiple_of(DAY_MS) {
+        return format!("{}d", ms / DAY_MS);
+    }
     for (unit_ms, unit) in [(3_600_000, "h"), (60_000, "m"), (1_000, "s")] {
         if ms != 0 && ms.is_multiple_of(unit_ms) {
             return format!("{}{unit}", ms / unit_ms);
@@ -63,7 +70,7 @@ mod tests {
 
     #[test]
     fn units_go_both_ways() {
-        for text in ["30s", "500ms", "2m", "1h", "1500ms"] {
+        for text in ["30s", "500ms", "2m", "1h", "1500ms", "24h", "30d", "25h"] {
             assert_eq!(show_duration(duration_ms(text).unwrap()), text);
         }
         for text in ["64MiB", "512KiB", "1GiB", "1TiB", "1500B"] {

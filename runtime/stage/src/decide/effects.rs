@@ -14,7 +14,7 @@ use skep_model::name::StageName;
 use skep_model::step::{Disposition, Emit, Outcome, Step, Trap, TrapKind};
 use skep_topic::{StatePut, TimerSet};
 
-use super::{Again, Failure, Origin, Part, Ran, laps};
+use super::{Again, Failure, Origin, Part, Ran, laps, ttl};
 use crate::plan::{Bypass, Destination, Plan};
 
 /// What a step that ended well does; anything else is a failure with its reason. `closed`: where nothing may go back to now.
@@ -118,6 +118,14 @@ pub(crate) fn effects<'p>(
         gathered.clear(key, origin.timer.is_some(), &mut part, entropy);
     }
     let key = origin.key().unwrap_or_default();
+    let names = step.state.iter().map(|w| &w.name);
+    if names
+        .chain(step.timers.iter().map(|w| &w.name))
+        .any(|name| name == ttl::NAME)
+    {
+        let why = "the name \"\\0ttl\" in state and timers is the stage's own: use another".to_owned();
+        return Err(fail("reserved-name", why, Again::Never));
+    }
     for write in step.state {
         part.bytes += key.len() + write.name.len() + write.value.as_ref().map_or(0, Bytes::len);
         part.state.push(StatePut {

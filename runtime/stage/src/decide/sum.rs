@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use skep_topic::{Commit, Cursor, Output, Retry, Span, TimerSet, TopicSpec};
+use skep_topic::{Commit, Cursor, Output, Retry, Span, StatePut, TimerSet, TopicSpec};
 
 use super::{Part, Source, Stamp};
 
@@ -58,6 +58,12 @@ impl Sum {
         commit.dead.extend(part.dead);
         commit.state.extend(part.state);
         commit.set_timers.extend(part.timers);
+    }
+
+    /// What becomes of values by their age, after what the items did.
+    pub(super) fn age(&mut self, state: Vec<StatePut>, timers: Vec<TimerSet>) {
+        self.commit.state.extend(state);
+        self.commit.set_timers.extend(timers);
     }
 
     pub(super) fn into_commit(self) -> Commit {

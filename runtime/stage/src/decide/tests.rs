@@ -11,7 +11,7 @@ use skep_model::message::Request;
 use skep_model::name::TenantId;
 use skep_model::scope::Scope;
 use skep_model::step::{Disposition, Emit, Outcome, Processed, StateWrite};
-use skep_model::swarm::{BatchPolicy, Bound, GuestClock, Instances, KeySource, Stage};
+use skep_model::swarm::{BatchPolicy, Bound, GuestClock, Instances, Keep, KeySource, Stage};
 use skep_topic::TopicSpec;
 use skep_topic::lane::Lane;
 
@@ -45,6 +45,7 @@ pub(super) fn stage(key: Option<KeySource>, order: Order) -> Stage {
         bee: "b".parse().unwrap(),
         inputs: Vec::new(),
         state: key.is_some(),
+        keep: Keep::default(),
         key,
         order,
         retry: RetryPolicy {
@@ -69,7 +70,7 @@ pub(super) fn stage(key: Option<KeySource>, order: Order) -> Stage {
     }
 }
 
-fn plan_of(key: Option<KeySource>, order: Order, readers: Vec<Option<KeySource>>) -> Plan {
+pub(super) fn plan_of(key: Option<KeySource>, order: Order, readers: Vec<Option<KeySource>>) -> Plan {
     let swarm = Scope::of(TenantId::default_tenant()).swarm(&"w".parse().unwrap(), Incarnation([1; 16]));
     let bound = Bound {
         messages: 1_000,
@@ -103,7 +104,7 @@ fn plan_of(key: Option<KeySource>, order: Order, readers: Vec<Option<KeySource>>
     }
 }
 
-fn message(n: u8, key: Option<&str>) -> Message {
+pub(super) fn message(n: u8, key: Option<&str>) -> Message {
     Message {
         uid: Uid([n; 16]),
         key: key.map(str::to_owned),
@@ -134,7 +135,7 @@ fn fetched(messages: Vec<Message>) -> Fetched {
     }
 }
 
-fn done(publish: Vec<Emit>) -> Step {
+pub(super) fn done(publish: Vec<Emit>) -> Step {
     Step {
         outcome: Outcome {
             publish,
@@ -146,7 +147,7 @@ fn done(publish: Vec<Emit>) -> Step {
     }
 }
 
-fn with(disposition: Disposition) -> Step {
+pub(super) fn with(disposition: Disposition) -> Step {
     Step {
         outcome: Outcome {
             publish: Vec::new(),
@@ -180,7 +181,7 @@ const STAMP: Stamp = Stamp {
     base: CommitId([4; 16]),
     from: Cursor { entry: 1, index: 0 },
 };
-const RAN: Ran = Ran {
+pub(super) const RAN: Ran = Ran {
     started_us: 0,
     took_us: 1,
     batch: 1,

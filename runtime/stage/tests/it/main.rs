@@ -16,7 +16,7 @@ use skep_model::name::TenantId;
 use skep_model::scope::{Scope, SwarmId, TopicId};
 use skep_model::span::NoSpans;
 use skep_model::step::{Batch, Disposition, Emit, Input, Outcome, Processed, StateWrite, Step, Trap, TrapKind};
-use skep_model::swarm::{BatchPolicy, Bound, GuestClock, Instances, KeySource, Order, RetryPolicy, Stage};
+use skep_model::swarm::{BatchPolicy, Bound, GuestClock, Instances, Keep, KeySource, Order, RetryPolicy, Stage};
 use skep_stage::{BatchReport, Bee, Destination, Observer, Plan, Running, Seams, StageState, Workers, start};
 use skep_topic::embedded::Embedded;
 use skep_topic::lane::{Lane, Travelling};
@@ -185,6 +185,7 @@ fn stage(spec: &TopicSpec, keyed: bool) -> Stage {
         inputs: Vec::new(),
         key: keyed.then_some(KeySource::Message),
         state: keyed,
+        keep: Keep::default(),
         order: Order::Hold,
         retry: RetryPolicy {
             attempts: 3,
@@ -500,6 +501,7 @@ fn outcome_of(input: &Input, batch: &Batch) -> Step {
             .cloned()
             .collect(),
         state: batch.state.clone(),
+        ..Batch::default()
     };
     append(input, &kept)
 }
