@@ -11,6 +11,7 @@ mod modules;
 mod nodes;
 mod pauses;
 mod restores;
+mod state;
 mod trials;
 mod uploads;
 mod views;
@@ -200,6 +201,16 @@ impl Beekeeper for Keeper {
 
     async fn get_state(&self, request: Request<v1::GetStateRequest>) -> Reply<v1::GetStateReply> {
         self.state_of(request.into_inner()).await
+    }
+
+    type ListStateStream = Out<v1::ListStateReply>;
+
+    async fn list_state(&self, request: Request<v1::ListStateRequest>) -> Reply<Self::ListStateStream> {
+        self.state_pages(request.into_inner()).await
+    }
+
+    async fn import_state(&self, request: Request<Streaming<v1::ImportStateRequest>>) -> Reply<v1::ImportStateReply> {
+        self.take_state(request.into_inner()).await
     }
 
     async fn node(&self, _: Request<v1::NodeRequest>) -> Reply<v1::NodeReply> {

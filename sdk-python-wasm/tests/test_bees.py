@@ -242,6 +242,8 @@ def test_state_timers_config_and_secrets():
     def keeper(swarm, payload, context):
         swarm.state["n"] = swarm.state.get("n", 0) + 1
         swarm.state.put_bytes("raw", b"\xff")
+        assert swarm.state.add("sum", 2) == 2 and swarm.state.add("sum") == 3
+        del swarm.state["sum"]
         assert "n" in swarm.state and "none" not in swarm.state
         del swarm.state["raw"]
         swarm.timer.set("again", after=timedelta(seconds=5))

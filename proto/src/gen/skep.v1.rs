@@ -1310,6 +1310,54 @@ pub struct GetStateReply {
     pub more: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListStateRequest {
+    #[prost(string, tag = "1")]
+    pub swarm: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub stage: ::prost::alloc::string::String,
+    /// Only keys that begin so.
+    #[prost(string, tag = "3")]
+    pub prefix: ::prost::alloc::string::String,
+    /// At most so many keys. 0: all.
+    #[prost(uint64, tag = "4")]
+    pub limit: u64,
+    /// What `next` of an earlier reply said. Empty: from the beginning.
+    #[prost(string, tag = "5")]
+    pub after: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListStateReply {
+    /// In an order of the store's own. On Redis a key may come twice.
+    #[prost(message, repeated, tag = "1")]
+    pub entries: ::prost::alloc::vec::Vec<StateEntry>,
+    /// Where the following page begins. Empty: this was the last.
+    #[prost(string, tag = "2")]
+    pub next: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ImportStateRequest {
+    /// In the first message.
+    #[prost(string, tag = "1")]
+    pub swarm: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub stage: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "3")]
+    pub entries: ::prost::alloc::vec::Vec<StateEntry>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImportStateReply {
+    #[prost(uint64, tag = "1")]
+    pub keys: u64,
+}
+/// All of one key.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StateEntry {
+    #[prost(string, tag = "1")]
+    pub key: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "2")]
+    pub values: ::prost::alloc::vec::Vec<StateValue>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StateValue {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
@@ -1964,6 +2012,59 @@ pub mod beekeeper_client {
                 .insert(GrpcMethod::new("skep.v1.Beekeeper", "GetState"));
             self.inner.unary(req, path, codec).await
         }
+        /// A stage's keys with their values, page by page as the caller takes them.
+        pub async fn list_state(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListStateRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ListStateReply>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/skep.v1.Beekeeper/ListState",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("skep.v1.Beekeeper", "ListState"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Sets keys of a stage that is paused: first a header, then keys, each as a whole. What came before an error, or before the stream
+        /// broke, is set; the same keys once more are set again.
+        pub async fn import_state(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<
+                Message = super::ImportStateRequest,
+            >,
+        ) -> std::result::Result<
+            tonic::Response<super::ImportStateReply>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/skep.v1.Beekeeper/ImportState",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("skep.v1.Beekeeper", "ImportState"));
+            self.inner.client_streaming(req, path, codec).await
+        }
         pub async fn node(
             &mut self,
             request: impl tonic::IntoRequest<super::NodeRequest>,
@@ -2194,6 +2295,26 @@ pub mod beekeeper_server {
             &self,
             request: tonic::Request<super::GetStateRequest>,
         ) -> std::result::Result<tonic::Response<super::GetStateReply>, tonic::Status>;
+        /// Server streaming response type for the ListState method.
+        type ListStateStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ListStateReply, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// A stage's keys with their values, page by page as the caller takes them.
+        async fn list_state(
+            &self,
+            request: tonic::Request<super::ListStateRequest>,
+        ) -> std::result::Result<tonic::Response<Self::ListStateStream>, tonic::Status>;
+        /// Sets keys of a stage that is paused: first a header, then keys, each as a whole. What came before an error, or before the stream
+        /// broke, is set; the same keys once more are set again.
+        async fn import_state(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::ImportStateRequest>>,
+        ) -> std::result::Result<
+            tonic::Response<super::ImportStateReply>,
+            tonic::Status,
+        >;
         async fn node(
             &self,
             request: tonic::Request<super::NodeRequest>,
@@ -2980,6 +3101,99 @@ pub mod beekeeper_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Beekeeper/ListState" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListStateSvc<T: Beekeeper>(pub Arc<T>);
+                    impl<
+                        T: Beekeeper,
+                    > tonic::server::ServerStreamingService<super::ListStateRequest>
+                    for ListStateSvc<T> {
+                        type Response = super::ListStateReply;
+                        type ResponseStream = T::ListStateStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListStateRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Beekeeper>::list_state(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListStateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Beekeeper/ImportState" => {
+                    #[allow(non_camel_case_types)]
+                    struct ImportStateSvc<T: Beekeeper>(pub Arc<T>);
+                    impl<
+                        T: Beekeeper,
+                    > tonic::server::ClientStreamingService<super::ImportStateRequest>
+                    for ImportStateSvc<T> {
+                        type Response = super::ImportStateReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::ImportStateRequest>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Beekeeper>::import_state(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ImportStateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.client_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -181,6 +181,7 @@ pub(crate) async fn measure(
     }
     if wanted("memory") {
         rows.push(memory(&place, &payload).await?);
+        rows.push(state_memory(&place).await?);
     }
     if wanted("idle") {
         rows.push(idle(&place).await?);
@@ -558,6 +559,37 @@ async fn memory(place: &Place<'_>, payload: &Bytes) -> anyhow::Result<Row> {
         ratio: format!("{ratio:.2} ×"),
         goal: "≤ 1.5 ×",
         met: ratio <= 1.5,
+    })
+}
+
+/// Keys that hold a count, without and with a TTL.
+async fn state_memory(place: &Place<'_>) -> anyhow::Result<Row> {
+    const KEYS: u64 = 200_000;
+    let redis = Redis::start(&place.dir.join("state"), &["--appendfsync", "everysec"]).await?;
+    let node = place.node(&redis, "keeper", &[])?;
+    place.prepare(&node).await?;
+    let mut keeper = node.keeper().await?;
+    let inbox = "inbox: { messages: 1000000, bytes: 512MiB }";
+    let manifest = format!(
+        "name: aged\nbees:\n  - {{ name: tally, module: test-bees, input: {{ gateway: aged }}, key: message, state: {{ ttl: 30d }}, {inbox} }}\n"
+    );
+    node::apply(&mut keeper, &manifest).await?;
+    let mut each = Vec::new();
+    for swarm in ["sink", "aged"] {
+        let before = redis.info("memory", "used_memory").await?;
+        load::submit(&node.url, swarm, &Bytes::from_static(b"x"), KEYS, KEYS, SENT_FRAME, 1).await?;
+        node::processed(&mut keeper, swarm, KEYS).await?;
+        // What the answers and the log still hold is given back.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        each.push((redis.info("memory", "used_memory").await? - before) / KEYS as f64);
+    }
+    Ok(Row {
+        measure: "memory of Redis, a key with one count in keyed state",
+        ours: format!("{:.0} bytes, with a TTL {:.0}", each[0], each[1]),
+        ceiling: "–".to_owned(),
+        ratio: "–".to_owned(),
+        goal: "–",
+        met: true,
     })
 }
 

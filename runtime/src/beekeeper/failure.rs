@@ -26,6 +26,7 @@ pub(super) fn topic_error(e: skep_topic::Error) -> Status {
         skep_topic::Error::Unavailable(_) => Code::Unavailable,
         skep_topic::Error::Unknown(_) => Code::Unknown,
         skep_topic::Error::Gone => Code::NotFound,
+        skep_topic::Error::TooLarge(_) => Code::InvalidArgument,
         _ => Code::Internal,
     };
     Status::new(code, e.to_string())

@@ -20,6 +20,7 @@ mod output;
 mod pauses;
 pub mod progress;
 mod python;
+mod state;
 mod submit;
 mod swarms;
 mod up;
@@ -134,7 +135,7 @@ async fn run(cli: Cli, seen: Option<String>) -> Outcome {
         Command::Describe { swarm, graph } => swarms::describe(swarm, graph, node, out).await,
         Command::Logs(args) => observe::logs(args, node, out).await,
         Command::Dlq(args) => letters::dlq(args, node, out).await,
-        Command::State(args) => observe::state(args, node, out).await,
+        Command::State(args) => state::run(args, node, out).await,
         Command::Pause(args) => pauses::pause(args, node, out).await,
         Command::Resume(args) => pauses::resume(args, node, out).await,
         Command::Scale(args) => swarms::scale(args, node, out).await,

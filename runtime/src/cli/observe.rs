@@ -1,12 +1,12 @@
-//! `logs`, `state`.
+//! `logs`.
 
-use serde_json::{Value, json};
+use serde_json::json;
 use skep_proto::v1;
 
 use super::args;
 use super::connect;
 use super::failure::Outcome;
-use super::output::{Paint, Printer, payload_json, payload_text, shown, time};
+use super::output::{Paint, Printer, shown, time};
 
 pub async fn logs(args: args::Logs, node: &str, out: Printer) -> Outcome {
     let request = v1::LogsRequest {
@@ -41,40 +41,4 @@ pub async fn logs(args: args::Logs, node: &str, out: Printer) -> Outcome {
         out.line(&format!("{at} {level} {by}: {}", shown(entry.text.trim_end())))?;
     }
     Ok(())
-}
-
-pub async fn state(args: args::State, node: &str, out: Printer) -> Outcome {
-    let key = args.key;
-    let mut beekeeper = connect::beekeeper(node).await?;
-    let mut values: Vec<v1::StateValue> = Vec::new();
-    loop {
-        let request = v1::GetStateRequest {
-            swarm: args.swarm.clone(),
-            stage: args.stage.clone(),
-            key: key.clone(),
-            after: values.last().map(|v| v.name.clone()).unwrap_or_default(),
-        };
-        let page = beekeeper.get_state(request).await?.into_inner();
-        values.extend(page.values);
-        if !page.more {
-            break;
-        }
-    }
-    if out.json() {
-        let values: serde_json::Map<String, Value> = values
-            .iter()
-            .map(|v| (v.name.clone(), payload_json(&v.value)))
-            .collect();
-        return out.document(&json!({ "key": key, "values": values }));
-    }
-    if values.is_empty() {
-        return out.line(&format!("nothing is kept for key `{}`", shown(&key)));
-    }
-    out.table(
-        &["NAME", "VALUE"],
-        values
-            .iter()
-            .map(|v| vec![v.name.clone(), payload_text(&v.value)])
-            .collect(),
-    )
 }

@@ -9,6 +9,7 @@ mod doctor;
 mod faults;
 mod first_steps;
 mod joins;
+mod keyed;
 mod kills;
 mod letters;
 mod lifecycle;

@@ -632,6 +632,14 @@ impl StateSize {
     }
 }
 
+/// A part of a stage's keyed state.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StatePage {
+    pub keys: Vec<(String, BTreeMap<String, Bytes>)>,
+    /// Where the next page begins; `None`: there is none.
+    pub next: Option<String>,
+}
+
 /// How full a topic is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicStatus {
@@ -855,6 +863,14 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Removes a life that is set aside, as if it had never been. Does nothing to any other.
     async fn discard_import(&self, swarm: &SwarmId) -> Result<(), Error>;
+
+    /// Some keys of a stage with their values, in an order of the backend's own: [`limits::STATE_PAGE_KEYS`] or
+    /// [`limits::STATE_PAGE_BYTES`] of them, give or take. `after`: [`StatePage::next`] of the page before, or empty. What is there all
+    /// the time comes in one of the pages, on Redis perhaps in two; what comes or goes meanwhile may be missed.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] where `after` is nothing that a page said.
+    async fn state_page(&self, topic: &TopicId, after: &str) -> Result<StatePage, Error>;
 
     /// One key's state, as committed.
     async fn state(&self, topic: &TopicId, key: &str) -> Result<HashMap<String, Bytes>, Error>;

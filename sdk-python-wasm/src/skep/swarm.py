@@ -153,6 +153,12 @@ class State:
     def put(self, name: str, value: Any) -> None:
         self.put_bytes(name, to_bytes(value, JSON))
 
+    def add(self, name: str, by: float = 1) -> Any:
+        """Adds to a number, which is 0 where there is none, and returns the sum."""
+        total = self.get(name, 0) + by
+        self.put(name, total)
+        return total
+
     def delete(self, name: str) -> None:
         self._swarm._wrote = True
         self._swarm._host.state_delete(name)

@@ -66,7 +66,7 @@ pub use log;
 pub use message::{Message, Uid};
 pub use reply::ReplyError;
 pub use skep_bee_macro::bee;
-pub use state::{State, StateError};
+pub use state::{State, StateError, StateValue};
 pub use swarm::Swarm;
 pub use timer::{Timer, TimerError, Timers};
 

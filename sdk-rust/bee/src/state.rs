@@ -1,6 +1,7 @@
 //! State of the current message's key.
 
 use std::fmt;
+use std::marker::PhantomData;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -54,6 +55,37 @@ impl State<'_> {
         self.put(name, bytes)
     }
 
+    /// One value of this name and of type `T`, kept as JSON.
+    ///
+    /// ```
+    /// # fn bee(swarm: &mut skep::Swarm) -> Result<(), skep::StateError> {
+    /// let mut state = swarm.state();
+    /// let last = state.value::<String>("last").set(&"hello".to_owned())?;
+    /// let seen = state.value::<u32>("seen").update(|seen| seen.unwrap_or(0) + 1)?;
+    /// # Ok(()) }
+    /// ```
+    pub fn value<T>(&mut self, name: &str) -> StateValue<'_, T> {
+        StateValue {
+            state: State { swarm: self.swarm },
+            name: name.to_owned(),
+            of: PhantomData,
+        }
+    }
+
+    /// Adds to a number, which is 0 where there is none, and returns the sum.
+    ///
+    /// # Errors
+    /// See [`StateError`]; [`StateError::Json`] if the value is no whole number, or the sum too large. On an error nothing is written.
+    pub fn add(&mut self, name: &str, by: i64) -> Result<i64, StateError> {
+        let sum = self.get_json::<i64>(name)?.unwrap_or(0).checked_add(by);
+        let sum = sum.ok_or_else(|| StateError::Json {
+            name: name.to_owned(),
+            detail: "the sum does not fit in 64 bits".to_owned(),
+        })?;
+        self.put_json(name, &sum)?;
+        Ok(sum)
+    }
+
     /// Removes the value of this name; to remove one that is not there is no error.
     ///
     /// # Errors
@@ -61,6 +93,46 @@ impl State<'_> {
     pub fn delete(&mut self, name: &str) -> Result<(), StateError> {
         self.swarm.wrote = true;
         self.swarm.host.state_delete(name)
+    }
+}
+
+/// One value of a type, by [`State::value`].
+#[derive(Debug)]
+pub struct StateValue<'a, T> {
+    state: State<'a>,
+    name: String,
+    of: PhantomData<fn() -> T>,
+}
+
+impl<T: Serialize + DeserializeOwned> StateValue<'_, T> {
+    /// `None` where there is none.
+    ///
+    /// # Errors
+    /// As [`State::get_json`].
+    pub fn get(&self) -> Result<Option<T>, StateError> {
+        self.state.get_json(&self.name)
+    }
+
+    /// # Errors
+    /// As [`State::put_json`].
+    pub fn set(&mut self, value: &T) -> Result<(), StateError> {
+        self.state.put_json(&self.name, value)
+    }
+
+    /// Sets it to what `with` makes of it, and returns that.
+    ///
+    /// # Errors
+    /// As [`State::get_json`] and [`State::put_json`].
+    pub fn update(&mut self, with: impl FnOnce(Option<T>) -> T) -> Result<T, StateError> {
+        let value = with(self.get()?);
+        self.set(&value)?;
+        Ok(value)
+    }
+
+    /// # Errors
+    /// As [`State::delete`].
+    pub fn delete(&mut self) -> Result<(), StateError> {
+        self.state.delete(&self.name)
     }
 }
 
@@ -74,7 +146,7 @@ pub enum StateError {
     NoStep,
     /// The value or its name has more bytes than this.
     TooLarge(u64),
-    /// The key holds as many values, or the tenant as many bytes, as it may.
+    /// The key holds as many values or bytes, or the stage as many keys or bytes, as it may.
     Quota,
     /// The value is not JSON of the expected form.
     Json {
@@ -106,7 +178,10 @@ impl fmt::Display for StateError {
                 f,
                 "a value in state has at most {max} bytes: split it over several names"
             ),
-            Self::Quota => f.write_str("this key holds as much state as it may: delete values that are not needed"),
+            Self::Quota => f.write_str(
+                "this key, or its whole stage, holds as much state as it may: delete values that are not needed, or raise \
+                 `state: { keys, bytes }` in the manifest",
+            ),
             Self::Json { name, detail } => write!(f, "the value `{name}` in state: {detail}"),
         }
     }

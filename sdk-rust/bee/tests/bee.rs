@@ -182,6 +182,28 @@ fn an_error_drops_what_was_done_for_its_message() {
 }
 
 #[test]
+fn numbers_and_values_of_a_type() {
+    let mut swarm = DevSwarm::keyed("k");
+    let mut state = swarm.state();
+    assert_eq!((state.add("n", 2), state.add("n", -5)), (Ok(2), Ok(-3)));
+    state.put_json("n", &i64::MAX).unwrap();
+    assert!(matches!(state.add("n", 1), Err(StateError::Json { .. })));
+    assert_eq!(state.get_json::<i64>("n"), Ok(Some(i64::MAX)), "nothing was written");
+    let mut list = state.value::<Vec<u8>>("list");
+    assert_eq!(list.get(), Ok(None));
+    for n in 1..3 {
+        list.update(|list| list.unwrap_or_default().into_iter().chain([n]).collect())
+            .unwrap();
+    }
+    assert_eq!(list.get(), Ok(Some(vec![1, 2])));
+    list.delete().unwrap();
+    assert_eq!(list.get(), Ok(None));
+    state.put("text", "no number").unwrap();
+    assert!(matches!(state.add("text", 1), Err(StateError::Json { .. })));
+    assert!(matches!(state.value::<u8>("text").get(), Err(StateError::Json { .. })));
+}
+
+#[test]
 fn bounds_are_a_nodes() {
     let mut swarm = DevSwarm::keyed("k");
     assert_eq!(

@@ -1,5 +1,7 @@
 //! Keyed state.
 
+use std::collections::BTreeMap;
+
 use super::actors::{Reason, World, put};
 use super::{Harness, Stop, Verdict, holds, same};
 use crate::StatePut;
@@ -171,6 +173,56 @@ pub(super) async fn state_is_counted(harness: Box<dyn Harness>) -> Verdict {
     if world.harness.reopen(Stop::Clean).await {
         let size = world.backend().state_size(&spec.id).await.why()?;
         same!((size.keys, size.bytes), (1, 3), "after reopening");
+    }
+    Ok(())
+}
+
+pub(super) async fn state_is_paged(harness: Box<dyn Harness>) -> Verdict {
+    let mut world = World::new(harness);
+    let (spec, other) = (world.spec("a", 1), world.spec("b", 1));
+    holds!(
+        world.backend().state_page(&spec.id, "").await.why()?.keys.is_empty(),
+        "none at first"
+    );
+    let mut expected = BTreeMap::new();
+    let mut owner = world.own(&spec, 0).await?;
+    let large = "x".repeat(3 * skep_model::limits::STATE_INLINE_BYTES_MAX);
+    for slice in 0..4 {
+        let mut commit = world.commit(&owner);
+        for n in 0..200 {
+            let key = format!("key/{slice}/{n}");
+            let value = if n % 50 == 7 { large.as_str() } else { "v" };
+            commit.state.extend([put(&key, "a", value), put(&key, "", "")]);
+            expected.insert(key, (value.len(), 2));
+        }
+        owner.must(commit).await?;
+    }
+    let mut owner = world.own(&other, 0).await?;
+    let mut commit = world.commit(&owner);
+    commit.state = vec![put("another's", "a", "1")];
+    owner.must(commit).await?;
+    drop(owner);
+    for reopened in [false, true] {
+        let mut found = BTreeMap::new();
+        let (mut after, mut pages) = (String::new(), 0);
+        loop {
+            let page = world.backend().state_page(&spec.id, &after).await.why()?;
+            found.extend(
+                page.keys
+                    .into_iter()
+                    .map(|(key, values)| (key, (values["a"].len(), values.len()))),
+            );
+            pages += 1;
+            match page.next {
+                Some(next) => after = next,
+                None => break,
+            }
+        }
+        same!(found, expected, format!("every key, reopened: {reopened}"));
+        holds!(pages > 1, "in several pages");
+        if !world.harness.reopen(Stop::Clean).await {
+            break;
+        }
     }
     Ok(())
 }

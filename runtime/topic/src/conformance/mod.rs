@@ -87,7 +87,7 @@ rules! {
     parking: a_lane_waits_in_order, a_failing_retry_keeps_its_place, the_next_falls_due_when_the_first_leaves,
         timers_wait_while_their_key_is_parked, a_failed_timer_is_parked_and_retried, timers_fire_replace_and_cancel,
         dead_letters_are_kept_listed_and_discarded, a_dead_letter_comes_back_once;
-    keys: state_moves_with_the_commit, state_bytes_end_a_batch, a_key_s_state_is_its_own, state_is_deleted, state_is_counted;
+    keys: state_moves_with_the_commit, state_bytes_end_a_batch, a_key_s_state_is_its_own, state_is_deleted, state_is_counted, state_is_paged;
     lifecycle: a_lease_is_exclusive_and_ends_by_the_store_s_clock, release_is_clean, the_catalog_compares_and_sets,
         a_catalog_write_names_what_it_was_decided_on,
         a_removed_swarm_is_gone, a_removed_topic_begins_anew, a_removed_stage_takes_nothing_from_late_writers,

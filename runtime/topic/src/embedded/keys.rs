@@ -348,6 +348,11 @@ impl Keys {
         Ok(())
     }
 
+    /// Whether rows are behind.
+    pub fn behind(&self) -> bool {
+        !self.journal.is_empty() || !self.open.is_empty()
+    }
+
     /// Drops what the rows have too, but for what `stays`.
     fn drop_clean(&mut self, stays: impl Fn(&Key) -> bool) {
         let mut bytes = 0;

@@ -53,7 +53,8 @@ use crate::beats::Beats;
 use crate::guard::Guards;
 use crate::{
     Backend, Bell, CallResult, CatalogRecord, Claim, Commit, Committed, Counters, Error, Fetched, Held, Layout, Lease,
-    Pieces, Publish, Pulse, Rescaled, StateSize, StoredDeadLetter, TopicSpec, TopicStatus, Waiters, Want, next_pieces,
+    Pieces, Publish, Pulse, Rescaled, StatePage, StateSize, StoredDeadLetter, TopicSpec, TopicStatus, Waiters, Want,
+    next_pieces,
 };
 
 /// Why a data folder cannot be opened.
@@ -526,6 +527,11 @@ impl Backend for Embedded {
 
     async fn lives(&self) -> Result<Vec<SwarmId>, Error> {
         self.run(views::lives).await
+    }
+
+    async fn state_page(&self, topic: &TopicId, after: &str) -> Result<StatePage, Error> {
+        let (topic, after) = (topic.clone(), after.to_owned());
+        self.run(move |store| views::state_page(store, &topic, &after)).await
     }
 
     async fn state_size(&self, topic: &TopicId) -> Result<StateSize, Error> {

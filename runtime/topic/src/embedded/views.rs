@@ -1,16 +1,18 @@
 //! What people look at. Answers are gated, so that nobody is shown what a crash may take back; all but counts, which are asked for often.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 use rusqlite::params;
+use skep_model::limits;
 use skep_model::name::StageName;
 use skep_model::scope::{SwarmId, TopicId};
 
+use super::keys::unsealed;
 use super::load::lives_in;
 use super::store::{Fault, Store, db, un};
 use super::writer::Answer;
-use crate::{Error, StateSize, StoredDeadLetter, TopicStatus, record};
+use crate::{Error, StatePage, StateSize, StoredDeadLetter, TopicStatus, key_group, record};
 
 pub(super) fn status(store: &mut Store, swarm: &SwarmId) -> Result<Answer<Vec<TopicStatus>>, Fault> {
     if store.gone.contains(swarm) {
@@ -36,6 +38,46 @@ pub(super) fn status(store: &mut Store, swarm: &SwarmId) -> Result<Answer<Vec<To
 pub(super) fn state_size(store: &mut Store, id: &TopicId) -> Result<Answer<StateSize>, Fault> {
     let topic = store.topics.get(id);
     Answer::now(topic.map(|topic| store.keys.size(topic.row)).unwrap_or_default())
+}
+
+/// In the order of the rows, from which it is read: so these must be up to date.
+pub(super) fn state_page(store: &mut Store, id: &TopicId, after: &str) -> Result<Answer<StatePage>, Fault> {
+    let Some(row) = store.topics.get(id).map(|topic| topic.row) else {
+        return Answer::gated(StatePage::default());
+    };
+    if store.keys.behind() {
+        store.begin()?;
+        store.keys.settle(&store.conn)?;
+    }
+    let mut page = StatePage::default();
+    // Before the first key there is no group.
+    let group = if after.is_empty() {
+        -1
+    } else {
+        i64::from(key_group(after))
+    };
+    let mut query = store.conn.prepare_cached(
+        "SELECT key, name, value FROM state WHERE topic = ?1 AND (grp, key) > (?2, ?3) ORDER BY grp, key, name",
+    )?;
+    let mut rows = query.query(params![row, group, after])?;
+    let mut bytes = 0;
+    while let Some(r) = rows.next()? {
+        let (key, name): (String, String) = (r.get(0)?, r.get(1)?);
+        let last = page.keys.last();
+        if last.is_none_or(|(last, _)| *last != key) {
+            if page.keys.len() >= limits::STATE_PAGE_KEYS as usize || bytes >= limits::STATE_PAGE_BYTES {
+                page.next = last.map(|(last, _)| last.clone());
+                break;
+            }
+            page.keys.push((key.clone(), BTreeMap::new()));
+        }
+        let value = unsealed(&key, r.get(2)?)?;
+        bytes += key.len() + name.len() + value.len();
+        if let Some((_, values)) = page.keys.last_mut() {
+            values.insert(name, value);
+        }
+    }
+    Answer::gated(page)
 }
 
 pub(super) fn lives(store: &mut Store) -> Result<Answer<Vec<SwarmId>>, Fault> {

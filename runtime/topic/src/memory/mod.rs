@@ -27,8 +27,8 @@ use self::store::{Rings, Store, With};
 use crate::guard::{Guard, Guards};
 use crate::{
     Accepted, Backend, Bell, CallResult, CatalogRecord, Claim, Commit, Committed, Counters, Error, Fetched, Gate, Held,
-    Layout, Lease, Parked, Pieces, Publish, Pulse, Rescaled, StateSize, StoredDeadLetter, TimerDue, TopicSpec,
-    TopicStatus, Waiters, Want,
+    Layout, Lease, Parked, Pieces, Publish, Pulse, Rescaled, StatePage, StateSize, StoredDeadLetter, TimerDue,
+    TopicSpec, TopicStatus, Waiters, Want,
 };
 
 /// A point of the history.
@@ -386,6 +386,15 @@ impl Backend for Memory {
         let inner = self.open()?;
         Self::live(&inner, swarm)?;
         Ok(inner.store.status(swarm))
+    }
+
+    async fn state_page(&self, topic: &TopicId, after: &str) -> Result<StatePage, Error> {
+        let inner = self.open()?;
+        Ok(inner
+            .store
+            .topic(topic)
+            .map(|t| t.state_page(after))
+            .unwrap_or_default())
     }
 
     async fn state_size(&self, topic: &TopicId) -> Result<StateSize, Error> {

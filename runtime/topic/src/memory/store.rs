@@ -1,6 +1,7 @@
 //! The whole of the reference backend as a value. Everything is looked up by walking; nothing is counted twice.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ops::Bound;
 
 use bytes::Bytes;
 use skep_model::env::Entropy;
@@ -9,14 +10,14 @@ use skep_model::limits;
 use skep_model::message::{Message, Reply};
 use skep_model::name::{StageName, Subject};
 use skep_model::scope::{PartitionId, SwarmId, TopicId};
-use skep_model::swarm::Bound;
+use skep_model::swarm::Bound as Most;
 
 use crate::beats::Beats;
 use crate::guard::{Guard, Guards};
 use crate::record::message_bytes;
 use crate::{
-    CatalogRecord, Claim, Cursor, DeadLetter, Error, Fetched, Held, Lease, Parked, StateSize, TimerDue, TopicSpec,
-    TopicStatus, Unread, Want, Work, key_group, marked_again, partition_of_group,
+    CatalogRecord, Claim, Cursor, DeadLetter, Error, Fetched, Held, Lease, Parked, StatePage, StateSize, TimerDue,
+    TopicSpec, TopicStatus, Unread, Want, Work, key_group, marked_again, partition_of_group,
 };
 
 #[derive(Debug, Clone, Default)]
@@ -73,8 +74,8 @@ pub(super) struct Topic {
     pub parts: BTreeMap<u16, Part>,
     pub dead: BTreeMap<u64, DeadLetter>,
     pub state: BTreeMap<String, BTreeMap<String, Bytes>>,
-    pub refused_inbox: Option<Bound>,
-    pub refused_dead: Option<Bound>,
+    pub refused_inbox: Option<Most>,
+    pub refused_dead: Option<Most>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -249,7 +250,7 @@ impl Topic {
     }
 
     /// Unread and parked together have reached `percent` of the bound.
-    pub fn full(&self, bound: Bound, percent: u64) -> bool {
+    pub fn full(&self, bound: Most, percent: u64) -> bool {
         let ((a, b), (c, d)) = (self.unread(), self.parked());
         (a + c) * 100 >= bound.messages * percent || (b + d) * 100 >= bound.bytes * percent
     }
@@ -262,7 +263,7 @@ impl Topic {
         (self.dead.len() as u64, bytes.sum())
     }
 
-    pub fn dead_full(&self, bound: Bound) -> bool {
+    pub fn dead_full(&self, bound: Most) -> bool {
         let (n, bytes) = self.dead_size();
         n >= bound.messages || bytes >= bound.bytes
     }
@@ -274,6 +275,25 @@ impl Topic {
                 .map_or(0, |part| part.messages_and_bytes().0 + part.parked.len() as u64)
         };
         (0..partitions).min_by_key(len).unwrap_or(0)
+    }
+
+    pub fn state_page(&self, after: &str) -> StatePage {
+        let mut page = StatePage::default();
+        let mut bytes = 0;
+        let from = if after.is_empty() {
+            Bound::Unbounded
+        } else {
+            Bound::Excluded(after.to_owned())
+        };
+        for (key, values) in self.state.range::<String, _>((from, Bound::Unbounded)) {
+            if page.keys.len() >= limits::STATE_PAGE_KEYS as usize || bytes >= limits::STATE_PAGE_BYTES as u64 {
+                page.next = page.keys.last().map(|(last, _)| last.clone());
+                break;
+            }
+            bytes += StateSize::of(key, values).bytes;
+            page.keys.push((key.clone(), values.clone()));
+        }
+        page
     }
 
     pub fn state_size(&self) -> StateSize {

@@ -102,7 +102,7 @@ use crate::guard::{Guard, Guards};
 use crate::record::{self, Kind};
 use crate::{
     Accepted, Backend, Bell, CallResult, CatalogChange, CatalogRecord, Claim, Commit, Committed, Counters, Cursor,
-    Error, Fetched, Held, Layout, Lease, Once, Pieces, Publish, Pulse, Refused, Rescaled, Room, StateSize,
+    Error, Fetched, Held, Layout, Lease, Once, Pieces, Publish, Pulse, Refused, Rescaled, Room, StatePage, StateSize,
     StoredDeadLetter, TopicSpec, TopicStatus, Waiters, Want,
 };
 
@@ -704,6 +704,10 @@ impl Backend for Redis {
 
     async fn status(&self, swarm: &SwarmId) -> Result<Vec<TopicStatus>, Error> {
         views::status(&self.core, swarm).await
+    }
+
+    async fn state_page(&self, topic: &TopicId, after: &str) -> Result<StatePage, Error> {
+        views::state_page(&self.core, topic, after).await
     }
 
     async fn state_size(&self, topic: &TopicId) -> Result<StateSize, Error> {

@@ -12,7 +12,7 @@ use super::reply::{bytes, list, number, text};
 use super::scripts::Script;
 use super::{Core, names, state};
 use crate::record::{self, Kind};
-use crate::{CatalogRecord, Error, StateSize, StoredDeadLetter, TopicStatus};
+use crate::{CatalogRecord, Error, StatePage, StateSize, StoredDeadLetter, TopicStatus};
 
 fn stage(name: &str) -> Result<StageName, Error> {
     name.parse()
@@ -56,6 +56,63 @@ pub(super) async fn state_size(core: &Core, topic: &TopicId) -> Result<StateSize
         keys: said.number()?,
         bytes: said.number()?,
     })
+}
+
+/// Bucket by bucket, each from the place where the server's own scan stands.
+pub(super) async fn state_page(core: &Core, topic: &TopicId, after: &str) -> Result<StatePage, Error> {
+    let bad = || {
+        Error::TooLarge(format!(
+            "`{after}` is no place in the state: take what the page before said"
+        ))
+    };
+    let (mut bucket, mut cursor) = match after {
+        "" => (0, 0),
+        _ => {
+            let (bucket, cursor) = after.split_once(':').ok_or_else(bad)?;
+            let parsed = bucket.parse().ok().zip(cursor.parse().ok());
+            parsed
+                .filter(|(bucket, _): &(u16, u64)| *bucket < limits::STATE_BUCKETS)
+                .ok_or_else(bad)?
+        }
+    };
+    let life = names::life(topic.swarm());
+    let history = core.link.history_of(&names::meta(topic.swarm()));
+    let mut page = StatePage::default();
+    loop {
+        let mut command = redis::cmd("HSCAN");
+        let place = format!("{life}st:{}:{bucket}", topic.stage());
+        command.arg(place).arg(cursor).arg("COUNT").arg(limits::STATE_PAGE_KEYS);
+        let answer = core.link.send(&command).await.map_err(super::fault::of_a_look)?;
+        let mut answer = list(answer)?.into_iter();
+        let mut next = || answer.next().unwrap_or(Value::Nil);
+        cursor = text(next())?
+            .parse()
+            .map_err(|_| Error::Corrupt("a scan without a cursor".to_owned()))?;
+        let mut fields = list(next())?.into_iter();
+        while let (Some(key), Some(stored)) = (fields.next(), fields.next()) {
+            let mut stored = bytes(stored)?;
+            let found = if stored.first() == Some(&b's') {
+                // Too large for its bucket. It may be gone by now.
+                let mut command = redis::cmd("HGETALL");
+                command.arg(format!("{life}s:{}", String::from_utf8_lossy(&stored.split_off(1))));
+                state::values(core.link.send(&command).await.map_err(super::fault::of_a_look)?)?
+            } else {
+                state::values(Value::BulkString(stored.to_vec()))?
+            };
+            if !found.is_empty() {
+                page.keys.push((text(key)?, found));
+            }
+        }
+        if cursor == 0 {
+            bucket += 1;
+        }
+        page.next = (bucket < limits::STATE_BUCKETS).then(|| format!("{bucket}:{cursor}"));
+        // One scan's answer is a page; where nothing came of it, there is another.
+        if page.next.is_none() || !page.keys.is_empty() {
+            core.safe_to_show(history).await?;
+            return Ok(page);
+        }
+    }
 }
 
 pub(super) async fn state_of(core: &Core, topic: &TopicId, key: &str) -> Result<HashMap<String, Bytes>, Error> {
