@@ -166,7 +166,7 @@ bees:
             "swarm.yaml:11:11: bees[2].name: a second Bee named `b`; the first is bees[1] at 7:11; give each Bee of a Swarm its own name",
             "swarm.yaml:12:13: bees[2].module: `../m.wasm` is a path; push the module with `skep push FILE --name NAME` and write its name, or use `skep up`",
             "swarm.yaml:13:12: bees[2].input: both `gateway` and `bee`; give one; several sources are a list of inputs",
-            "swarm.yaml:14:14: bees[2].timeout: expected a duration, found text `2 years`; write `500ms`, `30s`, `2m`, `1h` or milliseconds as a whole number",
+            "swarm.yaml:14:14: bees[2].timeout: expected a duration, found text `2 years`; write `500ms`, `30s`, `2m`, `1h`, `30d` or milliseconds as a whole number",
         ]
     );
 }

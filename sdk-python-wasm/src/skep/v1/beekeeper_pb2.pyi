@@ -522,6 +522,52 @@ class GetStateReply(_message.Message):
     more: bool
     def __init__(self, values: _Optional[_Iterable[_Union[StateValue, _Mapping]]] = ..., more: bool = ...) -> None: ...
 
+class ListStateRequest(_message.Message):
+    __slots__ = ("swarm", "stage", "prefix", "limit", "after")
+    SWARM_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    swarm: str
+    stage: str
+    prefix: str
+    limit: int
+    after: str
+    def __init__(self, swarm: _Optional[str] = ..., stage: _Optional[str] = ..., prefix: _Optional[str] = ..., limit: _Optional[int] = ..., after: _Optional[str] = ...) -> None: ...
+
+class ListStateReply(_message.Message):
+    __slots__ = ("entries", "next")
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[StateEntry]
+    next: str
+    def __init__(self, entries: _Optional[_Iterable[_Union[StateEntry, _Mapping]]] = ..., next: _Optional[str] = ...) -> None: ...
+
+class ImportStateRequest(_message.Message):
+    __slots__ = ("swarm", "stage", "entries")
+    SWARM_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    swarm: str
+    stage: str
+    entries: _containers.RepeatedCompositeFieldContainer[StateEntry]
+    def __init__(self, swarm: _Optional[str] = ..., stage: _Optional[str] = ..., entries: _Optional[_Iterable[_Union[StateEntry, _Mapping]]] = ...) -> None: ...
+
+class ImportStateReply(_message.Message):
+    __slots__ = ("keys",)
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    keys: int
+    def __init__(self, keys: _Optional[int] = ...) -> None: ...
+
+class StateEntry(_message.Message):
+    __slots__ = ("key", "values")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    values: _containers.RepeatedCompositeFieldContainer[StateValue]
+    def __init__(self, key: _Optional[str] = ..., values: _Optional[_Iterable[_Union[StateValue, _Mapping]]] = ...) -> None: ...
+
 class StateValue(_message.Message):
     __slots__ = ("name", "value")
     NAME_FIELD_NUMBER: _ClassVar[int]

@@ -109,6 +109,16 @@ class BeekeeperStub(object):
                 request_serializer=skep_dot_v1_dot_beekeeper__pb2.GetStateRequest.SerializeToString,
                 response_deserializer=skep_dot_v1_dot_beekeeper__pb2.GetStateReply.FromString,
                 _registered_method=True)
+        self.ListState = channel.unary_stream(
+                '/skep.v1.Beekeeper/ListState',
+                request_serializer=skep_dot_v1_dot_beekeeper__pb2.ListStateRequest.SerializeToString,
+                response_deserializer=skep_dot_v1_dot_beekeeper__pb2.ListStateReply.FromString,
+                _registered_method=True)
+        self.ImportState = channel.stream_unary(
+                '/skep.v1.Beekeeper/ImportState',
+                request_serializer=skep_dot_v1_dot_beekeeper__pb2.ImportStateRequest.SerializeToString,
+                response_deserializer=skep_dot_v1_dot_beekeeper__pb2.ImportStateReply.FromString,
+                _registered_method=True)
         self.Node = channel.unary_unary(
                 '/skep.v1.Beekeeper/Node',
                 request_serializer=skep_dot_v1_dot_beekeeper__pb2.NodeRequest.SerializeToString,
@@ -241,6 +251,21 @@ class BeekeeperServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListState(self, request, context):
+        """A stage's keys with their values, page by page as the caller takes them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportState(self, request_iterator, context):
+        """Sets keys of a stage that is paused: first a header, then keys, each as a whole. What came before an error, or before the stream
+        broke, is set; the same keys once more are set again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Node(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -354,6 +379,16 @@ def add_BeekeeperServicer_to_server(servicer, server):
                     servicer.GetState,
                     request_deserializer=skep_dot_v1_dot_beekeeper__pb2.GetStateRequest.FromString,
                     response_serializer=skep_dot_v1_dot_beekeeper__pb2.GetStateReply.SerializeToString,
+            ),
+            'ListState': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListState,
+                    request_deserializer=skep_dot_v1_dot_beekeeper__pb2.ListStateRequest.FromString,
+                    response_serializer=skep_dot_v1_dot_beekeeper__pb2.ListStateReply.SerializeToString,
+            ),
+            'ImportState': grpc.stream_unary_rpc_method_handler(
+                    servicer.ImportState,
+                    request_deserializer=skep_dot_v1_dot_beekeeper__pb2.ImportStateRequest.FromString,
+                    response_serializer=skep_dot_v1_dot_beekeeper__pb2.ImportStateReply.SerializeToString,
             ),
             'Node': grpc.unary_unary_rpc_method_handler(
                     servicer.Node,
@@ -786,6 +821,60 @@ class Beekeeper(object):
             '/skep.v1.Beekeeper/GetState',
             skep_dot_v1_dot_beekeeper__pb2.GetStateRequest.SerializeToString,
             skep_dot_v1_dot_beekeeper__pb2.GetStateReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/skep.v1.Beekeeper/ListState',
+            skep_dot_v1_dot_beekeeper__pb2.ListStateRequest.SerializeToString,
+            skep_dot_v1_dot_beekeeper__pb2.ListStateReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportState(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/skep.v1.Beekeeper/ImportState',
+            skep_dot_v1_dot_beekeeper__pb2.ImportStateRequest.SerializeToString,
+            skep_dot_v1_dot_beekeeper__pb2.ImportStateReply.FromString,
             options,
             channel_credentials,
             insecure,
