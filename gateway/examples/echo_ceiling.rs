@@ -60,6 +60,12 @@ impl Gateway for Echo {
         Err(Status::unimplemented("an echo takes no submits"))
     }
 
+    type RequestStreamStream = tokio_stream::Empty<Result<v1::StreamPart, Status>>;
+
+    async fn request_stream(&self, _: Request<v1::RequestCall>) -> Result<Response<Self::RequestStreamStream>, Status> {
+        Err(Status::unimplemented("not measured here"))
+    }
+
     type SubmitStreamStream = Answers<v1::SubmitAck>;
 
     async fn submit_stream(

@@ -17,6 +17,8 @@ pub struct RequestCall {
     pub idempotency_key: Option<String>,
     /// The caller's, if it sent one.
     pub trace: Option<TraceContext>,
+    /// Parts of the response are taken as they come: for [`crate::core::Core::stream`].
+    pub streams: bool,
 }
 
 /// The answer to a request.

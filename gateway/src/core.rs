@@ -2,6 +2,7 @@
 
 mod check;
 mod outcome;
+pub mod stream;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +13,7 @@ use skep_model::error::{Certainty, ErrorKind};
 use skep_model::id::{NodeId, RequestId, Uid};
 use skep_model::limits::{
     BODY_TIMEOUT_MS, CONNECTIONS_MAX, DEDUP_WINDOW_MS_DEFAULT, HEADER_TIMEOUT_MS, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX,
-    REQUEST_DEADLINE_MS_DEFAULT, REQUEST_DEADLINE_MS_MAX,
+    PART_WINDOW_BYTES, REQUEST_DEADLINE_MS_DEFAULT, REQUEST_DEADLINE_MS_MAX,
 };
 use skep_model::message::{Message, Reply, Request, TraceContext, shares};
 use skep_model::scope::Scope;
@@ -96,6 +97,17 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
+    /// Its append.
+    fn call(&mut self) -> Call {
+        let messages = std::mem::take(&mut self.messages);
+        Call {
+            to: (self.route.feeds.iter().zip(messages))
+                .filter_map(|(feed, message)| Some((Arc::clone(&feed.topic), vec![message?])))
+                .collect(),
+            once: self.once.clone(),
+        }
+    }
+
     /// What is kept of a request once its messages are on their way.
     pub(crate) fn into_parts(self) -> (Instant, Way, Permit) {
         (self.until, self.way, self.permit)
@@ -240,7 +252,9 @@ impl Core {
         let size = check::message(&call.payload, &call.headers, call.key.as_deref())?;
         check::idempotency_key(call.idempotency_key.as_deref())?;
         let route = self.route(scope, &call.subject, true)?;
-        let permit = self.admit.enter(size)?;
+        let permit = self
+            .admit
+            .enter(if call.streams { size + PART_WINDOW_BYTES } else { size })?;
 
         let now_ms = self.clock.now_ms();
         let uid = Uid::random(&*self.entropy);
@@ -291,6 +305,7 @@ impl Core {
                     deadline_ms: now_ms.saturating_add(timeout_ms),
                     keyed,
                     share: shares.next().unwrap_or(0),
+                    streams: call.streams,
                 }),
                 trace: way.trace,
                 lineage: None,
@@ -344,15 +359,7 @@ impl Core {
 
     async fn append_and_wait(self: &Arc<Self>, prepared: &mut Prepared, sender: Sender) -> Result<Reply, CallError> {
         let route = Arc::clone(&prepared.route);
-        let call = Call {
-            to: route
-                .feeds
-                .iter()
-                .zip(std::mem::take(&mut prepared.messages))
-                .filter_map(|(feed, message)| Some((Arc::clone(&feed.topic), vec![message?])))
-                .collect(),
-            once: prepared.once.clone(),
-        };
+        let call = prepared.call();
         let again = (prepared.once != Once::No).then(|| call.clone());
         let own = self.waiters().wait(prepared.request);
         let accepted = self

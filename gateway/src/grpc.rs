@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
 use skep_model::error::ErrorKind;
 use skep_model::limits::{GATEWAY_MESSAGE_BYTES_MAX, REQUEST_DEADLINE_MS_MAX};
-use skep_model::message::TraceContext;
+use skep_model::message::{Hop, TraceContext};
 use skep_proto::v1;
 use skep_proto::v1::gateway_server::{Gateway, GatewayServer};
 use tokio_stream::wrappers::ReceiverStream;
@@ -14,11 +16,16 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::body::{Bounded, Held};
 use crate::call::{Answer, CallError, OutMessage, RequestCall, SubmitCall};
 use crate::core::Core;
+use crate::core::stream::Event;
 use crate::pipeline::Pipeline;
 use crate::{door, error, session};
 
 /// The methods that take one message.
-const UNARY: &[&str] = &["/skep.v1.Gateway/Request", "/skep.v1.Gateway/Submit"];
+const UNARY: &[&str] = &[
+    "/skep.v1.Gateway/Request",
+    "/skep.v1.Gateway/RequestStream",
+    "/skep.v1.Gateway/Submit",
+];
 
 /// The service, within the bounds of the node.
 #[must_use]
@@ -71,6 +78,39 @@ impl Gateway for Door {
         Ok(response)
     }
 
+    type RequestStreamStream = BoxStream<'static, Result<v1::StreamPart, Status>>;
+
+    async fn request_stream(
+        &self,
+        request: Request<v1::RequestCall>,
+    ) -> Result<Response<Self::RequestStreamStream>, Status> {
+        let scope = door::enter();
+        let (metadata, _, call) = request.into_parts();
+        let mut call = request_call(call);
+        call.trace = call.trace.or_else(|| trace(&metadata));
+        call.timeout_ms = sooner(call.timeout_ms, grpc_timeout_ms(&metadata));
+        let failed = |e: CallError| error::status(&e, false);
+        let answer = self.core.stream(&scope, call).await.map_err(failed)?;
+        // What was taken from the window and has not left yet.
+        let held = Held::frames(self.core.admit());
+        let parts = futures::stream::unfold(answer, |mut answer| async move {
+            let kind = match answer.next().await? {
+                Event::Part(part) => v1::stream_part::Kind::Part(part),
+                Event::End(Ok(end)) => v1::stream_part::Kind::End(v1::StreamEnd {
+                    response: end.response,
+                    parts: end.parts,
+                    hops: hops(end.hops),
+                    trace_id: end.trace_id.map(error::trace_hex),
+                }),
+                Event::End(Err(e)) => return Some((Err(error::status(&e, false)), answer)),
+            };
+            Some((Ok(v1::StreamPart { kind: Some(kind) }), answer))
+        });
+        let mut response = Response::new(parts.boxed());
+        response.extensions_mut().insert(held);
+        Ok(response)
+    }
+
     async fn submit(&self, request: Request<v1::SubmitCall>) -> Result<Response<v1::SubmitReply>, Status> {
         let scope = door::enter();
         let (metadata, _, call) = request.into_parts();
@@ -116,6 +156,7 @@ pub(crate) fn request_call(call: v1::RequestCall) -> RequestCall {
         timeout_ms: (call.timeout_ms > 0).then_some(call.timeout_ms),
         idempotency_key: call.idempotency_key,
         trace: call.traceparent.as_deref().and_then(TraceContext::parse),
+        streams: false,
     }
 }
 
@@ -146,17 +187,20 @@ pub(crate) fn reply(id: u64, answer: Result<Answer, CallError>) -> v1::Reply {
     v1::Reply {
         id,
         result: Some(result),
-        hops: hops
-            .into_iter()
-            .map(|hop| v1::Hop {
-                stage: hop.stage.as_str().to_owned(),
-                started_us: hop.started_us,
-                took_us: hop.took_us,
-                batch: hop.batch,
-            })
-            .collect(),
+        hops: self::hops(hops),
         trace_id: trace_id.map(error::trace_hex),
     }
+}
+
+fn hops(hops: Vec<Hop>) -> Vec<v1::Hop> {
+    hops.into_iter()
+        .map(|hop| v1::Hop {
+            stage: hop.stage.as_str().to_owned(),
+            started_us: hop.started_us,
+            took_us: hop.took_us,
+            batch: hop.batch,
+        })
+        .collect()
 }
 
 fn trace(metadata: &MetadataMap) -> Option<TraceContext> {

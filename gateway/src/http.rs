@@ -8,6 +8,8 @@
 //! | `skep-header-NAME` | header NAME of the message |
 //! | `traceparent` | W3C Trace Context |
 //!
+//! | `accept: text/event-stream` | parts of the response as they come (`events`) |
+//!
 //! The first three are query parameters too (`?skep-key=…`). Failures are `application/problem+json` (RFC 9457).
 
 use std::sync::Arc;
@@ -30,7 +32,7 @@ use skep_model::message::{Hop, TraceContext};
 use crate::body::{counted, slow};
 use crate::call::{CallError, OutMessage, RequestCall, SubmitCall};
 use crate::core::Core;
-use crate::{door, error};
+use crate::{door, error, events};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
@@ -111,20 +113,21 @@ async fn ask(
     if said.json {
         check_json(&payload)?;
     }
-    let answer = core
-        .request(
-            &scope,
-            RequestCall {
-                subject,
-                payload,
-                headers: said.headers,
-                key: said.key,
-                timeout_ms: said.timeout_ms,
-                idempotency_key: said.idempotency_key,
-                trace: said.trace,
-            },
-        )
-        .await?;
+    let streams = events::wanted(&parts.headers);
+    let call = RequestCall {
+        subject,
+        payload,
+        headers: said.headers,
+        key: said.key,
+        timeout_ms: said.timeout_ms,
+        idempotency_key: said.idempotency_key,
+        trace: said.trace,
+        streams,
+    };
+    if streams {
+        return events::response(core, core.stream(&scope, call).await?).await;
+    }
+    let answer = core.request(&scope, call).await?;
     let kind = if looks_like_json(&answer.response) { JSON } else { BYTES };
     let mut response = Response::new(Body::from(counted(core.admit(), 1, answer.response)));
     let headers = response.headers_mut();
@@ -348,7 +351,7 @@ fn looks_like_json(response: &[u8]) -> bool {
         && check_json(response).is_ok()
 }
 
-fn put_trace(headers: &mut HeaderMap, trace_id: Option<[u8; 16]>, hops: &[Hop]) {
+pub(crate) fn put_trace(headers: &mut HeaderMap, trace_id: Option<[u8; 16]>, hops: &[Hop]) {
     if let Some(id) = trace_id
         && let Ok(id) = HeaderValue::try_from(error::trace_hex(id))
     {
@@ -394,7 +397,8 @@ fn problem(e: &CallError) -> Response {
     problem_as(error::http_status(e), e)
 }
 
-fn problem_as(status: StatusCode, e: &CallError) -> Response {
+/// As one line.
+pub(crate) fn problem_json(status: StatusCode, e: &CallError) -> Vec<u8> {
     let body = Problem {
         r#type: format!("urn:skep:{}", e.reason),
         title: error::title(e.kind),
@@ -405,8 +409,11 @@ fn problem_as(status: StatusCode, e: &CallError) -> Response {
         retry_after_ms: (e.retry_after_ms > 0).then_some(e.retry_after_ms),
         dead_letter: e.dead_letter,
     };
-    let body = serde_json::to_vec(&body).expect("plain strings and numbers are JSON");
-    let mut response = (status, body).into_response();
+    serde_json::to_vec(&body).expect("plain strings and numbers are JSON")
+}
+
+fn problem_as(status: StatusCode, e: &CallError) -> Response {
+    let mut response = (status, problem_json(status, e)).into_response();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, PROBLEM);
     headers.insert(OUTCOME, HeaderValue::from_static(e.certainty.as_str()));

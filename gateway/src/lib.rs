@@ -21,6 +21,7 @@ pub mod call;
 pub mod core;
 pub mod door;
 pub mod error;
+mod events;
 pub mod grpc;
 pub mod http;
 mod pipeline;

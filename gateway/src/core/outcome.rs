@@ -3,7 +3,7 @@
 use skep_model::Bytes;
 use skep_model::error::{Certainty, ErrorKind};
 use skep_model::limits::{FAILURE_DETAIL_BYTES_MAX, FAILURE_REASON_BYTES_MAX, RETRY_HINT_MS};
-use skep_model::message::ReplyResult;
+use skep_model::message::{INTERRUPTED, ReplyResult};
 use skep_model::name::{NAME_BYTES_MAX, StageName};
 use skep_topic::{Error, Refused};
 
@@ -136,12 +136,15 @@ pub(super) fn of_reply(result: ReplyResult, lane: bool) -> Result<Bytes, CallErr
             );
             Err(CallError {
                 // A Bee's refusal has a reason of its own; every other one is a failure.
-                kind: if reason == REJECT {
-                    ErrorKind::Rejected
-                } else {
-                    ErrorKind::Failed
+                kind: match reason.as_str() {
+                    REJECT => ErrorKind::Rejected,
+                    INTERRUPTED => ErrorKind::Unavailable,
+                    _ => ErrorKind::Failed,
                 },
-                certainty: Certainty::Done,
+                certainty: match reason.as_str() {
+                    INTERRUPTED => Certainty::Unknown,
+                    _ => Certainty::Done,
+                },
                 message: match dead_letter {
                     Some(id) => format!("stage `{stage}` failed ({reason}): {detail} (dead letter {id})"),
                     None => format!("stage `{stage}` failed ({reason}): {detail}"),

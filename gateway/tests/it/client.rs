@@ -67,6 +67,13 @@ impl gateway_server::Gateway for Script {
         }
     }
 
+    type RequestStreamStream = tokio_stream::Empty<Result<v1::StreamPart, Status>>;
+
+    /// Ends without an end.
+    async fn request_stream(&self, _: Request<v1::RequestCall>) -> Result<Response<Self::RequestStreamStream>, Status> {
+        Ok(Response::new(tokio_stream::empty()))
+    }
+
     type SubmitStreamStream = ReceiverStream<Result<v1::SubmitAck, Status>>;
 
     async fn submit_stream(
@@ -140,6 +147,15 @@ fn full(retry_after_ms: u64) -> Say {
         retry_after_ms,
         ..Default::default()
     })
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_without_an_end_is_an_unknown_outcome() {
+    let (gateway, _) = client([]).await;
+    let mut parts = gateway.request("x", "").stream().await.unwrap();
+    let e = parts.next().await.unwrap_err();
+    assert!(e.outcome == Outcome::Unknown && e.kind == Kind::Unavailable, "{e:?}");
+    assert!(parts.response().is_none());
 }
 
 #[tokio::test]

@@ -53,6 +53,34 @@ pub mod reply {
         Failure(super::Failure),
     }
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StreamPart {
+    #[prost(oneof = "stream_part::Kind", tags = "1, 2")]
+    pub kind: ::core::option::Option<stream_part::Kind>,
+}
+/// Nested message and enum types in `StreamPart`.
+pub mod stream_part {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(bytes, tag = "1")]
+        Part(::prost::bytes::Bytes),
+        #[prost(message, tag = "2")]
+        End(super::StreamEnd),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StreamEnd {
+    /// Absent where the parts are all of it.
+    #[prost(bytes = "bytes", optional, tag = "1")]
+    pub response: ::core::option::Option<::prost::bytes::Bytes>,
+    /// How many parts came.
+    #[prost(uint64, tag = "2")]
+    pub parts: u64,
+    #[prost(message, repeated, tag = "3")]
+    pub hops: ::prost::alloc::vec::Vec<Hop>,
+    #[prost(string, optional, tag = "4")]
+    pub trace_id: ::core::option::Option<::prost::alloc::string::String>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Hop {
     #[prost(string, tag = "1")]
@@ -312,6 +340,33 @@ pub mod gateway_client {
             req.extensions_mut().insert(GrpcMethod::new("skep.v1.Gateway", "Requests"));
             self.inner.streaming(req, path, codec).await
         }
+        /// As `Request`, and takes what a Bee sends of its response while it works. A failure ends the stream with its status; a stream that
+        /// ends well ends with an `end`. Takes no idempotency key, for parts are not kept. Parts that came before a failure stay true of an
+        /// attempt that is not made again.
+        pub async fn request_stream(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RequestCall>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::StreamPart>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/skep.v1.Gateway/RequestStream",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("skep.v1.Gateway", "RequestStream"));
+            self.inner.server_streaming(req, path, codec).await
+        }
         /// Appends messages. Answered once they are durable.
         pub async fn submit(
             &mut self,
@@ -388,6 +443,22 @@ pub mod gateway_server {
             &self,
             request: tonic::Request<tonic::Streaming<super::RequestCall>>,
         ) -> std::result::Result<tonic::Response<Self::RequestsStream>, tonic::Status>;
+        /// Server streaming response type for the RequestStream method.
+        type RequestStreamStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::StreamPart, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// As `Request`, and takes what a Bee sends of its response while it works. A failure ends the stream with its status; a stream that
+        /// ends well ends with an `end`. Takes no idempotency key, for parts are not kept. Parts that came before a failure stay true of an
+        /// attempt that is not made again.
+        async fn request_stream(
+            &self,
+            request: tonic::Request<super::RequestCall>,
+        ) -> std::result::Result<
+            tonic::Response<Self::RequestStreamStream>,
+            tonic::Status,
+        >;
         /// Appends messages. Answered once they are durable.
         async fn submit(
             &self,
@@ -573,6 +644,52 @@ pub mod gateway_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Gateway/RequestStream" => {
+                    #[allow(non_camel_case_types)]
+                    struct RequestStreamSvc<T: Gateway>(pub Arc<T>);
+                    impl<
+                        T: Gateway,
+                    > tonic::server::ServerStreamingService<super::RequestCall>
+                    for RequestStreamSvc<T> {
+                        type Response = super::StreamPart;
+                        type ResponseStream = T::RequestStreamStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RequestCall>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Gateway>::request_stream(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RequestStreamSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

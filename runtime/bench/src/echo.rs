@@ -9,6 +9,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 struct Echo;
 
+/// One part of a streamed answer: a word or two of a language model, in its wrapping.
+pub const PART_BYTES: usize = 64;
+
 fn reply(call: v1::RequestCall) -> v1::Reply {
     v1::Reply {
         id: call.id,
@@ -36,6 +39,25 @@ impl Gateway for Echo {
 
     async fn submit(&self, _: Request<v1::SubmitCall>) -> Result<Response<v1::SubmitReply>, Status> {
         Err(Status::unimplemented("an echo"))
+    }
+
+    type RequestStreamStream = Out<v1::StreamPart>;
+
+    /// As many parts as the payload says, all the same.
+    async fn request_stream(
+        &self,
+        request: Request<v1::RequestCall>,
+    ) -> Result<Response<Self::RequestStreamStream>, Status> {
+        let text = String::from_utf8_lossy(&request.get_ref().payload).into_owned();
+        let count: u64 = text.parse().map_err(|_| Status::invalid_argument("not a number"))?;
+        let part = |kind| Ok(v1::StreamPart { kind: Some(kind) });
+        let parts = (0..count).map(move |_| part(v1::stream_part::Kind::Part(vec![b'.'; PART_BYTES].into())));
+        let end = v1::stream_part::Kind::End(v1::StreamEnd {
+            parts: count,
+            ..v1::StreamEnd::default()
+        });
+        let all = parts.chain(std::iter::once(part(end)));
+        Ok(Response::new(Box::pin(futures::stream::iter(all))))
     }
 
     type SubmitStreamStream = Out<v1::SubmitAck>;

@@ -7,10 +7,12 @@
 //! - [`sqlite`]: the raw SQLite loops.
 //! - [`redis`]: nodes on a Redis, and the raw loops on the same server.
 //! - [`node`]: starts and feeds a node.
+//! - [`crowd`]: answers in parts, overload, fairness between subjects.
 //! - [`python`]: Bees in Python beside the same in Rust, for `ci/bench python`.
 //! - [`state`]: many keys.
 //! - [`report`]: runs all of it and writes the table.
 
+mod crowd;
 mod echo;
 mod load;
 mod node;
@@ -29,6 +31,7 @@ fn main() -> anyhow::Result<()> {
         ["echo-server"] => echo::serve(),
         ["report", bin, bees, out] => report::run(bin.as_ref(), bees.as_ref(), out.as_ref()),
         ["redis", bin, bees, parts @ ..] => report::redis_only(bin.as_ref(), bees.as_ref(), parts),
+        ["crowd", bin, bees, parts @ ..] => report::crowd_only(bin.as_ref(), bees.as_ref(), parts),
         ["streams", bin, bees] => report::streams_only(bin.as_ref(), bees.as_ref()),
         ["state", bin, bees] => report::state_only(bin.as_ref(), bees.as_ref(), state::MANY_KEYS),
         ["state", bin, bees, keys] => report::state_only(bin.as_ref(), bees.as_ref(), keys.parse()?),

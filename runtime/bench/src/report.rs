@@ -111,6 +111,17 @@ pub fn redis_only(binaries: &Path, bees: &Path, parts: &[&str]) -> anyhow::Resul
     Ok(())
 }
 
+/// The rows of answers in parts, of overload and of fairness alone, or some of them.
+pub fn crowd_only(binaries: &Path, bees: &Path, parts: &[&str]) -> anyhow::Result<()> {
+    let wasm = std::fs::read(bees)?;
+    let rows = tokio::runtime::Runtime::new()?.block_on(async {
+        let dir = tempfile::Builder::new().prefix("bench-").tempdir_in(binaries)?;
+        crate::crowd::measure(binaries, &wasm, dir.path(), &Server::echo()?, parts).await
+    })?;
+    print!("{}\nload average {}\n", table(&rows)?, load_average());
+    Ok(())
+}
+
 /// The two rows of streams alone, for a developer who works on them.
 pub fn streams_only(binaries: &Path, bees: &Path) -> anyhow::Result<()> {
     let wasm = std::fs::read(bees)?;
@@ -171,6 +182,7 @@ async fn measure(binaries: &Path, wasm: &[u8], bees: &Path) -> anyhow::Result<Ve
     drop(skep);
     rows.push(crate::state::hot(binaries, wasm, dir.path()).await?);
     rows.extend(crate::state::many(binaries, wasm, dir.path(), crate::state::MANY_KEYS).await?);
+    rows.extend(crate::crowd::measure(binaries, wasm, dir.path(), &echo, &[]).await?);
     rows.push(first_answer(binaries, wasm, dir.path()).await?);
     rows.extend(idle(binaries, wasm, dir.path()).await?);
     Ok(rows)

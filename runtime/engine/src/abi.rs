@@ -185,7 +185,6 @@ pub(crate) enum TimerError {
 
 #[derive(ComponentType, Lower)]
 #[component(variant)]
-#[expect(dead_code, reason = "the type must have all cases of the WIT variant")]
 pub(crate) enum ReplyError {
     #[component(name = "no-caller")]
     NoCaller,

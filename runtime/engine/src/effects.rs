@@ -15,8 +15,24 @@ pub(crate) struct Violation(pub(crate) String);
 
 /// More was written than one call may write. It ends the instance.
 #[derive(Debug, thiserror::Error)]
-#[error("the Bee wrote more than {0} bytes of state and timers in one call; use smaller batches or smaller values")]
-pub(crate) struct TooMuchWritten(usize);
+#[error("the Bee {did} more than {max} bytes of {what} in one call; use smaller batches or smaller values")]
+pub(crate) struct TooMuchWritten {
+    did: &'static str,
+    what: &'static str,
+    max: usize,
+}
+
+impl TooMuchWritten {
+    fn effects(max: usize) -> Self {
+        let (did, what) = ("wrote", "state and timers");
+        Self { did, what, max }
+    }
+
+    pub(crate) fn parts(max: usize) -> Self {
+        let (did, what) = ("sent", "parts of responses to callers who take them as one");
+        Self { did, what, max }
+    }
+}
 
 /// Why a host call on state or timers did nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,6 +132,11 @@ impl Effects {
             room: batch.room,
             grown: Grown::default(),
         }
+    }
+
+    /// The index of the current input.
+    pub(crate) fn current(&self) -> Option<usize> {
+        self.current
     }
 
     pub(crate) fn inputs(&self) -> &Arc<Vec<Input>> {
@@ -235,7 +256,7 @@ impl Effects {
         }
         self.bytes += cost;
         if self.bytes > self.bytes_max {
-            return Err(Fault::TooMuch(TooMuchWritten(self.bytes_max)));
+            return Err(Fault::TooMuch(TooMuchWritten::effects(self.bytes_max)));
         }
         self.bytes -= earlier;
         step.bytes = bytes;
@@ -275,7 +296,7 @@ impl Effects {
             step.bytes += cost;
             self.bytes += cost;
             if self.bytes > self.bytes_max {
-                return Err(Fault::TooMuch(TooMuchWritten(self.bytes_max)));
+                return Err(Fault::TooMuch(TooMuchWritten::effects(self.bytes_max)));
             }
         }
         step.timers.insert(name, at_ms);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use skep_model::id::Digest;
+use skep_model::part::{NoPart, Parts};
 use skep_model::step::LogLevel;
 use wasmtime::component::{Linker, LinkerInstance, ResourceTable};
 use wasmtime::{Store, StoreContextMut, UpdateDeadline};
@@ -11,7 +12,7 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use crate::abi::{ConfigError, Level, ReplyError, StateError, TimerError};
 use crate::ceiling::Ceiling;
-use crate::effects::{Effects, Fault, Refusal};
+use crate::effects::{Effects, Fault, Refusal, TooMuchWritten};
 use crate::log::{Log, Standard, Stream};
 use crate::time::{Sense, insecure_seed};
 
@@ -99,6 +100,8 @@ pub(crate) struct Host {
     pub(crate) sense: Sense,
     pub(crate) effects: Effects,
     config: Arc<BTreeMap<String, String>>,
+    /// Where parts of responses go in the present call.
+    pub(crate) parts: Option<Arc<dyn Parts>>,
     /// epoch_ticks that the present call has used, and may use.
     pub(crate) ticks: u64,
     pub(crate) ticks_max: u64,
@@ -134,6 +137,7 @@ impl Host {
             sense,
             effects: Effects::default(),
             config,
+            parts: None,
             ticks: 0,
             ticks_max: 0,
         }
@@ -228,8 +232,23 @@ fn timers(to: &mut LinkerInstance<'_, Host>) -> wasmtime::Result<()> {
 }
 
 fn reply(to: &mut LinkerInstance<'_, Host>) -> wasmtime::Result<()> {
-    to.func_wrap("part", |_: Context<'_>, (_data,): (Vec<u8>,)| {
-        Ok((Err::<(), _>(ReplyError::NoCaller),))
+    to.func_wrap_async("part", |store: Context<'_>, (data,): (Vec<u8>,)| {
+        let current = store.data().effects.current();
+        let parts = store.data().parts.clone();
+        Box::new(async move {
+            let said = match (current, parts) {
+                (None, _) => return Ok((Err(ReplyError::NoStep),)),
+                (_, None) => Err(NoPart::NoCaller),
+                (Some(input), Some(parts)) => parts.part(input, data.into()).await,
+            };
+            Ok((match said {
+                Ok(()) => Ok(()),
+                Err(NoPart::NoCaller) => Err(ReplyError::NoCaller),
+                Err(NoPart::Closed) => Err(ReplyError::Closed),
+                Err(NoPart::TooLarge(max)) => Err(ReplyError::TooLarge(max)),
+                Err(NoPart::TooMuch(max)) => return Err(TooMuchWritten::parts(max).into()),
+            },))
+        })
     })
 }
 

@@ -97,10 +97,13 @@ impl Instance {
         time: Time,
     ) -> (Processed, bool) {
         self.calls += 1;
+        let mut batch = batch;
+        let parts = batch.parts.take();
         let effects = Effects::new(batch, granted, HOSTCALL_BYTES_MAX);
         let inputs = Arc::clone(effects.inputs());
         let host = self.store.data_mut();
         host.effects = effects;
+        host.parts = parts;
         host.ticks = 0;
         host.ticks_max = time.ticks();
         self.store.set_epoch_deadline(1);
@@ -115,6 +118,7 @@ impl Instance {
             drop(running);
             outcomes
         };
+        self.store.data_mut().parts = None;
         let effects = std::mem::take(&mut self.store.data_mut().effects);
         let result = outcomes.and_then(|(outcomes,)| {
             let outcomes = outcomes.into_iter().map(Outcome::from).collect();

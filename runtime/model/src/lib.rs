@@ -7,6 +7,7 @@
 //! - [`scope`]: what one tenant may name; topic names can be made from a scope only.
 //! - [`key`]: the key of a message, as a stage's `key:` takes it.
 //! - [`message`]: what users send, and what a reply says.
+//! - [`part`]: parts of a response, sent while a Bee works.
 //! - [`span`]: finished spans, as values.
 //! - [`step`]: what crosses the boundary between a stage and a Bee, as values.
 //! - [`swarm`]: the graph that a manifest describes.
@@ -27,6 +28,7 @@ pub mod limits;
 pub mod manifest;
 pub mod message;
 pub mod name;
+pub mod part;
 pub mod scope;
 pub mod span;
 pub mod step;

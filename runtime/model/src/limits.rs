@@ -202,6 +202,27 @@ pub const LANE_BYTES_MAX: usize = 64 << 20;
 /// Branches of one request that may end without an answer and be counted: with more it fails at its deadline.
 pub const RETURNS_MAX: usize = 4_096;
 
+/// One part of a streamed response: as much as a message may have.
+pub const PART_BYTES_MAX: usize = PAYLOAD_BYTES_MAX;
+/// Parts of one stream that its caller has not taken: the Bee waits beyond it. A part is taken while there is less, so that one as large as
+/// may be fits; and so many, since an empty part costs memory too.
+pub const PART_WINDOW_BYTES: usize = 64 << 10;
+pub const PART_WINDOW_PARTS: usize = 1_024;
+/// Parts that are gathered for a caller who does not stream: joined they are a response, whose bytes count among one message's effects.
+pub const GATHERED_BYTES_MAX: usize = EFFECTS_BYTES_MAX / 2;
+/// … of all inputs of a batch: they wait in memory for its end.
+pub const GATHERED_BATCH_BYTES_MAX: usize = 4 << 20;
+/// Stages whose parts one caller takes at once. Each has a window of its own.
+pub const PART_SOURCES_MAX: usize = 16;
+/// How long a stage waits for word from a caller's node before it asks, and sends again what may have been lost on the way; and after how
+/// long without any it takes the node for gone.
+pub const PART_ASK_MS: u64 = 500;
+pub const PART_SILENCE_MS: u64 = 10_000;
+/// Answers about parts that wait for their way to other nodes. One that finds no room is lost, and asked for again.
+pub const PART_WORDS_MAX: usize = 4_096;
+/// A stream of server-sent events that is quiet so long sends a comment, since proxies close what is silent for half a minute.
+pub const EVENTS_QUIET_MS: u64 = 15_000;
+
 /// Requests whose callers went away, remembered by their node so that its stages leave them undone: the last so many.
 pub const CANCELLED_MAX: usize = 16_384;
 

@@ -25,6 +25,12 @@ pub struct Message {
 }
 
 impl Message {
+    /// A caller waits who takes parts of the response.
+    #[must_use]
+    pub fn streams(&self) -> bool {
+        self.request.is_some_and(|request| request.streams)
+    }
+
     /// The message that a client sent and from which this one comes: itself, if no Bee made it.
     #[must_use]
     pub fn origin(&self) -> Uid {
@@ -43,6 +49,8 @@ pub struct Request {
     /// This message's share of the request's credit, of [`Self::WHOLE`]. A branch that ends without an answer gives its share back:
     /// when all of it is back, nobody is left who might answer. 0: not counted, and nothing is ever given back for it.
     pub share: u64,
+    /// The caller takes parts of the response while a Bee works; any other gets them joined. See [`crate::part`].
+    pub streams: bool,
 }
 
 impl Request {
@@ -186,6 +194,8 @@ impl ReplyResult {
 
 /// The reason of a request's failure where nobody is left who might answer it.
 pub const NO_RESPONSE: &str = "no-response";
+/// The reason of a streamed request's failure whose stage ended between two parts: perhaps done, and not run again.
+pub const INTERRUPTED: &str = "interrupted";
 
 #[cfg(test)]
 mod tests {

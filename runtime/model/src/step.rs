@@ -1,11 +1,13 @@
 //! What crosses the boundary between a stage and a Bee. A Bee's effects are a value: nothing happens until the host commits.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::id::Uid;
-use crate::message::Message;
+use crate::message::{INTERRUPTED, Message};
+use crate::part::Parts;
 
 /// One thing that a Bee is asked to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +101,8 @@ pub struct Batch {
     pub state: StateMap,
     /// How much state the batch may add.
     pub room: StateRoom,
+    /// Where parts of responses go. `None`: no caller waits for any input.
+    pub parts: Option<Arc<dyn Parts>>,
 }
 
 /// Keys and bytes that a stage's state may still grow by.
@@ -246,6 +250,8 @@ pub enum TrapKind {
     Host,
     /// It was not run: the node died each time it ran this input alone.
     Crash,
+    /// It was not run again: an earlier attempt had sent parts of its response, and did not come to its end.
+    Interrupted,
 }
 
 impl TrapKind {
@@ -260,6 +266,7 @@ impl TrapKind {
             Self::Contract => "contract",
             Self::Host => "host",
             Self::Crash => "crash",
+            Self::Interrupted => INTERRUPTED,
         }
     }
 }

@@ -425,6 +425,9 @@ pub struct Request {
     /// Print the response's very bytes, without a newline at the end
     #[arg(long, conflicts_with = "trace")]
     pub raw: bool,
+    /// Print parts of the response as the Bee makes them
+    #[arg(long, conflicts_with_all = ["idempotency_key", "trace"])]
+    pub stream: bool,
 }
 
 #[derive(Debug, Args)]

@@ -35,6 +35,9 @@ pub async fn request(args: args::Request, node: &str, out: Printer) -> Outcome {
         // A trace of our own, sampled, makes the node tell the hops.
         request = request.traceparent(traceparent());
     }
+    if args.stream {
+        return stream(request, &args.subject, args.raw, node, out).await;
+    }
     let response = match request.await {
         Ok(response) => response,
         Err(e) => return Err(explained(e, &args.subject, node).await),
@@ -54,6 +57,50 @@ pub async fn request(args: args::Request, node: &str, out: Printer) -> Outcome {
         show_hops(&response.hops, response.trace_id.as_deref(), out);
     }
     Ok(())
+}
+
+/// Parts as they come. What a program reads are their very bytes, and nothing but them in raw form; for people a line of its own holds the
+/// response behind them.
+async fn stream(request: skep_client::Request, subject: &str, raw: bool, node: &str, out: Printer) -> Outcome {
+    let mut parts = match request.stream().await {
+        Ok(parts) => parts,
+        Err(e) => return Err(explained(e, subject, node).await),
+    };
+    let terminal = !raw && std::io::stdout().is_terminal();
+    let (mut count, mut open_line) = (0u64, false);
+    loop {
+        match parts.next().await {
+            Ok(Some(part)) if out.json() => out.item(&json!({ "part": payload_json(&part) }))?,
+            Ok(Some(part)) => {
+                open_line = part.last().map_or(open_line, |last| *last != b'\n');
+                if terminal {
+                    out.bytes(payload_text(&part).as_bytes())?;
+                } else {
+                    out.bytes(&part)?;
+                }
+            }
+            Ok(None) => break,
+            Err(e) => {
+                if open_line && terminal {
+                    out.bytes(b"\n")?;
+                }
+                return Err(explained(e, subject, node).await);
+            }
+        }
+        count += 1;
+    }
+    let response = parts.response();
+    if out.json() {
+        let response = response.map(|response| payload_json(&response.payload));
+        return out.item(&json!({ "end": { "parts": count, "response": response } }));
+    }
+    if raw {
+        return response.map_or(Ok(()), |response| out.bytes(&response.payload));
+    }
+    if open_line {
+        out.bytes(b"\n")?;
+    }
+    response.map_or(Ok(()), |response| out.bytes(&printed(&response.payload, terminal)))
 }
 
 /// A response as it is printed unless its very bytes are asked for: text ends in a newline, and a terminal gets nothing that it

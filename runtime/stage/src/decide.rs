@@ -82,6 +82,17 @@ pub struct Taken {
     pub ages: Book,
 }
 
+impl Taken {
+    /// Its one input's caller hung up: consumed as if it had been gone before.
+    pub(crate) fn give_up(&mut self) {
+        for item in &mut self.items {
+            if matches!(item.fate, Fate::Run(_)) {
+                item.fate = Fate::Expire;
+            }
+        }
+    }
+}
+
 /// Retries first, for they are the oldest; then timers; then messages. `cancelled`: whether nobody waits for a request any more. Returns
 /// the items and the Bee's batch.
 #[must_use]
@@ -171,6 +182,7 @@ pub fn arrange(plan: &Plan, mut fetched: Fetched, cancelled: impl Fn(&Request) -
             keys: keep.keys.saturating_sub(size.keys),
             bytes: keep.bytes.saturating_sub(size.bytes),
         },
+        parts: None,
     };
     (work, batch)
 }
@@ -246,6 +258,8 @@ pub struct Ran {
     pub batch: u32,
     /// The batch's own span, when any of its messages is sampled.
     pub span: Option<TraceContext>,
+    /// Parts of its one input's response have left: whatever became of it, it is not run again.
+    pub parts_left: bool,
 }
 
 #[derive(Debug)]
@@ -438,12 +452,14 @@ fn settle<'p>(
     ran: Ran,
     entropy: &dyn Entropy,
 ) -> (Part<'p>, Option<String>) {
-    // The owner has tried again as often as it may before it hands on a trouble of the host.
-    let host = matches!(&step, Err(trap) if matches!(trap.kind, TrapKind::Host | TrapKind::Crash));
+    // The owner has tried again as often as it may before it hands on a trouble of the host; what a caller has seen a part of is not run
+    // again.
+    let kinds = |kind| matches!(kind, TrapKind::Host | TrapKind::Crash | TrapKind::Interrupted);
+    let never = ran.parts_left || matches!(&step, Err(trap) if kinds(trap.kind));
     match effects(plan, origin, step, ran, &work.closed, entropy) {
         Ok(part) => (part, None),
         Err(mut failure) => {
-            if host {
+            if never {
                 failure.again = Again::Never;
             }
             failed(plan, source, origin, failure, work.now_ms, ran, entropy)

@@ -10,15 +10,16 @@ use std::time::{Duration, Instant};
 
 use skep_model::id::Uid;
 use skep_model::message::{Message, Reply, ReplyResult, Request};
-use skep_model::step::{Batch, Input, LogLine, Step, Trap, TrapKind};
+use skep_model::step::{Batch, Input, LogLine, Processed, Step, Trap, TrapKind};
 use skep_topic::lane::{Lane, Travelling};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::decide::{Failure, Origin, Part, Ran, effects, passed, retry_at};
+use crate::decide::{Again, Failure, Origin, Part, Ran, effects, passed, retry_at};
 use crate::observe::{BatchReport, StageState};
+use crate::parts::{Callers, Told, in_vain};
 use crate::plan::Plan;
 use crate::worker::{STOP_GRACE, Seams, links_of, span_of, span_record, with_uids};
 
@@ -57,6 +58,11 @@ pub(crate) fn turn_away(lane: &Lane, plan: &Plan, seams: &Seams) {
 }
 
 type Log = Vec<(Option<Uid>, LogLine)>;
+
+fn logged(taken: &[Travelling], log: Vec<LogLine>) -> Log {
+    let uids: Vec<Uid> = taken.iter().map(|t| t.message.uid).collect();
+    with_uids(log, &uids)
+}
 
 struct Consumer {
     /// Weak: the lane holds its consumer.
@@ -181,18 +187,25 @@ impl Consumer {
             taken = asked;
         }
         if !by.is_empty() {
-            self.settle(plan, by, steps, began, &Log::new());
+            self.settle(plan, by, steps, began, Told::Nothing, &Log::new());
         }
         if taken.is_empty() {
             return;
         }
-        let (steps, log) = self.process(plan, &taken).await;
-        match steps {
-            Ok(steps) => self.settle(plan, taken, steps.into_iter().map(Ok).collect(), began, &log),
+        let (processed, told) = self.process(plan, &taken).await;
+        if in_vain(told, &processed) {
+            for late in taken {
+                self.expire(&late.message, plan);
+            }
+            return;
+        }
+        let log = logged(&taken, processed.log);
+        match processed.result {
+            Ok(steps) => self.settle(plan, taken, steps.into_iter().map(Ok).collect(), began, told, &log),
             // One by one would not help the host.
             Err(trap) if taken.len() == 1 || trap.kind == TrapKind::Host => {
                 let steps = taken.iter().map(|_| Err(trap.clone())).collect();
-                self.settle(plan, taken, steps, began, &log);
+                self.settle(plan, taken, steps, began, told, &log);
             }
             Err(_) => self.one_by_one(plan, taken, began, log).await,
         }
@@ -214,9 +227,10 @@ impl Consumer {
                 self.expire(&one.message, plan);
                 continue;
             }
-            let (alone, more) = self.process(plan, std::slice::from_ref(&one)).await;
-            log.extend(more);
-            steps.push(match alone {
+            // One of several, so no part of it leaves.
+            let (alone, _) = self.process(plan, std::slice::from_ref(&one)).await;
+            log.extend(logged(std::slice::from_ref(&one), alone.log));
+            steps.push(match alone.result {
                 Ok(mut alone) if alone.len() == 1 => Ok(alone.remove(0)),
                 Ok(_) => Err(Trap {
                     kind: TrapKind::Contract,
@@ -227,7 +241,7 @@ impl Consumer {
             });
             ran.push(one);
         }
-        self.settle(plan, ran, steps, began, &log);
+        self.settle(plan, ran, steps, began, Told::Nothing, &log);
     }
 
     /// Work whose deadline passed, or whose caller went away, is not done.
@@ -237,7 +251,7 @@ impl Consumer {
             .is_some_and(|r| r.deadline_ms >= now_ms && self.seams.backend.waiters().is_waiting(r.id))
     }
 
-    async fn process(&self, plan: &Plan, taken: &[Travelling]) -> (Result<Vec<Step>, Trap>, Log) {
+    async fn process(&self, plan: &Plan, taken: &[Travelling]) -> (Processed, Told) {
         let inputs: Vec<Input> = taken
             .iter()
             .map(|t| Input::Message {
@@ -245,15 +259,20 @@ impl Consumer {
                 attempt: t.attempts + 1,
             })
             .collect();
-        let uids: Vec<Uid> = inputs.iter().map(Input::uid).collect();
-        let processed = plan
+        let callers = Callers::of(&self.seams.backend, None, &inputs);
+        let mut processed = plan
             .bee
             .process(Batch {
                 inputs,
+                parts: callers.clone().map(|callers| callers as _),
                 ..Batch::default()
             })
             .await;
-        (processed.result, with_uids(processed.log, &uids))
+        let told = match callers {
+            Some(callers) => callers.end(&mut processed).await,
+            None => Told::Nothing,
+        };
+        (processed, told)
     }
 
     fn settle(
@@ -262,6 +281,7 @@ impl Consumer {
         taken: Vec<Travelling>,
         steps: Vec<Result<Step, Trap>>,
         began: Instant,
+        told: Told,
         log: &[(Option<Uid>, LogLine)],
     ) {
         let took = began.elapsed();
@@ -283,6 +303,7 @@ impl Consumer {
             took_us,
             batch: u32::try_from(taken.len()).unwrap_or(u32::MAX),
             span: span.map(|(own, _)| own),
+            parts_left: told != Told::Nothing,
         };
         let (count, mut done, mut failed, mut dead, mut error) = (taken.len(), 0, 0, 0, None::<String>);
         for (travelling, step) in taken.into_iter().zip(steps) {
@@ -293,7 +314,10 @@ impl Consumer {
                     done += 1;
                     self.apply(plan, part);
                 }
-                Err(failure) => {
+                Err(mut failure) => {
+                    if ran.parts_left {
+                        failure.again = Again::Never;
+                    }
                     failed += 1;
                     error.get_or_insert_with(|| format!("{}: {}", failure.reason, failure.detail));
                     dead += usize::from(self.failed(plan, travelling, failure));

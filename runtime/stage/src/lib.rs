@@ -11,6 +11,7 @@
 //! - [`worker`]: the loop that owns a partition.
 //! - `caution`: what follows a trap or a trouble of the host.
 //! - [`lane`]: the in-memory path.
+//! - `parts`: parts of responses while a batch works.
 //! - [`observe`]: what is told to logs, metrics and traces.
 
 pub mod bee;
@@ -18,6 +19,7 @@ mod caution;
 pub mod decide;
 pub mod lane;
 pub mod observe;
+mod parts;
 pub mod placement;
 pub mod plan;
 pub mod worker;

@@ -28,6 +28,7 @@ use tokio_util::task::TaskTracker;
 use crate::caution::{BatchCap, HostTroubles};
 use crate::decide::{Decision, Ran, Stamp, arrange, decide, is_jammed};
 use crate::observe::{BatchReport, Observer, StageState};
+use crate::parts::{Callers, Told, begun, in_vain};
 use crate::placement::{Place, Workers, YIELD};
 use crate::plan::Plan;
 
@@ -36,7 +37,7 @@ const IDLE_MS: u64 = 1_000;
 /// How long batches under way may go on when a stage stops. Then they are dropped: nothing of them was committed.
 pub(crate) const STOP_GRACE: Duration = Duration::from_secs(5);
 /// The wait after a trouble of the backend, before it is tried again.
-const TROUBLE: Duration = Duration::from_millis(200);
+pub(crate) const TROUBLE: Duration = Duration::from_millis(200);
 /// How long a node keeps a partition that another should own, and that left it alone. Long enough that the giving back costs little,
 /// should the other be unable to work on it.
 const GUEST_MS: u64 = 2_000;
@@ -444,6 +445,7 @@ impl Owner {
                 continue;
             }
             fetched.keep(self.cap.size());
+            fetched.keep_streams_alone();
             if fetched.is_empty() {
                 self.well();
                 let due_ms = fetched
@@ -473,7 +475,7 @@ impl Owner {
     }
 
     async fn batch(&mut self, plan: &Arc<Plan>, at: &mut Position, fetched: Fetched) -> Result<(), Ended> {
-        let (mut taken, batch) = arrange(plan, fetched, |request| {
+        let (mut taken, mut batch) = arrange(plan, fetched, |request| {
             self.seams.backend.waiters().is_cancelled(request.id)
         });
         taken.closed = std::mem::take(&mut self.closed);
@@ -483,17 +485,31 @@ impl Owner {
         let span = span_of(&batch.inputs, self.seams.entropy.as_ref());
         let links = links_of(&batch.inputs, span.as_ref().map(|(own, _)| own));
         let mut trapped = true;
+        let mut told = Told::Nothing;
         let (steps, log) = if inputs == 0 {
             (Vec::new(), Vec::new())
         } else {
             let uids: Vec<Uid> = batch.inputs.iter().map(Input::uid).collect();
-            let processed = match self.crashed(at, &uids, plan.stage.retry.crashes).await? {
+            let not_run = match self.interrupted(&uids) {
+                Some(trap) => Some(trap),
+                None => self.crashed(at, &uids, plan.stage.retry.crashes).await?,
+            };
+            let processed = match not_run {
                 Some(trap) => Processed {
                     result: Err(trap),
                     log: Vec::new(),
                 },
-                None => self.process(plan, at, batch).await?,
+                None => {
+                    let callers = Callers::of(&self.seams.backend, Some(&at.lease), &batch.inputs);
+                    batch.parts = callers.clone().map(|callers| callers as _);
+                    let (processed, what) = self.process(plan, at, batch, callers).await?;
+                    told = what;
+                    processed
+                }
             };
+            if in_vain(told, &processed) {
+                taken.give_up();
+            }
             let log = with_uids(processed.log, &uids);
             match processed.result {
                 Ok(steps) => {
@@ -530,6 +546,7 @@ impl Owner {
             took_us: u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX),
             batch: u32::try_from(inputs).unwrap_or(u32::MAX),
             span: span.as_ref().map(|(own, _)| *own),
+            parts_left: told != Told::Nothing,
         };
         let stamp = Stamp {
             id: CommitId::random(self.seams.entropy.as_ref()),
@@ -562,6 +579,17 @@ impl Owner {
         self.span(plan, span, links, ran, decision.error.as_deref());
         self.report(began, inputs, dead, &log, Some(&decision));
         Ok(())
+    }
+
+    /// The last owner's attempt at this input sent parts of its response and did not come to its end: it is not run again.
+    fn interrupted(&self, uids: &[Uid]) -> Option<Trap> {
+        let (marked, _) = self.alone?;
+        let [uid] = *uids else { return None };
+        (marked == begun(uid)).then(|| Trap {
+            kind: TrapKind::Interrupted,
+            detail: "its stage stopped between two parts of the response: what was done is not known, and it is not run again".to_owned(),
+            stderr: String::new(),
+        })
     }
 
     /// In suspect mode an attempt mark is made durable before the input runs alone. A crash loses every other count, so this one
@@ -605,13 +633,26 @@ impl Owner {
     }
 
     /// Runs the Bee, prolonging the lease meanwhile.
-    async fn process(&self, plan: &Plan, at: &Position, batch: Batch) -> Result<Processed, Ended> {
+    async fn process(
+        &self,
+        plan: &Plan,
+        at: &Position,
+        batch: Batch,
+        callers: Option<Arc<Callers>>,
+    ) -> Result<(Processed, Told), Ended> {
         if failpoint::armed() {
             for key in batch.inputs.iter().filter_map(Input::key) {
                 failpoint::hit(&format!("input-{key}"));
             }
         }
-        let work = plan.bee.process(batch);
+        let work = async {
+            let mut processed = plan.bee.process(batch).await;
+            let told = match callers {
+                Some(callers) => callers.end(&mut processed).await,
+                None => Told::Nothing,
+            };
+            (processed, told)
+        };
         let grace = async {
             self.stop.cancelled().await;
             sleep(STOP_GRACE).await;

@@ -28,6 +28,7 @@ mod replaced;
 mod revoked;
 mod s3;
 mod settings;
+mod streams;
 mod traces;
 mod up;
 mod upgrade;

@@ -309,6 +309,12 @@ pub fn hello_world() -> &'static [u8] {
 }
 
 /// A sample, built once per test run.
+pub fn streaming_tokens() -> &'static [u8] {
+    static WASM: OnceLock<Vec<u8>> = OnceLock::new();
+    WASM.get_or_init(|| build(&root().join("samples/streaming-tokens"), "streaming_tokens"))
+}
+
+/// A sample, built once per test run.
 pub fn fraud_scoring() -> &'static [u8] {
     static WASM: OnceLock<Vec<u8>> = OnceLock::new();
     WASM.get_or_init(|| build(&root().join("samples/fraud-scoring"), "fraud_scoring"))

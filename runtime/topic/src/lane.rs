@@ -144,7 +144,8 @@ impl Lane {
         })
     }
 
-    /// Takes up to `messages` and `bytes` of payload, at least one if there is any.
+    /// Takes up to `messages` and `bytes` of payload, at least one if there is any. One whose caller takes parts comes alone: nobody
+    /// else should wait for its end.
     #[must_use]
     pub fn take(&self, messages: usize, bytes: u64) -> Vec<Travelling> {
         let mut queue = self.lock();
@@ -152,12 +153,16 @@ impl Lane {
         let mut size = 0u64;
         while let Some(next) = queue.messages.front() {
             let next_bytes = next.bytes();
+            let alone = next.message.streams();
             size += next_bytes as u64;
-            if taken.len() >= messages || (size > bytes && !taken.is_empty()) {
+            if taken.len() >= messages || ((size > bytes || alone) && !taken.is_empty()) {
                 break;
             }
             queue.bytes -= next_bytes;
             taken.extend(queue.messages.pop_front());
+            if alone {
+                break;
+            }
         }
         taken
     }

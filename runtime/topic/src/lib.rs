@@ -21,6 +21,7 @@ pub mod failpoint;
 pub mod guard;
 pub mod lane;
 pub mod memory;
+pub mod parts;
 pub mod record;
 pub mod redis;
 mod waiters;
@@ -41,6 +42,7 @@ use skep_model::step::StateMap;
 use skep_model::swarm::Bound;
 use tokio::sync::Notify;
 
+use parts::Speaker;
 use record::Piece;
 pub use waiters::{Ticket, Waiter, Waiters};
 
@@ -353,6 +355,20 @@ impl Fetched {
         }
         self.keep(taken);
         Ok(())
+    }
+
+    /// Keeps the first input only, if its caller takes parts of the response, and else those before the first of that kind: nobody else
+    /// should wait for its end, and what left is told by a mark, of which there is one.
+    pub fn keep_streams_alone(&mut self) {
+        let retries = self.retries.iter().map(|p| match &p.work {
+            Work::Message(message) => message.streams(),
+            Work::Timer { .. } => false,
+        });
+        let timers = self.timers.iter().map(|_| false);
+        let messages = self.messages.iter().map(|unread| unread.message.streams());
+        if let Some(at) = retries.chain(timers).chain(messages).position(|streams| streams) {
+            self.keep(at.max(1));
+        }
     }
 
     /// Nothing to do.
@@ -816,6 +832,11 @@ pub trait Backend: Send + Sync + 'static {
 
     /// The callers waiting on this node.
     fn waiters(&self) -> &Arc<Waiters>;
+
+    /// The way of an input's parts to the caller of its request, wherever that one waits.
+    fn speaker(&self, request: RequestId, source: Uid) -> Arc<dyn Speaker> {
+        self.waiters().speaker(request, source)
+    }
 
     /// How often an owner scans although no bell rang. Embedded bells are never lost, so its scan is slow.
     fn scan_every_ms(&self) -> u64;

@@ -13,12 +13,15 @@ use skep_model::limits::{CANCELLED_MAX, RETURNS_MAX};
 use skep_model::message::{Reply, ReplyResult, Request};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::parts::Streams;
+
 /// Joins replies to calls. Bounded by the Gateway's admission: a waiter exists only while its call is under way.
 #[derive(Debug, Default)]
 pub struct Waiters {
     waiting: Mutex<Waiting>,
     /// Responses that found nobody.
     late: AtomicU64,
+    pub(crate) streams: Streams,
 }
 
 #[derive(Debug, Default)]

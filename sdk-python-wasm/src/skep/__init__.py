@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._version import VERSION as __version__
 from .dev import DevSwarm
-from .errors import BeeError, Reject, Retry
+from .errors import BeeError, CallerGone, Reject, Retry
 from .message import Emit, Message, Timer
 from .payload import Text
 from .registry import on_start, register_bee
@@ -72,6 +72,7 @@ def __getattr__(name: str) -> Any:
 # Without the client's names: `from skep import *` stands in Bees too.
 __all__ = [
     "BeeError",
+    "CallerGone",
     "Config",
     "DevSwarm",
     "Emit",

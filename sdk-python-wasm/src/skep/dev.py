@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import registry
-from .errors import QUOTA, UNKEYED, BeeError, Reject, Retry
+from .errors import PART_BYTES_MAX, QUOTA, UNKEYED, BeeError, Reject, Retry
 from .message import Emit, Message, Timer
 from .payload import JSON, encode
 from .process import Ends, process
@@ -120,6 +120,11 @@ class DevSwarm(Swarm):
         return fired
 
     # --- what a test looks at ----------------------------------------------------------------------------------------
+
+    @property
+    def parts(self) -> list[bytes]:
+        """The parts of responses that were sent, in order. What has left stays, however the message ended."""
+        return self._memory.parts
 
     def stored(self, key: str, name: str, default: Any = None) -> Any:
         """A value in the state of ``key``, read as JSON."""
@@ -238,6 +243,7 @@ class Memory:
         self.timers: dict[str, dict[str, int]] = {}
         #: What the current key had when its message began: a message can write to no other key.
         self._before: tuple[dict[str, bytes], dict[str, int]] = ({}, {})
+        self.parts: list[bytes] = []
 
     def begin(self, index: int, message: Any) -> None:
         self.key = message.key
@@ -280,6 +286,11 @@ class Memory:
 
     def timer_cancel(self, name: str) -> None:
         self.timers.get(self._keyed(), {}).pop(name, None)
+
+    def part(self, data: bytes) -> None:
+        if len(data) > PART_BYTES_MAX:
+            raise ValueError(f"a part of a response has at most {PART_BYTES_MAX} bytes, this one {len(data)}: split it")
+        self.parts.append(data)
 
     def config(self) -> Mapping[str, str]:
         return self._config

@@ -11,6 +11,10 @@ class BeeError(Exception):
     """The message failed: tried again by the stage's policy, then a dead letter. Any other exception does the same."""
 
 
+class CallerGone(BeeError):
+    """Nobody takes more parts of the response: the caller hung up, or its deadline passed. What is left need not be done."""
+
+
 class Reject(BeeError):
     """A message that no attempt can help: a dead letter at once."""
 
@@ -42,5 +46,8 @@ def milliseconds(time: float | timedelta) -> int:
     return round(seconds * 1000)
 
 
+PART_BYTES_MAX = 256 << 10
+NO_CALLER = "no caller waits for this message, so there is nobody to send parts to: it was submitted, or is a timer or a dead letter"
+PART_OF_BATCH = "a Bee that takes a batch sends no parts: register it for one message"
 UNKEYED = "no state here: the stage needs `key:` and `state: true` in the manifest, and the message a key (DevSwarm: key=)"
 QUOTA = "a key's state has at most 1000 names and 4 MiB in all, and 1000 timers"

@@ -19,7 +19,7 @@ from wit_world.exports.handler import Bee
 from wit_world.imports import (
     logging as node_log,
 )
-from wit_world.imports import state, step, store, timers
+from wit_world.imports import reply, state, step, store, timers
 from wit_world.imports.types import (
     Disposition_Done,
     Disposition_Fail,
@@ -33,7 +33,7 @@ from wit_world.imports.types import (
 )
 
 from . import registry, watch
-from .errors import QUOTA, UNKEYED, BeeError
+from .errors import NO_CALLER, QUOTA, UNKEYED, BeeError, CallerGone
 from .process import Ends, process
 from .report import Report, report
 from .swarm import Swarm, no_secret
@@ -94,6 +94,17 @@ class Node:
             timers.cancel(name)
         except Err as e:
             raise _refused(e) from None
+
+    def part(self, data: bytes) -> None:
+        try:
+            reply.part(data)
+        except Err as e:
+            kind = type(e.value).__name__
+            if kind == "Error_Closed":
+                raise CallerGone("the caller went away") from None
+            if kind == "Error_TooLarge":
+                raise ValueError(f"parts of a response have at most {e.value.value} bytes here: split it") from None
+            raise BeeError(NO_CALLER) from None
 
     def config(self) -> Mapping[str, str]:
         return dict(store.get_all())

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from .errors import BeeError, Reject, Retry, milliseconds
+from .errors import PART_OF_BATCH, BeeError, Reject, Retry, milliseconds
 from .message import Message
 from .payload import JSON, PAYLOAD_BYTES_MAX, Form, encode, loads, to_bytes
 
@@ -24,6 +24,7 @@ class Host(Protocol):
     def state_delete(self, name: str) -> None: ...
     def timer_set(self, name: str, at_ms: int) -> None: ...
     def timer_cancel(self, name: str) -> None: ...
+    def part(self, data: bytes) -> None: ...
     def config(self) -> Mapping[str, str]: ...
     def secret(self, name: str) -> str: ...
     def emit(self, payload: Any, data: bytes, to: str | None, key: str | None, headers: Any) -> Any: ...
@@ -88,6 +89,17 @@ class Swarm:
         wire = encode(data, self._form)
         effects = self._effects if self._batch is None else self._of(context)
         effects.respond.append(self._host.response(data, wire))
+
+    def part(self, data: Any) -> None:
+        """Sends a part of the response to the caller now, and waits while the caller does not keep up. Text and bytes travel as they are,
+        anything else as JSON.
+
+        Unlike all else this happens at once: after its first part a message is never run again. A caller that takes no parts gets them
+        joined, where the Bee responds and publishes nothing. :class:`skep.CallerGone` is raised when nobody listens any more.
+        """
+        if self._batch is not None:
+            raise BeeError(PART_OF_BATCH)
+        self._host.part(data.encode() if type(data) is str else encode(data, JSON))
 
     def retry(self, after: float | timedelta, context: Any = None) -> None:
         """Ends this message's attempt; it comes again after that many seconds. What was done for it is dropped.

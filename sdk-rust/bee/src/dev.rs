@@ -20,6 +20,8 @@ const STATE_NAME_BYTES_MAX: usize = 256;
 const STATE_NAMES_MAX: usize = 1_000;
 /// All of one key's state, names and values.
 const STATE_KEY_BYTES_MAX: usize = 4 << 20;
+/// One part of a response.
+const PART_BYTES_MAX: usize = 256 << 10;
 /// Pending timers of one key.
 const TIMERS_PER_KEY_MAX: usize = 1_000;
 
@@ -395,11 +397,10 @@ impl Host {
         Ok(())
     }
 
-    #[expect(
-        clippy::unnecessary_wraps,
-        reason = "the module's host refuses parts where no caller waits"
-    )]
     pub fn reply_part(&mut self, data: &[u8]) -> Result<(), ReplyError> {
+        if data.len() > PART_BYTES_MAX {
+            return Err(ReplyError::TooLarge(PART_BYTES_MAX as u64));
+        }
         self.parts.push(data.to_vec());
         Ok(())
     }

@@ -88,10 +88,11 @@ impl Swarm {
     /// Sends a part of a streamed response to the caller now, and waits while the caller's window is full.
     ///
     /// Unlike everything else here this is not an effect that a commit decides on: after the first part the message is
-    /// never run again, and if the Bee then fails, the caller is told that the outcome is unknown.
+    /// never run again. If the Bee then fails, that is the end of it; if its node dies, the caller is told that the
+    /// outcome is unknown. A caller that takes no parts gets them joined, where the Bee responds and publishes nothing.
     ///
     /// # Errors
-    /// See [`ReplyError`].
+    /// See [`ReplyError`]. `?` is right for a caller that went away: what is left need not be done.
     pub fn reply_part(&mut self, data: impl AsRef<[u8]>) -> Result<(), ReplyError> {
         self.host.reply_part(data.as_ref())
     }

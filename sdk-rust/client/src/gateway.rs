@@ -14,7 +14,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::message::headers;
 use crate::pipeline::Requests;
-use crate::{Error, Kind, Message, Outcome, Response, SubmitStream, TIMEOUT_DEFAULT, retry};
+use crate::{Error, Kind, Message, Outcome, Parts, Response, SubmitStream, TIMEOUT_DEFAULT, retry};
 
 /// Requests under way from which on further ones share a stream: a call there costs a fraction of one of its own.
 const PIPELINE_FROM: usize = 8;
@@ -228,6 +228,19 @@ impl Request {
     pub fn traceparent(mut self, traceparent: impl Into<String>) -> Self {
         self.call.traceparent = Some(traceparent.into());
         self
+    }
+
+    /// Sends the request and takes the response in parts, as they are made. It is sent once: parts are not kept, so an idempotency key is
+    /// refused.
+    ///
+    /// # Errors
+    /// A node that cannot be reached, or that refuses the call.
+    pub async fn stream(self) -> Result<Parts, Error> {
+        let client = match self.via {
+            Via::Either(gateway) => client(&gateway.channel),
+            Via::Stream(stream) => stream.client(),
+        };
+        Parts::open(client, self.call, self.timeout, SLACK).await
     }
 
     async fn run(self) -> Result<Response, Error> {

@@ -16,6 +16,12 @@
 //!     .idempotency_key("order-123") // repeated, it takes effect once
 //!     .await?;
 //!
+//! // An answer in parts, as the Bee makes them.
+//! let mut parts = gateway.request("chat", "Tell me of bees").stream().await?;
+//! while let Some(part) = parts.next().await? {
+//!     print!("{}", String::from_utf8_lossy(&part));
+//! }
+//!
 //! // Many at once on one stream.
 //! let requests = gateway.requests();
 //! let ten = (0..10).map(|i| requests.request("hello-world", i.to_string()).into_future());
@@ -42,6 +48,7 @@
 mod error;
 mod gateway;
 mod message;
+mod parts;
 mod pipeline;
 mod retry;
 mod submit;
@@ -52,6 +59,7 @@ pub use message::{Hop, Message, Response};
 
 /// A [`Message`] on its way out.
 pub type Outgoing = Message;
+pub use parts::Parts;
 pub use pipeline::Requests;
 pub use submit::{SubmitStream, Summary};
 

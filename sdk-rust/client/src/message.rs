@@ -67,6 +67,17 @@ pub(crate) fn headers(headers: Vec<(String, String)>) -> Vec<v1::Header> {
         .collect()
 }
 
+pub(crate) fn hops(hops: Vec<v1::Hop>) -> Vec<Hop> {
+    hops.into_iter()
+        .map(|hop| Hop {
+            stage: hop.stage,
+            started: Duration::from_micros(hop.started_us),
+            took: Duration::from_micros(hop.took_us),
+            batch: hop.batch,
+        })
+        .collect()
+}
+
 /// The answer to a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -102,16 +113,7 @@ impl Response {
         match reply.result {
             Some(v1::reply::Result::Response(payload)) => Ok(Self {
                 payload,
-                hops: reply
-                    .hops
-                    .into_iter()
-                    .map(|hop| Hop {
-                        stage: hop.stage,
-                        started: Duration::from_micros(hop.started_us),
-                        took: Duration::from_micros(hop.took_us),
-                        batch: hop.batch,
-                    })
-                    .collect(),
+                hops: hops(reply.hops),
                 trace_id: reply.trace_id,
             }),
             Some(v1::reply::Result::Failure(failure)) => Err(failure.into()),

@@ -40,6 +40,10 @@ struct Link {
 }
 
 impl Requests {
+    pub(crate) fn client(&self) -> GatewayClient<Channel> {
+        self.of.client.clone()
+    }
+
     pub(crate) fn new(client: GatewayClient<Channel>) -> Self {
         Self {
             of: Arc::new(Shared {

@@ -227,6 +227,7 @@ impl Sim {
                     id,
                     deadline_ms: u64::MAX,
                     keyed: false,
+                    streams: false,
                     share,
                 }),
                 trace: None,
@@ -375,6 +376,7 @@ impl Sim {
                 started_us: 0,
                 took_us: 0,
                 batch: 1,
+                parts_left: false,
                 span: None,
             };
             let decision = decide(plan, &taken, steps, stamp, ran, &self.rng);

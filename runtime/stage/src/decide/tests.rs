@@ -185,6 +185,7 @@ pub(super) const RAN: Ran = Ran {
     started_us: 0,
     took_us: 1,
     batch: 1,
+    parts_left: false,
     span: None,
 };
 
@@ -324,6 +325,7 @@ fn a_caller_learns_of_a_response_of_a_dead_letter_and_of_an_expired_deadline() {
             deadline_ms,
             keyed: false,
             share: 0,
+            streams: false,
         }),
         ..message(n, None)
     };
@@ -593,6 +595,7 @@ fn says(n: u8, key: Option<&str>, what: &str) -> Message {
             deadline_ms: 9_000,
             keyed: false,
             share: 0,
+            streams: false,
         }),
         ..message(n, key)
     }

@@ -140,6 +140,7 @@ impl World {
             deadline_ms: SystemClock.now_ms() + deadline_ms,
             keyed: false,
             share: 0,
+            streams: false,
         });
         let message = Message {
             request,
@@ -601,6 +602,7 @@ async fn the_lane_answers_retries_and_tells_the_cause() {
         deadline_ms: u64::MAX,
         keyed: false,
         share: 0,
+        streams: false,
     });
     let message = Message {
         request,
@@ -633,6 +635,7 @@ async fn a_stop_is_bounded_and_what_was_under_way_is_done_by_the_next_owner() {
         deadline_ms: u64::MAX,
         keyed: false,
         share: 0,
+        streams: false,
     });
     let message = Message {
         request,

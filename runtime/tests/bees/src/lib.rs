@@ -97,6 +97,75 @@ fn round(swarm: &mut Swarm, message: Message) -> skep::Result {
     Ok(())
 }
 
+/// Keyed: counts, 10 ms a message. A request is answered with the count.
+#[skep::bee]
+fn plodder(swarm: &mut Swarm, _message: Message) -> skep::Result {
+    std::thread::sleep(std::time::Duration::from_millis(10));
+    let count: u64 = swarm.state().get_json("count")?.unwrap_or(0);
+    swarm.state().put_json("count", &(count + 1))?;
+    swarm.respond((count + 1).to_string());
+    Ok(())
+}
+
+/// Answers with what it got, after 2 ms in which it does nothing: what it can do at most does not depend on the machine.
+#[skep::bee]
+fn nap(swarm: &mut Swarm, message: Message) {
+    std::thread::sleep(std::time::Duration::from_millis(2));
+    swarm.respond(message.into_payload());
+}
+
+/// What `parrot` is to do.
+#[derive(Deserialize)]
+#[serde(default)]
+struct Recital {
+    parts: u64,
+    bytes: usize,
+    /// Before each part but the first.
+    sleep_ms: u64,
+    /// Then.
+    then: String,
+}
+
+impl Default for Recital {
+    fn default() -> Self {
+        Self {
+            parts: 3,
+            bytes: 0,
+            sleep_ms: 0,
+            then: String::new(),
+        }
+    }
+}
+
+/// Sends numbered parts of its response, padded to `bytes`, and then ends as it is told.
+#[skep::bee]
+fn parrot(swarm: &mut Swarm, message: Message) -> skep::Result {
+    let recital: Recital = message.json()?;
+    if recital.then == "retry-first" && swarm.attempt() == 1 {
+        return Err(skep::Error::fail("first", "as the payload said"));
+    }
+    for n in 0..recital.parts {
+        if n > 0 && recital.sleep_ms > 0 {
+            std::thread::sleep(std::time::Duration::from_millis(recital.sleep_ms));
+        }
+        let mut part = format!("{n};").into_bytes();
+        part.resize(part.len().max(recital.bytes), b'.');
+        if let Err(error) = swarm.reply_part(&part) {
+            skep::log::info!("part {n}: {error}");
+            return Err(skep::Error::fail("part", error.to_string()));
+        }
+    }
+    match recital.then.as_str() {
+        "respond" => swarm.respond("that was all"),
+        "publish" => swarm.publish("the next one goes on"),
+        "fail" => return Err(skep::Error::fail("told-to", "the payload said so")),
+        "retry" => return Err(skep::Error::retry_after(std::time::Duration::from_millis(1))),
+        "panic" => panic!("the parrot panicked as it was told"),
+        _ => {}
+    }
+    Ok(())
+}
+
 /// Does what the payload says; anything else is echoed.
 #[skep::bee]
 fn rascal(swarm: &mut Swarm, message: Message) -> skep::Result {

@@ -121,6 +121,7 @@ impl World {
             deadline_ms: u64::MAX / 4,
             keyed,
             share: 0,
+            streams: false,
         });
         (id, message)
     }

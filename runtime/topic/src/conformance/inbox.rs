@@ -153,6 +153,7 @@ pub(super) async fn every_field_of_a_message_survives(harness: Box<dyn Harness>)
             deadline_ms: 88,
             keyed: true,
             share: 0,
+            streams: false,
         }),
         trace: Some(TraceContext {
             trace_id: [3; 16],

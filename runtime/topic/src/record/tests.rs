@@ -39,7 +39,7 @@ prop_compose! {
             headers,
             payload: payload.into(),
             accepted_ms,
-            request: request.map(|(id, deadline_ms, keyed)| Request { id: RequestId(id), deadline_ms, keyed, share: deadline_ms / 2 }),
+            request: request.map(|(id, deadline_ms, keyed)| Request { id: RequestId(id), deadline_ms, keyed, share: deadline_ms / 2, streams: deadline_ms % 3 == 1 }),
             trace: trace.map(|(trace_id, span_id, sampled)| TraceContext { trace_id, span_id, sampled }),
             lineage: lineage.map(|(parent, stage, module)| Lineage { parent: Uid(parent), stage, module: Digest(module), origin: Uid(if accepted_ms % 2 == 0 { parent } else { uid }), laps: laps(accepted_ms) }),
             hops,
@@ -336,6 +336,7 @@ fn full(payload: Bytes) -> Message {
             deadline_ms: 1_700_000_030_000,
             keyed: true,
             share: 0,
+            streams: false,
         }),
         trace: Some(TraceContext {
             trace_id: [3; 16],

@@ -79,6 +79,9 @@ pub struct Request {
     pub keyed: bool,
     #[prost(uint64, tag = "5")]
     pub share: u64,
+    /// A skep that does not know it drops it: then the caller gets one response.
+    #[prost(bool, tag = "6")]
+    pub streams: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -151,6 +154,7 @@ impl From<&model::Request> for Request {
             deadline_ms: r.deadline_ms,
             keyed: r.keyed,
             share: r.share,
+            streams: r.streams,
         }
     }
 }
@@ -283,6 +287,7 @@ impl Message {
                 deadline_ms: r.deadline_ms,
                 keyed: r.keyed,
                 share: r.share,
+                streams: r.streams,
             }),
             trace: self.trace.map(|t| model::TraceContext {
                 trace_id: join(t.trace_hi, t.trace_lo),

@@ -30,7 +30,7 @@
 //! | `T:se`, `T:sx` | sessions' high-water marks; by expiry | streaming submit | expiry, collected by later publishes | `SESSIONS_MAX` a Swarm |
 //! | `T:rp:<request>` | a reply whose caller waits on another node | commit | fetched, or `REPLY_KEPT_MS` (the only key with a time to live) | calls under way |
 //! | `T:ready` | partitions with work, by when | append, commit | commit that leaves nothing | partitions |
-//! | channels `T:bell`, `sk:{catalog}:bell`, `sk:node:<id>` | bells of a life; of the catalog; replies for a node's callers | | | not kept |
+//! | channels `T:bell`, `sk:{catalog}:bell`, `sk:node:<id>`, `sk:parts:<id>` | bells of a life; of the catalog; replies for a node's callers; parts of replies, and what became of them | | | not kept |
 //!
 //! # In a cluster
 //!
@@ -63,6 +63,7 @@ mod leaders;
 mod link;
 mod names;
 mod options;
+mod parts;
 mod places;
 mod probe;
 mod publish;
@@ -99,6 +100,7 @@ use self::link::Link;
 use self::reply::{Said, number, text};
 use self::scripts::Script;
 use crate::guard::{Guard, Guards};
+use crate::parts::Speaker;
 use crate::record::{self, Kind};
 use crate::{
     Accepted, Backend, Bell, CallResult, CatalogChange, CatalogRecord, Claim, Commit, Committed, Counters, Cursor,
@@ -131,6 +133,8 @@ struct Core {
     claimed: Mutex<HashMap<PartitionId, Token>>,
     /// Requests whose callers wait here, and where their replies will lie. Bounded by the Gateway's admission.
     awaited: Mutex<HashMap<RequestId, (SwarmId, Instant)>>,
+    /// Parts on their way to callers of other nodes. Bounded by the Bees that work here.
+    speakers: Mutex<HashMap<(RequestId, Uid), Arc<parts::Sent>>>,
     memory_percent: AtomicU64,
     commits: AtomicU64,
     publishes: AtomicU64,
@@ -403,6 +407,7 @@ impl Redis {
             lives: Mutex::default(),
             claimed: Mutex::default(),
             awaited: Mutex::default(),
+            speakers: Mutex::default(),
             memory_percent: AtomicU64::new(0),
             commits: AtomicU64::new(0),
             publishes: AtomicU64::new(0),
@@ -412,6 +417,7 @@ impl Redis {
             tokio::spawn(link.keep()),
             tokio::spawn(watch::listen(Arc::clone(&core))),
             tokio::spawn(watch::tick(Arc::clone(&core))),
+            tokio::spawn(parts::tell(Arc::clone(&core))),
         ];
         Ok(Arc::new(Self { core, tasks }))
     }
@@ -695,6 +701,10 @@ impl Backend for Redis {
 
     fn waiters(&self) -> &Arc<Waiters> {
         &self.core.waiters
+    }
+
+    fn speaker(&self, request: RequestId, source: Uid) -> Arc<dyn Speaker> {
+        parts::speaker(&self.core, request, source)
     }
 
     fn scan_every_ms(&self) -> u64 {

@@ -71,6 +71,12 @@ pub(super) fn node(node: &[u8]) -> String {
     format!("sk:node:{hex}")
 }
 
+/// … and parts of their replies, and words about those that it sends.
+pub(super) fn parts(node: &[u8]) -> String {
+    let hex: String = node.iter().map(|b| format!("{b:02x}")).collect();
+    format!("sk:parts:{hex}")
+}
+
 /// A lane or a timer's key, so that what begins with it sorts together and nothing else does: NUL is escaped, and ends it.
 pub(super) fn ended(text: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len() + 1);

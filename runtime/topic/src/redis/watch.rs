@@ -17,7 +17,7 @@ use super::options::StoreClock;
 use super::publish::decode_reply;
 use super::reply::{bytes, list, number, text};
 use super::scripts::Script;
-use super::{Core, names};
+use super::{Core, names, parts};
 use crate::Error;
 
 /// Subscribed on a connection of its own, which is made anew for as long as the store is open.
@@ -36,10 +36,12 @@ pub(super) async fn listen(core: Arc<Core>) {
     }
 }
 
-async fn hear(core: &Core, pubsub: PubSub) -> redis::RedisResult<()> {
+async fn hear(core: &Arc<Core>, pubsub: PubSub) -> redis::RedisResult<()> {
     let (mut sink, mut stream) = pubsub.split();
     let home = names::node(&core.link.options.node);
-    sink.subscribe(&[home.as_str(), names::CATALOG_BELL]).await?;
+    let home_of_parts = names::parts(&core.link.options.node);
+    sink.subscribe(&[home.as_str(), home_of_parts.as_str(), names::CATALOG_BELL])
+        .await?;
     let mut heard: HashSet<String> = HashSet::new();
     let mut first = true;
     loop {
@@ -66,6 +68,8 @@ async fn hear(core: &Core, pubsub: PubSub) -> redis::RedisResult<()> {
                     let Some(message) = message else { return Ok(()) };
                     if message.get_channel_name() == home {
                         core.delivered(message.get_payload_bytes());
+                    } else if message.get_channel_name() == home_of_parts {
+                        parts::came(core, message.get_payload_bytes());
                     } else {
                         rung(core, message.get_channel_name(), message.get_payload_bytes());
                     }

@@ -99,6 +99,7 @@ impl Pair {
                 deadline_ms: 1,
                 keyed: true,
                 share: 0,
+                streams: false,
             });
         }
         message

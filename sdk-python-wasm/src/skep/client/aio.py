@@ -15,6 +15,7 @@ from ..v1 import gateway_pb2 as pb
 from ..v1.gateway_pb2_grpc import GatewayStub
 from .errors import GatewayError, of_failure, of_rpc
 from .gateway import WINDOW
+from .parts import AsyncParts
 from .wire import ABSENT, TIMEOUT_S_DEFAULT, Attempts, Headers, Response, Target, answered, both, bundles, request_call
 
 T = TypeVar("T")
@@ -73,6 +74,29 @@ class AsyncGateway:
             return answered(await self._stub.Request(call, timeout=left, metadata=self.target.metadata))
 
         return await self._again(once, attempts)
+
+    def stream(
+        self,
+        subject: Any,
+        payload: Any = ABSENT,
+        *,
+        gateway: str | None = None,
+        key: str | None = None,
+        headers: Headers = None,
+        timeout: float | None = None,
+        traceparent: str | None = None,
+    ) -> AsyncParts:
+        """A request whose answer is taken in parts, as the Bee makes them::
+
+            async for part in gateway.stream("chat", {"prompt": "Tell me of bees"}):
+                print(part.decode(), end="", flush=True)
+
+        It is sent once: parts are not kept. A failure is raised behind the parts that came before it.
+        """
+        subject, payload = both(subject, payload, gateway)
+        left = timeout or self.timeout
+        call = request_call(subject, payload, key, headers, left, None, traceparent)
+        return AsyncParts(self._stub.RequestStream(call, timeout=left, metadata=self.target.metadata))
 
     async def submit(
         self,

@@ -15,6 +15,7 @@ import grpc
 from ..v1 import gateway_pb2 as pb
 from ..v1.gateway_pb2_grpc import GatewayStub
 from .errors import GatewayError, of_failure, of_rpc
+from .parts import Parts
 from .wire import (
     ABSENT,
     TIMEOUT_S_DEFAULT,
@@ -92,6 +93,29 @@ class Gateway:
             return answered(self._stub.Request(call, timeout=left, metadata=self.target.metadata))
 
         return self._again(once, attempts)
+
+    def stream(
+        self,
+        subject: Any,
+        payload: Any = ABSENT,
+        *,
+        gateway: str | None = None,
+        key: str | None = None,
+        headers: Headers = None,
+        timeout: float | None = None,
+        traceparent: str | None = None,
+    ) -> Parts:
+        """A request whose answer is taken in parts, as the Bee makes them::
+
+            for part in gateway.stream("chat", {"prompt": "Tell me of bees"}):
+                print(part.decode(), end="", flush=True)
+
+        It is sent once: parts are not kept. A failure is raised behind the parts that came before it.
+        """
+        subject, payload = both(subject, payload, gateway)
+        left = timeout or self.timeout
+        call = request_call(subject, payload, key, headers, left, None, traceparent)
+        return Parts(self._stub.RequestStream(call, timeout=left, metadata=self.target.metadata))
 
     def submit(
         self,

@@ -60,6 +60,26 @@ class Reply(_message.Message):
     trace_id: str
     def __init__(self, id: _Optional[int] = ..., response: _Optional[bytes] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., hops: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., trace_id: _Optional[str] = ...) -> None: ...
 
+class StreamPart(_message.Message):
+    __slots__ = ("part", "end")
+    PART_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    part: bytes
+    end: StreamEnd
+    def __init__(self, part: _Optional[bytes] = ..., end: _Optional[_Union[StreamEnd, _Mapping]] = ...) -> None: ...
+
+class StreamEnd(_message.Message):
+    __slots__ = ("response", "parts", "hops", "trace_id")
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    HOPS_FIELD_NUMBER: _ClassVar[int]
+    TRACE_ID_FIELD_NUMBER: _ClassVar[int]
+    response: bytes
+    parts: int
+    hops: _containers.RepeatedCompositeFieldContainer[Hop]
+    trace_id: str
+    def __init__(self, response: _Optional[bytes] = ..., parts: _Optional[int] = ..., hops: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., trace_id: _Optional[str] = ...) -> None: ...
+
 class Hop(_message.Message):
     __slots__ = ("stage", "started_us", "took_us", "batch")
     STAGE_FIELD_NUMBER: _ClassVar[int]

@@ -49,6 +49,11 @@ class GatewayStub(object):
                 request_serializer=skep_dot_v1_dot_gateway__pb2.RequestCall.SerializeToString,
                 response_deserializer=skep_dot_v1_dot_gateway__pb2.Reply.FromString,
                 _registered_method=True)
+        self.RequestStream = channel.unary_stream(
+                '/skep.v1.Gateway/RequestStream',
+                request_serializer=skep_dot_v1_dot_gateway__pb2.RequestCall.SerializeToString,
+                response_deserializer=skep_dot_v1_dot_gateway__pb2.StreamPart.FromString,
+                _registered_method=True)
         self.Submit = channel.unary_unary(
                 '/skep.v1.Gateway/Submit',
                 request_serializer=skep_dot_v1_dot_gateway__pb2.SubmitCall.SerializeToString,
@@ -83,6 +88,15 @@ class GatewayServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RequestStream(self, request, context):
+        """As `Request`, and takes what a Bee sends of its response while it works. A failure ends the stream with its status; a stream that
+        ends well ends with an `end`. Takes no idempotency key, for parts are not kept. Parts that came before a failure stay true of an
+        attempt that is not made again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Submit(self, request, context):
         """Appends messages. Answered once they are durable.
         """
@@ -110,6 +124,11 @@ def add_GatewayServicer_to_server(servicer, server):
                     servicer.Requests,
                     request_deserializer=skep_dot_v1_dot_gateway__pb2.RequestCall.FromString,
                     response_serializer=skep_dot_v1_dot_gateway__pb2.Reply.SerializeToString,
+            ),
+            'RequestStream': grpc.unary_stream_rpc_method_handler(
+                    servicer.RequestStream,
+                    request_deserializer=skep_dot_v1_dot_gateway__pb2.RequestCall.FromString,
+                    response_serializer=skep_dot_v1_dot_gateway__pb2.StreamPart.SerializeToString,
             ),
             'Submit': grpc.unary_unary_rpc_method_handler(
                     servicer.Submit,
@@ -181,6 +200,33 @@ class Gateway(object):
             '/skep.v1.Gateway/Requests',
             skep_dot_v1_dot_gateway__pb2.RequestCall.SerializeToString,
             skep_dot_v1_dot_gateway__pb2.Reply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RequestStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/skep.v1.Gateway/RequestStream',
+            skep_dot_v1_dot_gateway__pb2.RequestCall.SerializeToString,
+            skep_dot_v1_dot_gateway__pb2.StreamPart.FromString,
             options,
             channel_credentials,
             insecure,
