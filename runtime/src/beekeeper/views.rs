@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use skep_model::limits::KEEPER_REPLY_BYTES_MAX;
 use skep_model::name::{StageName, SwarmName};
 use skep_model::scope::SwarmId;
-use skep_model::swarm::{InputSource, Stage, StageInput, Swarm};
+use skep_model::swarm::{Stage, Swarm};
 use skep_proto::v1;
 use skep_stage::decide::visible;
 use skep_topic::{Backend, StateSize};
