@@ -39,7 +39,12 @@ fn improve(swarm: &mut Swarm, message: Message) -> skep::Result {
 
 #[skep::bee]
 fn judge(swarm: &mut Swarm, message: Message) -> skep::Result {
-    let Guess { of, within, guess, rounds } = message.json()?;
+    let Guess {
+        of,
+        within,
+        guess,
+        rounds,
+    } = message.json()?;
     let root = guess.ok_or_else(|| Error::reject("nobody guessed"))?;
     if (root * root - of).abs() < within {
         swarm.respond_json(&Answer { root, rounds })?;
@@ -67,14 +72,14 @@ mod tests {
         assert_eq!(good.responded()[0].text(), r#"{"root":3.001,"rounds":4}"#);
         let poor = judged(r#"{"of": 9, "within": 0.1, "guess": 4, "rounds": 1}"#);
         assert!(poor.responded().is_empty());
-        assert_eq!(poor.published()[0].to.as_deref(), Some("again"));
+        assert_eq!(poor.published()[0].output(), Some("again"));
     }
 
     #[test]
     fn each_round_is_nearer() {
         let mut swarm = DevSwarm::new();
         improve(&mut swarm, Message::new(r#"{"of": 9, "within": 0.1}"#)).unwrap();
-        let next: Guess = serde_json::from_slice(&swarm.published()[0].payload).unwrap();
+        let next: Guess = serde_json::from_slice(swarm.published()[0].payload()).unwrap();
         assert_eq!((next.guess, next.rounds), (Some(5.0), 1));
     }
 }
