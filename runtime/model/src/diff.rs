@@ -237,6 +237,10 @@ fn settings(stage: &Stage) -> BTreeMap<String, String> {
     .into_iter()
     .map(|(field, value)| (field.to_owned(), value))
     .collect();
+    if let Some(budget) = retry.budget {
+        out.insert("retry.budget.percent".to_owned(), budget.percent.to_string());
+        out.insert("retry.budget.per_second".to_owned(), budget.per_second.to_string());
+    }
     for (field, condition) in [("exit", exit), ("skip", skip)] {
         if let Some(condition) = condition {
             out.insert(field.to_owned(), condition.to_string());

@@ -258,6 +258,13 @@ pub const CRASHES_DEFAULT: u32 = 3;
 pub const CRASHES_MAX: u32 = 1_000;
 pub const CRASH_WAIT_MS: u64 = 500;
 pub const CRASH_WAIT_MS_MAX: u64 = 10_000;
+/// A retry budget is a share of what came in so many seconds: long enough that a batch does not use it up, short enough that it follows
+/// the traffic.
+pub const RETRY_BUDGET_SECONDS: u64 = 10;
+/// Ten retries for each input: more is no budget.
+pub const RETRY_BUDGET_PERCENT_MAX: u32 = 1_000;
+pub const RETRY_BUDGET_PER_SECOND_DEFAULT: u32 = 10;
+pub const RETRY_BUDGET_PER_SECOND_MAX: u32 = 1_000_000;
 pub const RETRY_AFTER_MS_MAX: u64 = 24 * 60 * 60 * 1_000;
 pub const STAGE_TIMEOUT_MS_DEFAULT: u64 = 30_000;
 pub const STAGE_TIMEOUT_MS_MAX: u64 = 3_600_000;

@@ -201,6 +201,16 @@ pub struct RetryPolicy {
     /// Crashes of its node, in a row, with which a message that was alone under way is set aside. At least 1.
     #[serde(default = "crashes_default", skip_serializing_if = "is_crashes_default")]
     pub crashes: u32,
+    /// How much of a stage's work may be retries. `None`: as much as the attempts make it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<RetryBudget>,
+}
+
+/// A share of the inputs that came in the last [`limits::RETRY_BUDGET_SECONDS`], and some that are always allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetryBudget {
+    pub percent: u32,
+    pub per_second: u32,
 }
 
 fn crashes_default() -> u32 {
@@ -219,6 +229,7 @@ impl Default for RetryPolicy {
             first_ms: limits::BACKOFF_FIRST_MS_DEFAULT,
             max_ms: limits::BACKOFF_MAX_MS_DEFAULT,
             crashes: limits::CRASHES_DEFAULT,
+            budget: None,
         }
     }
 }

@@ -77,6 +77,8 @@ pub struct Taken {
     pub early: Vec<TimerDue>,
     /// Stages to which nothing may go back now, for it would wait for room that its own waiting keeps from coming.
     pub closed: Vec<StageName>,
+    /// How many failed ones may be tried again, by the stage's budget; `None`: it has none.
+    pub retries: Option<u64>,
     pub now_ms: u64,
     /// The ages of values that the stage does not keep for ever.
     pub ages: Book,
@@ -171,6 +173,7 @@ pub fn arrange(plan: &Plan, mut fetched: Fetched, cancelled: impl Fn(&Request) -
         held: fetched.held,
         early: if desk.is_some() { fetched.early } else { Vec::new() },
         closed: Vec::new(),
+        retries: None,
         now_ms,
         ages,
     };
@@ -267,6 +270,9 @@ pub struct Decision {
     pub commit: Arc<Commit>,
     /// How many items it consumes.
     pub consumed: usize,
+    /// Of those that the Bee was given, how many came for the first time; and how many are tried again.
+    pub first: u64,
+    pub retried: u64,
     pub done: usize,
     pub failed: usize,
     /// The first failure, for people.
@@ -291,6 +297,7 @@ pub fn decide(
     let mut bytes = 0usize;
     let mut ages = work.ages.clone();
     let ttl = plan.stage.keep.ttl;
+    let mut left = work.retries;
     sum.hurry(join::early(&work.early, work.now_ms, entropy));
     for item in &work.items {
         let mut origin = Origin::of(&item.source);
@@ -304,7 +311,7 @@ pub fn decide(
             break;
         }
         let wrote = matches!(&step, Some(Ok(step)) if !step.state.is_empty());
-        let (mut part, failure) = match step {
+        let (mut part, mut failure) = match step {
             _ if item.fate == Fate::Expire => (expired(plan, &origin), None),
             _ if waits(plan, item, &origin, &held) => {
                 (Part::park(parked_behind(plan, &origin, work.now_ms, entropy)), None)
@@ -323,6 +330,19 @@ pub fn decide(
             // A step is missing: the engine broke its contract. Leave the item where it is.
             None => break,
         };
+        let mut again = failure.is_some() && part.park.is_some();
+        if again && left == Some(0) {
+            failure = failure.map(spent);
+            part = dead(
+                plan,
+                &origin,
+                failure.clone().unwrap_or_default(),
+                work.now_ms,
+                ran,
+                entropy,
+            );
+            again = false;
+        }
         let done = failure.is_none() && part.park.is_none();
         let key = origin.key().filter(|_| done).unwrap_or_default();
         if done && (ttl.is_some() || item.fate == Fate::Sweep) {
@@ -331,6 +351,9 @@ pub fn decide(
         if bytes + part.bytes > COMMIT_BYTES_MAX && decision.consumed > 0 {
             break;
         }
+        decision.retried += u64::from(again);
+        left = left.map(|left| left - u64::from(again));
+        decision.first += u64::from(matches!(item.fate, Fate::Run(_)) && origin.attempt == 1);
         bytes += part.bytes;
         if item.fate == Fate::Sweep && done {
             ages.swept(key);
@@ -357,6 +380,8 @@ pub fn decide(
     Decision {
         commit: Arc::new(sum.into_commit()),
         consumed: decision.consumed,
+        first: decision.first,
+        retried: decision.retried,
         done: decision.done,
         failed: decision.failed,
         error: decision.error,
@@ -366,17 +391,19 @@ pub fn decide(
 #[derive(Default)]
 struct Tally {
     consumed: usize,
+    first: u64,
+    retried: u64,
     done: usize,
     failed: usize,
     error: Option<String>,
 }
 
 impl Tally {
-    fn count(&mut self, part: &Part<'_>, failed: Option<String>) {
+    fn count(&mut self, part: &Part<'_>, failed: Option<Failure>) {
         self.consumed += 1;
         if let Some(error) = failed {
             self.failed += 1;
-            self.error.get_or_insert(error);
+            self.error.get_or_insert_with(|| error.told());
         } else if part.park.is_none() {
             self.done += 1;
         }
@@ -428,7 +455,7 @@ impl Part<'_> {
 }
 
 /// Why an attempt failed and what the policy may do about it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Failure {
     pub reason: String,
     pub detail: String,
@@ -436,8 +463,28 @@ pub(crate) struct Failure {
     pub again: Again,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+impl Failure {
+    pub(crate) fn told(&self) -> String {
+        format!("{}: {}", self.reason, self.detail)
+    }
+}
+
+/// One that might be tried again, if others had not been.
+pub(crate) fn spent(failure: Failure) -> Failure {
+    Failure {
+        reason: "retry-budget".to_owned(),
+        detail: format!(
+            "{}; it is not tried again, for the stage's budget of retries is spent",
+            failure.told()
+        ),
+        again: Again::Never,
+        ..failure
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Again {
+    #[default]
     ByPolicy,
     AfterMs(u64),
     Never,
@@ -451,7 +498,7 @@ fn settle<'p>(
     work: &Taken,
     ran: Ran,
     entropy: &dyn Entropy,
-) -> (Part<'p>, Option<String>) {
+) -> (Part<'p>, Option<Failure>) {
     // The owner has tried again as often as it may before it hands on a trouble of the host; what a caller has seen a part of is not run
     // again.
     let kinds = |kind| matches!(kind, TrapKind::Host | TrapKind::Crash | TrapKind::Interrupted);
@@ -476,8 +523,7 @@ fn failed(
     now_ms: u64,
     ran: Ran,
     entropy: &dyn Entropy,
-) -> (Part<'static>, Option<String>) {
-    let told = format!("{}: {}", failure.reason, failure.detail);
+) -> (Part<'static>, Option<Failure>) {
     let part = match retry_at(&plan.stage.retry, origin.attempt, failure.again, now_ms, entropy) {
         Some(due_ms) => Part::park(Parked {
             uid: Uid::random(entropy),
@@ -488,11 +534,11 @@ fn failed(
             work: origin.work(),
             attempts: origin.attempt,
             due_ms,
-            cause: told.clone(),
+            cause: failure.told(),
         }),
-        None => dead(plan, origin, failure, now_ms, ran, entropy),
+        None => dead(plan, origin, failure.clone(), now_ms, ran, entropy),
     };
-    (part, Some(told))
+    (part, Some(failure))
 }
 
 /// An item, whatever it came from.

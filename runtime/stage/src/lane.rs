@@ -4,8 +4,8 @@
 //! then the caller gets the cause. What is not the Bee's fault (a trouble of the host, a lane without room, a stage that stops) is
 //! answered as overload: not done, safe to retry. A lane keeps no order: a pure Swarm has no state that could tell.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use skep_model::id::Uid;
@@ -17,7 +17,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::decide::{Again, Failure, Origin, Part, Ran, effects, passed, retry_at};
+use crate::budget::Budget;
+use crate::decide::{Again, Failure, Origin, Part, Ran, effects, passed, retry_at, spent};
 use crate::observe::{BatchReport, StageState};
 use crate::parts::{Callers, Told, in_vain};
 use crate::plan::Plan;
@@ -27,6 +28,7 @@ use crate::worker::{STOP_GRACE, Seams, links_of, span_of, span_record, with_uids
 pub(crate) fn consume(
     lane: &Arc<Lane>,
     plans: watch::Receiver<Arc<Plan>>,
+    budget: Arc<Mutex<Budget>>,
     seams: &Arc<Seams>,
     stop: &CancellationToken,
     tasks: &TaskTracker,
@@ -34,6 +36,7 @@ pub(crate) fn consume(
     let consumer = Arc::new(Consumer {
         lane: Arc::downgrade(lane),
         plans,
+        budget,
         seams: Arc::clone(seams),
         stop: stop.clone(),
         runtime: Handle::current(),
@@ -68,6 +71,8 @@ struct Consumer {
     /// Weak: the lane holds its consumer.
     lane: std::sync::Weak<Lane>,
     plans: watch::Receiver<Arc<Plan>>,
+    /// Of the whole stage on this node.
+    budget: Arc<Mutex<Budget>>,
     seams: Arc<Seams>,
     stop: CancellationToken,
     runtime: Handle,
@@ -297,6 +302,7 @@ impl Consumer {
         } else {
             Vec::new()
         };
+        self.note(plan, taken.iter().filter(|t| t.attempts == 0).count());
         let span = span_of(&inputs, self.seams.entropy.as_ref());
         let ran = Ran {
             started_us: self.seams.clock.now_us().saturating_sub(took_us),
@@ -377,7 +383,7 @@ impl Consumer {
     }
 
     /// Another attempt within the deadline, or the cause to the caller. Returns whether the caller got the cause.
-    fn failed(self: &Arc<Self>, plan: &Arc<Plan>, travelling: Travelling, failure: Failure) -> bool {
+    fn failed(self: &Arc<Self>, plan: &Arc<Plan>, travelling: Travelling, mut failure: Failure) -> bool {
         let now_ms = self.seams.clock.now_ms();
         let attempts = travelling.attempts + 1;
         let Some(request) = travelling.message.request else {
@@ -391,9 +397,13 @@ impl Consumer {
             self.seams.entropy.as_ref(),
         );
         if let Some(due_ms) = due_ms.filter(|due| *due < request.deadline_ms) {
-            let wait = Duration::from_millis(due_ms.saturating_sub(now_ms));
-            self.again(plan, Travelling { attempts, ..travelling }, request, wait);
-            return false;
+            // What is not the Bee's fault costs nothing.
+            if failure.reason == TrapKind::Host.as_str() || self.may_retry(plan) {
+                let wait = Duration::from_millis(due_ms.saturating_sub(now_ms));
+                self.again(plan, Travelling { attempts, ..travelling }, request, wait);
+                return false;
+            }
+            failure = spent(failure);
         }
         if failure.reason == TrapKind::Host.as_str() {
             // Not the Bee's fault, and nothing was done.
@@ -410,6 +420,26 @@ impl Consumer {
             },
         );
         true
+    }
+
+    /// Inputs that came for the first time.
+    fn note(&self, plan: &Plan, first: usize) {
+        if plan.stage.retry.budget.is_some() {
+            let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+            budget.note(self.seams.clock.now_ms(), first as u64, 0);
+        }
+    }
+
+    /// By the stage's budget, of which this retry is taken.
+    fn may_retry(&self, plan: &Plan) -> bool {
+        let Some(rule) = plan.stage.retry.budget else {
+            return true;
+        };
+        let now_ms = self.seams.clock.now_ms();
+        let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+        let may = budget.left(rule, now_ms) > 0;
+        budget.note(now_ms, 0, may.into());
+        may
     }
 
     /// A retry sleeps in its place on the lane. Where there is none, or the stage stops meanwhile, its caller is told to try again.

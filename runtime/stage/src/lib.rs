@@ -15,6 +15,7 @@
 //! - [`observe`]: what is told to logs, metrics and traces.
 
 pub mod bee;
+mod budget;
 mod caution;
 pub mod decide;
 pub mod lane;

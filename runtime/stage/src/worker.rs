@@ -25,6 +25,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::budget::Budget;
 use crate::caution::{BatchCap, HostTroubles};
 use crate::decide::{Decision, Ran, Stamp, arrange, decide, is_jammed};
 use crate::observe::{BatchReport, Observer, StageState};
@@ -78,6 +79,7 @@ pub struct Running {
     plan: watch::Sender<Arc<Plan>>,
     paused: watch::Sender<bool>,
     lane: Arc<Lane>,
+    budget: Arc<Mutex<Budget>>,
     seams: Arc<Seams>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -138,6 +140,7 @@ impl Running {
                 marked: None,
                 alone: None,
                 closed: Vec::new(),
+                budget: Arc::clone(&self.budget),
             };
             let here = Handle::current();
             let seat = self.seams.seat(owner.partition.topic(), index.into(), &here);
@@ -168,6 +171,7 @@ pub fn start(plan: Arc<Plan>, lane: &Arc<Lane>, seams: &Arc<Seams>, paused: bool
         plan: watch::Sender::new(Arc::clone(&plan)),
         paused: watch::Sender::new(paused),
         lane: Arc::clone(lane),
+        budget: Arc::default(),
         seams: Arc::clone(seams),
         stop: CancellationToken::new(),
         tasks: TaskTracker::new(),
@@ -175,7 +179,8 @@ pub fn start(plan: Arc<Plan>, lane: &Arc<Lane>, seams: &Arc<Seams>, paused: bool
         owners: Mutex::new(0),
     };
     running.own(plan.topic.partitions);
-    crate::lane::consume(lane, running.plan.subscribe(), seams, &running.stop, &running.tasks);
+    let (plans, budget) = (running.plan.subscribe(), Arc::clone(&running.budget));
+    crate::lane::consume(lane, plans, budget, seams, &running.stop, &running.tasks);
     running
 }
 
@@ -202,6 +207,8 @@ struct Owner {
     alone: Option<(Uid, u32)>,
     /// Where the next batch may not send back to: the last one found a circle that waits for itself.
     closed: Vec<StageName>,
+    /// Of the whole stage on this node.
+    budget: Arc<Mutex<Budget>>,
 }
 
 /// Where an owner stands between two commits.
@@ -554,7 +561,18 @@ impl Owner {
             base: at.last,
             from: at.cursor,
         };
-        let decision = decide(plan, &taken, steps, stamp, ran, self.seams.entropy.as_ref());
+        let decision = match plan.stage.retry.budget {
+            None => decide(plan, &taken, steps, stamp, ran, self.seams.entropy.as_ref()),
+            Some(rule) => {
+                // Over the whole decision, so that no two owners spend the same.
+                let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+                let now_ms = self.seams.clock.now_ms();
+                taken.retries = Some(budget.left(rule, now_ms));
+                let decision = decide(plan, &taken, steps, stamp, ran, self.seams.entropy.as_ref());
+                budget.note(now_ms, decision.first, decision.retried);
+                decision
+            }
+        };
         if decision.consumed == 0 && decision.commit.set_timers.is_empty() {
             return Err(trouble("the engine returned no step for the first input".to_owned()));
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::fields::{BACKOFF, BATCH, BEE, BOUND, INPUT, INSTANCES, LATER, POOLED, RETRY, STATE, Shape};
+use super::fields::{BACKOFF, BATCH, BEE, BOUND, BUDGET, INPUT, INSTANCES, LATER, POOLED, RETRY, STATE, Shape};
 use super::mistake::{did_you_mean, nearest, quoted};
 use super::node::{Data, Place};
 use super::reader::{Fields, Value};
@@ -11,7 +11,8 @@ use crate::condition::Take;
 use crate::limits;
 use crate::name::{BeeName, ModuleRef, OutputName, StageName, Subject};
 use crate::swarm::{
-    BatchPolicy, Bound, GuestClock, Instances, Join, Keep, KeySource, Order, Refresh, RetryPolicy, Stage, Ttl,
+    BatchPolicy, Bound, GuestClock, Instances, Join, Keep, KeySource, Order, Refresh, RetryBudget, RetryPolicy, Stage,
+    Ttl,
 };
 
 /// A Bee as far as it could be read. What was wrong is reported already and `None` here, so that the graph is still checked.
@@ -527,6 +528,7 @@ fn retry(value: &Value<'_>) -> Option<RetryPolicy> {
     {
         policy.crashes = crashes;
     }
+    policy.budget = fields.get("budget").and_then(budget);
     if let Some(backoff) = fields.get("backoff").and_then(|v| v.fields(&BACKOFF)) {
         let range = 1..=limits::RETRY_AFTER_MS_MAX;
         let first = backoff.get("first").and_then(|v| v.duration(range.clone()));
@@ -546,6 +548,23 @@ fn retry(value: &Value<'_>) -> Option<RetryPolicy> {
         }
     }
     Some(policy)
+}
+
+fn budget(value: &Value<'_>) -> Option<RetryBudget> {
+    let fields = value.fields(&BUDGET)?;
+    let percent = fields
+        .required("percent", "how many of its inputs a stage may try again: `percent: 20`")?
+        .int(0..=u64::from(limits::RETRY_BUDGET_PERCENT_MAX));
+    let per_second = match fields.get("per_second") {
+        Some(v) => v.int(0..=u64::from(limits::RETRY_BUDGET_PER_SECOND_MAX)),
+        None => Some(limits::RETRY_BUDGET_PER_SECOND_DEFAULT),
+    };
+    let (percent, per_second) = (percent?, per_second?);
+    if percent == 0 && per_second == 0 {
+        value.mistake("a budget that allows no retry", Some("write `attempts: 1` instead"));
+        return None;
+    }
+    Some(RetryBudget { percent, per_second })
 }
 
 fn batch(value: &Value<'_>) -> Option<BatchPolicy> {

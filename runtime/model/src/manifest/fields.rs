@@ -90,7 +90,11 @@ pub(super) const CONDITION: Shape = Shape {
 };
 pub(super) const RETRY: Shape = Shape {
     what: "`retry`",
-    fields: &["attempts", "backoff", "crashes"],
+    fields: &["attempts", "backoff", "crashes", "budget"],
+};
+pub(super) const BUDGET: Shape = Shape {
+    what: "`budget`",
+    fields: &["percent", "per_second"],
 };
 pub(super) const BACKOFF: Shape = Shape {
     what: "`backoff`",

@@ -139,6 +139,16 @@ fn bee() -> Value {
                 "properties": {
                     "attempts": { "type": "integer", "minimum": 1, "maximum": limits::ATTEMPTS_MAX },
                     "crashes": { "type": "integer", "minimum": 1, "maximum": limits::CRASHES_MAX },
+                    "budget": {
+                        "type": "object",
+                        "description": "How many of its inputs of the last 10 s a stage may try again, in percent, and how many a second in any case.",
+                        "required": ["percent"],
+                        "additionalProperties": false,
+                        "properties": {
+                            "percent": { "type": "integer", "minimum": 0, "maximum": limits::RETRY_BUDGET_PERCENT_MAX },
+                            "per_second": { "type": "integer", "minimum": 0, "maximum": limits::RETRY_BUDGET_PER_SECOND_MAX },
+                        },
+                    },
                     "backoff": {
                         "type": "object",
                         "additionalProperties": false,
@@ -308,13 +318,14 @@ mod tests {
     #[test]
     fn the_schema_has_the_fields_that_the_parser_reads_and_no_others() {
         let schema = json_schema();
-        let cases: [(&str, &Shape); 11] = [
+        let cases: [(&str, &Shape); 12] = [
             ("", &fields::SWARM),
             ("/$defs/bee", &fields::BEE),
             ("/$defs/input", &fields::INPUT),
             ("/$defs/condition", &fields::CONDITION),
             ("/$defs/bee/properties/retry", &fields::RETRY),
             ("/$defs/bee/properties/retry/properties/backoff", &fields::BACKOFF),
+            ("/$defs/bee/properties/retry/properties/budget", &fields::BUDGET),
             ("/$defs/bee/properties/batch", &fields::BATCH),
             ("/$defs/bee/properties/inbox", &fields::BOUND),
             ("/$defs/bee/properties/dead_letters", &fields::BOUND),

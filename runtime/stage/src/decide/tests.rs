@@ -705,3 +705,60 @@ fn what_skips_exits_or_was_not_meant_is_consumed_without_its_bee() {
     assert!(decision.commit.retries[0].again.is_none());
     assert_eq!(decision.commit.replies.len(), 1);
 }
+
+#[test]
+fn what_a_budget_does_not_allow_is_set_aside_at_once() {
+    let plan = plan_of(Some(KeySource::Message), Order::Hold, vec![None]);
+    let messages = vec![
+        message(1, Some("a")),
+        message(2, Some("b")),
+        message(3, Some("c")),
+        message(4, Some("c")),
+        message(5, Some("d")),
+    ];
+    let (mut taken, batch) = arrange(&plan, fetched(messages), |_| false);
+    taken.retries = Some(2);
+    let steps = batch.inputs.iter().map(|input| match input.uid().0[0] {
+        5 => Ok(with(Disposition::Reject("never".to_owned()))),
+        2 => Err(Trap {
+            kind: TrapKind::Trap,
+            detail: "as ever".to_owned(),
+            stderr: "why".to_owned(),
+        }),
+        _ => Ok(failing()),
+    });
+    let decision = decide(&plan, &taken, steps.collect(), STAMP, RAN, &SeededEntropy::new(1));
+    let parked: Vec<&str> = decision.commit.park.iter().map(|p| p.lane.as_str()).collect();
+    assert_eq!(parked, ["a", "b"]);
+    // The key is free again, so the next of it has its turn.
+    let dead: Vec<(u8, &str)> = decision
+        .commit
+        .dead
+        .iter()
+        .map(|letter| (letter.work.uid().0[0], letter.reason.as_str()))
+        .collect();
+    assert_eq!(dead, [(3, "retry-budget"), (4, "retry-budget"), (5, "reject")]);
+    assert!(
+        decision.commit.dead[0]
+            .detail
+            .starts_with("no: because; it is not tried again")
+    );
+    assert_eq!((decision.first, decision.retried, decision.failed), (5, 2, 5));
+    assert_eq!(decision.error.as_deref(), Some("no: because"));
+    // A retry is no new input, and costs the budget again.
+    let retry = Parked {
+        uid: Uid([9; 16]),
+        lane: "a".to_owned(),
+        work: Work::Message(message(1, Some("a"))),
+        attempts: 1,
+        due_ms: 0,
+        cause: String::new(),
+    };
+    let again = Fetched {
+        retries: vec![retry],
+        ..fetched(Vec::new())
+    };
+    let (taken, _) = arrange(&plan, again, |_| false);
+    let decision = decide(&plan, &taken, vec![Ok(failing())], STAMP, RAN, &SeededEntropy::new(1));
+    assert_eq!((decision.first, decision.retried), (0, 1));
+}
