@@ -363,7 +363,9 @@ async fn import(args: args::StateImport, node: &str, out: Printer) -> Outcome {
             );
             return Err(Failure::new(Exit::Refused, format!("{}; {before}", wrong.message)));
         }
-        (_, reply) => reply?.into_inner().keys,
+        // Nothing of it was sent.
+        (Err(wrong), Err(_)) => return Err(wrong),
+        (Ok(()), reply) => reply?.into_inner().keys,
     };
     step.done(&count(keys, "key"));
     if out.json() {
