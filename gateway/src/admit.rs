@@ -3,13 +3,25 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use skep_model::limits::SUBJECT_SHARE;
+
 use crate::call::CallError;
 
 /// Two counters with a bound each. Refuses, never queues: a queue in front of bounded inboxes would only add delay.
+///
+/// A subject may take [`SUBJECT_SHARE`] times what is free. So one alone may have four fifths of a node, two that flood it have four
+/// ninths each, and however many do, there is room for one that just comes.
 #[derive(Debug)]
 pub struct Admit {
     calls_max: usize,
     bytes_max: usize,
+    calls: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+/// What one subject has under way.
+#[derive(Debug, Default)]
+pub struct Load {
     calls: AtomicUsize,
     bytes: AtomicUsize,
 }
@@ -20,6 +32,8 @@ pub struct Permit {
     of: Arc<Admit>,
     calls: usize,
     bytes: usize,
+    /// Whose it is, and what it said that it needs; of an answer nobody's.
+    subject: Option<(Arc<Load>, usize)>,
 }
 
 /// Bytes of a body on its way in, given back when dropped.
@@ -42,19 +56,36 @@ impl Admit {
 
     /// # Errors
     /// Overloaded: certainly not done, with a hint when to try again.
-    pub fn enter(self: &Arc<Self>, bytes: usize) -> Result<Permit, CallError> {
-        if self.calls.fetch_add(1, Ordering::Relaxed) >= self.calls_max {
+    pub fn enter(self: &Arc<Self>, subject: &Arc<Load>, bytes: usize) -> Result<Permit, CallError> {
+        let others = self.calls.fetch_add(1, Ordering::Relaxed);
+        let own = subject.calls.load(Ordering::Relaxed);
+        let free = self.calls_max.saturating_sub(others);
+        if free == 0 || own >= SUBJECT_SHARE * free {
             self.calls.fetch_sub(1, Ordering::Relaxed);
-            return Err(self.too_many_calls());
+            return Err(if free == 0 {
+                self.too_many_calls()
+            } else {
+                too_many_own("calls", own)
+            });
         }
-        if let Err(full) = self.add(bytes) {
+        let own = subject.bytes.load(Ordering::Relaxed);
+        let free = self.bytes_max.saturating_sub(self.bytes());
+        let added = if free > 0 && own >= SUBJECT_SHARE * free {
+            Err(too_many_own("bytes of calls", own))
+        } else {
+            self.add(bytes)
+        };
+        if let Err(full) = added {
             self.calls.fetch_sub(1, Ordering::Relaxed);
             return Err(full);
         }
+        subject.calls.fetch_add(1, Ordering::Relaxed);
+        subject.bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(Permit {
             of: Arc::clone(self),
             calls: 1,
             bytes,
+            subject: Some((Arc::clone(subject), bytes)),
         })
     }
 
@@ -67,6 +98,7 @@ impl Admit {
             of: Arc::clone(self),
             calls,
             bytes,
+            subject: None,
         }
     }
 
@@ -141,7 +173,18 @@ impl Drop for Permit {
     fn drop(&mut self) {
         self.of.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         self.of.calls.fetch_sub(self.calls, Ordering::Relaxed);
+        if let Some((subject, bytes)) = self.subject.take() {
+            subject.calls.fetch_sub(1, Ordering::Relaxed);
+            subject.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
     }
+}
+
+fn too_many_own(what: &str, own: usize) -> CallError {
+    CallError::overloaded(
+        "subject-share",
+        format!("{own} {what} of this subject are under way, its share of the node: what is left is for others"),
+    )
 }
 
 impl Share {
@@ -172,26 +215,26 @@ mod tests {
 
     #[test]
     fn both_bounds_refuse_and_what_is_dropped_is_given_back() {
-        let admit = Admit::new(2, 100);
-        let a = admit.enter(60).unwrap();
-        assert_eq!(admit.enter(41).unwrap_err().reason, "in-flight-bytes");
-        let b = admit.enter(40).unwrap();
-        assert_eq!(admit.enter(0).unwrap_err().reason, "in-flight");
+        let (admit, one) = (Admit::new(2, 100), Arc::default());
+        let a = admit.enter(&one, 60).unwrap();
+        assert_eq!(admit.enter(&one, 41).unwrap_err().reason, "in-flight-bytes");
+        let b = admit.enter(&one, 40).unwrap();
+        assert_eq!(admit.enter(&one, 0).unwrap_err().reason, "in-flight");
         assert!(admit.peek().is_err());
         drop((a, b));
         assert_eq!(admit.in_flight(), 0);
-        assert!(admit.enter(100).is_ok());
+        assert!(admit.enter(&one, 100).is_ok());
     }
 
     #[test]
     fn what_arrives_and_what_leaves_count_too() {
-        let admit = Admit::new(2, 100);
+        let (admit, one) = (Admit::new(2, 100), Arc::default());
         let mut share = admit.share();
         share.set(60).unwrap();
         assert!(share.set(101).is_err(), "refused, and what it had it keeps");
-        assert!(admit.enter(41).is_err());
+        assert!(admit.enter(&one, 41).is_err());
         share.set(10).unwrap();
-        let mut call = admit.enter(90).unwrap();
+        let mut call = admit.enter(&one, 90).unwrap();
         drop(share);
         call.cover(50);
         assert_eq!(admit.bytes(), 90);
@@ -199,8 +242,47 @@ mod tests {
         // Answers are never refused, and shut the door until they left.
         let answers = (admit.hold(1, 1_000), admit.hold(1, 0));
         assert_eq!(admit.bytes(), 1_095);
-        assert!(admit.enter(0).is_err());
+        assert!(admit.enter(&one, 0).is_err());
         drop((call, answers));
         assert_eq!((admit.bytes(), admit.in_flight()), (0, 0));
+    }
+
+    #[test]
+    fn however_many_subjects_flood_a_node_one_that_comes_finds_room() {
+        let admit = Admit::new(1_000, 1_000_000);
+        let mut held = Vec::new();
+        let mut flood = |subject: &Arc<Load>, bytes: usize| {
+            let before = held.len();
+            while let Ok(permit) = admit.enter(subject, bytes) {
+                held.push(permit);
+            }
+            held.len() - before
+        };
+        let (first, second, third) = (Arc::default(), Arc::default(), Arc::default());
+        assert_eq!(flood(&first, 0), 800, "one alone has four fifths");
+        assert_eq!(admit.enter(&first, 0).unwrap_err().reason, "subject-share");
+        assert_eq!(flood(&second, 0), 160, "four fifths of what is left");
+        assert!(flood(&third, 0) > 20);
+        // What the first gives back goes to those who have less.
+        held.drain(..400);
+        let mut more = Vec::new();
+        while let Ok(permit) = admit.enter(&second, 0) {
+            more.push(permit);
+        }
+        assert!(more.len() > 250, "{}", more.len());
+        let again = std::iter::from_fn(|| admit.enter(&first, 0).ok())
+            .take(100)
+            .collect::<Vec<_>>();
+        assert!(again.len() < 20, "{}", again.len());
+        drop((held, more, again));
+        let large = admit.enter(&first, 900_000).unwrap();
+        assert_eq!(admit.enter(&first, 1).unwrap_err().reason, "subject-share");
+        assert!(admit.enter(&second, 90_000).is_ok());
+        drop(large);
+        assert_eq!((admit.bytes(), admit.in_flight()), (0, 0));
+        assert_eq!(
+            first.calls.load(Ordering::Relaxed) + first.bytes.load(Ordering::Relaxed),
+            0
+        );
     }
 }

@@ -254,7 +254,7 @@ impl Core {
         let route = self.route(scope, &call.subject, true)?;
         let permit = self
             .admit
-            .enter(if call.streams { size + PART_WINDOW_BYTES } else { size })?;
+            .enter(&route.load, if call.streams { size + PART_WINDOW_BYTES } else { size })?;
 
         let now_ms = self.clock.now_ms();
         let uid = Uid::random(&*self.entropy);
@@ -469,7 +469,7 @@ impl Core {
         check::idempotency_key(call.idempotency_key.as_deref())?;
         let size = check::messages(&call.messages, "submit")?;
         let route = self.route(scope, &call.subject, false)?;
-        let _permit = self.admit.enter(size)?;
+        let _permit = self.admit.enter(&route.load, size)?;
         let now_ms = self.clock.now_ms();
         let way = self.set_out("gateway submit", &call.subject, call.trace, Uid::random(&*self.entropy));
         let once = match call.idempotency_key {
@@ -566,7 +566,7 @@ impl Core {
         };
         // Looked up a frame: a Swarm deleted meanwhile takes no more.
         let route = self.route(&session.scope, &session.subject, false)?;
-        let permit = self.admit.enter(size)?;
+        let permit = self.admit.enter(&route.load, size)?;
         let now_ms = self.clock.now_ms();
         let to = self.fan_out(&route, std::mem::take(messages), now_ms, session.trace, Lists::Aligned)?;
         let once = Once::Session {

@@ -10,6 +10,8 @@ use skep_model::swarm::KeySource;
 use skep_topic::TopicSpec;
 use skep_topic::lane::Lane;
 
+use crate::admit::Load;
+
 /// Every subject of every tenant. Immutable: a change is a new table, and a call sees one table from start to end.
 #[derive(Debug, Clone, Default)]
 pub struct RouteTable {
@@ -26,6 +28,8 @@ pub struct Route {
     /// No stage on the path keeps anything, so a request without idempotency key may travel in memory.
     pub pure: bool,
     pub open: Open,
+    /// What it has under way; the same in the next table.
+    pub load: Arc<Load>,
 }
 
 /// What a Swarm lets in.

@@ -523,14 +523,17 @@ impl Supervisor {
                         })
                     })
                     .collect();
+                let tenant = self.catalog.scope().tenant();
+                let before = self.routes.borrow().get(tenant, subject.as_str()).cloned();
                 table.insert(
-                    self.catalog.scope().tenant(),
+                    tenant,
                     Arc::new(Route {
                         swarm: live.id.clone(),
                         subject,
                         feeds,
                         pure,
                         open: live.open,
+                        load: before.map(|route| Arc::clone(&route.load)).unwrap_or_default(),
                     }),
                 );
             }

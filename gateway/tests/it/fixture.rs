@@ -121,6 +121,7 @@ pub async fn node(settings: Settings) -> Node {
                     "draining" => skep_gateway::Open::Draining,
                     _ => skep_gateway::Open::Yes,
                 },
+                load: Arc::default(),
             }),
         );
     }

@@ -343,6 +343,8 @@ pub const LOG_BYTES_KEPT_MAX: usize = 1 << 20;
 /// Calls under way at once on a node.
 pub const IN_FLIGHT_MAX: usize = 4_096;
 pub const IN_FLIGHT_BYTES_MAX: usize = 256 << 20;
+/// How many times what is free of both one subject may have: so none, flooded, shuts out another.
+pub const SUBJECT_SHARE: usize = 4;
 /// Streams on one HTTP/2 connection.
 pub const HTTP2_STREAMS_MAX: u32 = 1_024;
 pub const CONNECTIONS_MAX: usize = 4_096;
