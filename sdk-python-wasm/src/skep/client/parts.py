@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 
+from ..v1 import gateway_pb2 as pb
 from .errors import GatewayError, Outcome, of_rpc
 from .wire import Response
 
@@ -26,7 +27,9 @@ class _Ended:
             return bytes(message.part)
         self._whole = True
         if message.end.HasField("response"):
-            self.response = Response(message.end)
+            end = message.end
+            trace_id = end.trace_id if end.HasField("trace_id") else None
+            self.response = Response(pb.Reply(response=end.response, hops=end.hops, trace_id=trace_id))
         return None
 
     def _stop(self) -> None:
