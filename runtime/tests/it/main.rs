@@ -16,6 +16,7 @@ mod lifecycle;
 mod loops;
 mod losses;
 mod node;
+mod overload;
 mod pauses;
 mod peers;
 mod poison;
