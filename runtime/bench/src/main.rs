@@ -7,6 +7,7 @@
 //! - [`sqlite`]: the raw SQLite loops.
 //! - [`redis`]: nodes on a Redis, and the raw loops on the same server.
 //! - [`node`]: starts and feeds a node.
+//! - [`features`]: what each feature of a Swarm costs.
 //! - [`crowd`]: answers in parts, overload, fairness between subjects.
 //! - [`python`]: Bees in Python beside the same in Rust, for `ci/bench python`.
 //! - [`state`]: many keys.
@@ -14,6 +15,7 @@
 
 mod crowd;
 mod echo;
+mod features;
 mod load;
 mod node;
 mod python;
@@ -32,6 +34,7 @@ fn main() -> anyhow::Result<()> {
         ["report", bin, bees, out] => report::run(bin.as_ref(), bees.as_ref(), out.as_ref()),
         ["redis", bin, bees, parts @ ..] => report::redis_only(bin.as_ref(), bees.as_ref(), parts),
         ["crowd", bin, bees, parts @ ..] => report::crowd_only(bin.as_ref(), bees.as_ref(), parts),
+        ["features", bin, bees] => report::features_only(bin.as_ref(), bees.as_ref()),
         ["streams", bin, bees] => report::streams_only(bin.as_ref(), bees.as_ref()),
         ["state", bin, bees] => report::state_only(bin.as_ref(), bees.as_ref(), state::MANY_KEYS),
         ["state", bin, bees, keys] => report::state_only(bin.as_ref(), bees.as_ref(), keys.parse()?),

@@ -57,6 +57,7 @@ pub fn run(binaries: &Path, bees: &Path, out: &Path) -> anyhow::Result<()> {
     let wasm = std::fs::read(bees).with_context(|| format!("read {}", bees.display()))?;
     let runtime = tokio::runtime::Runtime::new()?;
     let rows = runtime.block_on(measure(binaries, &wasm, bees))?;
+    let features = runtime.block_on(measure_features(binaries, &wasm))?;
     let on_redis = runtime.block_on(measure_redis(binaries, &wasm, &[]))?;
     let mut text = String::from(
         "# Benchmarks\n\nWritten by `ci/bench`. Each figure of ours stands beside the raw ceiling, measured in the same run on the same machine with the\n\
@@ -70,6 +71,10 @@ pub fn run(binaries: &Path, bees: &Path, out: &Path) -> anyhow::Result<()> {
          with `synchronous=FULL` and rows of {ROW} messages of {STORED_BYTES} bytes, as many a transaction as the node grouped in the same round; wasmtime with the node's settings and a host that does nothing.",
         SPAN.as_secs_f64()
     )?;
+    text.push_str(
+        "\n## What features cost\n\nThe same keyed messages of 200 bytes, streamed and durable, through a plain stage and through what uses the feature, all on one node, by turns.\n\n",
+    );
+    text.push_str(&table(&features)?);
     writeln!(
         text,
         "\n## On Redis\n\nA node and a Redis of the run's own on this machine, rounds in turns as above. The machine's load average afterwards: {}.\n",
@@ -102,6 +107,18 @@ async fn measure_redis(binaries: &Path, wasm: &[u8], parts: &[&str]) -> anyhow::
     let dir = tempfile::Builder::new().prefix("bench-").tempdir_in(binaries)?;
     let echo = Server::echo()?;
     crate::redis::measure(binaries, wasm, dir.path(), &echo, parts).await
+}
+
+async fn measure_features(binaries: &Path, wasm: &[u8]) -> anyhow::Result<Vec<Row>> {
+    let dir = tempfile::Builder::new().prefix("bench-").tempdir_in(binaries)?;
+    crate::features::measure(binaries, wasm, dir.path()).await
+}
+
+/// What features cost, alone.
+pub fn features_only(binaries: &Path, bees: &Path) -> anyhow::Result<()> {
+    let rows = tokio::runtime::Runtime::new()?.block_on(measure_features(binaries, &std::fs::read(bees)?))?;
+    print!("{}\nload average {}\n", table(&rows)?, load_average());
+    Ok(())
 }
 
 /// The rows on Redis alone, or some of them, for a developer who works on them.

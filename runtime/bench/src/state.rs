@@ -75,7 +75,7 @@ pub async fn many(binaries: &Path, wasm: &[u8], dir: &Path, keys: u64) -> anyhow
     load::submit(&skep.url, "sink", &Bytes::from_static(b"x"), keys, 1, 1, 2).await?;
     node::processed(&mut skep.keeper().await?, "sink", 1).await?;
     let back = began.elapsed();
-    let file = std::fs::metadata(data.join("skep.db"))?.len();
+    let file = std::fs::metadata(data.join("topics/skep.db"))?.len();
     let row = |measure, ours: String, goal, met| Row {
         measure,
         ours,
