@@ -32,7 +32,7 @@ pub(crate) fn consume(
     seams: &Arc<Seams>,
     stop: &CancellationToken,
     tasks: &TaskTracker,
-) {
+) -> Arc<Consumer> {
     let consumer = Arc::new(Consumer {
         lane: Arc::downgrade(lane),
         plans,
@@ -44,7 +44,14 @@ pub(crate) fn consume(
         under_way: AtomicUsize::new(0),
         paused: AtomicBool::new(false),
     });
-    lane.on_ready(move || Consumer::wake(&consumer));
+    // Weak: a plan has the lanes of readers, so where a Swarm goes round a lane would keep itself.
+    let weak = Arc::downgrade(&consumer);
+    lane.on_ready(move || {
+        if let Some(consumer) = weak.upgrade() {
+            consumer.wake();
+        }
+    });
+    consumer
 }
 
 /// Closes the lane of a stage that stops: whoever waits on it may try again, perhaps at another node.
@@ -67,8 +74,8 @@ fn logged(taken: &[Travelling], log: Vec<LogLine>) -> Log {
     with_uids(log, &uids)
 }
 
-struct Consumer {
-    /// Weak: the lane holds its consumer.
+pub(crate) struct Consumer {
+    /// Weak: it lives as long as its stage runs, a lane as long as anybody may write to it.
     lane: std::sync::Weak<Lane>,
     plans: watch::Receiver<Arc<Plan>>,
     /// Of the whole stage on this node.

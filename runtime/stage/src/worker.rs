@@ -28,6 +28,7 @@ use tokio_util::task::TaskTracker;
 use crate::budget::Budget;
 use crate::caution::{BatchCap, HostTroubles};
 use crate::decide::{Decision, Ran, Stamp, arrange, decide, is_jammed};
+use crate::lane::Consumer;
 use crate::observe::{BatchReport, Observer, StageState};
 use crate::parts::{Callers, Told, begun, in_vain};
 use crate::placement::{Place, Workers, YIELD};
@@ -79,6 +80,8 @@ pub struct Running {
     plan: watch::Sender<Arc<Plan>>,
     paused: watch::Sender<bool>,
     lane: Arc<Lane>,
+    /// What the lane wakes.
+    _consumer: Arc<Consumer>,
     budget: Arc<Mutex<Budget>>,
     seams: Arc<Seams>,
     stop: CancellationToken,
@@ -167,20 +170,22 @@ impl Running {
 /// nothing of what was held before it. Must be called within a tokio runtime.
 #[must_use]
 pub fn start(plan: Arc<Plan>, lane: &Arc<Lane>, seams: &Arc<Seams>, paused: bool) -> Running {
+    let (plans, budget) = (watch::Sender::new(Arc::clone(&plan)), Arc::<Mutex<Budget>>::default());
+    let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+    let consumer = crate::lane::consume(lane, plans.subscribe(), Arc::clone(&budget), seams, &stop, &tasks);
     let running = Running {
-        plan: watch::Sender::new(Arc::clone(&plan)),
+        plan: plans,
         paused: watch::Sender::new(paused),
         lane: Arc::clone(lane),
-        budget: Arc::default(),
+        _consumer: consumer,
+        budget,
         seams: Arc::clone(seams),
-        stop: CancellationToken::new(),
-        tasks: TaskTracker::new(),
+        stop,
+        tasks,
         owned: Owned::default(),
         owners: Mutex::new(0),
     };
     running.own(plan.topic.partitions);
-    let (plans, budget) = (running.plan.subscribe(), Arc::clone(&running.budget));
-    crate::lane::consume(lane, plans, budget, seams, &running.stop, &running.tasks);
     running
 }
 

@@ -197,6 +197,7 @@ pub(super) async fn state_is_paged(harness: Box<dyn Harness>) -> Verdict {
         }
         owner.must(commit).await?;
     }
+    drop(owner);
     let mut owner = world.own(&other, 0).await?;
     let mut commit = world.commit(&owner);
     commit.state = vec![put("another's", "a", "1")];
