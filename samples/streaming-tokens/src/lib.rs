@@ -87,7 +87,7 @@ mod tests {
             .iter()
             .map(|p| String::from_utf8_lossy(p).into_owned())
             .collect();
-        (parts.concat(), swarm.responded()[0].text().into_owned())
+        (parts.concat(), swarm.responded()[0].text().to_owned())
     }
 
     #[test]
