@@ -126,7 +126,7 @@ def test_dead_letters_are_found_tried_put_back_once_and_dropped(zoo, gateway, ad
     assert (tried.stage, tried.outcome) == ("bad", raised.reason), tried
     assert "the hive is on fire" in tried.detail + tried.stderr
     assert [found.id for found in admin.dead_letters("zoo", "bad")] == [letter.id for letter in letters]
-    with pytest.raises(ResourceNotFound, match="no module `nowhere`"):
+    with pytest.raises(ResourceNotFound, match="no module `nowhere"):
         admin.try_letter("zoo", raised.id, module="nowhere")
 
     # It fails again, under an id of its own.
@@ -162,7 +162,7 @@ def test_a_stage_and_a_swarm_are_paused_and_go_on(zoo, gateway, admin):
     with pytest.raises(Unavailable):
         gateway.request("echo", b"x", timeout=2)
     assert admin.resume("zoo") == []
-    assert gateway.request("echo", b"x").payload == b"x"
+    assert gateway.request("echo", b"x").payload == "x"
 
 def test_a_bee_s_refusal_is_not_its_failure(zoo, gateway):
     with pytest.raises(Rejected, match="not UTF-8"):

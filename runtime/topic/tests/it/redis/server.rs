@@ -27,7 +27,7 @@ pub async fn open_as(options: RedisOptions) -> Result<Arc<Redis>, skep_topic::Er
 
 /// Tries until it holds.
 pub async fn soon(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let until = Instant::now() + Duration::from_secs(15);
+    let until = Instant::now() + Duration::from_secs(60);
     while !holds().await {
         assert!(Instant::now() < until, "it never came about: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
