@@ -23,7 +23,7 @@ pub const STATE_VALUE_BYTES_MAX: usize = 256 << 10;
 /// State that one fetch loads, names and values: a batch ends early there. One key is always loaded whole.
 pub const FETCH_STATE_BYTES_MAX: u64 = 16 << 20;
 /// The embedded backend's journal of state writes: what an open replays. A key that is written often costs its row once this much.
-pub const STATE_JOURNAL_BYTES: usize = 4 << 20;
+pub const STATE_JOURNAL_BYTES: usize = 16 << 20;
 /// Keys that the embedded backend keeps in memory, with what each costs there: some 200,000 that hold a number. Only what is used is
 /// there, so an idle node has none of it.
 pub const STATE_CACHE_BYTES_MAX: usize = 64 << 20;

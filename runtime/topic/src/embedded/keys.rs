@@ -37,11 +37,13 @@ struct Key {
     behind: bool,
     /// Read or written since memory was last full.
     used: bool,
+    /// Only what the journal told at the open is here: the rows were not read yet.
+    partial: bool,
 }
 
 #[derive(Debug)]
 struct Named {
-    name: String,
+    name: Box<str>,
     /// `None`: deleted, and its row is still there.
     value: Option<Bytes>,
     /// Its row is behind.
@@ -59,6 +61,14 @@ impl Named {
 }
 
 impl Key {
+    /// As its rows have it.
+    fn stored(conn: &Connection, topic: TopicRow, name: &str) -> Result<Self, Fault> {
+        Ok(Self {
+            values: rows(conn, topic, name)?,
+            ..Self::default()
+        })
+    }
+
     fn weight(&self, name: &str) -> usize {
         KEY_OVERHEAD + name.len() + self.values.iter().map(Named::weight).sum::<usize>()
     }
@@ -76,8 +86,39 @@ impl Key {
     fn to_map(&self) -> BTreeMap<String, Bytes> {
         let there = self.values.iter();
         there
-            .filter_map(|named| Some((named.name.clone(), named.value.clone()?)))
+            .filter_map(|named| Some((String::from(&*named.name), named.value.clone()?)))
             .collect()
+    }
+
+    fn find(&self, name: &str) -> Result<usize, usize> {
+        self.values.binary_search_by(|named| (*named.name).cmp(name))
+    }
+
+    /// Reads the rows of what the journal did not tell.
+    fn complete(&mut self, conn: &Connection, topic: TopicRow, name: &str) -> Result<(), Fault> {
+        for stored in rows(conn, topic, name)? {
+            if let Err(at) = self.find(&stored.name) {
+                self.values.insert(at, stored);
+            }
+        }
+        self.partial = false;
+        Ok(())
+    }
+
+    fn write(&mut self, name: &str, value: Option<Bytes>) {
+        match self.find(name) {
+            Ok(at) => {
+                let named = &mut self.values[at];
+                named.value = value;
+                named.behind = true;
+            }
+            Err(at) => {
+                self.values.reserve_exact(1);
+                let name = Box::from(name);
+                let behind = true;
+                self.values.insert(at, Named { name, value, behind });
+            }
+        }
     }
 }
 
@@ -86,20 +127,28 @@ impl Key {
 struct Segment {
     id: u64,
     bytes: usize,
-    keys: Vec<(TopicRow, String)>,
+    /// Those whose oldest write that the rows do not have is here: each key that is behind is listed once.
+    keys: Vec<(TopicRow, Box<str>)>,
+}
+
+/// The writes of the open transaction, as its journal row will have them.
+#[derive(Debug, Default)]
+struct Open {
+    body: record::JournalBody,
+    keys: Vec<(TopicRow, Box<str>)>,
 }
 
 #[derive(Debug)]
 pub(super) struct Keys {
     journal_max: usize,
     memory_max: usize,
-    topics: HashMap<TopicRow, HashMap<String, Key>>,
-    /// What is held in memory, about.
+    topics: HashMap<TopicRow, HashMap<Box<str>, Key>>,
+    /// What is held in memory, about; and of that, what the rows do not have.
     bytes: usize,
+    behind: usize,
     journal: VecDeque<Segment>,
     journal_bytes: usize,
-    /// The writes of the open transaction, and whose they are.
-    open: Vec<record::StateWrite>,
+    open: Open,
     next: u64,
     sizes: HashMap<TopicRow, StateSize>,
     /// Whose size is another than its row says.
@@ -119,16 +168,18 @@ impl Keys {
             memory_max,
             topics: HashMap::new(),
             bytes: 0,
+            behind: 0,
             journal: VecDeque::new(),
             journal_bytes: 0,
-            open: Vec::new(),
+            open: Open::default(),
             next: 0,
             sizes: HashMap::new(),
             resized: BTreeSet::new(),
         }
     }
 
-    /// Rebuilds what the journal holds. Writes nothing, so that it can be done on a full disk.
+    /// Rebuilds what the journal holds, without a look at the rows of its keys, so that a long journal costs a start little. Writes
+    /// nothing, so that it can be done on a full disk.
     pub fn load(&mut self, conn: &Connection, lives: impl Fn(TopicRow) -> bool) -> Result<(), Fault> {
         let mut query = conn.prepare("SELECT id, body FROM journal ORDER BY id")?;
         let mut rows = query.query([])?;
@@ -141,15 +192,31 @@ impl Keys {
                 if !lives(write.topic) {
                     continue;
                 }
-                self.key(conn, write.topic, &write.key)?;
-                keys.push((write.topic, write.key.clone()));
-                self.apply(id, &write);
+                let topic = self.topics.entry(write.topic).or_default();
+                let key = topic.entry(Box::from(write.key.as_str())).or_insert_with(|| Key {
+                    partial: true,
+                    ..Key::default()
+                });
+                if !key.behind {
+                    key.behind = true;
+                    key.since = id;
+                    keys.push((write.topic, Box::from(write.key.as_str())));
+                }
+                key.write(&write.name, write.value);
             }
             self.journal.push_back(Segment { id, bytes, keys });
             self.journal_bytes += bytes;
             self.next = id + 1;
         }
+        self.bytes = self.weigh();
+        self.behind = self.bytes;
         self.load_sizes(conn, lives)
+    }
+
+    /// All that is in memory.
+    fn weigh(&self) -> usize {
+        let all = self.topics.values().flatten();
+        all.map(|(name, key)| key.weight(name)).sum()
     }
 
     fn load_sizes(&mut self, conn: &Connection, lives: impl Fn(TopicRow) -> bool) -> Result<(), Fault> {
@@ -175,7 +242,7 @@ impl Keys {
     }
 
     /// Of a store that did not count yet, once: a look at each row, with what the journal makes of them.
-    fn count(&self, conn: &Connection, topic: TopicRow) -> Result<StateSize, Fault> {
+    fn count(&mut self, conn: &Connection, topic: TopicRow) -> Result<StateSize, Fault> {
         let (keys, bytes): (i64, i64) = conn.query_row(
             "SELECT count(*), coalesce(sum(bytes), 0) FROM (
                  SELECT length(CAST(key AS BLOB)) + sum(length(CAST(name AS BLOB)) + length(value) - ?2) AS bytes
@@ -187,12 +254,15 @@ impl Keys {
             keys: un(keys),
             bytes: un(bytes),
         };
-        for (name, key) in self.topics.get(&topic).into_iter().flatten() {
-            let stored = Key {
-                values: rows(conn, topic, name)?,
-                ..Key::default()
-            };
-            size.turn(stored.size(name), key.size(name));
+        for (name, key) in self.topics.get_mut(&topic).into_iter().flatten() {
+            if key.partial {
+                let before = key.weight(name);
+                key.complete(conn, topic, name)?;
+                let more = key.weight(name) - before;
+                self.bytes += more;
+                self.behind += if key.behind { more } else { 0 };
+            }
+            size.turn(Key::stored(conn, topic, name)?.size(name), key.size(name));
         }
         Ok(size)
     }
@@ -204,37 +274,55 @@ impl Keys {
 
     /// A key's values, from memory or its rows.
     pub fn values(&mut self, conn: &Connection, topic: TopicRow, key: &str) -> Result<BTreeMap<String, Bytes>, Fault> {
-        self.key(conn, topic, key).map(|found| found.to_map())
+        self.with(conn, topic, key, |found| found.to_map())
     }
 
-    fn key(&mut self, conn: &Connection, topic: TopicRow, key: &str) -> Result<&mut Key, Fault> {
-        // Looked up twice, because a borrow that is returned early lasts for the whole function.
-        let known = self.topics.get(&topic).is_some_and(|keys| keys.contains_key(key));
-        if !known {
-            let found = Key {
-                values: rows(conn, topic, key)?,
-                ..Key::default()
-            };
-            self.bytes += found.weight(key);
-            self.topics.entry(topic).or_default().insert(key.to_owned(), found);
+    /// Finds a key, or reads it, and counts what `deed` makes of its weight.
+    fn with<T>(
+        &mut self,
+        conn: &Connection,
+        topic: TopicRow,
+        name: &str,
+        deed: impl FnOnce(&mut Key) -> T,
+    ) -> Result<T, Fault> {
+        let keys = self.topics.entry(topic).or_default();
+        let key = match keys.get_mut(name) {
+            Some(known) => known,
+            None => {
+                let found = Key::stored(conn, topic, name)?;
+                self.bytes += found.weight(name);
+                keys.entry(Box::from(name)).or_insert(found)
+            }
+        };
+        let (was_behind, before) = (key.behind, key.weight(name));
+        if key.partial {
+            key.complete(conn, topic, name)?;
         }
-        let keys = self.topics.get_mut(&topic).expect("just made");
-        let found = keys.get_mut(key).expect("just made");
-        found.used = true;
-        Ok(found)
+        key.used = true;
+        let done = deed(key);
+        let after = key.weight(name);
+        self.bytes = self.bytes + after - before;
+        self.behind -= if was_behind { before } else { 0 };
+        self.behind += if key.behind { after } else { 0 };
+        Ok(done)
     }
 
     /// Applies a write of the open transaction.
     pub fn put(&mut self, conn: &Connection, topic: TopicRow, put: &StatePut) -> Result<(), Fault> {
-        let before = self.key(conn, topic, &put.key)?.size(&put.key);
-        let write = record::StateWrite {
-            topic,
-            key: put.key.clone(),
-            name: put.name.clone(),
-            value: put.value.clone(),
-        };
-        let after = self.apply(self.next, &write);
-        self.open.push(write);
+        let segment = self.next;
+        let (first, before, after) = self.with(conn, topic, &put.key, |key| {
+            let before = key.size(&put.key);
+            key.write(&put.name, put.value.clone());
+            let first = !std::mem::replace(&mut key.behind, true);
+            if first {
+                key.since = segment;
+            }
+            (first, before, key.size(&put.key))
+        })?;
+        if first {
+            self.open.keys.push((topic, Box::from(put.key.as_str())));
+        }
+        self.open.body.push(topic, put);
         if before != after {
             self.sizes.entry(topic).or_default().turn(before, after);
             self.resized.insert(topic);
@@ -242,52 +330,15 @@ impl Keys {
         Ok(())
     }
 
-    /// The key must be in memory. Returns what it counts for now.
-    fn apply(&mut self, segment: u64, write: &record::StateWrite) -> StateSize {
-        let keys = self.topics.get_mut(&write.topic).expect("it is in memory");
-        let key = keys.get_mut(&write.key).expect("it is in memory");
-        if !key.behind {
-            key.behind = true;
-            key.since = segment;
-        }
-        let value = write.value.clone();
-        match key
-            .values
-            .binary_search_by(|named| named.name.as_str().cmp(&write.name))
-        {
-            Ok(at) => {
-                let named = &mut key.values[at];
-                self.bytes -= named.weight();
-                named.value = value;
-                named.behind = true;
-                self.bytes += named.weight();
-            }
-            Err(at) => {
-                let named = Named {
-                    name: write.name.clone(),
-                    value,
-                    behind: true,
-                };
-                self.bytes += named.weight();
-                key.values.reserve_exact(1);
-                key.values.insert(at, named);
-            }
-        }
-        key.size(&write.key)
-    }
-
     /// At the flush: one row for all writes of the transaction, and room in journal and memory.
     pub fn flush(&mut self, conn: &Connection) -> Result<(), Fault> {
         self.write_journal(conn)?;
-        self.fold(conn, self.journal_max)?;
+        // What is behind cannot be dropped. Kept to a half of memory it never has to be written all at once.
+        self.fold(conn, self.journal_max, self.memory_max / 2)?;
         if self.bytes > self.memory_max {
             self.drop_clean(|key| key.used);
             // So much that few can be dropped soon again: what is used most is read back at once.
             if self.bytes > self.memory_max - self.memory_max / 4 {
-                self.drop_clean(|_| false);
-            }
-            if self.bytes > self.memory_max {
-                self.fold(conn, 0)?;
                 self.drop_clean(|_| false);
             }
         }
@@ -297,16 +348,15 @@ impl Keys {
     /// Brings every row up to date.
     pub fn settle(&mut self, conn: &Connection) -> Result<(), Fault> {
         self.write_journal(conn)?;
-        self.fold(conn, 0)
+        self.fold(conn, 0, 0)
     }
 
     fn write_journal(&mut self, conn: &Connection) -> Result<(), Fault> {
-        if !self.open.is_empty() {
-            let writes = std::mem::take(&mut self.open);
-            let body = record::encode_journal(&writes);
+        if !self.open.body.is_empty() {
+            let Open { body, keys } = std::mem::take(&mut self.open);
+            let body = body.finish();
             conn.prepare_cached("INSERT INTO journal (id, body) VALUES (?1, ?2)")?
                 .execute(params![db(self.next), body])?;
-            let keys = writes.into_iter().map(|write| (write.topic, write.key)).collect();
             self.journal.push_back(Segment {
                 id: self.next,
                 bytes: body.len(),
@@ -323,21 +373,23 @@ impl Keys {
         Ok(())
     }
 
-    /// Brings rows up to date, oldest journal rows first, until at most `bytes` of journal are left.
-    fn fold(&mut self, conn: &Connection, bytes: usize) -> Result<(), Fault> {
+    /// Brings rows up to date, oldest journal rows first, until at most `bytes` of journal are left, and keys that weigh at most
+    /// `behind` are behind.
+    fn fold(&mut self, conn: &Connection, bytes: usize, behind: usize) -> Result<(), Fault> {
         let mut last = None;
-        while self.journal_bytes > bytes {
+        while self.journal_bytes > bytes || self.behind > behind {
             let Some(segment) = self.journal.pop_front() else { break };
             self.journal_bytes -= segment.bytes;
             last = Some(segment.id);
             for (topic, name) in segment.keys {
-                let Some(key) = self.topics.get_mut(&topic).and_then(|keys| keys.get_mut(&name)) else {
+                let Some(key) = self.topics.get_mut(&topic).and_then(|keys| keys.get_mut(&*name)) else {
                     continue;
                 };
                 if key.behind && key.since <= segment.id {
-                    self.bytes -= key.weight(&name);
+                    let before = key.weight(&name);
                     write_rows(conn, topic, &name, key)?;
-                    self.bytes += key.weight(&name);
+                    self.behind -= before;
+                    self.bytes = self.bytes + key.weight(&name) - before;
                 }
             }
         }
@@ -350,30 +402,28 @@ impl Keys {
 
     /// Whether rows are behind.
     pub fn behind(&self) -> bool {
-        !self.journal.is_empty() || !self.open.is_empty()
+        !self.journal.is_empty() || !self.open.body.is_empty()
     }
 
     /// Drops what the rows have too, but for what `stays`.
     fn drop_clean(&mut self, stays: impl Fn(&Key) -> bool) {
-        let mut bytes = 0;
         for keys in self.topics.values_mut() {
-            keys.retain(|name, key| {
+            keys.retain(|_, key| {
                 let stays = key.behind || stays(key);
-                if stays {
-                    bytes += key.weight(name);
-                    key.used = false;
-                }
+                key.used = false;
                 stays
             });
         }
         self.topics.retain(|_, keys| !keys.is_empty());
-        self.bytes = bytes;
+        self.bytes = self.weigh();
     }
 
     /// A topic goes: its rows go by themselves, and nothing of it is to be written again.
     pub fn forget(&mut self, topic: TopicRow) {
         for (name, key) in self.topics.remove(&topic).into_iter().flatten() {
-            self.bytes -= key.weight(&name);
+            let weight = key.weight(&name);
+            self.bytes -= weight;
+            self.behind -= if key.behind { weight } else { 0 };
         }
         self.sizes.remove(&topic);
         self.resized.remove(&topic);
@@ -389,7 +439,7 @@ fn rows(conn: &Connection, topic: TopicRow, key: &str) -> Result<Vec<Named>, Fau
     while let Some(r) = rows.next()? {
         let value = unsealed(key, r.get(1)?)?;
         out.push(Named {
-            name: r.get(0)?,
+            name: r.get::<_, String>(0)?.into(),
             value: Some(value),
             behind: false,
         });
@@ -515,7 +565,7 @@ mod tests {
                         conn.execute_batch("COMMIT").unwrap();
                         durable = now.clone();
                         prop_assert!(keys.journal_bytes <= journal_max);
-                        prop_assert!(keys.bytes <= memory_max || keys.journal_bytes > 0);
+                        prop_assert!(keys.bytes <= memory_max && keys.behind <= memory_max / 2);
                         if matches!(deed, Deed::Settle) {
                             let stored: i64 = conn.query_row("SELECT count(*) FROM state", [], |r| r.get(0)).unwrap();
                             prop_assert_eq!(un(stored), durable.values().map(|v| v.len() as u64).sum::<u64>());
@@ -548,6 +598,11 @@ mod tests {
                 .map(|(name, key)| key.weight(name))
                 .sum();
             prop_assert_eq!(keys.bytes, counted);
+            let all = || keys.topics.values().flatten();
+            let behind: usize = all().filter(|(_, key)| key.behind).map(|(name, key)| key.weight(name)).sum();
+            prop_assert_eq!(keys.behind, behind);
+            let listed = keys.journal.iter().flat_map(|segment| &segment.keys).chain(&keys.open.keys).count();
+            prop_assert_eq!(listed, all().filter(|(_, key)| key.behind).count(), "each that is behind, once");
         }
     }
 }

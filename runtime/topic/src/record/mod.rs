@@ -15,7 +15,7 @@ use bytes::{Buf, Bytes};
 use skep_model::id::{CommitId, Uid};
 use skep_model::message::Reply;
 
-use crate::{Cursor, DeadLetter, Error, Parked, TimerDue};
+use crate::{Cursor, DeadLetter, Error, Parked, StatePut, TimerDue};
 
 pub use frame::{FrameBuilder, Run, decode_frame, message_bytes};
 pub use piece::{Piece, decode_piece, encode_piece};
@@ -96,9 +96,29 @@ pub struct StateWrite {
     pub value: Option<Bytes>,
 }
 
-#[must_use]
-pub fn encode_journal(writes: &[StateWrite]) -> Vec<u8> {
-    seal_message(Kind::Journal, &wire::Journal::from(writes))
+/// A journal row in the making: each write goes in as it happens, so that none is copied to wait for the flush.
+#[derive(Debug, Default)]
+pub struct JournalBody(Vec<u8>);
+
+impl JournalBody {
+    pub fn push(&mut self, topic: i64, put: &StatePut) {
+        if self.0.is_empty() {
+            self.0.extend_from_slice(&[0; HEAD]);
+        }
+        wire::push_write(&mut self.0, topic, put);
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The record.
+    #[must_use]
+    pub fn finish(mut self) -> Vec<u8> {
+        finish(Kind::Journal, &mut self.0);
+        self.0
+    }
 }
 
 /// # Errors

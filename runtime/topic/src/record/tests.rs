@@ -599,7 +599,7 @@ fn golden_files_read_and_write_as_ever() {
         value: value.cloned(),
     };
     let writes = vec![write(Some(&payload)), write(Some(&Bytes::new())), write(None)];
-    golden("journal", &writes, |w| encode_journal(w), decode_journal);
+    golden("journal", &writes, |w| journal(w), decode_journal);
     for (name, piece) in pieces(&payload) {
         golden(&format!("piece-{name}"), &piece, encode_piece, decode_piece);
     }
@@ -608,4 +608,44 @@ fn golden_files_read_and_write_as_ever() {
     golden("state", &payload, write, read);
     let (write, read) = raw(Kind::Catalog);
     golden("catalog", &payload, write, read);
+}
+
+fn journal(writes: &[StateWrite]) -> Vec<u8> {
+    let mut body = JournalBody::default();
+    for write in writes {
+        let put = StatePut {
+            key: write.key.clone(),
+            name: write.name.clone(),
+            value: write.value.clone(),
+        };
+        body.push(write.topic, &put);
+    }
+    body.finish()
+}
+
+proptest! {
+    #[test]
+    fn a_journal_that_grows_write_by_write_is_what_the_library_makes_of_all(
+        writes in proptest::collection::vec(
+            (any::<i64>(), ".{0,5}", ".{0,200}", proptest::option::of(proptest::collection::vec(any::<u8>(), 0..200))),
+            1..20,
+        ),
+    ) {
+        let one = |(topic, key, name, value): &(i64, String, String, Option<Vec<u8>>)| StateWrite {
+            topic: *topic,
+            key: key.clone(),
+            name: name.clone(),
+            value: value.clone().map(Bytes::from),
+        };
+        let writes: Vec<StateWrite> = writes.iter().map(one).collect();
+        let record = journal(&writes);
+        let plain = wire::Journal {
+            writes: writes
+                .iter()
+                .map(|w| wire::StateWrite { topic: w.topic, key: w.key.clone(), name: w.name.clone(), value: w.value.clone() })
+                .collect(),
+        };
+        prop_assert_eq!(&record[HEAD..], plain.encode_to_vec());
+        prop_assert_eq!(decode_journal(Bytes::from(record)).unwrap(), writes);
+    }
 }

@@ -692,17 +692,37 @@ pub struct StateWrite {
     pub value: Option<Bytes>,
 }
 
-impl From<&[super::StateWrite]> for Journal {
-    fn from(writes: &[super::StateWrite]) -> Self {
-        let writes = writes.iter().map(|w| StateWrite {
-            topic: w.topic,
-            key: w.key.clone(),
-            name: w.name.clone(),
-            value: w.value.clone(),
-        });
-        Self {
-            writes: writes.collect(),
-        }
+/// Appends a [`StateWrite`] to an encoded [`Journal`], from what it is made of.
+pub(super) fn push_write(journal: &mut Vec<u8>, topic: i64, put: &crate::StatePut) {
+    use prost::encoding::{WireType, bytes, encode_key, encode_varint, encoded_len_varint, int64, key_len, string};
+    let length = |tag, bytes: usize| key_len(tag) + encoded_len_varint(bytes as u64) + bytes;
+    let mut len = 0;
+    // Proto3 leaves out what is as good as not there.
+    if topic != 0 {
+        len += int64::encoded_len(1, &topic);
+    }
+    if !put.key.is_empty() {
+        len += length(2, put.key.len());
+    }
+    if !put.name.is_empty() {
+        len += length(3, put.name.len());
+    }
+    if let Some(value) = &put.value {
+        len += length(4, value.len());
+    }
+    encode_key(1, WireType::LengthDelimited, journal);
+    encode_varint(len as u64, journal);
+    if topic != 0 {
+        int64::encode(1, &topic, journal);
+    }
+    if !put.key.is_empty() {
+        string::encode(2, &put.key, journal);
+    }
+    if !put.name.is_empty() {
+        string::encode(3, &put.name, journal);
+    }
+    if let Some(value) = &put.value {
+        bytes::encode(4, value, journal);
     }
 }
 
