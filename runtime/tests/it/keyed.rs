@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use skep_client::Outcome;
 use skep_proto::v1;
 use skep_proto::v1::beekeeper_client::BeekeeperClient;
 use tonic::transport::Channel;
@@ -147,6 +148,58 @@ bees:
         drained(&mut keeper, "small").await;
         assert_eq!(state(&mut keeper, "small", "tally", "k0011").await["count"], "2");
     }
+}
+
+/// The memory of Redis is what all Swarms on it share: new work is refused with the name of what is full, and what was taken before is
+/// worked off, its state included.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_whose_memory_is_full_refuses_new_work_by_name_and_loses_none() {
+    let manifest = "
+name: wide
+bees:
+  - { name: tally, module: test-bees, input: { gateway: wide }, key: message, state: true, inbox: { messages: 100000, bytes: 512MiB } }
+";
+    let [_, place] = Place::both();
+    let (node, mut keeper) = place.serving(manifest).await;
+    let redis = place.redis.as_ref().unwrap();
+    node.cli_ok(&["pause", "wide"]);
+    redis.cli(&["CONFIG", "SET", "maxmemory", "48mb"]);
+    let gateway = skep_client::Gateway::connect(&node.url).await.unwrap();
+    let payload = bytes::Bytes::from(vec![b'x'; 64 << 10]);
+    let mut taken = 0u64;
+    let refused = loop {
+        let message = skep_client::Message::new(payload.clone()).key(format!("k{taken:05}"));
+        match gateway.submit("wide", [message]).timeout(Duration::from_secs(2)).await {
+            Ok(_) => taken += 1,
+            Err(refused) => break refused,
+        }
+        assert!(taken < 2_000, "48 MB never get full");
+    };
+    assert_eq!(refused.outcome, Outcome::NotDone, "{refused}");
+    assert!(refused.to_string().contains("maxmemory"), "{refused}");
+    let seen = node.cli(&["submit", "wide", "one more", "--key", "k"]);
+    assert!(
+        !seen.status.success() && String::from_utf8_lossy(&seen.stderr).contains("raise maxmemory"),
+        "{seen:?}"
+    );
+    // Fuller than full: what waits is worked off all the same.
+    redis.cli(&["CONFIG", "SET", "maxmemory", "16mb"]);
+    node.cli_ok(&["resume", "wide"]);
+    drained(&mut keeper, "wide").await;
+    let now = stage(&mut keeper, "wide").await;
+    assert_eq!((now.keys, now.dead), (taken, 0), "{now:?}");
+    redis.cli(&["CONFIG", "SET", "maxmemory", "0"]);
+    let until = Instant::now() + SOON;
+    while let Err(refused) = gateway
+        .submit("wide", [skep_client::Message::new("m").key("k00000")])
+        .timeout(Duration::from_secs(2))
+        .await
+    {
+        assert!(Instant::now() < until, "with room again: {refused}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    drained(&mut keeper, "wide").await;
+    assert_eq!(state(&mut keeper, "wide", "tally", "k00000").await["count"], "2");
 }
 
 const COPIES: &str = "
