@@ -27,6 +27,8 @@ pub fn grpc_code(error: &CallError) -> Code {
         ErrorKind::Unavailable => Code::Unavailable,
         // gRPC's own rule: do not retry until the state of the system was mended.
         ErrorKind::Failed => Code::FailedPrecondition,
+        ErrorKind::Unauthenticated => Code::Unauthenticated,
+        ErrorKind::Forbidden => Code::PermissionDenied,
         ErrorKind::Internal => Code::Internal,
     }
 }
@@ -37,6 +39,8 @@ pub fn http_status(error: &CallError) -> StatusCode {
         (ErrorKind::Invalid, TOO_LARGE) => StatusCode::PAYLOAD_TOO_LARGE,
         (ErrorKind::Invalid, _) => StatusCode::BAD_REQUEST,
         (ErrorKind::NotFound, _) => StatusCode::NOT_FOUND,
+        (ErrorKind::Unauthenticated, _) => StatusCode::UNAUTHORIZED,
+        (ErrorKind::Forbidden, _) => StatusCode::FORBIDDEN,
         // What the idempotency-key draft of the IETF asks for.
         (ErrorKind::Conflict, KEY_REUSED) => StatusCode::UNPROCESSABLE_ENTITY,
         // Well formed, understood and refused by the Bee.
@@ -62,6 +66,8 @@ pub fn title(kind: ErrorKind) -> &'static str {
         ErrorKind::Unavailable => "not available now",
         ErrorKind::Rejected => "the Bee rejected the message",
         ErrorKind::Failed => "the work failed for good",
+        ErrorKind::Unauthenticated => "no valid token",
+        ErrorKind::Forbidden => "not allowed",
         ErrorKind::Internal => "a defect",
     }
 }

@@ -7,6 +7,7 @@ use futures::stream::BoxStream;
 use skep_model::error::ErrorKind;
 use skep_model::limits::{GATEWAY_MESSAGE_BYTES_MAX, REQUEST_DEADLINE_MS_MAX};
 use skep_model::message::{Hop, TraceContext};
+use skep_model::scope::Scope;
 use skep_proto::v1;
 use skep_proto::v1::gateway_server::{Gateway, GatewayServer};
 use tokio_stream::wrappers::ReceiverStream;
@@ -45,7 +46,7 @@ pub struct Door {
 #[tonic::async_trait]
 impl Gateway for Door {
     async fn request(&self, request: Request<v1::RequestCall>) -> Result<Response<v1::Reply>, Status> {
-        let scope = door::enter();
+        let scope = scope(request.extensions())?;
         let (metadata, _, call) = request.into_parts();
         let id = call.id;
         let mut call = request_call(call);
@@ -69,7 +70,7 @@ impl Gateway for Door {
         &self,
         request: Request<Streaming<v1::RequestCall>>,
     ) -> Result<Response<Self::RequestsStream>, Status> {
-        let scope = door::enter();
+        let scope = scope(request.extensions())?;
         // Its answers hold their own permits until they are encoded; from then on they are counted as they leave.
         let held = Held::frames(self.core.admit());
         let answers = Pipeline::new(Arc::clone(&self.core), scope, request.into_inner());
@@ -84,7 +85,7 @@ impl Gateway for Door {
         &self,
         request: Request<v1::RequestCall>,
     ) -> Result<Response<Self::RequestStreamStream>, Status> {
-        let scope = door::enter();
+        let scope = scope(request.extensions())?;
         let (metadata, _, call) = request.into_parts();
         let mut call = request_call(call);
         call.trace = call.trace.or_else(|| trace(&metadata));
@@ -112,7 +113,7 @@ impl Gateway for Door {
     }
 
     async fn submit(&self, request: Request<v1::SubmitCall>) -> Result<Response<v1::SubmitReply>, Status> {
-        let scope = door::enter();
+        let scope = scope(request.extensions())?;
         let (metadata, _, call) = request.into_parts();
         let call = SubmitCall {
             trace: call
@@ -140,7 +141,7 @@ impl Gateway for Door {
         &self,
         request: Request<Streaming<v1::SubmitFrame>>,
     ) -> Result<Response<Self::SubmitStreamStream>, Status> {
-        let scope = door::enter();
+        let scope = scope(request.extensions())?;
         let trace = trace(request.metadata());
         let acks = session::start(Arc::clone(&self.core), scope, request.into_inner(), trace);
         Ok(Response::new(ReceiverStream::new(acks)))
@@ -205,6 +206,11 @@ fn hops(hops: Vec<Hop>) -> Vec<v1::Hop> {
 
 fn trace(metadata: &MetadataMap) -> Option<TraceContext> {
     TraceContext::parse(metadata.get("traceparent")?.to_str().ok()?)
+}
+
+/// Whose call it is, as the door found out.
+fn scope(extensions: &tonic::Extensions) -> Result<Scope, Status> {
+    door::scope(extensions).map_err(|e| error::status(&e, false))
 }
 
 fn sooner(a: Option<u64>, b: Option<u64>) -> Option<u64> {

@@ -106,7 +106,7 @@ async fn ask(
     options: Options,
     request: Request<Body>,
 ) -> Result<Response, CallError> {
-    let scope = door::enter();
+    let scope = door::scope(request.extensions())?;
     let (parts, body) = request.into_parts();
     let said = Said::read(&parts.headers, options)?;
     let payload = read(core, &parts.headers, body, PAYLOAD_BYTES_MAX, "payload").await?;
@@ -145,7 +145,7 @@ async fn submit(
     options: Options,
     request: Request<Body>,
 ) -> Result<Response, CallError> {
-    let scope = door::enter();
+    let scope = door::scope(request.extensions())?;
     let (parts, body) = request.into_parts();
     let said = Said::read(&parts.headers, options)?;
     let max = if said.lines {
@@ -393,7 +393,7 @@ struct Problem<'a> {
     dead_letter: Option<u64>,
 }
 
-fn problem(e: &CallError) -> Response {
+pub(crate) fn problem(e: &CallError) -> Response {
     problem_as(error::http_status(e), e)
 }
 

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A Gateway meets a Swarm at its topics and nowhere else: it neither knows stages nor the engine.
-//! - [`door`]: a credential becomes a scope.
+//! - [`door`]: a credential becomes a scope and a role, in front of everything.
 //! - [`call`]: what is asked and answered, as plain values; [`error`]: the one place that knows status codes.
 //! - [`route`]: which subject feeds what; [`core`]: the calls; [`admit`]: how many at once; [`append`]: many calls in one step;
 //!   `body`: what is on its way in and out.
@@ -31,8 +31,9 @@ mod session;
 
 pub use call::{Answer, CallError, OutMessage, RequestCall, SubmitCall, Submitted};
 pub use core::{Core, Settings};
+pub use door::Door;
 pub use route::{Feed, Open, Route, RouteTable};
-pub use serve::serve;
+pub use serve::{Entrance, serve};
 
 /// A way to reach a Swarm. Other kinds are one file each, over the same [`Core`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

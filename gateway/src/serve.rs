@@ -18,11 +18,13 @@ use skep_model::limits::{
 use skep_proto::v1::gateway_server::GatewayServer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::core::Core;
+use crate::door::{Door, Guarded};
 use crate::{grpc, http};
 
 /// After a failed accept, e.g. for want of file handles.
@@ -34,12 +36,20 @@ const CONNECTION_WINDOW: u32 = 4 << 20;
 /// Window of one stream.
 const STREAM_WINDOW: u32 = 1 << 20;
 
+/// Where clients come in.
+pub struct Entrance {
+    pub listener: TcpListener,
+    pub door: Arc<Door>,
+    /// With certificates as they are now; `None`: in the clear.
+    pub tls: Option<watch::Receiver<Arc<rustls::ServerConfig>>>,
+}
+
 /// Serves until `shutdown`, then lets what is under way end within `grace`. `extra` is served on the same port.
 ///
 /// # Errors
 /// A listener without a local address, or a descriptor set that cannot be read: defects, found at start.
 pub async fn serve(
-    listener: TcpListener,
+    at: Entrance,
     core: Arc<Core>,
     extra: tonic::service::Routes,
     shutdown: impl Future<Output = ()> + Send + 'static,
@@ -62,6 +72,8 @@ pub async fn serve(
         .merge(http::router(&core))
         .fallback(http::unknown_path);
 
+    let Entrance { listener, door, tls } = at;
+    let app = Guarded::new(app, door);
     let closing = CancellationToken::new();
     let permits = Arc::new(Semaphore::new(core.settings().connections));
     let builder = Arc::new(limits(core.settings().header_timeout_ms));
@@ -85,9 +97,18 @@ pub async fn serve(
             }
         };
         let (builder, app, closing) = (Arc::clone(&builder), app.clone(), closing.clone());
+        let acceptor = tls.as_ref().map(|now| TlsAcceptor::from(Arc::clone(&now.borrow())));
         connections.spawn(async move {
-            one(&builder, stream, app, header_timeout, closing).await;
-            drop(permit);
+            let _permit = permit;
+            let Some(acceptor) = acceptor else {
+                return one(&builder, stream, app, header_timeout, closing).await;
+            };
+            // Whoever says nothing, or another language, is gone in time.
+            match tokio::time::timeout(header_timeout, acceptor.accept(stream)).await {
+                Ok(Ok(stream)) => one(&builder, stream, app, header_timeout, closing).await,
+                Ok(Err(error)) => tracing::debug!(%error, "a client and this node did not agree on TLS"),
+                Err(_) => {}
+            }
         });
     }
     drop(listener);
@@ -136,10 +157,10 @@ fn limits(header_timeout_ms: u64) -> auto::Builder<TokioExecutor> {
     builder
 }
 
-async fn one(
+async fn one<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     builder: &auto::Builder<TokioExecutor>,
-    stream: TcpStream,
-    app: Router,
+    stream: S,
+    app: Guarded,
     header_timeout: Duration,
     closing: CancellationToken,
 ) {
@@ -177,12 +198,12 @@ async fn one(
 }
 
 /// Counts what was read.
-struct Counted {
-    stream: TcpStream,
+struct Counted<S> {
+    stream: S,
     seen: Arc<AtomicUsize>,
 }
 
-impl AsyncRead for Counted {
+impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
@@ -191,7 +212,7 @@ impl AsyncRead for Counted {
     }
 }
 
-impl AsyncWrite for Counted {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }

@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use skep_model::scope::Scope;
 use skep_topic::Backend;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -34,12 +35,12 @@ pub async fn serve(listener: TcpListener, admin: Admin, stop: CancellationToken)
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     let mut topics = Vec::new();
-    let swarms = match admin.supervisor.catalog.swarms().await {
+    let swarms = match admin.supervisor.catalogs.swarms().await {
         Ok(swarms) => swarms,
         Err(e) => return (StatusCode::SERVICE_UNAVAILABLE, format!("{e:#}\n")).into_response(),
     };
-    for record in swarms.values() {
-        if let Ok(id) = record.id(admin.supervisor.catalog.scope())
+    for (path, record) in &swarms {
+        if let Ok(id) = record.id(&Scope::of(path.tenant().clone()))
             && let Ok(status) = admin.backend.status(&id).await
         {
             topics.extend(status);

@@ -113,7 +113,7 @@ impl Tally {
     #[must_use]
     pub fn told(&self, swarm: &SwarmId, revision: u64) -> v1::BackupSwarm {
         v1::BackupSwarm {
-            name: swarm.name().to_string(),
+            name: swarm.path().to_string(),
             revision,
             unread: self.unread,
             parked: self.parked,

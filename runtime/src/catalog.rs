@@ -3,20 +3,20 @@
 //! Every write names the version it builds on; whoever loses a race reads again and decides again. Records are JSON with a
 //! format version in front: newer is refused.
 
+mod all;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
-use skep_model::Bytes;
 use skep_model::condition::Condition;
 use skep_model::id::{Digest, Incarnation};
 use skep_model::name::{ModuleName, StageName, SwarmName, TenantId};
 use skep_model::scope::{Scope, SwarmId};
 use skep_model::swarm::{Reader, Stage, Swarm};
-use skep_topic::{Backend, CatalogRecord};
+use skep_topic::CatalogRecord;
 
-use crate::mirror::Mirror;
+pub use all::{Catalogs, read};
 
 /// Format of every catalog record.
 const FORMAT: u32 = 1;
@@ -205,11 +205,21 @@ struct Stored<T> {
     record: T,
 }
 
+/// A tenant other than the default one. What it is limited to will stand here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantRecord {
+    pub created_ms: u64,
+    /// It is being taken away with all that it has: nobody comes in any more.
+    #[serde(default)]
+    pub deleting: bool,
+}
+
 /// A record that was stored.
 #[derive(Debug)]
 pub enum Read {
-    Swarm(Box<SwarmRecord>),
-    Module(ModuleName, ModuleRecord),
+    Swarm(TenantId, Box<SwarmRecord>),
+    Module(TenantId, ModuleName, ModuleRecord),
+    Tenant(TenantId, TenantRecord),
 }
 
 /// What was read, and the version to build on.
@@ -222,62 +232,18 @@ pub struct Versioned<T> {
 /// The catalog of one tenant. Keys are made from the scope, so no tenant can name another's.
 #[derive(Clone)]
 pub struct Catalog {
-    backend: Arc<dyn Backend>,
+    all: Catalogs,
     scope: Scope,
-    /// Of a catalog that may lose its end.
-    mirror: Option<Arc<Mirror>>,
 }
 
 impl Catalog {
-    #[must_use]
-    pub fn new(backend: Arc<dyn Backend>, scope: Scope, mirror: Option<Arc<Mirror>>) -> Self {
-        Self { backend, scope, mirror }
-    }
-
-    /// Copies what was written, and writes back what was lost: see [`Mirror::keep`].
-    ///
-    /// # Errors
-    /// As that.
-    pub async fn keep(&self) -> anyhow::Result<()> {
-        match &self.mirror {
-            Some(mirror) => mirror.keep().await,
-            None => Ok(()),
-        }
-    }
-
-    /// The same for whoever follows what others write: without the copy it goes on, unless it knows better than the store.
-    ///
-    /// # Errors
-    /// The catalog was taken back, and what it was cannot be read.
-    pub async fn follow(&self) -> anyhow::Result<()> {
-        let Some(mirror) = &self.mirror else { return Ok(()) };
-        let Err(error) = mirror.keep().await else { return Ok(()) };
-        if mirror.is_behind(self.number().await?) {
-            return Err(error.context("the catalog came back from an older state, and its copy cannot be read"));
-        }
-        tracing::warn!(
-            error = format!("{error:#}"),
-            "the copy of the catalog is not looked at for now"
-        );
-        Ok(())
-    }
-
-    /// What was written counts once its copy is there as well.
-    async fn kept<T, E>(&self, written: Result<T, E>) -> anyhow::Result<Result<T, E>> {
-        if written.is_ok() {
-            self.keep().await.context(
-                "it is written, and not yet copied to the module store, so a failover may take it back; do it again",
-            )?;
-        }
-        Ok(written)
-    }
-
     #[must_use]
     pub fn scope(&self) -> &Scope {
         &self.scope
     }
 
-    fn tenant(&self) -> &TenantId {
+    #[must_use]
+    pub fn tenant(&self) -> &TenantId {
         self.scope.tenant()
     }
 
@@ -290,27 +256,27 @@ impl Catalog {
     }
 
     pub async fn modules(&self) -> anyhow::Result<BTreeMap<ModuleName, ModuleRecord>> {
-        self.list(&self.module_key("")).await
+        self.named(&self.module_key("")).await
     }
 
     pub async fn swarms(&self) -> anyhow::Result<BTreeMap<SwarmName, SwarmRecord>> {
-        self.list(&self.swarm_key("")).await
+        self.named(&self.swarm_key("")).await
     }
 
     pub async fn module(&self, name: &ModuleName) -> anyhow::Result<Option<Versioned<ModuleRecord>>> {
-        self.get(&self.module_key(name.as_str())).await
+        self.all.get(&self.module_key(name.as_str())).await
     }
 
     pub async fn swarm(&self, name: &SwarmName) -> anyhow::Result<Option<Versioned<SwarmRecord>>> {
-        self.get(&self.swarm_key(name.as_str())).await
+        self.all.get(&self.swarm_key(name.as_str())).await
     }
 
-    /// What a decision that reads more than one record builds on; taken before the first read.
+    /// See [`Catalogs::number`].
     ///
     /// # Errors
     /// When the store cannot be read.
     pub async fn number(&self) -> anyhow::Result<u64> {
-        Ok(self.backend.catalog_number().await?)
+        self.all.number().await
     }
 
     /// Reads, changes and writes one module record until no other write came between, to Swarms neither: what they run stays. `change`
@@ -324,16 +290,16 @@ impl Catalog {
         for _ in 0..RACES_MAX {
             let seen = self.number().await?;
             let swarms = self.swarms().await?;
-            let (version, mut record) = match self.get::<ModuleRecord>(&key).await? {
+            let (version, mut record) = match self.all.get::<ModuleRecord>(&key).await? {
                 Some(found) => (found.version, found.record),
                 None => (0, ModuleRecord::default()),
             };
             let told = change(&mut record, &swarms)?;
             let lost = if record.versions.is_empty() {
-                let delete = self.backend.catalog_delete_if(&key, version, Some(seen));
-                version != 0 && self.kept(delete.await?).await?.is_err()
+                let delete = self.all.backend.catalog_delete_if(&key, version, Some(seen));
+                version != 0 && self.all.kept(delete.await?).await?.is_err()
             } else {
-                self.put(&key, version, Some(seen), &record).await?.is_err()
+                self.all.put(&key, version, Some(seen), &record).await?.is_err()
             };
             if !lost {
                 return Ok(told);
@@ -344,7 +310,8 @@ impl Catalog {
 
     /// `Err(current)` when the record is not at version `expect` any more.
     pub async fn put_swarm(&self, expect: u64, record: &SwarmRecord) -> anyhow::Result<Result<u64, u64>> {
-        self.put(&self.swarm_key(record.swarm.name.as_str()), expect, None, record)
+        self.all
+            .put(&self.swarm_key(record.swarm.name.as_str()), expect, None, record)
             .await
     }
 
@@ -353,7 +320,8 @@ impl Catalog {
     /// # Errors
     /// When the store cannot be written.
     pub async fn put_swarm_if(&self, expect: u64, seen: u64, record: &SwarmRecord) -> anyhow::Result<Result<u64, u64>> {
-        self.put(&self.swarm_key(record.swarm.name.as_str()), expect, Some(seen), record)
+        self.all
+            .put(&self.swarm_key(record.swarm.name.as_str()), expect, Some(seen), record)
             .await
     }
 
@@ -367,42 +335,18 @@ impl Catalog {
             if !found.record.is(id) {
                 return Ok(());
             }
-            let deleted = self.backend.catalog_delete(&key, found.version).await?;
-            if self.kept(deleted).await?.is_ok() {
+            if self.all.delete(&key, found.version).await?.is_ok() {
                 return Ok(());
             }
         }
         bail!("Swarm `{}` is being changed by too many at once: try again", id.name())
     }
 
-    /// All modules' records, as stored.
-    pub async fn stored_modules(&self) -> anyhow::Result<Vec<(String, CatalogRecord)>> {
-        Ok(self.backend.catalog_list(&self.module_key("")).await?)
-    }
-
     /// A Swarm's record, as stored.
     pub async fn stored_swarm(&self, name: &SwarmName) -> anyhow::Result<Option<(String, CatalogRecord)>> {
         let key = self.swarm_key(name.as_str());
-        let found = self.backend.catalog_list(&key).await?;
+        let found = self.all.backend.catalog_list(&key).await?;
         Ok(found.into_iter().find(|(found, _)| *found == key))
-    }
-
-    /// What a stored record says, of a Swarm or a module.
-    ///
-    /// # Errors
-    /// It is damaged, newer than this skep, or neither.
-    pub fn read(&self, key: &str, value: &[u8]) -> anyhow::Result<Read> {
-        if let Some(name) = key.strip_prefix(&self.swarm_key("")) {
-            let record: SwarmRecord = decode(key, value)?;
-            if record.swarm.name.as_str() != name {
-                bail!("catalog record `{key}` is of another Swarm");
-            }
-            return Ok(Read::Swarm(Box::new(record)));
-        }
-        match key.strip_prefix(&self.module_key("")) {
-            Some(name) => Ok(Read::Module(name.parse()?, decode(key, value)?)),
-            None => bail!("`{key}` is neither a module's nor a Swarm's"),
-        }
     }
 
     /// Writes a module's record over whatever is there.
@@ -419,50 +363,25 @@ impl Catalog {
     }
 
     pub async fn restoring(&self) -> anyhow::Result<Option<Versioned<Restoring>>> {
-        self.get(&self.restore_key()).await
+        self.all.get(&self.restore_key()).await
     }
 
     /// `Err(current)` when the record is not at version `expect` any more.
     pub async fn put_restoring(&self, expect: u64, record: &Restoring) -> anyhow::Result<Result<u64, u64>> {
-        self.put(&self.restore_key(), expect, None, record).await
+        self.all.put(&self.restore_key(), expect, None, record).await
     }
 
     pub async fn delete_restoring(&self, expect: u64) -> anyhow::Result<Result<(), u64>> {
-        Ok(self.backend.catalog_delete(&self.restore_key(), expect).await?)
+        Ok(self.all.backend.catalog_delete(&self.restore_key(), expect).await?)
     }
 
-    async fn put<T: Serialize>(
-        &self,
-        key: &str,
-        expect: u64,
-        seen: Option<u64>,
-        record: &T,
-    ) -> anyhow::Result<Result<u64, u64>> {
-        let stored = Stored { format: FORMAT, record };
-        let value = Bytes::from(serde_json::to_vec(&stored)?);
-        let put = self.backend.catalog_put_if(key, expect, seen, value).await?;
-        self.kept(put).await
-    }
-
-    async fn get<T: for<'a> Deserialize<'a>>(&self, key: &str) -> anyhow::Result<Option<Versioned<T>>> {
-        for (found, record) in self.backend.catalog_list(key).await? {
-            if found == key {
-                return Ok(Some(Versioned {
-                    version: record.version,
-                    record: decode(key, &record.value)?,
-                }));
-            }
-        }
-        Ok(None)
-    }
-
-    async fn list<K, T>(&self, prefix: &str) -> anyhow::Result<BTreeMap<K, T>>
+    async fn named<K, T>(&self, prefix: &str) -> anyhow::Result<BTreeMap<K, T>>
     where
         K: std::str::FromStr<Err = skep_model::name::BadName> + Ord,
         T: for<'a> Deserialize<'a>,
     {
         let mut out = BTreeMap::new();
-        for (key, record) in self.backend.catalog_list(prefix).await? {
+        for (key, record) in self.all.backend.catalog_list(prefix).await? {
             let name = key.strip_prefix(prefix).unwrap_or(&key).parse()?;
             out.insert(name, decode(&key, &record.value)?);
         }

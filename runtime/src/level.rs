@@ -43,7 +43,7 @@ pub struct Build {
 
 /// As it is released. A level has its reason here:
 /// - 2: catalog writes are mirrored beside the modules, which only helps where every node does so. Loops: a node that knows of none would
-///   forget the count that ends them.
+///   forget the count that ends them. Tokens and tenants: a node that knows of none would let everybody in.
 const RELEASED: Build = Build {
     version: env!("CARGO_PKG_VERSION"),
     level: 2,

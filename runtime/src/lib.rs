@@ -7,6 +7,7 @@
 //! ```
 //! This library exists so that integration tests and `main.rs` share one build; nothing outside the workspace uses it.
 
+pub mod access;
 pub mod admin;
 pub mod backup;
 pub mod beekeeper;
@@ -28,4 +29,5 @@ pub mod spans;
 pub mod stats;
 pub mod store;
 pub mod supervisor;
+pub mod tls;
 pub mod wording;

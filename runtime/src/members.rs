@@ -104,6 +104,8 @@ pub struct Members {
     below: Mutex<Below>,
     /// Why this node must not go on.
     outgrown: watch::Sender<Option<String>>,
+    /// The catalog's number, at each beat that the store answered.
+    beats: watch::Sender<u64>,
     /// Told when `draining` changes.
     leaving: watch::Sender<bool>,
 }
@@ -139,6 +141,7 @@ impl Members {
             level: AtomicU32::new(level::FIRST),
             below: Mutex::default(),
             outgrown: watch::Sender::new(None),
+            beats: watch::Sender::new(0),
             leaving: watch::Sender::new(false),
         });
         let pulse = members
@@ -237,7 +240,7 @@ impl Members {
     pub async fn begin(&self, supervisor: &Arc<Supervisor>) -> anyhow::Result<()> {
         let pulse = self.beat(BTreeMap::new()).await?;
         supervisor
-            .catalog
+            .catalogs
             .keep()
             .await
             .context("look at the copy of the catalog")?;
@@ -344,6 +347,12 @@ impl Members {
         now.duration_since(*below.none_since.get_or_insert(now)) >= level::SETTLES
     }
 
+    /// What each beat told of the catalog: its number.
+    #[must_use]
+    pub fn beats(&self) -> watch::Receiver<u64> {
+        self.beats.subscribe()
+    }
+
     /// Whether this node is to leave, now and later.
     #[must_use]
     pub fn leaving(&self) -> watch::Receiver<bool> {
@@ -403,6 +412,7 @@ impl Members {
                     Ok(pulse) => {
                         troubled = false;
                         this.place(&pulse);
+                        this.beats.send_replace(pulse.catalog);
                         if this.settled(&pulse, Instant::now())
                             && let Err(error) = this.rise().await
                         {
@@ -453,7 +463,7 @@ impl Members {
             let done = async {
                 if gone || news.catalog != self.followed.load(Ordering::Relaxed) {
                     // Before anything is done by it: it may be one that was taken back.
-                    supervisor.catalog.follow().await?;
+                    supervisor.catalogs.follow().await?;
                 }
                 if gone {
                     supervisor.sweep(&news.alive).await?;
@@ -576,7 +586,7 @@ fn alive(pulse: &Pulse) -> BTreeSet<NodeId> {
 
 /// Whether nobody applied or pushed anything yet.
 async fn is_new(supervisor: &Supervisor) -> anyhow::Result<bool> {
-    let catalog = &supervisor.catalog;
+    let catalog = &supervisor.catalogs;
     Ok(catalog.swarms().await?.is_empty() && catalog.modules().await?.is_empty())
 }
 

@@ -27,7 +27,7 @@ use crate::members::Members;
 use crate::store::Place;
 
 /// Of what a copy is made.
-const MIRRORED: [&str; 3] = ["module/", "swarm/", "level"];
+const MIRRORED: [&str; 6] = ["module/", "swarm/", "level", "tenant/", "token/", "access"];
 const FORMAT: u32 = 1;
 /// The store's level from which on all nodes do this.
 const LEVEL: u32 = 2;

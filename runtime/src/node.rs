@@ -13,7 +13,6 @@ use skep_model::env::{Clock, Entropy, OsEntropy, SystemClock};
 use skep_model::id::NodeId;
 use skep_model::limits::UPLOAD_MS;
 use skep_model::name::TenantId;
-use skep_model::scope::Scope;
 use skep_model::span::{NoSpans, SpanSink};
 use skep_stage::{Observer, Seams};
 use skep_topic::Backend;
@@ -25,20 +24,23 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::access::{self, Registry};
 use crate::admin::{self, Admin};
-use crate::beekeeper::{self, Keeper};
-use crate::catalog::Catalog;
+use crate::beekeeper::{self, Desk};
+use crate::catalog::Catalogs;
 use crate::clock::StoreClock;
 use crate::logs::LogKeep;
 use crate::members::{self, Member, Members};
 use crate::mirror::Mirror;
 use crate::owner;
 use crate::peer::Here;
+use crate::peer::ask::Asking;
 use crate::settings::{self, ArtifactSettings, BackendSettings, Roles};
 use crate::spans::OtlpSpans;
 use crate::stats::Stats;
 use crate::store::{Access, ModuleStore};
 use crate::supervisor::{Modules, Supervisor};
+use crate::tls::{Tls, TlsFiles};
 
 /// How long a stopping node waits for calls under way.
 const GRACE: Duration = Duration::from_secs(10);
@@ -65,6 +67,12 @@ pub struct NodeSettings {
     pub roles: Roles,
     /// What the node is called among others.
     pub node_name: String,
+    /// `None`: in the clear.
+    pub tls: Option<TlsFiles>,
+    /// Where the first operator's token is, or is to be written.
+    pub bootstrap_token: Option<PathBuf>,
+    /// Also where others may listen in, or come in.
+    pub allow_insecure: bool,
 }
 
 impl NodeSettings {
@@ -84,6 +92,9 @@ impl NodeSettings {
             artifacts: ArtifactSettings::Own,
             roles: Roles::ALL,
             node_name: "local".to_owned(),
+            tls: None,
+            bootstrap_token: None,
+            allow_insecure: false,
         })
     }
 }
@@ -91,6 +102,7 @@ impl NodeSettings {
 /// A running node.
 pub struct Node {
     listen: SocketAddr,
+    scheme: &'static str,
     admin: Option<SocketAddr>,
     backend: Arc<dyn Backend>,
     /// Held for as long as the node uses the data folder; the embedded backend has one of its own.
@@ -122,17 +134,17 @@ impl Node {
             Some(address) => Some(bind(address, "--admin", &topics).await?),
             None => None,
         };
+        let tls = settings.tls.clone().map(Tls::load).transpose()?;
         make_private(&settings.data)?;
         let listen = listener.local_addr()?;
         let me = NodeId::random(entropy.as_ref());
         let (backend, lock) = open(&settings, &topics, me, &machine, &entropy).await?;
         let about = about(&settings, listen, machine.as_ref());
         let (members, workers) = Members::join(me, Arc::clone(&backend), about, store_clock).await?;
-        let tenant = TenantId::default_tenant();
         let store = ModuleStore::open(
             &settings.artifacts,
             &settings.data,
-            tenant.clone(),
+            TenantId::default_tenant(),
             Access::of_environment(),
         )
         .await?;
@@ -167,16 +179,29 @@ impl Node {
         let mirror = store
             .shared()
             .and_then(|place| Mirror::new(place.clone(), Arc::clone(&backend), Arc::clone(&members)));
-        let catalog = Catalog::new(Arc::clone(&backend), Scope::of(tenant), mirror);
+        let catalogs = Catalogs::new(Arc::clone(&backend), mirror);
+        let registry = Registry::new(catalogs.clone(), Arc::clone(&clock), Arc::clone(&entropy));
         let modules = Modules::new(store.clone(), engine, compiler, Arc::new(cache));
         let works = settings.roles.worker;
-        let supervisor = Supervisor::new(catalog, modules, seams, Arc::clone(&stats), routes, works);
+        let supervisor = Supervisor::new(catalogs, modules, seams, Arc::clone(&stats), routes, works);
         members.begin(&supervisor).await?;
         supervisor.mend();
+        if let Some(file) = &settings.bootstrap_token {
+            if members.level() < access::LEVEL {
+                anyhow::bail!(tokens_too_new(members.level()));
+            }
+            registry.bootstrap_from(file).await?;
+        }
+        registry.refresh().await.context("read who may come in")?;
+        refuse_insecure(&settings, listen, registry.door.is_open())?;
 
         let stop = CancellationToken::new();
         let following = TaskTracker::new();
+        following.spawn(Arc::clone(&registry).follow(Arc::clone(&members), stop.clone()));
         members.follow(&supervisor, &following, &stop);
+        if let Some(tls) = &tls {
+            following.spawn(Arc::clone(tls).follow(stop.clone()));
+        }
         let core = skep_gateway::Core::new(
             Arc::clone(&backend),
             table,
@@ -195,14 +220,19 @@ impl Node {
             stats: Arc::clone(&stats),
             stop: stop.clone(),
         };
-        let keeper = Keeper::new(beekeeper::Parts {
+        let desk = Desk::new(beekeeper::Parts {
             node: me,
             members: Arc::clone(&members),
             backend_name: settings.backend.to_string(),
             supervisor: Arc::clone(&supervisor),
             backend: Arc::clone(&backend),
-            store,
+            stores: store,
             here: here.clone(),
+            asking: Asking {
+                door: Arc::clone(&registry.door),
+                tls: tls.clone(),
+            },
+            registry: Arc::clone(&registry),
             clock: Arc::clone(&clock),
             entropy,
             data: settings.data.display().to_string(),
@@ -214,10 +244,15 @@ impl Node {
         following.close();
         let mut services = tonic::service::Routes::new(here.service());
         if settings.roles.beekeeper {
-            services = services.add_service(keeper.service());
+            services = services.add_service(desk.clone().access()).add_service(desk.service());
         }
-        let doors = tokio::spawn(skep_gateway::serve(
+        let entrance = skep_gateway::Entrance {
             listener,
+            door: Arc::clone(&registry.door),
+            tls: tls.as_ref().map(|tls| tls.server()),
+        };
+        let doors = tokio::spawn(skep_gateway::serve(
+            entrance,
             core,
             services,
             stop.clone().cancelled_owned(),
@@ -234,6 +269,7 @@ impl Node {
         });
         Ok(Self {
             listen,
+            scheme: scheme(&settings),
             admin,
             backend,
             _lock: lock,
@@ -247,10 +283,10 @@ impl Node {
         })
     }
 
-    /// `http://HOST:PORT` of the doors.
+    /// `http://HOST:PORT` of the doors, or `https://…`.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.listen)
+        format!("{}://{}", self.scheme, self.listen)
     }
 
     #[must_use]
@@ -357,6 +393,42 @@ async fn open(
     }
 }
 
+fn scheme(settings: &NodeSettings) -> &'static str {
+    if settings.tls.is_some() { "https" } else { "http" }
+}
+
+/// Why there can be no tokens yet.
+pub(crate) fn tokens_too_new(level: u32) -> String {
+    format!(
+        "tokens need every node at level {}, and the store is at {level}: an older skep would let everybody in. Upgrade all nodes, wait a \
+         minute, then try again",
+        access::LEVEL
+    )
+}
+
+/// What is reached from other machines is neither open nor in the clear, unless that is wanted.
+fn refuse_insecure(settings: &NodeSettings, listen: SocketAddr, open: bool) -> anyhow::Result<()> {
+    if listen.ip().is_loopback() || (settings.tls.is_some() && !open) {
+        return Ok(());
+    }
+    let mut missing = Vec::new();
+    if settings.tls.is_none() {
+        missing.push("TLS: give --tls-cert FILE and --tls-key FILE (`skep certs dev` makes some to try it with)");
+    }
+    if open {
+        missing.push("tokens: give --bootstrap-token FILE, into which the first operator's token is written");
+    }
+    let missing = missing.join("; and ");
+    if settings.allow_insecure {
+        tracing::warn!("{listen} is reached from other machines, without {missing}");
+        return Ok(());
+    }
+    anyhow::bail!(
+        "{listen} is reached from other machines, without {missing}. Or listen on 127.0.0.1; or, where nobody else can reach it or something \
+         in front of it does all that, give --allow-insecure"
+    )
+}
+
 fn lock(data: &Path) -> anyhow::Result<std::fs::File> {
     let path = data.join("lock");
     let file = std::fs::OpenOptions::new()
@@ -376,10 +448,11 @@ fn lock(data: &Path) -> anyhow::Result<std::fs::File> {
 }
 
 fn about(settings: &NodeSettings, listen: SocketAddr, clock: &dyn Clock) -> Member {
+    let scheme = scheme(settings);
     let url = match listen.ip() {
         // Reachable at every address: by the machine's name, then.
-        ip if ip.is_unspecified() => format!("http://{}:{}", settings::machine(), listen.port()),
-        _ => format!("http://{listen}"),
+        ip if ip.is_unspecified() => format!("{scheme}://{}:{}", settings::machine(), listen.port()),
+        _ => format!("{scheme}://{listen}"),
     };
     // The default name says the port, which may have been left to the system.
     let name = if settings.node_name == settings::default_name(settings.listen) {

@@ -7,8 +7,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt as _, stream};
-use skep_model::name::{StageName, SwarmName};
-use skep_model::scope::SwarmId;
+use skep_model::name::StageName;
+use skep_model::scope::{SwarmId, SwarmPath};
 use skep_model::swarm::Swarm;
 use skep_proto::v1;
 use skep_proto::v1::peer_server::{Peer, PeerServer};
@@ -103,12 +103,13 @@ impl Here {
         Box::pin(past.chain(ReceiverStream::new(told)))
     }
 
+    /// A Swarm by its path, as nodes write it to each other.
     async fn find(&self, name: &str) -> Result<(SwarmId, Swarm), Status> {
-        let name: SwarmName = name.parse().map_err(|e| Status::invalid_argument(format!("{e}")))?;
-        let catalog = &self.supervisor.catalog;
+        let path: SwarmPath = name.parse().map_err(|e| Status::invalid_argument(format!("{e}")))?;
+        let catalog = self.supervisor.catalogs.of(path.tenant());
         let unread = |e: anyhow::Error| Status::unavailable(format!("{e:#}"));
-        let Some(found) = catalog.swarm(&name).await.map_err(unread)? else {
-            return Err(Status::not_found(format!("no Swarm `{name}`")));
+        let Some(found) = catalog.swarm(path.name()).await.map_err(unread)? else {
+            return Err(Status::not_found(format!("no Swarm `{path}`")));
         };
         let id = found.record.id(catalog.scope()).map_err(unread)?;
         Ok((id, found.record.swarm))

@@ -13,6 +13,7 @@ use skep_model::limits::{CONFIG_FILE_BYTES_MAX, GATE_TIMEOUT_MS, NODE_NAME_BYTES
 use skep_topic::redis::{Gate, RedisOptions};
 
 use crate::node::NodeSettings;
+use crate::tls::TlsFiles;
 use crate::wording::instead;
 
 mod file;
@@ -174,10 +175,17 @@ pub struct Layer {
     pub artifacts: Option<Hidden>,
     pub roles: Option<Vec<String>>,
     pub node_name: Option<String>,
+    pub tls_cert: Option<PathBuf>,
+    pub tls_key: Option<PathBuf>,
+    pub client_ca: Option<PathBuf>,
+    pub tls_ca: Option<PathBuf>,
+    pub bootstrap_token: Option<PathBuf>,
+    #[serde(default)]
+    pub allow_insecure: bool,
 }
 
 /// The keys of [`Layer`]; a test compares.
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 17] = [
     "data",
     "listen",
     "admin",
@@ -189,6 +197,12 @@ const KEYS: [&str; 11] = [
     "artifacts",
     "roles",
     "node-name",
+    "tls-cert",
+    "tls-key",
+    "client-ca",
+    "tls-ca",
+    "bootstrap-token",
+    "allow-insecure",
 ];
 
 impl Layer {
@@ -213,6 +227,12 @@ impl Layer {
             artifacts: self.artifacts.or(below.artifacts),
             roles: self.roles.or(below.roles),
             node_name: self.node_name.or(below.node_name),
+            tls_cert: self.tls_cert.or(below.tls_cert),
+            tls_key: self.tls_key.or(below.tls_key),
+            client_ca: self.client_ca.or(below.client_ca),
+            tls_ca: self.tls_ca.or(below.tls_ca),
+            bootstrap_token: self.bootstrap_token.or(below.bootstrap_token),
+            allow_insecure: self.allow_insecure || below.allow_insecure,
         }
     }
 }
@@ -245,6 +265,9 @@ pub struct Settings {
     pub artifacts: ArtifactSettings,
     pub roles: Roles,
     pub node_name: String,
+    pub tls: Option<TlsFiles>,
+    pub bootstrap_token: Option<PathBuf>,
+    pub allow_insecure: bool,
     /// What is allowed and not good.
     pub warnings: Vec<String>,
 }
@@ -290,6 +313,23 @@ pub fn resolve(flags: Layer, file: Option<&Path>) -> Result<Settings, Wrong> {
             Some(name) => node_name(name)?,
             None => default_name(listen),
         },
+        tls: match (layer.tls_cert, layer.tls_key) {
+            (Some(cert), Some(key)) => Some(TlsFiles {
+                cert,
+                key,
+                client_ca: layer.client_ca,
+                ca: layer.tls_ca,
+            }),
+            (None, None) if layer.client_ca.is_none() && layer.tls_ca.is_none() => None,
+            _ => {
+                return wrong(
+                    "TLS is given by halves",
+                    "give both `tls-cert` and `tls-key`; `client-ca` and `tls-ca` go with them",
+                );
+            }
+        },
+        bootstrap_token: layer.bootstrap_token,
+        allow_insecure: layer.allow_insecure,
         warnings,
     })
 }
@@ -316,6 +356,9 @@ impl Settings {
             artifacts: self.artifacts,
             roles: self.roles,
             node_name: self.node_name,
+            tls: self.tls,
+            bootstrap_token: self.bootstrap_token,
+            allow_insecure: self.allow_insecure,
             ..NodeSettings::local(data)?
         })
     }

@@ -204,6 +204,15 @@ impl ModuleStore {
         Ok(Self { place, tenant, copies })
     }
 
+    /// The same for another tenant. Copies on disk are named by digest and shared: they are read for a tenant whose records name it.
+    #[must_use]
+    pub fn of(&self, tenant: &TenantId) -> Self {
+        Self {
+            tenant: tenant.clone(),
+            ..self.clone()
+        }
+    }
+
     /// The place, where it is not this node's alone.
     #[must_use]
     pub fn shared(&self) -> Option<&Place> {

@@ -20,8 +20,8 @@ use anyhow::Context as _;
 use skep_engine::{BeeSettings, Module};
 use skep_gateway::{Feed, Open, Route, RouteTable};
 use skep_model::id::{CommitId, Digest};
-use skep_model::name::{StageName, SwarmName};
-use skep_model::scope::SwarmId;
+use skep_model::name::{StageName, TenantId};
+use skep_model::scope::{Scope, SwarmId, SwarmPath};
 use skep_model::swarm::{Stage, Swarm};
 use skep_stage::{Bee, Running, Seams};
 use skep_topic::lane::Lane;
@@ -31,7 +31,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::catalog::{Catalog, Hold, SwarmRecord};
+use crate::catalog::{Catalogs, Hold, SwarmRecord};
 use crate::stats::Stats;
 use plans::{End, Ends, Nobody, UnderWay, WasmBee, plan};
 
@@ -43,7 +43,7 @@ pub(crate) use plans::topic_spec;
 const MEND_EVERY: Duration = Duration::from_secs(5);
 
 pub struct Supervisor {
-    pub catalog: Catalog,
+    pub catalogs: Catalogs,
     pub modules: Modules,
     /// Held by whoever reads the catalog, decides and writes: apply, push, deletions, the end of a drain.
     pub writes: Mutex<()>,
@@ -52,7 +52,7 @@ pub struct Supervisor {
     routes: watch::Sender<Arc<RouteTable>>,
     fleet: Mutex<Fleet>,
     /// Why a Swarm does not run as it should; the last attempt's word.
-    troubles: std::sync::Mutex<HashMap<SwarmName, String>>,
+    troubles: std::sync::Mutex<HashMap<SwarmPath, String>>,
     troubled: Notify,
     /// Whether Bees run on this node.
     works: bool,
@@ -66,7 +66,7 @@ pub struct Supervisor {
 struct Fleet {
     /// Set once: nothing starts any more.
     stopped: bool,
-    swarms: HashMap<SwarmName, Live>,
+    swarms: HashMap<SwarmPath, Live>,
     /// Tells one removal of a stage from the next.
     removals: u64,
 }
@@ -99,7 +99,7 @@ struct LiveStage {
 
 impl Fleet {
     /// One count over all revisions of a stage: a batch of an earlier one may be under way.
-    fn under_way(&self, name: &SwarmName, stage: &StageName) -> UnderWay {
+    fn under_way(&self, name: &SwarmPath, stage: &StageName) -> UnderWay {
         let live = self.swarms.get(name);
         let at = live.and_then(|l| l.stages.get(stage).or_else(|| l.draining.get(stage).map(|d| &d.live)));
         at.map(|l| Arc::clone(&l.under_way)).unwrap_or_default()
@@ -169,7 +169,7 @@ type Loaded = HashMap<Digest, Result<Arc<Module>, String>>;
 impl Supervisor {
     #[must_use]
     pub fn new(
-        catalog: Catalog,
+        catalogs: Catalogs,
         modules: Modules,
         seams: Arc<Seams>,
         stats: Arc<Stats>,
@@ -177,7 +177,7 @@ impl Supervisor {
         works: bool,
     ) -> Arc<Self> {
         Arc::new(Self {
-            catalog,
+            catalogs,
             modules,
             writes: Mutex::default(),
             seams,
@@ -197,7 +197,7 @@ impl Supervisor {
     /// # Errors
     /// When the catalog cannot be read.
     pub async fn reconcile(self: &Arc<Self>) -> anyhow::Result<()> {
-        let mut names: BTreeSet<SwarmName> = self.catalog.swarms().await?.into_keys().collect();
+        let mut names: BTreeSet<SwarmPath> = self.catalogs.swarms().await?.into_keys().collect();
         names.extend(self.fleet.lock().await.swarms.keys().cloned());
         for name in names {
             self.settle(&name).await?;
@@ -209,18 +209,24 @@ impl Supervisor {
     ///
     /// # Errors
     /// When the catalog cannot be read.
-    pub async fn settle(self: &Arc<Self>, name: &SwarmName) -> anyhow::Result<()> {
+    pub async fn settle(self: &Arc<Self>, name: &SwarmPath) -> anyhow::Result<()> {
         let mut loaded = Loaded::new();
+        let catalog = self.catalogs.of(name.tenant());
         loop {
             // What may take long comes first, without the lock.
             if self.works
-                && let Some(found) = self.catalog.swarm(name).await?
+                && let Some(found) = catalog.swarm(name.name()).await?
                 && !self.is_running(name, &found.record).await
             {
                 for hex in found.record.digests() {
                     let Ok(digest) = hex.parse::<Digest>() else { continue };
                     if let Entry::Vacant(empty) = loaded.entry(digest) {
-                        empty.insert(self.modules.load(digest).await.map_err(|e| format!("{e:#}")));
+                        empty.insert(
+                            self.modules
+                                .load(name.tenant(), digest)
+                                .await
+                                .map_err(|e| format!("{e:#}")),
+                        );
                     }
                 }
             }
@@ -229,7 +235,7 @@ impl Supervisor {
                 return Ok(());
             }
             // Read again under the lock: whoever swaps last has read last, so a revision never gives way to an older one.
-            let Some(found) = self.catalog.swarm(name).await? else {
+            let Some(found) = catalog.swarm(name.name()).await? else {
                 let gone = fleet.swarms.remove(name);
                 self.publish_routes(&fleet);
                 drop(fleet);
@@ -275,11 +281,11 @@ impl Supervisor {
         }
     }
 
-    async fn is_running(&self, name: &SwarmName, record: &SwarmRecord) -> bool {
+    async fn is_running(&self, name: &SwarmPath, record: &SwarmRecord) -> bool {
         self.fleet.lock().await.swarms.get(name).is_some_and(|l| l.runs(record))
     }
 
-    fn say(&self, name: &SwarmName, trouble: Option<String>) {
+    fn say(&self, name: &SwarmPath, trouble: Option<String>) {
         let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
         match trouble {
             None => {
@@ -293,7 +299,7 @@ impl Supervisor {
     }
 
     #[must_use]
-    pub fn trouble(&self, name: &SwarmName) -> Option<String> {
+    pub fn trouble(&self, name: &SwarmPath) -> Option<String> {
         self.troubles
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -301,15 +307,19 @@ impl Supervisor {
             .cloned()
     }
 
-    fn troubled_swarms(&self) -> Vec<SwarmName> {
+    fn troubled_swarms(&self) -> Vec<SwarmPath> {
         let troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
         troubles.keys().cloned().collect()
     }
 
-    /// A module was pushed: Swarms that cannot run may have waited for it.
-    pub async fn pushed(self: &Arc<Self>, digest: Digest) -> anyhow::Result<()> {
-        self.modules.forgive(digest);
-        for name in self.troubled_swarms() {
+    /// A tenant pushed a module: Swarms of it that cannot run may have waited for it.
+    pub async fn pushed(self: &Arc<Self>, tenant: &TenantId, digest: Digest) -> anyhow::Result<()> {
+        self.modules.forgive(tenant, digest);
+        for name in self
+            .troubled_swarms()
+            .into_iter()
+            .filter(|name| name.tenant() == tenant)
+        {
             self.settle(&name).await?;
         }
         Ok(())
@@ -347,7 +357,7 @@ impl Supervisor {
     fn swap(
         self: &Arc<Self>,
         fleet: &mut Fleet,
-        name: &SwarmName,
+        name: &SwarmPath,
         record: &SwarmRecord,
         loaded: &Loaded,
     ) -> anyhow::Result<()> {
@@ -358,7 +368,7 @@ impl Supervisor {
             let under_way = fleet.under_way(name, &stage.name);
             bees.insert(stage.name.clone(), self.bee_of(stage, digest, loaded, under_way)?);
         }
-        let id = record.id(self.catalog.scope())?;
+        let id = record.id(&Scope::of(name.tenant().clone()))?;
         let old = match fleet.swarms.remove(name) {
             Some(live) if live.revision > record.revision => {
                 fleet.swarms.insert(name.clone(), live);
@@ -523,7 +533,7 @@ impl Supervisor {
                         })
                     })
                     .collect();
-                let tenant = self.catalog.scope().tenant();
+                let tenant = live.id.tenant();
                 let before = self.routes.borrow().get(tenant, subject.as_str()).cloned();
                 table.insert(
                     tenant,
@@ -554,7 +564,7 @@ impl Supervisor {
 
     /// Gives topics the number of partitions that the revision wants, and owners to those that were before, which work off what is
     /// there. Any node may do it, so it is done whoever dies after the apply.
-    async fn scale(&self, fleet: &mut Fleet, name: &SwarmName) -> anyhow::Result<()> {
+    async fn scale(&self, fleet: &mut Fleet, name: &SwarmPath) -> anyhow::Result<()> {
         let Some(live) = fleet.swarms.get_mut(name).filter(|live| !live.scaled) else {
             return Ok(());
         };
@@ -591,7 +601,7 @@ impl Supervisor {
         let owned = stages.map(|live| (&live.topic.id, live.running.owned()));
         owned
             .filter(|(_, partitions)| !partitions.is_empty())
-            .map(|(id, partitions)| (format!("{}/{}", id.swarm().name(), id.stage()), partitions))
+            .map(|(id, partitions)| (format!("{}/{}", id.swarm().path(), id.stage()), partitions))
             .collect()
     }
 

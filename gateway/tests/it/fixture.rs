@@ -138,7 +138,11 @@ pub async fn node(settings: Settings) -> Node {
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
     let served = tokio::spawn(skep_gateway::serve(
-        listener,
+        skep_gateway::Entrance {
+            listener,
+            door: skep_gateway::Door::open(Arc::new(SystemClock)),
+            tls: None,
+        },
         Arc::clone(&core),
         tonic::service::Routes::default(),
         stop.clone().cancelled_owned(),

@@ -13,7 +13,12 @@ fn main() -> anyhow::Result<()> {
         .context("proto/gen has a parent")?;
     let out = proto.join("src/gen");
     std::fs::create_dir_all(&out)?;
-    let files = ["skep/v1/gateway.proto", "skep/v1/beekeeper.proto", "skep/v1/peer.proto"];
+    let files = [
+        "skep/v1/gateway.proto",
+        "skep/v1/beekeeper.proto",
+        "skep/v1/peer.proto",
+        "skep/v1/access.proto",
+    ];
     let set = protox::compile(files, [proto]).context("compile proto/skep/v1")?;
     // Reflection serves this; without source info it is a tenth of the size.
     let mut bare = set.clone();

@@ -21,6 +21,10 @@ pub enum ErrorKind {
     Rejected,
     /// The work was done and failed for good: see the cause and the dead letter.
     Failed,
+    /// Who calls is not known here: show a valid token.
+    Unauthenticated,
+    /// Who calls is known and may not do this.
+    Forbidden,
     /// A defect of skep or of the disk under it.
     Internal,
 }

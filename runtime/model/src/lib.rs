@@ -1,6 +1,7 @@
 //! The nouns of skep: pure data, no I/O, no async.
 //!
 //! Everything else in the workspace depends on this crate and this crate depends on nothing of ours. What lives here:
+//! - [`access`]: roles, tokens, and what is kept of a token.
 //! - [`name`]: validated names; the only way to make one is to parse it.
 //! - [`id`]: uids, tokens, commit ids, digests.
 //! - [`env`]: time and chance, as arguments.
@@ -17,6 +18,7 @@
 //! - [`limits`]: every bound and default of the system, named.
 //! - [`error`]: what a caller must do about a failure.
 
+pub mod access;
 pub mod condition;
 pub mod diff;
 pub mod drawing;

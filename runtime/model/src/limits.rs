@@ -377,6 +377,21 @@ pub const FAILURE_DETAIL_BYTES_MAX: usize = 1 << 10;
 /// When a refused caller should try again: about the time in which a stage frees half of a small inbox.
 pub const RETRY_HINT_MS: u64 = 100;
 
+/// How long a node whose door is closed lets people in after it heard of its store last: what was revoked meanwhile is good so long there.
+pub const ACCESS_UNHEARD_MS: u64 = 30_000;
+/// Tokens of one tenant, and of operators: a person or program each, and every node has them all in memory.
+pub const TOKENS_MAX: usize = 1_000;
+/// Tenants beside the default one: each has records that every node reads at a change of the catalog.
+pub const TENANTS_MAX: usize = 10_000;
+/// What a token is called, for people.
+pub const TOKEN_NAME_BYTES_MAX: usize = 100;
+/// How long a token may be good: beyond that it is one that does not run out.
+pub const TOKEN_TTL_MS_MAX: u64 = 10 * 366 * 24 * 60 * 60 * 1_000;
+/// How long the former secret of a rotated token may stay good.
+pub const TOKEN_GRACE_MS_MAX: u64 = 30 * 24 * 60 * 60 * 1_000;
+/// A file with a token, a certificate or a key.
+pub const CREDENTIAL_FILE_BYTES_MAX: u64 = 1 << 20;
+
 // --- a node's settings ------------------------------------------------------------------------------------------
 /// A file of settings: eleven keys.
 pub const CONFIG_FILE_BYTES_MAX: usize = 64 << 10;

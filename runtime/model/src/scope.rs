@@ -1,10 +1,11 @@
 //! What one tenant may name. A topic's name can be made from a scope only, so no raw string reaches a backend.
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::id::Incarnation;
-use crate::name::{StageName, SwarmName, TenantId};
+use crate::name::{BadName, StageName, SwarmName, TenantId};
 
 /// The unit of isolation, held by every call after the door that turned its credential into one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -25,12 +26,62 @@ impl Scope {
     }
 
     #[must_use]
+    pub fn path(&self, name: &SwarmName) -> SwarmPath {
+        SwarmPath {
+            tenant: self.tenant.clone(),
+            name: name.clone(),
+        }
+    }
+
+    #[must_use]
     pub fn swarm(&self, name: &SwarmName, incarnation: Incarnation) -> SwarmId {
         SwarmId(Arc::new(SwarmParts {
             tenant: self.tenant.clone(),
             name: name.clone(),
             incarnation,
         }))
+    }
+}
+
+/// A Swarm's name with its tenant's: what tells it from every other of a store at one time.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct SwarmPath {
+    tenant: TenantId,
+    name: SwarmName,
+}
+
+impl SwarmPath {
+    #[must_use]
+    pub fn tenant(&self) -> &TenantId {
+        &self.tenant
+    }
+
+    #[must_use]
+    pub fn name(&self) -> &SwarmName {
+        &self.name
+    }
+}
+
+/// The default tenant goes without saying: so it was written before there were others.
+impl fmt::Display for SwarmPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.tenant == TenantId::default_tenant() {
+            true => fmt::Display::fmt(&self.name, f),
+            false => write!(f, "{}/{}", self.tenant, self.name),
+        }
+    }
+}
+
+impl FromStr for SwarmPath {
+    type Err = BadName;
+
+    fn from_str(text: &str) -> Result<Self, BadName> {
+        let (tenant, name) = match text.split_once('/') {
+            Some((tenant, name)) => (tenant.parse()?, name),
+            None => (TenantId::default_tenant(), text),
+        };
+        let name = name.parse()?;
+        Ok(Self { tenant, name })
     }
 }
 
@@ -54,6 +105,14 @@ impl SwarmId {
     #[must_use]
     pub fn name(&self) -> &SwarmName {
         &self.0.name
+    }
+
+    #[must_use]
+    pub fn path(&self) -> SwarmPath {
+        SwarmPath {
+            tenant: self.0.tenant.clone(),
+            name: self.0.name.clone(),
+        }
     }
 
     #[must_use]

@@ -103,8 +103,8 @@ impl Keeper {
         } = self.decide(asked, scaled).await?;
         if !dry_run {
             // Also when nothing changed: applying again is how people mend what could not run.
-            self.supervisor.settle(&name).await.map_err(internal)?;
-            if let Some(trouble) = self.supervisor.trouble(&name) {
+            self.supervisor.settle(&self.path(&name)).await.map_err(internal)?;
+            if let Some(trouble) = self.supervisor.trouble(&self.path(&name)) {
                 return Err(Status::internal(format!(
                     "revision {revision} of `{name}` is stored, but this node cannot run it: {trouble}"
                 )));
@@ -143,7 +143,7 @@ impl Keeper {
         asked: &v1::ApplySwarmRequest,
         scaled: Option<&v1::ScaleStageRequest>,
     ) -> Result<Option<Decided>, Status> {
-        let catalog = &self.supervisor.catalog;
+        let catalog = &self.catalog;
         let seen = catalog.number().await.map_err(internal)?;
         let (swarm, digests) = match scaled {
             Some(scaled) => self.with_numbers(scaled).await?,
@@ -278,7 +278,7 @@ impl Keeper {
 
     /// What a manifest says, against the modules of this moment.
     async fn read(&self, manifest: &str) -> Result<(Swarm, Digests), Status> {
-        let modules = self.supervisor.catalog.modules().await.map_err(internal)?;
+        let modules = self.catalog.modules().await.map_err(internal)?;
         let known = Known(&modules);
         let swarm = manifest::parse_with(manifest, &known).map_err(invalid)?;
         let mut digests = Digests::new();
@@ -306,7 +306,7 @@ impl Keeper {
 
     /// Stages that are to get another number of partitions while they still get the last one.
     async fn still_rescaling(&self, old: &SwarmRecord, next: &Swarm) -> Result<Vec<String>, Status> {
-        let id = old.id(self.supervisor.catalog.scope()).map_err(internal)?;
+        let id = old.id(self.catalog.scope()).map_err(internal)?;
         let mut out = Vec::new();
         for stage in &next.stages {
             let changes = old
@@ -329,7 +329,7 @@ impl Keeper {
 
     /// The state that removed stages take with them. Counted while messages flow, so the numbers are of this moment.
     async fn lost_state(&self, old: &SwarmRecord, next: &Swarm) -> Result<Vec<v1::StateLoss>, Status> {
-        let id = old.id(self.supervisor.catalog.scope()).map_err(internal)?;
+        let id = old.id(self.catalog.scope()).map_err(internal)?;
         let removed: Vec<_> = old
             .swarm
             .stages

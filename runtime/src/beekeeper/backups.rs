@@ -1,6 +1,6 @@
 //! Taking a backup: each life is copied to this node's disk first, so that a Swarm never waits for whoever fetches the file.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use futures::StreamExt as _;
 use skep_model::Bytes;
 use skep_model::id::Digest;
 use skep_model::limits::{BACKUP_TRIES_MAX, UPLOAD_CHUNK_BYTES};
-use skep_model::name::SwarmName;
-use skep_model::scope::SwarmId;
+use skep_model::name::TenantId;
+use skep_model::scope::{Scope, SwarmId, SwarmPath};
 use skep_proto::v1;
 use skep_proto::v1::backup_reply::Part;
 use tokio::sync::mpsc;
@@ -20,7 +20,7 @@ use tonic::{Response, Status};
 use super::failure::{internal, topic_error};
 use super::{Keeper, Out, Reply};
 use crate::backup::{FORMAT, Head, Tally, Writer};
-use crate::catalog::Read;
+use crate::catalog::{Read, read};
 
 /// One at a time: each needs disk and holds Swarms still on Redis.
 static BACKUPS: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(1);
@@ -94,7 +94,7 @@ impl Keeper {
 impl Outgoing {
     async fn all(&mut self) -> Result<(), End> {
         let keeper = self.keeper.clone();
-        let catalog = &keeper.supervisor.catalog;
+        let catalogs = &keeper.supervisor.catalogs;
         let head = Head {
             format: FORMAT,
             id: skep_model::id::Uid::random(keeper.entropy.as_ref()).to_string(),
@@ -108,27 +108,34 @@ impl Outgoing {
             ..v1::BackupContents::default()
         };
         let mut records = Vec::new();
-        let mut digests = BTreeSet::new();
-        for name in catalog.swarms().await.map_err(internal)?.into_keys() {
+        // Tenants, and not their tokens: one that was revoked since would be valid again.
+        for (key, record) in catalogs.stored_tenants().await.map_err(internal)? {
+            records.push((key, record.value));
+        }
+        // Each with a tenant that has it.
+        let mut digests: BTreeMap<String, TenantId> = BTreeMap::new();
+        for path in catalogs.swarms().await.map_err(internal)?.into_keys() {
             // It may have been deleted meanwhile.
-            if let Some(copied) = self.swarm(&name).await? {
-                digests.extend(copied.digests);
+            if let Some(copied) = self.swarm(&path).await? {
+                let of = |hex| (hex, path.tenant().clone());
+                digests.extend(copied.digests.into_iter().map(of));
                 records.push((copied.key, copied.record));
                 contents.swarms.push(copied.told);
             }
         }
         // After the Swarms, whose modules are kept as long as they are used.
-        for (key, record) in catalog.stored_modules().await.map_err(internal)? {
-            if let Read::Module(_, module) = catalog.read(&key, &record.value).map_err(internal)? {
-                digests.extend(module.versions.into_keys());
+        for (key, record) in catalogs.stored_modules().await.map_err(internal)? {
+            if let Read::Module(tenant, _, module) = read(&key, &record.value).map_err(internal)? {
+                let of = |hex| (hex, tenant.clone());
+                digests.extend(module.versions.into_keys().map(of));
             }
             records.push((key, record.value));
         }
-        for hex in digests {
+        for (hex, tenant) in digests {
             let digest: Digest = hex
                 .parse()
                 .map_err(|_| Status::internal(format!("the catalog names a module `{hex}`")))?;
-            let bytes = keeper.store.get(&digest).await.map_err(internal)?;
+            let bytes = keeper.stores.of(&tenant).get(&digest).await.map_err(internal)?;
             self.writer.module(digest, bytes.len(), &mut self.ready);
             for chunk in bytes.chunks(UPLOAD_CHUNK_BYTES) {
                 self.writer.chunk(chunk, &mut self.ready);
@@ -163,18 +170,18 @@ impl Outgoing {
     }
 
     /// A Swarm's life, and the record that was its record all the time.
-    async fn swarm(&mut self, name: &SwarmName) -> Result<Option<Copied>, End> {
+    async fn swarm(&mut self, path: &SwarmPath) -> Result<Option<Copied>, End> {
         let keeper = self.keeper.clone();
-        let catalog = &keeper.supervisor.catalog;
+        let catalog = keeper.supervisor.catalogs.of(path.tenant());
         let mut why = String::new();
         for _ in 0..BACKUP_TRIES_MAX {
-            let Some((key, found)) = catalog.stored_swarm(name).await.map_err(internal)? else {
+            let Some((key, found)) = catalog.stored_swarm(path.name()).await.map_err(internal)? else {
                 return Ok(None);
             };
-            let Read::Swarm(record) = catalog.read(&key, &found.value).map_err(internal)? else {
+            let Read::Swarm(tenant, record) = read(&key, &found.value).map_err(internal)? else {
                 return Ok(None);
             };
-            let id = record.id(catalog.scope()).map_err(internal)?;
+            let id = record.id(&Scope::of(tenant)).map_err(internal)?;
             let mut writer = self.writer.clone();
             let (file, tally) = match keeper.copy(&id, &mut writer).await {
                 Ok(copied) => copied,
@@ -187,7 +194,7 @@ impl Outgoing {
                 Err(CopyEnd::Topic(e)) => return Err(topic_error(e).into()),
                 Err(CopyEnd::Disk(e)) => return Err(e.into()),
             };
-            let again = catalog.stored_swarm(name).await.map_err(internal)?;
+            let again = catalog.stored_swarm(path.name()).await.map_err(internal)?;
             if again.is_none_or(|(_, again)| again.version != found.version) {
                 "it was applied, or changed by itself, meanwhile".clone_into(&mut why);
                 continue;
@@ -202,7 +209,7 @@ impl Outgoing {
             }));
         }
         Err(Status::aborted(format!(
-            "Swarm `{name}` does not stand still for a copy: {why}; try again"
+            "Swarm `{path}` does not stand still for a copy: {why}; try again"
         ))
         .into())
     }

@@ -68,7 +68,7 @@ impl Keeper {
         if !found.record.deleting {
             found.record.deleting = true;
             found.record.deleted_by = Some(self.node.to_string());
-            let put = self.supervisor.catalog.put_swarm(found.version, &found.record).await;
+            let put = self.catalog.put_swarm(found.version, &found.record).await;
             if put.map_err(internal)?.is_err() {
                 return Err(Status::aborted(format!(
                     "Swarm `{name}` was changed meanwhile: try again"
@@ -81,7 +81,7 @@ impl Keeper {
             )));
         }
         // Still under the lock: a deletion that ends withdraws under it, so it cannot miss this order.
-        Ok(self.1.start_or_join(&self.supervisor, &id, order))
+        Ok(self.deletions.start_or_join(&self.supervisor, &id, order))
     }
 }
 
@@ -199,7 +199,7 @@ impl Work {
         let withdrawn = self.supervisor.withdraw_deletion(&self.id).await;
         drop(writes);
         let settled = match withdrawn {
-            Ok(()) => self.supervisor.settle(self.id.name()).await,
+            Ok(()) => self.supervisor.settle(&self.id.path()).await,
             Err(e) => Err(e),
         };
         match settled {
@@ -213,7 +213,7 @@ impl Work {
 
     async fn attempt(&mut self) -> Result<v1::DeleteSwarmProgress, Status> {
         // Closes the routes; the stages go on and drain.
-        self.supervisor.settle(self.id.name()).await.map_err(internal)?;
+        self.supervisor.settle(&self.id.path()).await.map_err(internal)?;
         loop {
             let order = *self.order.borrow_and_update();
             let found = self.supervisor.remains(&self.id).await.map_err(internal)?;

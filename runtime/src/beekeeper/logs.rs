@@ -35,6 +35,11 @@ const LOOK: Duration = Duration::from_millis(1_000);
 impl Keeper {
     pub(super) async fn log_lines(&self, asked: v1::LogsRequest) -> Reply<Out<v1::LogEntry>> {
         let (name, found, id) = self.find(&asked.swarm).await?;
+        // As nodes name it to each other.
+        let asked = v1::LogsRequest {
+            swarm: id.path().to_string(),
+            ..asked
+        };
         let stage = stage_of(&name, &found.record, &asked.stage)?;
         let here = self.here.said(&id, stage, asked.tail as usize, asked.follow);
         if !self.members.shares() {
@@ -133,7 +138,7 @@ impl Gathering {
             ..self.asked.clone()
         };
         let name = node.member.name.clone();
-        match ask::said(node, asked).await {
+        match ask::said(&self.keeper.asking, node, asked).await {
             Ok(said) => Ok(Source {
                 id: node.id,
                 name,

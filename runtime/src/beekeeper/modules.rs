@@ -14,8 +14,8 @@ use crate::wording::instead;
 
 impl Keeper {
     pub(super) async fn modules(&self) -> Result<Vec<v1::Module>, Status> {
-        let modules = self.supervisor.catalog.modules().await.map_err(internal)?;
-        let swarms = self.supervisor.catalog.swarms().await.map_err(internal)?;
+        let modules = self.catalog.modules().await.map_err(internal)?;
+        let swarms = self.catalog.swarms().await.map_err(internal)?;
         let mut out = Vec::new();
         for (name, record) in &modules {
             for (hex, version) in &record.versions {
@@ -53,7 +53,7 @@ impl Keeper {
         let bees: Vec<String> = module.bees().iter().map(ToString::to_string).collect();
         let (hex, pushed_ms) = (digest.to_hex(), self.clock.now_ms());
         let writes = self.supervisor.writes.lock().await;
-        let known_names = self.supervisor.catalog.modules().await.map_err(internal)?;
+        let known_names = self.catalog.modules().await.map_err(internal)?;
         if !known_names.contains_key(&name) && known_names.len() >= MODULES_MAX {
             return Err(Status::resource_exhausted(format!(
                 "there are {MODULES_MAX} modules, no more fit: remove one with `skep delete-module`"
@@ -62,9 +62,7 @@ impl Keeper {
         // Bytes before the record: a crash between the two leaves bytes that nobody names, never a name without bytes.
         self.store.put(&digest, bytes.clone()).await.map_err(internal)?;
         let mut dropped = Vec::new();
-        let (known, replaced) = self
-            .supervisor
-            .catalog
+        let (known, replaced) = self.catalog
             .change_module(&name, |record, swarms| {
                 let known = record.versions.contains_key(&hex);
                 record.versions.entry(hex.clone()).or_insert_with(|| ModuleVersion {
@@ -90,12 +88,15 @@ impl Keeper {
         }
         self.drop_bytes(dropped).await?;
         drop(writes);
-        self.supervisor.pushed(digest).await.map_err(internal)?;
+        self.supervisor
+            .pushed(self.catalog.tenant(), digest)
+            .await
+            .map_err(internal)?;
         let reference = ModuleRef {
             name,
             version: Wanted::Tag(tag),
         };
-        let swarms = self.supervisor.catalog.swarms().await.map_err(internal)?;
+        let swarms = self.catalog.swarms().await.map_err(internal)?;
         let followers = swarms
             .iter()
             .filter(|(_, record)| {
@@ -124,11 +125,11 @@ impl Keeper {
     ///
     /// Other nodes share catalog and store and not `writes`. Whoever pushes writes the record and then looks for the bytes; whoever drops
     /// removes the bytes and then looks for a record: one of the two sees the other and puts them back.
-    async fn drop_bytes(&self, dropped: Vec<String>) -> Result<(), Status> {
+    pub(super) async fn drop_bytes(&self, dropped: Vec<String>) -> Result<(), Status> {
         if dropped.is_empty() {
             return Ok(());
         }
-        let left = self.supervisor.catalog.modules().await.map_err(internal)?;
+        let left = self.catalog.modules().await.map_err(internal)?;
         for hex in dropped {
             if left.values().any(|m| m.versions.contains_key(&hex)) {
                 continue;
@@ -138,7 +139,7 @@ impl Keeper {
             };
             let bytes = self.store.get(&digest).await.ok();
             self.store.remove(&digest).await.map_err(internal)?;
-            let left = self.supervisor.catalog.modules().await.map_err(internal)?;
+            let left = self.catalog.modules().await.map_err(internal)?;
             if let Some(bytes) = bytes
                 && left.values().any(|m| m.versions.contains_key(&hex))
             {
@@ -151,10 +152,9 @@ impl Keeper {
     pub(super) async fn remove_module(&self, asked: v1::DeleteModuleRequest) -> Reply<v1::DeleteModuleReply> {
         let name: ModuleName = asked.name.parse().map_err(invalid)?;
         let _writes = self.supervisor.writes.lock().await;
-        let known = self.supervisor.catalog.modules().await.map_err(internal)?;
+        let known = self.catalog.modules().await.map_err(internal)?;
         let mut dropped = Vec::new();
         let removed = self
-            .supervisor
             .catalog
             .change_module(&name, |record, swarms| {
                 dropped.clear();

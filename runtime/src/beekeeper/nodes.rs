@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use skep_model::id::NodeId;
-use skep_model::name::SwarmName;
+use skep_model::scope::{Scope, SwarmPath};
 use skep_proto::v1;
 use tonic::{Response, Status};
 
@@ -19,7 +19,8 @@ impl Keeper {
         let shown = all.into_iter().map(|heard| {
             let member = heard.member;
             let owned = member.owned.iter().map(|(at, partitions)| {
-                let (swarm, stage) = at.split_once('/').unwrap_or((at, ""));
+                // The path of another tenant's Swarm has a slash of its own.
+                let (swarm, stage) = at.rsplit_once('/').unwrap_or((at, ""));
                 v1::OwnedStage {
                     swarm: swarm.to_owned(),
                     stage: stage.to_owned(),
@@ -51,11 +52,10 @@ impl Keeper {
     /// Unread and parked messages by `swarm/stage`.
     async fn waiting(&self) -> Result<BTreeMap<String, u64>, Status> {
         let mut waiting = BTreeMap::new();
-        let scope = self.supervisor.catalog.scope();
-        for (name, record) in self.supervisor.catalog.swarms().await.map_err(internal)? {
-            let id = record.id(scope).map_err(internal)?;
+        for (path, record) in self.supervisor.catalogs.swarms().await.map_err(internal)? {
+            let id = record.id(&Scope::of(path.tenant().clone())).map_err(internal)?;
             for topic in super::views::depths(self.backend.as_ref(), &id).await? {
-                waiting.insert(at(&name, &topic.topic), topic.unread + topic.parked);
+                waiting.insert(at(&path, &topic.topic), topic.unread + topic.parked);
             }
         }
         Ok(waiting)
@@ -75,7 +75,7 @@ impl Keeper {
     }
 }
 
-fn at(swarm: &SwarmName, topic: &skep_model::scope::TopicId) -> String {
+fn at(swarm: &SwarmPath, topic: &skep_model::scope::TopicId) -> String {
     format!("{swarm}/{}", topic.stage())
 }
 

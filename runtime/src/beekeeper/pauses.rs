@@ -60,14 +60,13 @@ impl Keeper {
             let already = before == (record.hold, record.paused.clone());
             if already
                 || self
-                    .supervisor
                     .catalog
                     .put_swarm(found.version, &record)
                     .await
                     .map_err(internal)?
                     .is_ok()
             {
-                self.supervisor.settle(&name).await.map_err(internal)?;
+                self.supervisor.settle(&self.path(&name)).await.map_err(internal)?;
                 return Ok(Response::new(v1::HoldSwarmReply { already, paused }));
             }
         }

@@ -7,13 +7,15 @@
 //! begins one, and whoever comes after a crash knows what was left. Before `whole` the next one throws that away and begins anew; after it
 //! the same backup only brings the rest of the Swarms in service.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use skep_model::limits::{BACKUP_BYTES_MAX, EXPORT_PIECES_MAX, RESTORE_PAUSE_MS};
-use skep_model::name::SwarmName;
+use skep_model::name::TenantId;
+use skep_model::scope::{Scope, SwarmPath};
 use skep_proto::v1;
 use skep_topic::{Error, Pieces, failpoint};
 use tokio::sync::mpsc;
@@ -23,7 +25,7 @@ use super::backups::{keep, on_disk};
 use super::failure::{internal, invalid, topic_error};
 use super::{Keeper, Reply, detached};
 use crate::backup::{At, Bad, Contents, LifeAt, Reader, scan};
-use crate::catalog::{Catalog, Read, Restoring, SwarmRecord};
+use crate::catalog::{Read, Restoring, SwarmRecord, read};
 use crate::wording::count;
 
 static RESTORES: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(1);
@@ -90,11 +92,12 @@ impl Keeper {
 
     /// Whether there is nothing that a restore could meet, but for what an interrupted one left.
     async fn is_empty(&self) -> Result<(), Status> {
-        let catalog = &self.supervisor.catalog;
+        let catalog = &self.catalog;
         let left = catalog.restoring().await.map_err(internal)?;
+        let catalogs = &self.supervisor.catalogs;
         let (swarms, modules) = (
-            catalog.swarms().await.map_err(internal)?.len(),
-            catalog.modules().await.map_err(internal)?.len(),
+            catalogs.swarms().await.map_err(internal)?.len(),
+            catalogs.modules().await.map_err(internal)?.len(),
         );
         let theirs = match left {
             None => swarms + modules == 0,
@@ -112,21 +115,26 @@ impl Keeper {
     }
 
     async fn bring_back(&self, file: Arc<File>) -> Reply<v1::BackupContents> {
-        let catalog = self.supervisor.catalog.clone();
-        let (from, judge) = (Arc::clone(&file), catalog.clone());
+        let from = Arc::clone(&file);
         let contents = blocking(move || {
             scan(&from, |key, value| {
-                judge.read(key, value).map(|_| ()).map_err(|e| format!("{e:#}"))
+                read(key, value).map(|_| ()).map_err(|e| format!("{e:#}"))
             })
         })
         .await?;
-        if let Some(life) = contents
-            .lives
-            .iter()
-            .find(|l| l.swarm.tenant() != catalog.scope().tenant())
-        {
+        let named = |tenant: &TenantId| {
+            contents
+                .records
+                .iter()
+                .any(|(key, _)| *key == format!("tenant/{tenant}"))
+        };
+        let strange = contents.lives.iter().find(|life| {
+            let tenant = life.swarm.tenant();
+            *tenant != TenantId::default_tenant() && !named(tenant)
+        });
+        if let Some(life) = strange {
             return Err(invalid(format!(
-                "the backup has a Swarm of another tenant: {}",
+                "the backup has a Swarm of a tenant that is not in it: {}",
                 life.swarm
             )));
         }
@@ -146,7 +154,7 @@ impl Keeper {
 
     /// Says that this restore is under way.
     async fn begin(&self, file: Arc<File>, contents: Contents) -> Result<Restore, Status> {
-        let catalog = &self.supervisor.catalog;
+        let catalog = &self.catalog;
         let mut record = Restoring {
             node: self.node.to_string(),
             backup: contents.head.id.clone(),
@@ -182,11 +190,9 @@ impl Keeper {
 
     /// Brings everything back that is not in anybody's sight.
     async fn fill(&self, restore: &mut Restore) -> Result<(), Status> {
-        let catalog = &self.supervisor.catalog;
+        let (catalog, catalogs) = (&self.catalog, &self.supervisor.catalogs);
         for left in self.backend.imports().await.map_err(topic_error)? {
-            if left.tenant() == catalog.scope().tenant() {
-                self.backend.discard_import(&left).await.map_err(topic_error)?;
-            }
+            self.backend.discard_import(&left).await.map_err(topic_error)?;
         }
         for life in &restore.contents.lives {
             let pieces = pieces(&restore.file, life);
@@ -195,30 +201,53 @@ impl Keeper {
                 Ok(false) => {
                     return Err(Status::failed_precondition(format!(
                         "the store has data of Swarm `{}` already: restore into an empty store",
-                        life.swarm.name()
+                        life.swarm.path()
                     )));
                 }
                 Err(Error::Gone) => {
                     return Err(Status::failed_precondition(format!(
                         "this very Swarm `{}` was deleted in this store, which remembers that: restore into another store",
-                        life.swarm.name()
+                        life.swarm.path()
                     )));
                 }
                 Err(e) => return Err(topic_error(e)),
             }
             failpoint::hit("in-restore");
         }
+        // Each tenant keeps its own copy.
+        let mut owners: BTreeMap<String, BTreeSet<TenantId>> = BTreeMap::new();
+        for (key, at) in &restore.contents.records {
+            let (tenant, digests) = match restore.read(key, *at).await? {
+                Read::Swarm(tenant, record) => (tenant, record.digests().map(str::to_owned).collect::<Vec<_>>()),
+                Read::Module(tenant, _, record) => (tenant, record.versions.into_keys().collect()),
+                Read::Tenant(..) => continue,
+            };
+            for hex in digests {
+                owners.entry(hex).or_default().insert(tenant.clone());
+            }
+        }
         for module in &restore.contents.modules {
             let (file, at) = (Arc::clone(&restore.file), module.at);
             let of = module.clone();
             let bytes = blocking(move || Reader::new(&file, at).module(&of)).await?;
-            self.store.put(&module.digest, bytes).await.map_err(internal)?;
+            for tenant in owners.get(&module.digest.to_hex()).into_iter().flatten() {
+                let store = self.stores.of(tenant);
+                store.put(&module.digest, bytes.clone()).await.map_err(internal)?;
+            }
         }
         let _writes = self.supervisor.writes.lock().await;
         self.is_empty().await?;
         for (key, at) in &restore.contents.records {
-            if let Read::Module(name, record) = restore.read(catalog, key, *at).await? {
-                catalog.restore_module(&name, &record).await.map_err(internal)?;
+            match restore.read(key, *at).await? {
+                Read::Tenant(tenant, record) => {
+                    // One that is there already stays as it is.
+                    let _ = catalogs.put_tenant(&tenant, 0, &record).await.map_err(internal)?;
+                }
+                Read::Module(tenant, name, record) => {
+                    let restored = catalogs.of(&tenant).restore_module(&name, &record).await;
+                    restored.map_err(internal)?;
+                }
+                Read::Swarm(..) => {}
             }
         }
         restore.record.whole = true;
@@ -238,9 +267,9 @@ impl Keeper {
             }
         }
         // Modules' records are written last, and stay with their bytes: another restore overwrites them.
-        let left = self.supervisor.catalog.modules().await;
+        let left = self.supervisor.catalogs.modules().await;
         if left.is_ok_and(|modules| modules.is_empty())
-            && let Err(error) = self.supervisor.catalog.delete_restoring(restore.version).await
+            && let Err(error) = self.catalog.delete_restoring(restore.version).await
         {
             tracing::warn!(
                 error = format!("{error:#}"),
@@ -251,7 +280,7 @@ impl Keeper {
 
     /// One Swarm after the other comes in service.
     async fn serve(&self, restore: Restore) -> Result<v1::BackupContents, Status> {
-        let catalog = &self.supervisor.catalog;
+        let catalog = &self.catalog;
         let mut told = v1::BackupContents {
             taken_ms: restore.contents.head.taken_ms,
             version: restore.contents.head.version.clone(),
@@ -259,27 +288,27 @@ impl Keeper {
             bytes: restore.contents.bytes,
             ..v1::BackupContents::default()
         };
-        let mut names: Vec<SwarmName> = Vec::new();
+        let mut paths: Vec<SwarmPath> = Vec::new();
         {
             let _writes = self.supervisor.writes.lock().await;
             for (key, at) in &restore.contents.records {
-                let Read::Swarm(mut record) = restore.read(catalog, key, *at).await? else {
+                let Read::Swarm(tenant, mut record) = restore.read(key, *at).await? else {
                     continue;
                 };
                 // Whoever deleted it is not here: it serves.
                 record.deleting = false;
                 record.deleted_by = None;
-                self.put_in_service(&record).await?;
+                self.put_in_service(&tenant, &record).await?;
                 failpoint::hit("in-service");
-                let id = record.id(catalog.scope()).map_err(internal)?;
+                let id = record.id(&Scope::of(tenant)).map_err(internal)?;
                 if let Some(life) = restore.contents.lives.iter().find(|life| life.swarm == id) {
                     told.swarms.push(life.tally.told(&id, record.revision));
                 }
-                names.push(record.swarm.name);
+                paths.push(id.path());
             }
         }
-        for name in names {
-            self.supervisor.settle(&name).await.map_err(internal)?;
+        for path in paths {
+            self.supervisor.settle(&path).await.map_err(internal)?;
         }
         let gone = catalog.delete_restoring(restore.version).await.map_err(internal)?;
         if gone.is_err() {
@@ -288,8 +317,8 @@ impl Keeper {
         Ok(told)
     }
 
-    async fn put_in_service(&self, record: &SwarmRecord) -> Result<(), Status> {
-        let catalog = &self.supervisor.catalog;
+    async fn put_in_service(&self, tenant: &TenantId, record: &SwarmRecord) -> Result<(), Status> {
+        let catalog = self.supervisor.catalogs.of(tenant);
         if catalog.put_swarm(0, record).await.map_err(internal)?.is_ok() {
             return Ok(());
         }
@@ -305,10 +334,10 @@ impl Keeper {
 }
 
 impl Restore {
-    async fn read(&self, catalog: &Catalog, key: &str, at: At) -> Result<Read, Status> {
+    async fn read(&self, key: &str, at: At) -> Result<Read, Status> {
         let file = Arc::clone(&self.file);
         let (_, value) = blocking(move || Reader::new(&file, at).record()).await?;
-        catalog.read(key, &value).map_err(internal)
+        read(key, &value).map_err(internal)
     }
 }
 

@@ -57,7 +57,7 @@ impl Keeper {
         let code = self
             .supervisor
             .modules
-            .load(digest)
+            .load(self.catalog.tenant(), digest)
             .await
             .map_err(|e| Status::failed_precondition(format!("module `{module}` cannot be loaded: {e:#}")))?;
         let bee = code
@@ -123,7 +123,7 @@ impl Keeper {
 
     async fn digest_of(&self, module: &str) -> Result<Digest, Status> {
         let wanted: ModuleRef = module.parse().map_err(invalid)?;
-        let known = self.supervisor.catalog.modules().await.map_err(internal)?;
+        let known = self.catalog.modules().await.map_err(internal)?;
         let found = Known(&known).resolve(&wanted).map(|(digest, _)| digest);
         found.ok_or_else(|| Status::not_found(format!("no module `{wanted}`: push it first")))
     }

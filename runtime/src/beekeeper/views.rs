@@ -19,13 +19,13 @@ use crate::wording::instead;
 
 impl Keeper {
     async fn summary(&self, name: &SwarmName, record: &SwarmRecord) -> v1::SwarmSummary {
-        let topics = match record.id(self.supervisor.catalog.scope()) {
+        let topics = match record.id(self.catalog.scope()) {
             Ok(id) => self.backend.status(&id).await.unwrap_or_default(),
             Err(_) => Vec::new(),
         };
         let status = if record.deleting {
             "deleting".to_owned()
-        } else if let Some(trouble) = self.supervisor.trouble(name) {
+        } else if let Some(trouble) = self.supervisor.trouble(&self.path(name)) {
             format!("degraded: {trouble}")
         } else if let Some(hold) = record.hold {
             match hold {
@@ -53,7 +53,7 @@ impl Keeper {
 
     pub(super) async fn swarms(&self) -> Result<Vec<v1::SwarmSummary>, Status> {
         let mut swarms = Vec::new();
-        for (name, record) in self.supervisor.catalog.swarms().await.map_err(internal)? {
+        for (name, record) in self.catalog.swarms().await.map_err(internal)? {
             swarms.push(self.summary(&name, &record).await);
         }
         Ok(swarms)
@@ -68,7 +68,7 @@ impl Keeper {
             let size = self.backend.state_size(&id.topic(&stage.name)).await;
             sizes.insert(stage.name.clone(), size.unwrap_or_default());
         }
-        let (theirs, missing) = ask::counts(&self.members.others(), name.as_str()).await;
+        let (theirs, missing) = ask::counts(&self.asking, &self.members.others(), &id.path()).await;
         let counted: Vec<v1::StageCounts> = self.here.counts(&id, &record.swarm).into_iter().chain(theirs).collect();
         let stages = record
             .swarm

@@ -30,9 +30,9 @@ pub struct Cli {
 
 #[derive(Debug, Clone, Args)]
 pub struct Global {
-    /// The node to talk to
-    #[arg(long, global = true, env = "SKEP_NODE", default_value = NODE_DEFAULT, value_name = "URL")]
-    pub node: String,
+    /// The node to talk to; that of `skep login`, or http://127.0.0.1:4020, by default
+    #[arg(long, global = true, env = "SKEP_NODE", value_name = "URL")]
+    pub node: Option<String>,
     /// Tables for people, JSON for programs (streams: one JSON line an item)
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
     pub output: Format,
@@ -135,6 +135,19 @@ pub enum Command {
     /// Remove a module, or one of its tags
     DeleteModule(DeleteModule),
 
+    /// Log in at a node: its URL and the token are kept for all commands
+    Login(Login),
+    /// Forget what `login` kept
+    Logout,
+    /// Show who you are to the node
+    Whoami,
+    /// Make, list and delete tenants, who see nothing of each other
+    Tenant(Tenant),
+    /// Make, list, revoke and rotate tokens
+    Token(Token),
+    /// Make certificates to try TLS with
+    Certs(Certs),
+
     /// Build, serve and apply the project in a folder, again at each edit
     Up(Up),
     /// Write a new Bee project
@@ -159,6 +172,131 @@ pub enum Command {
     },
     /// Print the version, and the node's if one answers
     Version,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The token is read from stdin unless --token is given. URL and token are kept in ~/.config/skep/login.json, which only you may read;
+SKEP_NODE, SKEP_TOKEN and SKEP_CA go before them.
+
+Examples:
+  skep login https://bees.example.org:4020 < token
+  skep login https://localhost:4020 --ca certs/ca.pem")]
+pub struct Login {
+    /// https://HOST:PORT, or http:// on this machine
+    pub url: String,
+    /// The token; `-` reads stdin, as no --token does
+    #[arg(long, value_name = "TOKEN")]
+    pub token: Option<String>,
+    /// Who signed the node's certificate (PEM), where the system does not know
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Tenant {
+    #[command(subcommand)]
+    pub what: TenantCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TenantCommand {
+    /// Make one
+    Create {
+        /// a-z, 0-9 and `-`
+        name: String,
+    },
+    /// List them with what they have
+    List,
+    /// Show one
+    Show {
+        /// Its name
+        name: String,
+    },
+    /// Delete one; its tokens end at once
+    Delete {
+        /// Its name
+        name: String,
+        /// With all that it has: Swarms, their messages and state, and modules
+        #[arg(long)]
+        purge: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Roles: `invoke` calls subjects; `read` looks at everything of its tenant, payloads included; `deploy` does both and changes what runs;
+`admin` also makes and revokes the tenant's tokens; `operator`, of no tenant, makes tenants and looks after nodes and backups.
+
+Examples:
+  skep token bootstrap > operator.token
+  skep token create --tenant acme --role deploy --ttl 30d --name ci
+  skep token rotate 0123456789ab --grace 1h
+  skep token revoke 0123456789ab")]
+pub struct Token {
+    #[command(subcommand)]
+    pub what: TokenCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make the first operator's token; from then on every call needs one
+    Bootstrap,
+    /// Make one; it is shown once
+    Create {
+        /// Whose it is; by default your own tenant's
+        #[arg(long)]
+        tenant: Option<String>,
+        /// What it may do: invoke, read, deploy, admin or operator
+        #[arg(long)]
+        role: String,
+        /// How long it is good: `30d`, `12h`; without an end by default
+        #[arg(long, value_parser = duration, value_name = "TIME")]
+        ttl: Option<Duration>,
+        /// What it is for, for people
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// List those that you may see, without their secrets
+    List {
+        /// Only this tenant's
+        #[arg(long)]
+        tenant: Option<String>,
+    },
+    /// End one, with the streams that were opened by it
+    Revoke {
+        /// Its id, as the list has it
+        id: String,
+    },
+    /// Give one a new secret; it is shown once
+    Rotate {
+        /// Its id, as the list has it
+        id: String,
+        /// How long the former secret stays good; it ends at once by default
+        #[arg(long, value_parser = duration, value_name = "TIME")]
+        grace: Option<Duration>,
+    },
+    /// Write a token that nobody knows yet, for the file of `skep serve --bootstrap-token`
+    Generate,
+}
+
+#[derive(Debug, Args)]
+pub struct Certs {
+    #[command(subcommand)]
+    pub what: CertsCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CertsCommand {
+    /// A root of your own, a node's certificate and a client's
+    Dev {
+        /// The folder to write into
+        #[arg(default_value = "certs")]
+        dir: PathBuf,
+        /// Another name or address of the node; may be repeated
+        #[arg(long = "host", value_name = "HOST")]
+        hosts: Vec<String>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -248,6 +386,36 @@ pub struct Serve {
     /// What the node is called among others; the machine's name by default
     #[arg(long, env = "SKEP_NODE_NAME", hide_env_values = true, value_name = "NAME")]
     pub node_name: Option<String>,
+    /// The node's certificate (PEM), with what is between it and its root: the port speaks TLS
+    #[arg(
+        long,
+        env = "SKEP_TLS_CERT",
+        hide_env_values = true,
+        value_name = "FILE",
+        requires = "tls_key"
+    )]
+    pub tls_cert: Option<PathBuf>,
+    /// The key of --tls-cert (PEM)
+    #[arg(
+        long,
+        env = "SKEP_TLS_KEY",
+        hide_env_values = true,
+        value_name = "FILE",
+        requires = "tls_cert"
+    )]
+    pub tls_key: Option<PathBuf>,
+    /// Let in only clients whose certificate these signed (PEM)
+    #[arg(long, env = "SKEP_CLIENT_CA", hide_env_values = true, value_name = "FILE")]
+    pub client_ca: Option<PathBuf>,
+    /// Who signed the other nodes' certificates (PEM); by default --client-ca, or whom the system trusts
+    #[arg(long, env = "SKEP_TLS_CA", hide_env_values = true, value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// The file with an operator's token; it is written unless it, or another such token, is there
+    #[arg(long, env = "SKEP_BOOTSTRAP_TOKEN", hide_env_values = true, value_name = "FILE")]
+    pub bootstrap_token: Option<PathBuf>,
+    /// Listen where other machines can reach it even without TLS or tokens
+    #[arg(long, env = "SKEP_ALLOW_INSECURE", hide_env_values = true)]
+    pub allow_insecure: bool,
     /// How the node's own log is written on stderr; text by default
     #[arg(long, env = "SKEP_LOG_FORMAT", hide_env_values = true, value_enum)]
     pub log_format: Option<LogFormat>,
@@ -272,6 +440,12 @@ impl Serve {
             node_name: self.node_name,
             log_format: self.log_format,
             sample_ratio: self.sample_ratio,
+            tls_cert: self.tls_cert,
+            tls_key: self.tls_key,
+            client_ca: self.client_ca,
+            tls_ca: self.tls_ca,
+            bootstrap_token: self.bootstrap_token,
+            allow_insecure: self.allow_insecure,
             ..stores
         };
         (config, layer)
@@ -798,6 +972,7 @@ fn duration(text: &str) -> Result<Duration, String> {
         "s" => 1_000,
         "m" => 60_000,
         "h" => 3_600_000,
+        "d" => 86_400_000,
         _ => 0,
     };
     match number.and_then(|n| n.checked_mul(unit_ms)) {
@@ -871,6 +1046,16 @@ mod tests {
             "skep backup all.skep",
             "skep backup -",
             "skep restore - -o json",
+            "skep serve --data d --listen 0.0.0.0:4020 --tls-cert a --tls-key b --client-ca c --bootstrap-token t",
+            "skep login https://h:1 --ca ca.pem",
+            "skep whoami",
+            "skep logout",
+            "skep tenant create acme",
+            "skep tenant delete acme --purge",
+            "skep token create --tenant acme --role deploy --ttl 30d --name ci",
+            "skep token rotate 0123456789ab --grace 1h",
+            "skep token bootstrap",
+            "skep certs dev certs --host bees.example.org",
         ] {
             parse(line).unwrap_or_else(|e| panic!("{line}: {e}"));
         }

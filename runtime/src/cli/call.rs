@@ -180,6 +180,8 @@ fn failed(error: Error, node: &str) -> Failure {
         Kind::Unavailable if error.reason == "deleting" => Code::FailedPrecondition,
         Kind::Unavailable => Code::Unavailable,
         Kind::Failed | Kind::Rejected => Code::FailedPrecondition,
+        Kind::Denied if error.reason == "forbidden" => Code::PermissionDenied,
+        Kind::Denied => Code::Unauthenticated,
         _ => Code::Internal,
     };
     let outcome = match error.outcome {

@@ -2,27 +2,46 @@
 
 use std::time::Duration;
 
-use skep_client::Gateway;
+use skep_client::{Gateway, Kind, Login};
+use skep_proto::v1::access_client::AccessClient;
 use skep_proto::v1::beekeeper_client::BeekeeperClient;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 
 use super::failure::{Exit, Failure, Outcome};
+use super::login;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Responses and lists may be larger than tonic's default; still bounded.
 const DECODE_BYTES_MAX: usize = 16 << 20;
 
-pub async fn beekeeper(node: &str) -> Outcome<BeekeeperClient<Channel>> {
-    Ok(BeekeeperClient::new(channel(node).await?).max_decoding_message_size(DECODE_BYTES_MAX))
+/// A channel that shows who calls.
+pub type Wire = InterceptedService<Channel, Login>;
+
+pub async fn beekeeper(node: &str) -> Outcome<BeekeeperClient<Wire>> {
+    let wire = wire(node, login::login(node)?).await?;
+    Ok(BeekeeperClient::new(wire).max_decoding_message_size(DECODE_BYTES_MAX))
+}
+
+/// Tenants and tokens.
+pub async fn access(node: &str) -> Outcome<AccessClient<Wire>> {
+    access_with(node, login::login(node)?).await
+}
+
+pub async fn access_with(node: &str, login: Login) -> Outcome<AccessClient<Wire>> {
+    let wire = wire(node, login).await?;
+    Ok(AccessClient::new(wire).max_decoding_message_size(DECODE_BYTES_MAX))
 }
 
 pub async fn gateway(node: &str) -> Outcome<Gateway> {
     // What the client would say of a bad URL or an absent node is said once, here, with its remedy.
     let url = endpoint(node)?.uri().to_string();
+    let login = login::login(node)?;
     // The client's words end with the system's reason.
-    Gateway::connect(url)
-        .await
-        .map_err(|e| absent(node, e.message.rsplit(": ").next()))
+    Gateway::connect_with(url, login).await.map_err(|e| match e.kind {
+        Kind::Invalid => Failure::new(Exit::Usage, e.message),
+        _ => absent(node, e.message.rsplit(": ").next()),
+    })
 }
 
 /// Nobody listens at `node`, or not in our language.
@@ -37,16 +56,19 @@ pub fn absent(node: &str, why: Option<&str>) -> Failure {
     ))
 }
 
-async fn channel(node: &str) -> Outcome<Channel> {
-    let endpoint = endpoint(node)?;
-    endpoint.connect().await.map_err(|e| {
+async fn wire(node: &str, login: Login) -> Outcome<Wire> {
+    let endpoint = login
+        .endpoint(endpoint(node)?)
+        .map_err(|e| Failure::new(Exit::Usage, e.message))?;
+    let channel = endpoint.connect().await.map_err(|e| {
         // tonic says "transport error"; the reason is at the end of the chain.
         let mut cause: &dyn std::error::Error = &e;
         while let Some(next) = cause.source() {
             cause = next;
         }
         absent(node, Some(&cause.to_string()))
-    })
+    })?;
+    Ok(InterceptedService::new(channel, login))
 }
 
 fn endpoint(node: &str) -> Outcome<Endpoint> {
@@ -59,11 +81,8 @@ fn endpoint(node: &str) -> Outcome<Endpoint> {
         Failure::new(Exit::Usage, format!("`{node}` is not a node's URL: {why}"))
             .remedy("write --node http://HOST:PORT")
     };
-    if url.starts_with("https://") {
-        return Err(bad("TLS is not available in this version"));
-    }
-    if !url.starts_with("http://") {
-        return Err(bad("it does not begin with http://"));
+    if !url.starts_with("http://") && !url.starts_with("https://") {
+        return Err(bad("it begins neither with http:// nor with https://"));
     }
     let endpoint = Endpoint::from_shared(url).map_err(|e| bad(&e.to_string()))?;
     if endpoint.uri().port().is_none() {
@@ -94,10 +113,15 @@ mod tests {
 
     #[test]
     fn urls_of_nodes() {
-        for good in ["http://127.0.0.1:4020", "localhost:4020", "http://[::1]:1"] {
+        for good in [
+            "http://127.0.0.1:4020",
+            "https://h:1",
+            "localhost:4020",
+            "http://[::1]:1",
+        ] {
             assert!(endpoint(good).is_ok(), "{good}");
         }
-        for bad in ["", "https://h:1", "ftp://h:1", "http://h", "http://a b:1"] {
+        for bad in ["", "ftp://h:1", "http://h", "http://a b:1"] {
             assert_eq!(endpoint(bad).unwrap_err().exit, Exit::Usage, "{bad}");
         }
     }

@@ -162,6 +162,10 @@ impl Failure {
             ..Self::new(exit, message)
         };
         match outcome {
+            _ if code == Code::Unauthenticated => failure.remedy("log in with `skep login URL`, or set SKEP_TOKEN"),
+            _ if code == Code::PermissionDenied => {
+                failure.remedy("ask whoever gave you the token for one with that role; `skep whoami` shows yours")
+            }
             v1::Outcome::NotDone => failure.remedy("certainly not done: a retry is safe"),
             v1::Outcome::Unknown => {
                 failure.remedy("perhaps done: retry only with the same --idempotency-key, or look at the effects first")

@@ -5,10 +5,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 use skep_proto::v1;
 use skep_proto::v1::beekeeper_client::BeekeeperClient;
-use tonic::transport::Channel;
 
 use super::args::{self, DlqCommand, Letters, Which};
-use super::connect;
+use super::connect::{self, Wire};
 use super::failure::{Exit, Failure, Outcome};
 use super::output::{Paint, Printer, payload_json, payload_text, shown, time};
 use super::progress::Progress;
@@ -23,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One Swarm's dead letters at a node.
 struct Desk {
-    beekeeper: BeekeeperClient<Channel>,
+    beekeeper: BeekeeperClient<Wire>,
     swarm: String,
     out: Printer,
 }

@@ -4,6 +4,7 @@ pub mod args;
 mod backups;
 pub mod build;
 mod call;
+pub mod certs;
 mod connect;
 mod doctor;
 mod edits;
@@ -11,6 +12,7 @@ pub mod failure;
 mod files;
 mod filter;
 mod letters;
+mod login;
 mod modules;
 mod new;
 mod nodes;
@@ -23,6 +25,7 @@ mod python;
 mod state;
 mod submit;
 mod swarms;
+mod tokens;
 mod up;
 
 use std::io::IsTerminal as _;
@@ -104,7 +107,8 @@ fn password_typed(matches: &ArgMatches) -> Option<String> {
 
 async fn run(cli: Cli, seen: Option<String>) -> Outcome {
     let out = Printer::new(&cli.global);
-    let node = cli.global.node.as_str();
+    let node = login::node(cli.global.node.as_deref());
+    let node = node.as_str();
     match cli.command {
         Command::Serve(args) => {
             let upload = args.upload_timeout;
@@ -122,6 +126,8 @@ async fn run(cli: Cli, seen: Option<String>) -> Outcome {
         }
         Command::Up(args) => {
             log_to_stderr("warn", LogFormat::Text);
+            // Not at a node that one logged in to: an edit must not change what others use, unless it is named.
+            let node = cli.global.node.as_deref().unwrap_or(args::NODE_DEFAULT);
             Box::pin(up::run(args, node, Printer::stderr(&cli.global))).await
         }
         // Taken care of before the runtime.
@@ -145,6 +151,12 @@ async fn run(cli: Cli, seen: Option<String>) -> Outcome {
         Command::Restore(args) => backups::restore(args, node, out).await,
         Command::Delete(args) => swarms::delete(args, node, out).await,
         Command::DeleteModule(args) => modules::delete(args, node, out).await,
+        Command::Tenant(args) => tokens::tenant(args, node, out).await,
+        Command::Token(args) => tokens::token(args, node, out).await,
+        Command::Login(args) => login::run(args, out).await,
+        Command::Logout => login::logout(out),
+        Command::Whoami => login::whoami(node, out).await,
+        Command::Certs(args) => certs::run(args, out),
         Command::Filter(args) => {
             log_to_stderr("error", LogFormat::Text);
             Box::pin(filter::run(*args, out)).await

@@ -6,10 +6,9 @@ use serde_json::json;
 use skep_proto::v1;
 use skep_proto::v1::beekeeper_client::BeekeeperClient;
 use skep_proto::v1::hold_swarm_request::Hold;
-use tonic::transport::Channel;
 
 use super::args;
-use super::connect;
+use super::connect::{self, Wire};
 use super::failure::{Exit, Failure, Outcome};
 use super::output::Printer;
 use super::progress::Progress;
@@ -18,7 +17,7 @@ use crate::wording::count;
 /// Between two looks at what is left.
 const PAUSE: Duration = Duration::from_millis(200);
 
-async fn hold(beekeeper: &mut BeekeeperClient<Channel>, what: &str, hold: Hold) -> Outcome<v1::HoldSwarmReply> {
+async fn hold(beekeeper: &mut BeekeeperClient<Wire>, what: &str, hold: Hold) -> Outcome<v1::HoldSwarmReply> {
     let (swarm, stage) = what.split_once('/').unwrap_or((what, ""));
     let request = v1::HoldSwarmRequest {
         swarm: swarm.to_owned(),

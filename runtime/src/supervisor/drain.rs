@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use skep_model::id::NodeId;
-use skep_model::name::{StageName, SwarmName};
-use skep_model::scope::SwarmId;
+use skep_model::name::StageName;
+use skep_model::scope::{Scope, SwarmId, SwarmPath};
 use skep_topic::Error;
 use tokio::time::sleep;
 
@@ -98,7 +98,7 @@ impl Supervisor {
             remains.dead += topic.dead;
         }
         let fleet = self.fleet.lock().await;
-        let live = fleet.swarms.get(id.name()).filter(|live| live.id == *id);
+        let live = fleet.swarms.get(&id.path()).filter(|live| live.id == *id);
         for (waiting, under_way) in live.into_iter().flat_map(|l| l.all().map(LiveStage::in_memory)) {
             remains.calls += waiting as u64;
             // A batch of the durable path is unread until its commit, so what is busy without anything unread came by the lane.
@@ -136,7 +136,8 @@ impl Supervisor {
     /// # Errors
     /// When the catalog cannot be read or written: the Swarm stays out of service until the next deletion or start.
     pub async fn withdraw_deletion(&self, id: &SwarmId) -> anyhow::Result<()> {
-        let Some(mut found) = self.catalog.swarm(id.name()).await? else {
+        let catalog = self.catalogs.of(id.tenant());
+        let Some(mut found) = catalog.swarm(id.name()).await? else {
             return Ok(());
         };
         if !found.record.is(id) || !found.record.deleting {
@@ -144,7 +145,7 @@ impl Supervisor {
         }
         found.record.deleting = false;
         found.record.deleted_by = None;
-        if self.catalog.put_swarm(found.version, &found.record).await?.is_err() {
+        if catalog.put_swarm(found.version, &found.record).await?.is_err() {
             anyhow::bail!("Swarm `{}` was changed meanwhile: delete it again", id.name());
         }
         Ok(())
@@ -163,9 +164,9 @@ impl Supervisor {
         }
         {
             let _writes = self.writes.lock().await;
-            self.catalog.delete_swarm(id).await?;
+            self.catalogs.of(id.tenant()).delete_swarm(id).await?;
         }
-        self.settle(id.name()).await?;
+        self.settle(&id.path()).await?;
         Ok(true)
     }
 
@@ -179,12 +180,15 @@ impl Supervisor {
             let by = record.deleted_by.as_deref().and_then(|by| by.parse().ok());
             record.deleting && by.is_none_or(|by: NodeId| !alive.contains(&by))
         };
-        for record in self.catalog.swarms().await?.into_values().filter(abandoned) {
-            let id = record.id(self.catalog.scope())?;
+        for (path, record) in self.catalogs.swarms().await? {
+            if !abandoned(&record) {
+                continue;
+            }
+            let id = record.id(&Scope::of(path.tenant().clone()))?;
             if matches!(self.seams.backend.status(&id).await, Err(Error::Gone)) {
                 tracing::info!(swarm = %id, "finishing a deletion");
                 self.seams.backend.remove_swarm(&id, false).await?;
-                self.catalog.delete_swarm(&id).await?;
+                self.catalogs.of(id.tenant()).delete_swarm(&id).await?;
             } else {
                 tracing::warn!(swarm = %id, "its deletion was interrupted and is withdrawn: it serves again");
                 let _writes = self.writes.lock().await;
@@ -193,10 +197,9 @@ impl Supervisor {
         }
         // In this order: a life that another node begins meanwhile has its record first.
         let lives = self.seams.backend.lives().await?;
-        let wanted = self.catalog.swarms().await?;
+        let wanted = self.catalogs.swarms().await?;
         for id in lives {
-            let known =
-                id.tenant() != self.catalog.scope().tenant() || wanted.get(id.name()).is_some_and(|r| r.is(&id));
+            let known = wanted.get(&id.path()).is_some_and(|r| r.is(&id));
             if !known {
                 tracing::info!(swarm = %id, "removing what is left of a deleted Swarm");
                 self.seams.backend.remove_swarm(&id, false).await?;
@@ -243,7 +246,7 @@ impl Supervisor {
     /// something may come round to it. `None` when this removal is over.
     async fn is_used(&self, id: &SwarmId, stage: &StageName, removal: u64) -> Option<(bool, BTreeSet<StageName>)> {
         let fleet = self.fleet.lock().await;
-        let live = fleet.swarms.get(id.name()).filter(|live| live.id == *id)?;
+        let live = fleet.swarms.get(&id.path()).filter(|live| live.id == *id)?;
         let draining = &live.draining;
         draining.get(stage).filter(|d| d.removal == removal)?;
         let circle = circle(draining, stage);
@@ -264,7 +267,7 @@ impl Supervisor {
     async fn take_out(self: Arc<Self>, id: SwarmId, stage: StageName, removal: u64) {
         let drained = {
             let mut fleet = self.fleet.lock().await;
-            let live = fleet.swarms.get_mut(id.name()).filter(|live| live.id == id);
+            let live = fleet.swarms.get_mut(&id.path()).filter(|live| live.id == id);
             let Some(live) = live else { return };
             match live.draining.get(&stage) {
                 Some(d) if d.removal == removal => {}
@@ -280,14 +283,14 @@ impl Supervisor {
         match self.finish(&id, &stage).await {
             Ok(Finish::Done) => {}
             // Something came after all: it starts again and drains.
-            Ok(Finish::NotYet) => self.settle_or_warn(id.name()).await,
+            Ok(Finish::NotYet) => self.settle_or_warn(&id.path()).await,
             Err(e) => {
                 tracing::warn!(swarm = %id, %stage, error = format!("{e:#}"), "cannot remove the topic of a removed stage")
             }
         }
     }
 
-    async fn settle_or_warn(self: &Arc<Self>, name: &SwarmName) {
+    async fn settle_or_warn(self: &Arc<Self>, name: &SwarmPath) {
         if let Err(e) = self.settle(name).await {
             tracing::warn!(swarm = %name, error = format!("{e:#}"), "cannot look after a Swarm");
         }
@@ -297,13 +300,14 @@ impl Supervisor {
     async fn finish(&self, id: &SwarmId, stage: &StageName) -> anyhow::Result<Finish> {
         let _writes = self.writes.lock().await;
         let mut fleet = self.fleet.lock().await;
-        let Some(live) = fleet.swarms.get_mut(id.name()).filter(|live| live.id == *id) else {
+        let Some(live) = fleet.swarms.get_mut(&id.path()).filter(|live| live.id == *id) else {
             return Ok(Finish::Done);
         };
         if !live.kept.contains(stage) {
             return Ok(Finish::Done);
         }
-        let Some(mut found) = self.catalog.swarm(id.name()).await? else {
+        let catalog = self.catalogs.of(id.tenant());
+        let Some(mut found) = catalog.swarm(id.name()).await? else {
             return Ok(Finish::Done);
         };
         let record = &mut found.record;
@@ -337,7 +341,7 @@ impl Supervisor {
         self.stats.forget(&topic);
         record.draining.remove(stage);
         record.born.remove(stage);
-        if self.catalog.put_swarm(found.version, record).await?.is_err() {
+        if catalog.put_swarm(found.version, record).await?.is_err() {
             // It stays in `kept`; whoever changed the record looks again.
             return Ok(Finish::Done);
         }
@@ -352,12 +356,12 @@ impl Supervisor {
     pub async fn discarded(self: &Arc<Self>, id: &SwarmId) -> anyhow::Result<()> {
         let kept: Vec<StageName> = {
             let fleet = self.fleet.lock().await;
-            let live = fleet.swarms.get(id.name()).filter(|live| live.id == *id);
+            let live = fleet.swarms.get(&id.path()).filter(|live| live.id == *id);
             live.map(|l| l.kept.iter().cloned().collect()).unwrap_or_default()
         };
         for stage in kept {
             if matches!(self.finish(id, &stage).await?, Finish::NotYet) {
-                self.settle(id.name()).await?;
+                self.settle(&id.path()).await?;
             }
         }
         Ok(())

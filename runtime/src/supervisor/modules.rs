@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use skep_engine::{Artifact, ArtifactCache, CompileError, Compiler, Engine, Module};
 use skep_model::id::Digest;
 use skep_model::limits::{LOAD_BACKOFF_FIRST_MS, LOAD_BACKOFF_MAX_MS, LOAD_FAILURES_MAX};
+use skep_model::name::TenantId;
 
 use crate::store::ModuleStore;
 
@@ -26,7 +27,7 @@ pub struct Modules {
     cache: Arc<ArtifactCache>,
     /// Loaded ones, as long as a stage holds them.
     loaded: Mutex<HashMap<Digest, Weak<Module>>>,
-    failed: Mutex<HashMap<Digest, Failure>>,
+    failed: Mutex<HashMap<(TenantId, Digest), Failure>>,
 }
 
 /// A module that could not be loaded is not compiled again at every look.
@@ -49,37 +50,38 @@ impl Modules {
         }
     }
 
-    /// The module of a digest: as it is loaded, from the artifact cache, or compiled anew from the store.
+    /// A tenant's module: as it is loaded, from the artifact cache, or compiled anew from the tenant's own store. What is loaded or compiled
+    /// is shared by tenants that have the very same bytes; who may name a digest was decided by the tenant's own records.
     ///
     /// # Errors
     /// Why it cannot be had. Until some time has passed, or the module was pushed again, the last failure is told again.
-    pub async fn load(&self, digest: Digest) -> anyhow::Result<Arc<Module>> {
+    pub async fn load(&self, tenant: &TenantId, digest: Digest) -> anyhow::Result<Arc<Module>> {
         if let Some(module) = self.loaded(digest) {
             return Ok(module);
         }
-        if let Some(why) = self.failed_lately(digest) {
+        if let Some(why) = self.failed_lately(tenant, digest) {
             anyhow::bail!("{why}");
         }
-        match self.load_anew(digest).await {
+        match self.load_anew(tenant, digest).await {
             Ok(module) => {
-                self.forgive(digest);
+                self.forgive(tenant, digest);
                 Ok(module)
             }
             Err(e) => {
-                self.remember(digest, format!("{e:#}"));
+                self.remember(tenant, digest, format!("{e:#}"));
                 Err(e)
             }
         }
     }
 
-    async fn load_anew(&self, digest: Digest) -> anyhow::Result<Arc<Module>> {
+    async fn load_anew(&self, tenant: &TenantId, digest: Digest) -> anyhow::Result<Arc<Module>> {
         if let Some(artifact) = self.cached(digest).await {
             match self.engine.load(digest, artifact).await {
                 Ok(module) => return Ok(self.keep(digest, module)),
                 Err(e) => tracing::warn!(%digest, error = %e, "cached artifact does not load, compiling again"),
             }
         }
-        let bytes = self.store.get(&digest).await?;
+        let bytes = self.store.of(tenant).get(&digest).await?;
         Ok(self.admit(digest, bytes).await?)
     }
 
@@ -110,8 +112,8 @@ impl Modules {
     }
 
     /// Something changed that may mend it: the next load tries.
-    pub fn forgive(&self, digest: Digest) {
-        self.failures().remove(&digest);
+    pub fn forgive(&self, tenant: &TenantId, digest: Digest) {
+        self.failures().remove(&(tenant.clone(), digest));
     }
 
     fn loaded(&self, digest: Digest) -> Option<Arc<Module>> {
@@ -143,26 +145,27 @@ impl Modules {
         }
     }
 
-    fn failures(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Failure>> {
+    fn failures(&self) -> std::sync::MutexGuard<'_, HashMap<(TenantId, Digest), Failure>> {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn failed_lately(&self, digest: Digest) -> Option<String> {
+    fn failed_lately(&self, tenant: &TenantId, digest: Digest) -> Option<String> {
         let failures = self.failures();
-        let failure = failures.get(&digest)?;
+        let failure = failures.get(&(tenant.clone(), digest))?;
         (Instant::now() < failure.again).then(|| failure.why.clone())
     }
 
-    fn remember(&self, digest: Digest, why: String) {
+    fn remember(&self, tenant: &TenantId, digest: Digest, why: String) {
         let mut failures = self.failures();
-        let times = failures.get(&digest).map_or(0, |f| f.times).saturating_add(1);
+        let of = (tenant.clone(), digest);
+        let times = failures.get(&of).map_or(0, |f| f.times).saturating_add(1);
         let wait_ms = LOAD_BACKOFF_FIRST_MS
             .saturating_mul(1 << (times - 1).min(16))
             .min(LOAD_BACKOFF_MAX_MS);
         let again = Instant::now() + Duration::from_millis(wait_ms);
-        failures.insert(digest, Failure { why, times, again });
+        failures.insert(of, Failure { why, times, again });
         if failures.len() > LOAD_FAILURES_MAX
-            && let Some(oldest) = failures.iter().min_by_key(|(_, f)| f.again).map(|(d, _)| *d)
+            && let Some(oldest) = failures.iter().min_by_key(|(_, f)| f.again).map(|(of, _)| of.clone())
         {
             failures.remove(&oldest);
         }

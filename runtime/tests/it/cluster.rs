@@ -9,6 +9,7 @@ use skep_model::id::NodeId;
 use skep_proto::v1;
 use tempfile::TempDir;
 
+use crate::access::with;
 use crate::kills::{check, prepare, stream};
 use crate::node::{Node, SOON, Start, apply, drained, push, request, response, state, test_bees};
 use crate::redis_server::{ALWAYS, Server};
@@ -54,17 +55,30 @@ impl Cluster {
     }
 }
 
-async fn nodes(node: &Node) -> Vec<v1::NodeInfo> {
+async fn nodes(node: &Node, token: Option<&str>) -> Vec<v1::NodeInfo> {
     let mut keeper = node.keeper().await;
-    let nodes = keeper.list_nodes(v1::ListNodesRequest {}).await.expect("nodes");
+    let request = match token {
+        Some(token) => with(token, v1::ListNodesRequest {}),
+        None => tonic::Request::new(v1::ListNodesRequest {}),
+    };
+    let nodes = keeper.list_nodes(request).await.expect("nodes");
     nodes.into_inner().nodes
 }
 
 /// Until every node follows the catalog.
 pub async fn in_step(node: &Node, count: usize) -> Vec<v1::NodeInfo> {
+    until_in_step(node, count, None).await
+}
+
+/// The same where a token is needed.
+pub async fn in_step_as(node: &Node, count: usize, token: &str) -> Vec<v1::NodeInfo> {
+    until_in_step(node, count, Some(token)).await
+}
+
+async fn until_in_step(node: &Node, count: usize, token: Option<&str>) -> Vec<v1::NodeInfo> {
     let until = Instant::now() + SOON;
     loop {
-        let all = nodes(node).await;
+        let all = nodes(node, token).await;
         if all.len() == count && all.iter().all(|n| !n.behind) {
             return all;
         }
@@ -155,7 +169,7 @@ async fn a_drained_node_hands_over_and_comes_back() {
     stream(&mut gateway, 1, to, &mut durable).await;
     let told = second.cli_ok(&["drain", "n1"]);
     assert!(told.contains("owns nothing"), "{told}");
-    let all = nodes(&second).await;
+    let all = nodes(&second, None).await;
     assert_eq!(owned(&all[0]), 0);
     assert_eq!(all[0].state(), v1::node_info::State::Draining);
     // Its Gateway serves on, and the other node does the work.

@@ -1,5 +1,6 @@
 //! Whole-system tests: the real binary, real clients, free ports on loopback, and kills.
 
+mod access;
 mod backup;
 mod bad_input;
 mod branches;
@@ -30,6 +31,7 @@ mod revoked;
 mod s3;
 mod settings;
 mod streams;
+mod tls;
 mod traces;
 mod up;
 mod upgrade;

@@ -43,6 +43,8 @@ pub enum Kind {
     Rejected,
     /// The Swarm did the work and failed for good, after all attempts of its stage.
     Failed,
+    /// The token is missing, wrong, expired or revoked; or it may not do this.
+    Denied,
     /// A defect.
     Internal,
 }
@@ -93,6 +95,7 @@ fn kind_of(code: Code, outcome: Outcome) -> Kind {
         Code::DeadlineExceeded | Code::Cancelled => Kind::DeadlineExceeded,
         Code::Unavailable => Kind::Unavailable,
         Code::FailedPrecondition => Kind::Failed,
+        Code::Unauthenticated | Code::PermissionDenied => Kind::Denied,
         _ => Kind::Internal,
     }
 }
@@ -107,7 +110,12 @@ impl From<Status> for Error {
             // Not an answer of the Gateway: the network, or the gRPC layer before it.
             None if never_sent(&status) => Outcome::NotDone,
             None => match status.code() {
-                Code::InvalidArgument | Code::OutOfRange | Code::NotFound | Code::Unimplemented => Outcome::NotDone,
+                Code::InvalidArgument
+                | Code::OutOfRange
+                | Code::NotFound
+                | Code::Unimplemented
+                | Code::Unauthenticated
+                | Code::PermissionDenied => Outcome::NotDone,
                 _ => Outcome::Unknown,
             },
         };

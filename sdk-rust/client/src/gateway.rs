@@ -10,11 +10,15 @@ use futures::future::BoxFuture;
 use skep_proto::v1;
 use skep_proto::v1::gateway_client::GatewayClient;
 use tokio::time::{Instant, timeout_at};
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::message::headers;
 use crate::pipeline::Requests;
-use crate::{Error, Kind, Message, Outcome, Parts, Response, SubmitStream, TIMEOUT_DEFAULT, retry};
+use crate::{Error, Kind, Login, Message, Outcome, Parts, Response, SubmitStream, TIMEOUT_DEFAULT, retry};
+
+/// A channel that shows who calls.
+pub(crate) type Wire = InterceptedService<Channel, Login>;
 
 /// Requests under way from which on further ones share a stream: a call there costs a fraction of one of its own.
 const PIPELINE_FROM: usize = 8;
@@ -28,7 +32,7 @@ pub(crate) const MESSAGE_BYTES_MAX: usize = 4 << 20;
 /// A connection to a node. Cheap to clone; connects again by itself.
 #[derive(Clone)]
 pub struct Gateway {
-    channel: Channel,
+    wire: Wire,
     under_way: Arc<AtomicUsize>,
     shared: Requests,
 }
@@ -39,15 +43,23 @@ impl Gateway {
     /// # Errors
     /// A URL that is none; a node that cannot be reached.
     pub async fn connect(url: impl Into<String>) -> Result<Self, Error> {
+        Self::connect_with(url, Login::default()).await
+    }
+
+    /// As [`Self::connect`], to a node that wants to know who comes: `https://HOST:PORT` and a token.
+    ///
+    /// # Errors
+    /// As that; and where the login cannot be used with this URL.
+    pub async fn connect_with(url: impl Into<String>, login: Login) -> Result<Self, Error> {
         let url = url.into();
-        let channel = endpoint(&url)?.connect().await.map_err(|e| {
+        let channel = login.endpoint(endpoint(&url)?)?.connect().await.map_err(|e| {
             Error::new(
                 Kind::Unavailable,
                 Outcome::NotDone,
                 format!("cannot reach {url}: {}", whole(&e)),
             )
         })?;
-        Ok(Self::over(channel))
+        Ok(Self::over_with(channel, login))
     }
 
     /// As [`Self::connect`], but connects at the first call. Needs a tokio runtime.
@@ -55,16 +67,32 @@ impl Gateway {
     /// # Errors
     /// A URL that is none.
     pub fn connect_lazy(url: impl Into<String>) -> Result<Self, Error> {
-        Ok(Self::over(endpoint(&url.into())?.connect_lazy()))
+        Self::connect_lazy_with(url, Login::default())
+    }
+
+    /// As [`Self::connect_with`], but connects at the first call. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// A URL that is none; a login that cannot be used with it.
+    pub fn connect_lazy_with(url: impl Into<String>, login: Login) -> Result<Self, Error> {
+        let endpoint = login.endpoint(endpoint(&url.into())?)?;
+        Ok(Self::over_with(endpoint.connect_lazy(), login))
     }
 
     /// Over a channel with settings of your own.
     #[must_use]
     pub fn over(channel: Channel) -> Self {
+        Self::over_with(channel, Login::default())
+    }
+
+    /// Over a channel with settings of your own, showing a login's token.
+    #[must_use]
+    pub fn over_with(channel: Channel, login: Login) -> Self {
+        let wire = InterceptedService::new(channel, login);
         Self {
-            shared: Requests::new(client(&channel)),
+            shared: Requests::new(client(&wire)),
             under_way: Arc::default(),
-            channel,
+            wire,
         }
     }
 
@@ -76,7 +104,7 @@ impl Gateway {
     /// A stream of its own for many requests at once.
     #[must_use]
     pub fn requests(&self) -> Requests {
-        Requests::new(client(&self.channel))
+        Requests::new(client(&self.wire))
     }
 
     /// Appends messages, all or none: await it. Answered once they are durable.
@@ -86,7 +114,7 @@ impl Gateway {
         messages: impl IntoIterator<Item = M>,
     ) -> Submit {
         Submit {
-            client: client(&self.channel),
+            client: client(&self.wire),
             call: v1::SubmitCall {
                 subject: subject.into(),
                 messages: messages.into_iter().map(|m| m.into().into()).collect(),
@@ -99,7 +127,7 @@ impl Gateway {
 
     /// A long stream of messages under a session, which is resumed when the connection breaks.
     pub fn submit_stream(&self, subject: impl Into<String>) -> SubmitStream {
-        SubmitStream::new(client(&self.channel), subject.into())
+        SubmitStream::new(client(&self.wire), subject.into())
     }
 
     async fn once(&self, call: v1::RequestCall) -> Result<Response, Error> {
@@ -107,7 +135,7 @@ impl Gateway {
         if count.others >= PIPELINE_FROM {
             return self.shared.once(call).await;
         }
-        Response::of(client(&self.channel).request(call).await?.into_inner())
+        Response::of(client(&self.wire).request(call).await?.into_inner())
     }
 }
 
@@ -116,7 +144,7 @@ fn endpoint(url: &str) -> Result<Endpoint, Error> {
         Error::new(
             Kind::Invalid,
             Outcome::NotDone,
-            format!("`{url}` is no URL ({e}): use http://HOST:PORT"),
+            format!("`{url}` is no URL ({e}): use http://HOST:PORT or https://HOST:PORT"),
         )
     })?;
     Ok(endpoint
@@ -128,7 +156,7 @@ fn endpoint(url: &str) -> Result<Endpoint, Error> {
 }
 
 /// An error with its causes: tonic's own text is only "transport error".
-fn whole(error: &dyn std::error::Error) -> String {
+pub(crate) fn whole(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(e) = cause {
@@ -141,8 +169,8 @@ fn whole(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn client(channel: &Channel) -> GatewayClient<Channel> {
-    GatewayClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+fn client(wire: &Wire) -> GatewayClient<Wire> {
+    GatewayClient::new(wire.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
 }
 
 struct Count {
@@ -237,7 +265,7 @@ impl Request {
     /// A node that cannot be reached, or that refuses the call.
     pub async fn stream(self) -> Result<Parts, Error> {
         let client = match self.via {
-            Via::Either(gateway) => client(&gateway.channel),
+            Via::Either(gateway) => client(&gateway.wire),
             Via::Stream(stream) => stream.client(),
         };
         Parts::open(client, self.call, self.timeout, SLACK).await
@@ -290,7 +318,7 @@ impl IntoFuture for Request {
 /// Messages to be appended, to be awaited.
 #[must_use = "messages are sent when this is awaited"]
 pub struct Submit {
-    client: GatewayClient<Channel>,
+    client: GatewayClient<Wire>,
     call: v1::SubmitCall,
     timeout: Duration,
 }

@@ -42,11 +42,27 @@
 //! # }
 //! ```
 //!
+//! A node that wants a token, and speaks TLS:
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use skep_client::{Gateway, Login};
+//!
+//! let login = Login::default()
+//!     .token(&std::env::var("SKEP_TOKEN")?)?
+//!     .ca(std::fs::read("ca.pem")?);
+//! let gateway = Gateway::connect_with("https://bees.example.org:4020", login).await?;
+//! # let _ = gateway;
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Every [`Error`] says whether the work was done ([`Outcome`]). The client itself repeats only what was certainly not done, or
 //! what carries an idempotency key, and only within the deadline.
 
 mod error;
 mod gateway;
+mod login;
 mod message;
 mod parts;
 mod pipeline;
@@ -55,6 +71,7 @@ mod submit;
 
 pub use error::{Error, Kind, Outcome};
 pub use gateway::{Gateway, Request, Submit, Submitted};
+pub use login::Login;
 pub use message::{Hop, Message, Response};
 
 /// A [`Message`] on its way out.

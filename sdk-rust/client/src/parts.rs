@@ -8,8 +8,8 @@ use skep_proto::v1;
 use skep_proto::v1::gateway_client::GatewayClient;
 use tokio::time::{Instant, timeout_at};
 use tonic::Streaming;
-use tonic::transport::Channel;
 
+use crate::gateway::Wire;
 use crate::message::hops;
 use crate::{Error, Kind, Outcome, Response};
 
@@ -23,7 +23,7 @@ pub struct Parts {
 
 impl Parts {
     pub(crate) async fn open(
-        mut client: GatewayClient<Channel>,
+        mut client: GatewayClient<Wire>,
         mut call: v1::RequestCall,
         timeout: Duration,
         slack: Duration,

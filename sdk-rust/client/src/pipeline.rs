@@ -10,8 +10,8 @@ use skep_proto::v1::gateway_client::GatewayClient;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
-use tonic::transport::Channel;
 
+use crate::gateway::Wire;
 use crate::gateway::{Request, Via};
 use crate::{Error, Kind, Outcome, Response, WINDOW_MAX};
 
@@ -23,7 +23,7 @@ pub struct Requests {
 }
 
 struct Shared {
-    client: GatewayClient<Channel>,
+    client: GatewayClient<Wire>,
     window: Semaphore,
     link: tokio::sync::Mutex<Option<Arc<Link>>>,
     next_id: AtomicU64,
@@ -40,11 +40,11 @@ struct Link {
 }
 
 impl Requests {
-    pub(crate) fn client(&self) -> GatewayClient<Channel> {
+    pub(crate) fn client(&self) -> GatewayClient<Wire> {
         self.of.client.clone()
     }
 
-    pub(crate) fn new(client: GatewayClient<Channel>) -> Self {
+    pub(crate) fn new(client: GatewayClient<Wire>) -> Self {
         Self {
             of: Arc::new(Shared {
                 client,

@@ -11,8 +11,8 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use tonic::transport::Channel;
 
+use crate::gateway::Wire;
 use crate::{Error, Kind, Message, Outcome, retry};
 
 /// A frame is sent when it holds this many messages or bytes.
@@ -30,7 +30,7 @@ const RESUME_FOR: Duration = Duration::from_secs(60);
 ///
 /// Call [`Self::finish`]: what is dropped before may or may not have been sent.
 pub struct SubmitStream {
-    client: GatewayClient<Channel>,
+    client: GatewayClient<Wire>,
     subject: String,
     session: [u8; 16],
     traceparent: Option<String>,
@@ -67,7 +67,7 @@ struct Link {
 }
 
 impl SubmitStream {
-    pub(crate) fn new(client: GatewayClient<Channel>, subject: String) -> Self {
+    pub(crate) fn new(client: GatewayClient<Wire>, subject: String) -> Self {
         let mut session = [0; 16];
         // Two sessions of one name would lose each other's messages: without random numbers there is no session.
         getrandom::fill(&mut session).expect("the operating system gives random bytes");

@@ -69,7 +69,8 @@ class Response:
 
 
 class Target:
-    """Where a node is and how to come in: the URL, ``SKEP_NODE`` or this machine; the token, or ``SKEP_TOKEN``."""
+    """Where a node is and how to come in: the URL, ``SKEP_NODE`` or this machine; the token, or ``SKEP_TOKEN``; who signed its certificate, or
+    ``SKEP_CA``."""
 
     def __init__(self, url: str | None, token: str | None, ca: str | Path | None, options: Sequence[tuple[str, Any]]) -> None:
         self.url = url or os.environ.get("SKEP_NODE") or NODE_DEFAULT
@@ -81,8 +82,10 @@ class Target:
         self.address = f"{host}:{parts.port or (443 if self.secure else 80)}"
         token = token or os.environ.get("SKEP_TOKEN")
         self.metadata: list[tuple[str, str]] = [("authorization", f"Bearer {token}")] if token else []
+        ca = ca or os.environ.get("SKEP_CA") or None
         self.ca = Path(ca).read_bytes() if ca is not None else None
-        if token and not self.secure and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
+        near = parts.hostname in ("127.0.0.1", "localhost", "::1") or bool(os.environ.get("SKEP_ALLOW_INSECURE"))
+        if token and not self.secure and not near:
             raise ValueError("a token would be sent in the clear: use https://, or a node on this machine")
         self.options = [
             ("grpc.keepalive_time_ms", 30_000),

@@ -1,0 +1,137 @@
+//! The door as a service in front of all others.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::header::{CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, Request, Response};
+use axum::routing::future::RouteFuture;
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, Either};
+use http_body::Frame;
+use hyper::body::Incoming;
+use skep_model::Bytes;
+use skep_model::error::ErrorKind;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::codegen::Service;
+
+use super::{Door, needs, unknown};
+use crate::call::CallError;
+use crate::{error, events, http};
+
+#[derive(Clone)]
+pub(crate) struct Guarded {
+    app: Router,
+    door: Arc<Door>,
+}
+
+impl Guarded {
+    pub(crate) fn new(app: Router, door: Arc<Door>) -> Self {
+        Self { app, door }
+    }
+}
+
+type Answer = Result<Response<Body>, Infallible>;
+
+impl Service<Request<Incoming>> for Guarded {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Either<RouteFuture<Infallible>, BoxFuture<'static, Answer>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Service::<Request<Incoming>>::poll_ready(&mut self.app, cx)
+    }
+
+    fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
+        let path = request.uri().path();
+        let asked = needs::of(path, events::wanted(request.headers()));
+        let entered = match self.door.enter(asked.need, path, request.headers()) {
+            Ok(entered) => entered,
+            Err(refused) => {
+                let refusal = refusal(is_grpc(request.headers()), &refused);
+                return Either::Right(std::future::ready(Ok(refusal)).boxed());
+            }
+        };
+        if let Some(caller) = entered.caller {
+            request.extensions_mut().insert(caller);
+        }
+        let grpc = is_grpc(request.headers());
+        let answer = self.app.call(request);
+        match entered.end.filter(|_| asked.streams) {
+            None => Either::Left(answer),
+            Some(end) => Either::Right(as_long_as(end, grpc, answer).boxed()),
+        }
+    }
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers
+        .get(CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+fn refusal(grpc: bool, refused: &CallError) -> Response<Body> {
+    if grpc {
+        return error::status(refused, false).into_http();
+    }
+    let mut response = http::problem(refused);
+    if refused.kind == ErrorKind::Unauthenticated {
+        let how = HeaderValue::from_static("Bearer realm=\"skep\"");
+        response.headers_mut().insert(WWW_AUTHENTICATE, how);
+    }
+    response
+}
+
+/// Ends an upload, or an answer that goes on, when its token is no longer good.
+async fn as_long_as(end: CancellationToken, grpc: bool, answer: RouteFuture<Infallible>) -> Answer {
+    let response = tokio::select! {
+        biased;
+        () = end.cancelled() => return Ok(refusal(grpc, &unknown())),
+        answer = answer => answer?,
+    };
+    let end = Box::pin(end.cancelled_owned());
+    Ok(response.map(|body| {
+        Body::new(Ending {
+            body,
+            end,
+            grpc,
+            ended: false,
+        })
+    }))
+}
+
+struct Ending {
+    body: Body,
+    end: Pin<Box<WaitForCancellationFutureOwned>>,
+    grpc: bool,
+    ended: bool,
+}
+
+impl http_body::Body for Ending {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        if self.end.as_mut().poll(cx).is_ready() {
+            self.ended = true;
+            // What it was made of goes with it.
+            self.body = Body::empty();
+            let why = unknown();
+            if !self.grpc {
+                return Poll::Ready(Some(Err(axum::Error::new(why))));
+            }
+            let mut trailers = HeaderMap::new();
+            let _ = error::status(&why, false).add_header(&mut trailers);
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        Poll::Ready(frame)
+    }
+}

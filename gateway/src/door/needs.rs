@@ -1,0 +1,138 @@
+//! What each path of the port needs: the whole matrix of roles, in one table.
+
+use skep_model::access::Role;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// Whoever asks whether the node is alive.
+    Nothing,
+    /// A token, of whatever role.
+    Token,
+    Role(Role),
+    /// Another node of the store.
+    Node,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked {
+    pub need: Need,
+    /// It may go on for long, so it ends when the token does.
+    pub streams: bool,
+}
+
+const fn once(role: Role) -> Asked {
+    Asked {
+        need: Need::Role(role),
+        streams: false,
+    }
+}
+
+const fn stream(role: Role) -> Asked {
+    Asked {
+        need: Need::Role(role),
+        streams: true,
+    }
+}
+
+/// Every gRPC method. A test compares with the descriptors, so that none is forgotten.
+#[must_use]
+pub fn listed(path: &str) -> Option<Asked> {
+    use Role::{Admin, Deploy, Invoke, Operator, Read};
+    let (service, method) = path.strip_prefix('/')?.split_once('/')?;
+    Some(match (service, method) {
+        ("skep.v1.Gateway", "Request" | "Submit") => once(Invoke),
+        ("skep.v1.Gateway", "Requests" | "RequestStream" | "SubmitStream") => stream(Invoke),
+
+        ("skep.v1.Beekeeper", "ListModules" | "ListSwarms" | "DescribeSwarm") => once(Read),
+        ("skep.v1.Beekeeper", "ListDeadLetters" | "GetState") => once(Read),
+        ("skep.v1.Beekeeper", "Logs" | "ListState") => stream(Read),
+        ("skep.v1.Beekeeper", "PushModule" | "ImportState" | "DeleteSwarm") => stream(Deploy),
+        ("skep.v1.Beekeeper", "DeleteModule" | "ApplySwarm" | "ScaleStage" | "HoldSwarm") => once(Deploy),
+        ("skep.v1.Beekeeper", "DiscardDeadLetters" | "RedriveDeadLetters" | "TryDeadLetter") => once(Deploy),
+        ("skep.v1.Beekeeper", "ListNodes" | "DrainNode") => once(Operator),
+        ("skep.v1.Beekeeper", "Backup" | "Restore") => stream(Operator),
+        ("skep.v1.Beekeeper", "Node") => Asked {
+            need: Need::Token,
+            streams: false,
+        },
+
+        ("skep.v1.Access", "CreateTenant" | "ListTenants" | "DeleteTenant") => once(Operator),
+        ("skep.v1.Access", "CreateToken" | "ListTokens" | "RevokeToken" | "RotateToken") => once(Admin),
+        // Only an open door has it: see `Bootstrap`.
+        ("skep.v1.Access", "Bootstrap") => once(Operator),
+        ("skep.v1.Access", "WhoAmI") => Asked {
+            need: Need::Token,
+            streams: false,
+        },
+
+        ("skep.v1.Peer", "Counts") => Asked {
+            need: Need::Node,
+            streams: false,
+        },
+        ("skep.v1.Peer", "Said") => Asked {
+            need: Need::Node,
+            streams: true,
+        },
+        _ => return None,
+    })
+}
+
+/// What a path needs. What nobody thought of is the operator's.
+#[must_use]
+pub fn of(path: &str, takes_events: bool) -> Asked {
+    if let Some(asked) = listed(path) {
+        return asked;
+    }
+    let (need, streams) = match path {
+        "/healthz" | "/readyz" => (Need::Nothing, false),
+        _ if path.starts_with("/grpc.health.v1.Health/") => (Need::Nothing, false),
+        _ if path.starts_with("/v1/") => (Need::Role(Role::Invoke), takes_events),
+        _ if path.starts_with("/skep.v1.") => (Need::Role(Role::Operator), true),
+        // Reflection, and what is not there.
+        _ => (Need::Token, true),
+    };
+    Asked { need, streams }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+    use prost_types::FileDescriptorSet;
+
+    use super::*;
+
+    #[test]
+    fn every_method_has_its_need_and_says_whether_it_streams() {
+        let set = FileDescriptorSet::decode(skep_proto::DESCRIPTOR).unwrap();
+        let mut seen = 0;
+        for file in &set.file {
+            for service in &file.service {
+                for method in &service.method {
+                    let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
+                    let asked = listed(&path).unwrap_or_else(|| panic!("{path} is not in the table of needs"));
+                    let streams = method.client_streaming() || method.server_streaming();
+                    assert_eq!(asked.streams, streams, "{path}");
+                    seen += 1;
+                }
+            }
+        }
+        assert!(seen > 30, "{seen}");
+    }
+
+    #[test]
+    fn what_nobody_thought_of_is_closed() {
+        let need = |path| of(path, false).need;
+        assert_eq!(need("/skep.v1.Beekeeper/Newest"), Need::Role(Role::Operator));
+        assert_eq!(need("/skep.v1.Gateway/request"), Need::Role(Role::Operator));
+        assert_eq!(need("/v1/orders"), Need::Role(Role::Invoke));
+        assert_eq!(need("/v1/orders:submit"), Need::Role(Role::Invoke));
+        assert_eq!(
+            need("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"),
+            Need::Token
+        );
+        for odd in ["", "/", "//v1/orders", "/V1/orders", "/healthz/", "/v1"] {
+            assert_eq!(need(odd), Need::Token, "{odd}");
+        }
+        assert_eq!(need("/healthz"), Need::Nothing);
+    }
+}

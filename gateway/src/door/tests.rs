@@ -1,0 +1,203 @@
+use skep_model::env::{ManualClock, SeededEntropy};
+
+use super::*;
+
+struct Ward {
+    clock: Arc<ManualClock>,
+    door: Arc<Door>,
+    entropy: SeededEntropy,
+    peers: PeerKey,
+}
+
+impl Ward {
+    fn new() -> Self {
+        let clock = Arc::new(ManualClock::at(1_000));
+        let entropy = SeededEntropy::new(7);
+        Self {
+            door: Door::open(Arc::clone(&clock) as Arc<dyn Clock>),
+            clock,
+            peers: PeerKey::random(&entropy),
+            entropy,
+        }
+    }
+
+    fn secret(&self) -> Secret {
+        Secret::random(TokenId::random(&self.entropy), &self.entropy)
+    }
+
+    fn close(&self, passes: &[Pass]) {
+        self.door.close(passes.to_vec(), self.peers.clone());
+    }
+}
+
+fn pass(secret: &Secret, tenant: &str, role: Role, until_ms: Option<u64>) -> Pass {
+    Pass {
+        hash: secret.hash(),
+        until_ms,
+        caller: Caller {
+            scope: Scope::of(tenant.parse().unwrap()),
+            role,
+            token: Some(secret.id),
+        },
+    }
+}
+
+fn headers(values: &[&str]) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for value in values {
+        headers.append(AUTHORIZATION, value.parse().unwrap());
+    }
+    headers
+}
+
+fn ask(door: &Door, need: Need, values: &[&str]) -> Result<Entered, ErrorKind> {
+    door.enter(need, "/p", &headers(values)).map_err(|e| e.kind)
+}
+
+#[test]
+fn an_open_door_takes_everybody_and_a_closed_one_only_whom_it_knows() {
+    let ward = Ward::new();
+    let secret = ward.secret();
+    let bearer = format!("Bearer {}", secret.text());
+    let deploy = Need::Role(Role::Deploy);
+    let entered = ask(&ward.door, Need::Role(Role::Operator), &[]).unwrap();
+    assert_eq!(entered.caller, Some(everybody()));
+    ward.close(&[pass(&secret, "acme", Role::Deploy, None)]);
+    let entered = ask(&ward.door, deploy, &[&bearer]).unwrap();
+    assert_eq!(entered.caller.unwrap().scope.tenant().as_str(), "acme");
+    let lower = bearer.replacen("Bearer", "bearer", 1);
+    assert!(ask(&ward.door, deploy, &[&lower]).is_ok());
+    assert_eq!(
+        ask(&ward.door, Need::Role(Role::Admin), &[&bearer]).unwrap_err(),
+        ErrorKind::Forbidden
+    );
+    // Another secret under the same id, another id with the same bits, other schemes, two headers, nothing.
+    let other = Secret::random(secret.id, &ward.entropy);
+    let stranger = ward.secret();
+    for bad in [
+        &[][..],
+        &[""],
+        &["Bearer"],
+        &["Bearer "],
+        &[&format!("Basic {}", secret.text())],
+        &[&secret.text()],
+        &[&format!("Bearer  {}", secret.text())],
+        &[&format!("Bearer {}", other.text())],
+        &[&format!("Bearer {}", stranger.text())],
+        &[&bearer, &bearer],
+        &[&format!("Bearer {}", "x".repeat(1 << 20))],
+    ] {
+        assert_eq!(ask(&ward.door, deploy, bad).unwrap_err(), ErrorKind::Unauthenticated);
+        assert_eq!(
+            ask(&ward.door, Need::Token, bad).unwrap_err(),
+            ErrorKind::Unauthenticated
+        );
+    }
+    assert!(ask(&ward.door, Need::Nothing, &[]).is_ok());
+}
+
+#[test]
+fn tokens_run_out_by_the_clock_and_streams_with_them() {
+    let ward = Ward::new();
+    let secret = ward.secret();
+    let bearer = format!("Bearer {}", secret.text());
+    ward.close(&[pass(&secret, "acme", Role::Read, Some(2_000))]);
+    let end = ask(&ward.door, Need::Token, &[&bearer]).unwrap().end.unwrap();
+    ward.clock.advance(999);
+    ward.door.expire();
+    assert!(ask(&ward.door, Need::Token, &[&bearer]).is_ok() && !end.is_cancelled());
+    ward.clock.advance(1);
+    assert_eq!(
+        ask(&ward.door, Need::Token, &[&bearer]).unwrap_err(),
+        ErrorKind::Unauthenticated
+    );
+    ward.door.expire();
+    assert!(end.is_cancelled());
+}
+
+#[test]
+fn a_revoked_token_ends_its_streams_and_nobody_else_s() {
+    let ward = Ward::new();
+    let (one, two) = (ward.secret(), ward.secret());
+    let passes = [
+        pass(&one, "acme", Role::Read, None),
+        pass(&two, "acme", Role::Read, None),
+    ];
+    ward.close(&passes);
+    let end = |secret: &Secret| {
+        let bearer = format!("Bearer {}", secret.text());
+        ask(&ward.door, Need::Token, &[&bearer]).map(|entered| entered.end.unwrap())
+    };
+    let (first, second) = (end(&one).unwrap(), end(&two).unwrap());
+    // Told the same again: nothing ends.
+    ward.close(&passes);
+    assert!(!first.is_cancelled() && !second.is_cancelled());
+    // One is gone, the other has another secret and its former one for a while.
+    let next = Secret::random(two.id, &ward.entropy);
+    ward.close(&[
+        pass(&next, "acme", Role::Read, None),
+        pass(&two, "acme", Role::Read, Some(3_000)),
+    ]);
+    assert!(first.is_cancelled() && !second.is_cancelled());
+    assert_eq!(end(&one).unwrap_err(), ErrorKind::Unauthenticated);
+    assert!(end(&two).is_ok() && end(&next).is_ok());
+    // Another role is another caller.
+    let third = end(&next).unwrap();
+    ward.close(&[pass(&next, "acme", Role::Invoke, None)]);
+    assert!(second.is_cancelled() && third.is_cancelled());
+    // Nobody left: it is closed all the same.
+    ward.close(&[]);
+    assert!(!ward.door.is_open());
+    assert_eq!(end(&next).unwrap_err(), ErrorKind::Unauthenticated);
+}
+
+#[test]
+fn nodes_prove_themselves_and_tokens_do_not_stand_in() {
+    let ward = Ward::new();
+    assert!(ward.door.proof("/p").is_none());
+    assert!(ask(&ward.door, Need::Node, &[]).is_ok());
+    let operator = ward.secret();
+    ward.close(&[pass(&operator, "default", Role::Operator, None)]);
+    let proof = ward.door.proof("/p").unwrap();
+    assert!(ask(&ward.door, Need::Node, &[&proof]).is_ok());
+    let bearer = format!("Bearer {}", operator.text());
+    let (other, longer) = (ward.door.proof("/other").unwrap(), format!("{proof}0"));
+    for bad in [&[][..], &[bearer.as_str()], &[other.as_str()], &[longer.as_str()]] {
+        assert_eq!(
+            ask(&ward.door, Need::Node, bad).unwrap_err(),
+            ErrorKind::Unauthenticated
+        );
+    }
+    assert_eq!(
+        ask(&ward.door, Need::Token, &[&proof]).unwrap_err(),
+        ErrorKind::Unauthenticated
+    );
+}
+
+#[test]
+fn who_did_not_hear_of_the_store_lets_nobody_in_until_it_does() {
+    let ward = Ward::new();
+    let secret = ward.secret();
+    let bearer = format!("Bearer {}", secret.text());
+    let passes = [pass(&secret, "acme", Role::Read, None)];
+    ward.close(&passes);
+    let end = ask(&ward.door, Need::Token, &[&bearer]).unwrap().end.unwrap();
+    assert!(!ward.door.expire() && !end.is_cancelled());
+    // As if it had been told long ago.
+    let long_ago = Instant::now().checked_sub(std::time::Duration::from_millis(3 * ACCESS_UNHEARD_MS));
+    let door = Door {
+        born: long_ago.expect("this machine is not that new"),
+        clock: Arc::clone(&ward.door.clock),
+        state: RwLock::new(ward.door.state()),
+        heard_ms: AtomicU64::new(0),
+    };
+    assert_eq!(ask(&door, Need::Token, &[&bearer]).unwrap_err(), ErrorKind::Unavailable);
+    assert!(door.expire() && end.is_cancelled());
+    assert_eq!(
+        ask(&door, Need::Token, &["Bearer x"]).unwrap_err(),
+        ErrorKind::Unauthenticated
+    );
+    door.close(passes.to_vec(), ward.peers.clone());
+    let again = ask(&door, Need::Token, &[&bearer]).unwrap().end.unwrap();
+    assert!(!door.expire() && !again.is_cancelled());
+}

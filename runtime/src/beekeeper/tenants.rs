@@ -1,0 +1,226 @@
+//! Tenants: made, listed, taken away with all that they have.
+
+use skep_model::access::{Caller, Role};
+use skep_model::limits::TENANTS_MAX;
+use skep_model::name::TenantId;
+use skep_model::scope::Scope;
+use skep_proto::v1;
+use tonic::Status;
+
+use super::failure::{internal, invalid};
+use super::{Desk, Keeper};
+use crate::catalog::{RACES_MAX, TenantRecord, Versioned};
+use crate::wording::{count, instead};
+
+impl Keeper {
+    pub(super) async fn make_tenant(&self, name: &str) -> Result<v1::Tenant, Status> {
+        self.closed()?;
+        let tenant: TenantId = name.parse().map_err(invalid)?;
+        let there = || Status::already_exists(format!("there is a tenant `{tenant}` already"));
+        if tenant == TenantId::default_tenant() {
+            return Err(there());
+        }
+        let catalogs = &self.supervisor.catalogs;
+        if catalogs.tenants().await.map_err(internal)?.len() >= TENANTS_MAX {
+            return Err(Status::resource_exhausted(format!(
+                "there are {TENANTS_MAX} tenants, no more fit: delete one"
+            )));
+        }
+        let record = TenantRecord {
+            created_ms: self.registry.now_ms(),
+            deleting: false,
+        };
+        match catalogs.put_tenant(&tenant, 0, &record).await.map_err(internal)? {
+            Ok(_) => self.told(&tenant, &record).await,
+            Err(_) => Err(there()),
+        }
+    }
+
+    async fn told(&self, tenant: &TenantId, record: &TenantRecord) -> Result<v1::Tenant, Status> {
+        let catalog = self.supervisor.catalogs.of(tenant);
+        let tokens = self.registry.tokens().await.map_err(internal)?;
+        let own = tokens
+            .values()
+            .filter(|found| found.record.tenant.as_ref() == Some(tenant));
+        Ok(v1::Tenant {
+            name: tenant.to_string(),
+            created_ms: record.created_ms,
+            deleting: record.deleting,
+            swarms: catalog.swarms().await.map_err(internal)?.len() as u64,
+            modules: catalog.modules().await.map_err(internal)?.len() as u64,
+            tokens: own.count() as u64,
+        })
+    }
+
+    /// One tenant, or all; the default one comes first and was not made.
+    pub(super) async fn tenants(&self, name: &str) -> Result<Vec<v1::Tenant>, Status> {
+        let default = TenantId::default_tenant();
+        let always = TenantRecord {
+            created_ms: 0,
+            deleting: false,
+        };
+        let mut all = vec![(default, always)];
+        let made = self.supervisor.catalogs.tenants().await.map_err(internal)?;
+        all.extend(made.into_iter().map(|(tenant, found)| (tenant, found.record)));
+        if !name.is_empty() {
+            let names: Vec<&str> = all.iter().map(|(tenant, _)| tenant.as_str()).collect();
+            if !names.contains(&name) {
+                let shown: String = name.chars().take(64).collect();
+                return Err(Status::not_found(format!(
+                    "no tenant `{shown}`; {}",
+                    instead(&shown, &names, "")
+                )));
+            }
+            all.retain(|(tenant, _)| tenant.as_str() == name);
+        }
+        let mut out = Vec::new();
+        for (tenant, record) in all {
+            out.push(self.told(&tenant, &record).await?);
+        }
+        Ok(out)
+    }
+
+    /// Nobody comes in any more, then all goes, and the record last: interrupted, it is asked for again.
+    pub(super) async fn remove_tenant(
+        &self,
+        desk: &Desk,
+        asked: v1::DeleteTenantRequest,
+    ) -> Result<v1::Tenant, Status> {
+        let tenant: TenantId = asked.name.parse().map_err(invalid)?;
+        if tenant == TenantId::default_tenant() {
+            return Err(invalid("the default tenant is always there: delete what it has"));
+        }
+        let catalogs = &self.supervisor.catalogs;
+        let (mut found, told) = self.out_of_service(&tenant, asked.purge).await?;
+        let theirs = desk.keeper(Caller {
+            scope: Scope::of(tenant.clone()),
+            role: Role::Admin,
+            token: None,
+        });
+        for _ in 0..RACES_MAX {
+            let seen = catalogs.number().await.map_err(internal)?;
+            if asked.purge {
+                theirs.purge().await?;
+            } else if !theirs.has_nothing().await? {
+                // A call that was under way brought something in between.
+                found.record.deleting = false;
+                let _ = catalogs
+                    .put_tenant(&tenant, found.version, &found.record)
+                    .await
+                    .map_err(internal)?;
+                self.registry.refresh().await.map_err(internal)?;
+                return Err(not_empty(&self.told(&tenant, &found.record).await?));
+            }
+            let tokens = self.registry.tokens().await.map_err(internal)?;
+            let own = tokens
+                .into_iter()
+                .filter(|(_, t)| t.record.tenant.as_ref() == Some(&tenant));
+            let mut left = false;
+            for (id, token) in own {
+                left = true;
+                let _ = self.registry.remove(id, token.version).await.map_err(internal)?;
+            }
+            if left || !theirs.has_nothing().await? {
+                continue;
+            }
+            let gone = catalogs
+                .delete_tenant(&tenant, found.version, seen)
+                .await
+                .map_err(internal)?;
+            if gone.is_ok() {
+                self.registry.refresh().await.map_err(internal)?;
+                return Ok(told);
+            }
+        }
+        Err(Status::aborted(format!(
+            "tenant `{tenant}` is out of service, and the catalog is being changed by too many at once: delete it again"
+        )))
+    }
+
+    /// Marks it, so that its tokens end everywhere.
+    async fn out_of_service(
+        &self,
+        tenant: &TenantId,
+        purge: bool,
+    ) -> Result<(Versioned<TenantRecord>, v1::Tenant), Status> {
+        let catalogs = &self.supervisor.catalogs;
+        for _ in 0..RACES_MAX {
+            let Some(mut found) = catalogs.tenant(tenant).await.map_err(internal)? else {
+                self.tenants(tenant.as_str()).await?;
+                continue;
+            };
+            let told = self.told(tenant, &found.record).await?;
+            if !purge && told.swarms + told.modules > 0 {
+                return Err(not_empty(&told));
+            }
+            found.record.deleting = true;
+            if let Ok(version) = catalogs
+                .put_tenant(tenant, found.version, &found.record)
+                .await
+                .map_err(internal)?
+            {
+                found.version = version;
+                self.registry.refresh().await.map_err(internal)?;
+                return Ok((found, told));
+            }
+        }
+        Err(Status::aborted(format!(
+            "tenant `{tenant}` is being changed by too many at once: try again"
+        )))
+    }
+
+    async fn has_nothing(&self) -> Result<bool, Status> {
+        let (swarms, modules) = (
+            self.catalog.swarms().await.map_err(internal)?,
+            self.catalog.modules().await.map_err(internal)?,
+        );
+        Ok(swarms.is_empty() && modules.is_empty())
+    }
+
+    /// Everything that its own deletions would take, with what Swarms keep.
+    async fn purge(&self) -> Result<(), Status> {
+        for name in self.catalog.swarms().await.map_err(internal)?.into_keys() {
+            let asked = v1::DeleteSwarmRequest {
+                name: name.to_string(),
+                discard: true,
+                ..v1::DeleteSwarmRequest::default()
+            };
+            let mut told = match self.begin_deletion(asked).await {
+                Ok(told) => told,
+                // Somebody else's deletion ended meanwhile.
+                Err(gone) if gone.code() == tonic::Code::NotFound => continue,
+                Err(e) => return Err(e),
+            };
+            loop {
+                if let Some(end) = told.borrow_and_update().end.clone() {
+                    end?;
+                    break;
+                }
+                if told.changed().await.is_err() {
+                    return Err(Status::unavailable(
+                        "a deletion ended without a word: delete the tenant again",
+                    ));
+                }
+            }
+        }
+        for name in self.catalog.modules().await.map_err(internal)?.into_keys() {
+            let emptied = self.catalog.change_module(&name, |record, _| {
+                record.tags.clear();
+                Ok(std::mem::take(&mut record.versions).into_keys().collect())
+            });
+            let dropped = emptied.await.map_err(internal)?;
+            let _writes = self.supervisor.writes.lock().await;
+            self.drop_bytes(dropped).await?;
+        }
+        Ok(())
+    }
+}
+
+fn not_empty(told: &v1::Tenant) -> Status {
+    Status::failed_precondition(format!(
+        "tenant `{}` has {} and {}: delete them first, or give --purge to delete it with all that it has, messages and state included",
+        told.name,
+        count(told.swarms, "Swarm"),
+        count(told.modules, "module"),
+    ))
+}

@@ -1,0 +1,225 @@
+//! The records of all tenants together.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use serde::{Deserialize, Serialize};
+use skep_model::Bytes;
+use skep_model::name::{ModuleName, TenantId};
+use skep_model::scope::{Scope, SwarmPath};
+use skep_topic::{Backend, CatalogRecord};
+
+use super::{Catalog, FORMAT, ModuleRecord, Read, Stored, SwarmRecord, TenantRecord, Versioned, decode};
+use crate::mirror::Mirror;
+
+/// The catalog of all tenants: for the node itself and its operators.
+#[derive(Clone)]
+pub struct Catalogs {
+    pub(super) backend: Arc<dyn Backend>,
+    /// Of a catalog that may lose its end.
+    mirror: Option<Arc<Mirror>>,
+}
+
+const TENANT: &str = "tenant/";
+
+impl Catalogs {
+    #[must_use]
+    pub fn new(backend: Arc<dyn Backend>, mirror: Option<Arc<Mirror>>) -> Self {
+        Self { backend, mirror }
+    }
+
+    /// What one tenant sees of it.
+    #[must_use]
+    pub fn of(&self, tenant: &TenantId) -> Catalog {
+        Catalog {
+            all: self.clone(),
+            scope: Scope::of(tenant.clone()),
+        }
+    }
+
+    /// Copies what was written, and writes back what was lost: see [`Mirror::keep`].
+    ///
+    /// # Errors
+    /// As that.
+    pub async fn keep(&self) -> anyhow::Result<()> {
+        match &self.mirror {
+            Some(mirror) => mirror.keep().await,
+            None => Ok(()),
+        }
+    }
+
+    /// The same for whoever follows what others write: without the copy it goes on, unless it knows better than the store.
+    ///
+    /// # Errors
+    /// The catalog was taken back, and what it was cannot be read.
+    pub async fn follow(&self) -> anyhow::Result<()> {
+        let Some(mirror) = &self.mirror else { return Ok(()) };
+        let Err(error) = mirror.keep().await else { return Ok(()) };
+        if mirror.is_behind(self.number().await?) {
+            return Err(error.context("the catalog came back from an older state, and its copy cannot be read"));
+        }
+        tracing::warn!(
+            error = format!("{error:#}"),
+            "the copy of the catalog is not looked at for now"
+        );
+        Ok(())
+    }
+
+    /// What was written counts once its copy is there as well.
+    pub(super) async fn kept<T, E>(&self, written: Result<T, E>) -> anyhow::Result<Result<T, E>> {
+        if written.is_ok() {
+            self.keep().await.context(
+                "it is written, and not yet copied to the module store, so a failover may take it back; do it again",
+            )?;
+        }
+        Ok(written)
+    }
+
+    /// What a decision that reads more than one record builds on; taken before the first read.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn number(&self) -> anyhow::Result<u64> {
+        Ok(self.backend.catalog_number().await?)
+    }
+
+    /// The Swarms of all tenants.
+    ///
+    /// # Errors
+    /// When the store cannot be read, or holds what this skep cannot read.
+    pub async fn swarms(&self) -> anyhow::Result<BTreeMap<SwarmPath, SwarmRecord>> {
+        let mut out = BTreeMap::new();
+        for (key, record) in self.backend.catalog_list("swarm/").await? {
+            if let Read::Swarm(tenant, swarm) = read(&key, &record.value)? {
+                out.insert(Scope::of(tenant).path(&swarm.swarm.name), *swarm);
+            }
+        }
+        Ok(out)
+    }
+
+    /// The modules of all tenants.
+    ///
+    /// # Errors
+    /// As [`Catalogs::swarms`].
+    pub async fn modules(&self) -> anyhow::Result<Vec<(TenantId, ModuleName, ModuleRecord)>> {
+        let mut out = Vec::new();
+        for (key, record) in self.stored_modules().await? {
+            if let Read::Module(tenant, name, module) = read(&key, &record.value)? {
+                out.push((tenant, name, module));
+            }
+        }
+        Ok(out)
+    }
+
+    /// All modules' records, as stored.
+    pub async fn stored_modules(&self) -> anyhow::Result<Vec<(String, CatalogRecord)>> {
+        Ok(self.backend.catalog_list("module/").await?)
+    }
+
+    /// All tenants' records, as stored.
+    pub async fn stored_tenants(&self) -> anyhow::Result<Vec<(String, CatalogRecord)>> {
+        Ok(self.backend.catalog_list(TENANT).await?)
+    }
+
+    /// Every tenant but the default one, which is there without a record.
+    pub async fn tenants(&self) -> anyhow::Result<BTreeMap<TenantId, Versioned<TenantRecord>>> {
+        let mut out = BTreeMap::new();
+        for (key, record) in self.stored_tenants().await? {
+            if let Read::Tenant(tenant, read) = read(&key, &record.value)? {
+                let version = record.version;
+                out.insert(tenant, Versioned { version, record: read });
+            }
+        }
+        Ok(out)
+    }
+
+    pub async fn tenant(&self, tenant: &TenantId) -> anyhow::Result<Option<Versioned<TenantRecord>>> {
+        self.get(&format!("{TENANT}{tenant}")).await
+    }
+
+    /// `Err(current)` when the record is not at version `expect` any more.
+    pub async fn put_tenant(
+        &self,
+        tenant: &TenantId,
+        expect: u64,
+        record: &TenantRecord,
+    ) -> anyhow::Result<Result<u64, u64>> {
+        self.put(&format!("{TENANT}{tenant}"), expect, None, record).await
+    }
+
+    /// `Err`: it, or anything else in the catalog, was changed since `seen`.
+    pub async fn delete_tenant(&self, tenant: &TenantId, expect: u64, seen: u64) -> anyhow::Result<Result<(), u64>> {
+        let key = format!("{TENANT}{tenant}");
+        let deleted = self.backend.catalog_delete_if(&key, expect, Some(seen)).await?;
+        self.kept(deleted).await
+    }
+
+    pub(crate) async fn put<T: Serialize>(
+        &self,
+        key: &str,
+        expect: u64,
+        seen: Option<u64>,
+        record: &T,
+    ) -> anyhow::Result<Result<u64, u64>> {
+        let stored = Stored { format: FORMAT, record };
+        let value = Bytes::from(serde_json::to_vec(&stored)?);
+        let put = self.backend.catalog_put_if(key, expect, seen, value).await?;
+        self.kept(put).await
+    }
+
+    pub(crate) async fn delete(&self, key: &str, expect: u64) -> anyhow::Result<Result<(), u64>> {
+        let deleted = self.backend.catalog_delete(key, expect).await?;
+        self.kept(deleted).await
+    }
+
+    pub(crate) async fn get<T: for<'a> Deserialize<'a>>(&self, key: &str) -> anyhow::Result<Option<Versioned<T>>> {
+        for (found, record) in self.backend.catalog_list(key).await? {
+            if found == key {
+                return Ok(Some(Versioned {
+                    version: record.version,
+                    record: decode(key, &record.value)?,
+                }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Records of a kind, by what follows the prefix; each may be readable or not.
+    pub(crate) async fn list_each<T: for<'a> Deserialize<'a>>(
+        &self,
+        prefix: &str,
+    ) -> anyhow::Result<Vec<(String, anyhow::Result<Versioned<T>>)>> {
+        let found = self.backend.catalog_list(prefix).await?;
+        let read = |(key, record): (String, CatalogRecord)| {
+            let versioned = decode(&key, &record.value).map(|read| Versioned {
+                version: record.version,
+                record: read,
+            });
+            (key[prefix.len()..].to_owned(), versioned)
+        };
+        Ok(found.into_iter().map(read).collect())
+    }
+}
+
+/// What a stored record says, of a Swarm, a module or a tenant.
+///
+/// # Errors
+/// It is damaged, newer than this skep, or none of these.
+pub fn read(key: &str, value: &[u8]) -> anyhow::Result<Read> {
+    let mut parts = key.splitn(3, '/');
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some("swarm"), Some(tenant), Some(name)) => {
+            let record: SwarmRecord = decode(key, value)?;
+            if record.swarm.name.as_str() != name {
+                bail!("catalog record `{key}` is of another Swarm");
+            }
+            Ok(Read::Swarm(tenant.parse()?, Box::new(record)))
+        }
+        (Some("module"), Some(tenant), Some(name)) => {
+            Ok(Read::Module(tenant.parse()?, name.parse()?, decode(key, value)?))
+        }
+        (Some("tenant"), Some(tenant), None) => Ok(Read::Tenant(tenant.parse()?, decode(key, value)?)),
+        _ => bail!("`{key}` is neither a module's nor a Swarm's nor a tenant's"),
+    }
+}
