@@ -29,6 +29,12 @@ bees:
   - { name: rascal, module: test-bees, input: { gateway: hush }, retry: { attempts: 1 } }
 ";
 
+const SPOKEN: &str = "
+name: spoken
+bees:
+  - { name: parrot, module: test-bees, input: { gateway: spoken }, timeout: 60s }
+";
+
 /// A message that shows a token.
 pub fn with<T>(token: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
@@ -437,6 +443,7 @@ async fn streams_end_with_their_token() {
     let deploy = node.token(&operator, "acme", "deploy");
     push_as(&node, &deploy, "test-bees").await.unwrap();
     apply_as(&node, &deploy, ORDERS).await.unwrap();
+    apply_as(&node, &deploy, SPOKEN).await.unwrap();
     let (read, invoke, stays) = (
         node.token(&operator, "acme", "read"),
         node.token(&operator, "acme", "invoke"),
@@ -490,6 +497,29 @@ async fn streams_end_with_their_token() {
     let (send, answers) = &mut calls[1];
     send.send(call(2)).await.unwrap();
     assert_eq!(answers.message().await.unwrap().unwrap().id, 2);
+    // Server-sent events break off in the middle.
+    let events = node.token(&operator, "acme", "invoke");
+    let mut socket = TcpStream::connect(node.url.trim_start_matches("http://")).unwrap();
+    socket.set_read_timeout(Some(SOON)).unwrap();
+    let body = r#"{"parts":3000,"sleep_ms":20}"#;
+    let head = format!(
+        "POST /v1/spoken HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\nskep-timeout-ms: 60000\r\nauthorization: Bearer {events}\r\n\
+         connection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    socket.write_all(head.as_bytes()).unwrap();
+    let mut first = [0; 16];
+    socket.read_exact(&mut first).unwrap();
+    assert!(
+        first.starts_with(b"HTTP/1.1 200"),
+        "{}",
+        String::from_utf8_lossy(&first)
+    );
+    node.cli_ok_as(&operator, &["token", "revoke", id(&events)]);
+    let mut rest = Vec::new();
+    let _ = socket.read_to_end(&mut rest);
+    let rest = String::from_utf8_lossy(&rest);
+    assert!(rest.contains("data: 0;") && !rest.contains("event: "), "{rest}");
     // Rotated without grace, the former ends at once.
     let last = node.cli_ok_as(&operator, &["token", "rotate", id(&next)]);
     assert_eq!(
