@@ -12,6 +12,7 @@ mod modules;
 mod nodes;
 mod pauses;
 mod restores;
+mod secrets;
 mod state;
 mod tenants;
 mod tokens;
@@ -28,12 +29,13 @@ use skep_gateway::door;
 use skep_model::access::{Caller, Role};
 use skep_model::env::{Clock, Entropy};
 use skep_model::id::NodeId;
-use skep_model::limits::MANIFEST_BYTES_MAX;
+use skep_model::limits::{MANIFEST_BYTES_MAX, SECRET_BYTES_MAX};
 use skep_model::name::SwarmName;
 use skep_model::scope::{SwarmId, SwarmPath};
 use skep_proto::v1;
 use skep_proto::v1::access_server::AccessServer;
 use skep_proto::v1::beekeeper_server::{Beekeeper, BeekeeperServer};
+use skep_proto::v1::secrets_server::SecretsServer;
 use skep_topic::Backend;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -98,6 +100,11 @@ impl Desk {
     #[must_use]
     pub fn access(self) -> AccessServer<Self> {
         AccessServer::new(self)
+    }
+
+    #[must_use]
+    pub fn secrets(self) -> SecretsServer<Self> {
+        SecretsServer::new(self).max_decoding_message_size(SECRET_BYTES_MAX + (4 << 10))
     }
 
     fn of<T>(&self, request: &Request<T>) -> Result<Keeper, Status> {

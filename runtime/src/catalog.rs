@@ -11,11 +11,12 @@ use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
 use skep_model::condition::Condition;
 use skep_model::id::{Digest, Incarnation};
-use skep_model::name::{ModuleName, StageName, SwarmName, TenantId};
+use skep_model::name::{ModuleName, SecretName, StageName, SwarmName, TenantId};
 use skep_model::scope::{Scope, SwarmId};
 use skep_model::swarm::{Reader, Stage, Swarm};
 use skep_topic::CatalogRecord;
 
+use crate::secrets::SecretRecord;
 pub use all::{Catalogs, read};
 
 /// Format of every catalog record.
@@ -219,6 +220,7 @@ pub struct TenantRecord {
 pub enum Read {
     Swarm(TenantId, Box<SwarmRecord>),
     Module(TenantId, ModuleName, ModuleRecord),
+    Secret(TenantId, SecretName, SecretRecord),
     Tenant(TenantId, TenantRecord),
 }
 

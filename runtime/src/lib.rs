@@ -23,6 +23,7 @@ pub mod mirror;
 pub mod node;
 pub mod owner;
 pub mod peer;
+pub mod secrets;
 pub mod serve;
 pub mod settings;
 pub mod spans;

@@ -35,6 +35,7 @@ use crate::mirror::Mirror;
 use crate::owner;
 use crate::peer::Here;
 use crate::peer::ask::Asking;
+use crate::secrets::{KeyPlace, Keys, Vault};
 use crate::settings::{self, ArtifactSettings, BackendSettings, Roles};
 use crate::spans::OtlpSpans;
 use crate::stats::Stats;
@@ -71,6 +72,8 @@ pub struct NodeSettings {
     pub tls: Option<TlsFiles>,
     /// Where the first operator's token is, or is to be written.
     pub bootstrap_token: Option<PathBuf>,
+    /// What secrets are sealed with, where the store is shared.
+    pub secrets_key_file: Option<PathBuf>,
     /// Also where others may listen in, or come in.
     pub allow_insecure: bool,
 }
@@ -94,6 +97,7 @@ impl NodeSettings {
             node_name: "local".to_owned(),
             tls: None,
             bootstrap_token: None,
+            secrets_key_file: None,
             allow_insecure: false,
         })
     }
@@ -181,9 +185,15 @@ impl Node {
             .and_then(|place| Mirror::new(place.clone(), Arc::clone(&backend), Arc::clone(&members)));
         let catalogs = Catalogs::new(Arc::clone(&backend), mirror);
         let registry = Registry::new(catalogs.clone(), Arc::clone(&clock), Arc::clone(&entropy));
+        let place = match (&settings.secrets_key_file, &settings.backend) {
+            (Some(file), _) => KeyPlace::File(file.clone()),
+            (None, BackendSettings::Embedded) => KeyPlace::Own(settings.data.join("secrets.key")),
+            (None, BackendSettings::Redis(_)) => KeyPlace::Nowhere,
+        };
+        let vault = Vault::new(catalogs.clone(), Keys::read(place, Arc::clone(&entropy))?);
         let modules = Modules::new(store.clone(), engine, compiler, Arc::new(cache));
         let works = settings.roles.worker;
-        let supervisor = Supervisor::new(catalogs, modules, seams, Arc::clone(&stats), routes, works);
+        let supervisor = Supervisor::new(catalogs, modules, vault, seams, Arc::clone(&stats), routes, works);
         members.begin(&supervisor).await?;
         supervisor.mend();
         if let Some(file) = &settings.bootstrap_token {
@@ -244,7 +254,10 @@ impl Node {
         following.close();
         let mut services = tonic::service::Routes::new(here.service());
         if settings.roles.beekeeper {
-            services = services.add_service(desk.clone().access()).add_service(desk.service());
+            services = services
+                .add_service(desk.clone().access())
+                .add_service(desk.clone().secrets())
+                .add_service(desk.service());
         }
         let entrance = skep_gateway::Entrance {
             listener,

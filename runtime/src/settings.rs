@@ -180,12 +180,13 @@ pub struct Layer {
     pub client_ca: Option<PathBuf>,
     pub tls_ca: Option<PathBuf>,
     pub bootstrap_token: Option<PathBuf>,
+    pub secrets_key_file: Option<PathBuf>,
     #[serde(default)]
     pub allow_insecure: bool,
 }
 
 /// The keys of [`Layer`]; a test compares.
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 18] = [
     "data",
     "listen",
     "admin",
@@ -202,6 +203,7 @@ const KEYS: [&str; 17] = [
     "client-ca",
     "tls-ca",
     "bootstrap-token",
+    "secrets-key-file",
     "allow-insecure",
 ];
 
@@ -232,6 +234,7 @@ impl Layer {
             client_ca: self.client_ca.or(below.client_ca),
             tls_ca: self.tls_ca.or(below.tls_ca),
             bootstrap_token: self.bootstrap_token.or(below.bootstrap_token),
+            secrets_key_file: self.secrets_key_file.or(below.secrets_key_file),
             allow_insecure: self.allow_insecure || below.allow_insecure,
         }
     }
@@ -267,6 +270,7 @@ pub struct Settings {
     pub node_name: String,
     pub tls: Option<TlsFiles>,
     pub bootstrap_token: Option<PathBuf>,
+    pub secrets_key_file: Option<PathBuf>,
     pub allow_insecure: bool,
     /// What is allowed and not good.
     pub warnings: Vec<String>,
@@ -329,6 +333,7 @@ pub fn resolve(flags: Layer, file: Option<&Path>) -> Result<Settings, Wrong> {
             }
         },
         bootstrap_token: layer.bootstrap_token,
+        secrets_key_file: layer.secrets_key_file,
         allow_insecure: layer.allow_insecure,
         warnings,
     })
@@ -358,6 +363,7 @@ impl Settings {
             node_name: self.node_name,
             tls: self.tls,
             bootstrap_token: self.bootstrap_token,
+            secrets_key_file: self.secrets_key_file,
             allow_insecure: self.allow_insecure,
             ..NodeSettings::local(data)?
         })

@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::catalog::{Catalogs, Hold, SwarmRecord};
+use crate::secrets::Vault;
 use crate::stats::Stats;
 use plans::{End, Ends, Nobody, UnderWay, WasmBee, plan};
 
@@ -45,6 +46,7 @@ const MEND_EVERY: Duration = Duration::from_secs(5);
 pub struct Supervisor {
     pub catalogs: Catalogs,
     pub modules: Modules,
+    pub vault: Arc<Vault>,
     /// Held by whoever reads the catalog, decides and writes: apply, push, deletions, the end of a drain.
     pub writes: Mutex<()>,
     seams: Arc<Seams>,
@@ -171,6 +173,7 @@ impl Supervisor {
     pub fn new(
         catalogs: Catalogs,
         modules: Modules,
+        vault: Arc<Vault>,
         seams: Arc<Seams>,
         stats: Arc<Stats>,
         routes: watch::Sender<Arc<RouteTable>>,
@@ -179,6 +182,7 @@ impl Supervisor {
         Arc::new(Self {
             catalogs,
             modules,
+            vault,
             writes: Mutex::default(),
             seams,
             stats,
@@ -197,6 +201,7 @@ impl Supervisor {
     /// # Errors
     /// When the catalog cannot be read.
     pub async fn reconcile(self: &Arc<Self>) -> anyhow::Result<()> {
+        self.vault.look().await?;
         let mut names: BTreeSet<SwarmPath> = self.catalogs.swarms().await?.into_keys().collect();
         names.extend(self.fleet.lock().await.swarms.keys().cloned());
         for name in names {
@@ -366,7 +371,10 @@ impl Supervisor {
         for stage in &record.swarm.stages {
             let digest = record.digest(&stage.name)?;
             let under_way = fleet.under_way(name, &stage.name);
-            bees.insert(stage.name.clone(), self.bee_of(stage, digest, loaded, under_way)?);
+            bees.insert(
+                stage.name.clone(),
+                self.bee_of(name.tenant(), stage, digest, loaded, under_way)?,
+            );
         }
         let id = record.id(&Scope::of(name.tenant().clone()))?;
         let old = match fleet.swarms.remove(name) {
@@ -426,7 +434,7 @@ impl Supervisor {
                 Some(live) => live,
                 None => match left
                     .digest()
-                    .and_then(|digest| self.bee_of(&left.stage, digest, loaded, UnderWay::default()))
+                    .and_then(|digest| self.bee_of(id.tenant(), &left.stage, digest, loaded, UnderWay::default()))
                 {
                     Ok((digest, bee, under_way)) => {
                         let plan = plan(
@@ -474,13 +482,18 @@ impl Supervisor {
 
     fn bee_of(
         &self,
+        tenant: &TenantId,
         stage: &Stage,
         digest: Digest,
         loaded: &Loaded,
         under_way: UnderWay,
     ) -> anyhow::Result<(Digest, Arc<dyn Bee>, UnderWay)> {
+        let settings = BeeSettings {
+            secrets: self.vault.grant(tenant, &stage.secrets),
+            ..BeeSettings::of(stage, digest)
+        };
         match self.works {
-            true => bee_of(stage, digest, loaded, under_way),
+            true => bee_of(stage, settings, loaded, under_way),
             false => Ok((digest, Arc::new(Nobody), under_way)),
         }
     }
@@ -633,17 +646,18 @@ fn end_of(id: &SwarmId, stage: &Stage, born: u64, live: Option<&LiveStage>) -> E
 
 fn bee_of(
     stage: &Stage,
-    digest: Digest,
+    settings: BeeSettings,
     loaded: &Loaded,
     under_way: UnderWay,
 ) -> anyhow::Result<(Digest, Arc<dyn Bee>, UnderWay)> {
+    let digest = settings.stage_digest;
     let module = match loaded.get(&digest) {
         Some(Ok(module)) => module,
         Some(Err(why)) => anyhow::bail!("stage `{}`: {why}", stage.name),
         None => anyhow::bail!("stage `{}`: module {digest} was not loaded", stage.name),
     };
     let bee = module
-        .bee(&stage.bee, BeeSettings::of(stage, digest))
+        .bee(&stage.bee, settings)
         .with_context(|| format!("stage `{}`", stage.name))?;
     let bee = WasmBee {
         bee,

@@ -65,6 +65,10 @@ pub fn listed(path: &str) -> Option<Asked> {
             streams: false,
         },
 
+        ("skep.v1.Secrets", "ListSecrets") => once(Read),
+        ("skep.v1.Secrets", "SetSecret" | "DeleteSecret") => once(Admin),
+        ("skep.v1.Secrets", "ResealSecrets") => once(Operator),
+
         ("skep.v1.Peer", "Counts") => Asked {
             need: Need::Node,
             streams: false,

@@ -30,7 +30,7 @@ mod bindings {
     });
 }
 
-use bindings::skep::bee::{reply, state, step, timers, types};
+use bindings::skep::bee::{reply, secrets, state, step, timers, types};
 use bindings::wasi::config::store;
 use bindings::wasi::logging::logging;
 
@@ -80,6 +80,12 @@ impl timers::Host for Host {
 impl reply::Host for Host {
     fn part(&mut self, _: Vec<u8>) -> Result<(), reply::Error> {
         Ok(())
+    }
+}
+
+impl secrets::Host for Host {
+    fn get(&mut self, _: String) -> Result<Vec<u8>, secrets::Error> {
+        Err(secrets::Error::NotGranted)
     }
 }
 

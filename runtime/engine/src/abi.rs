@@ -198,6 +198,15 @@ pub(crate) enum ReplyError {
 
 #[derive(ComponentType, Lower)]
 #[component(variant)]
+pub(crate) enum SecretError {
+    #[component(name = "not-granted")]
+    NotGranted,
+    #[component(name = "missing")]
+    Missing,
+}
+
+#[derive(ComponentType, Lower)]
+#[component(variant)]
 #[expect(dead_code, reason = "the type must have all cases of the WIT variant")]
 pub(crate) enum ConfigError {
     #[component(name = "upstream")]

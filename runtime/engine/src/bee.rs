@@ -18,7 +18,8 @@ use tokio::task::AbortHandle;
 use crate::engine::Engine;
 use crate::guests::Load;
 use crate::host::Host;
-use crate::instance::{Code, Instance, Time, failed, message};
+use crate::instance::{Call, Code, Instance, Time, failed, message};
+use crate::secret::Secrets;
 use crate::time::Sense;
 
 /// Warm instances of one pooled Bee.
@@ -40,6 +41,8 @@ pub struct BeeSettings {
     pub state: bool,
     /// Read by the Bee through `wasi:config`.
     pub config: BTreeMap<String, String>,
+    /// `None`: the stage grants none.
+    pub secrets: Option<Arc<dyn Secrets>>,
     pub clock: GuestClock,
     pub instances: Instances,
     /// Seeds the guest's random numbers until the first `begin`.
@@ -47,7 +50,7 @@ pub struct BeeSettings {
 }
 
 impl BeeSettings {
-    /// As the manifest says.
+    /// As the manifest says, but for its secrets, which are nothing that it holds.
     #[must_use]
     pub fn of(stage: &Stage, stage_digest: Digest) -> Self {
         Self {
@@ -57,6 +60,7 @@ impl BeeSettings {
             keyed: stage.key.is_some(),
             state: stage.state,
             config: stage.config.clone(),
+            secrets: None,
             clock: stage.clock,
             instances: stage.instances,
             stage_digest,
@@ -73,6 +77,7 @@ impl BeeSettings {
             keyed: false,
             state: false,
             config: BTreeMap::new(),
+            secrets: None,
             clock: GuestClock::Recorded,
             instances: Instances::Fresh,
             stage_digest,
@@ -242,8 +247,18 @@ impl Inner {
                 return Some((*processed, used));
             }
         };
-        let granted = self.settings.keyed && self.settings.state;
-        let call = instance.call(self.name.as_str(), batch, granted, self.engine.ticker(), self.time());
+        let call = Call {
+            bee: self.name.as_str(),
+            batch,
+            state: self.settings.keyed && self.settings.state,
+            secrets: self
+                .settings
+                .secrets
+                .as_ref()
+                .map(|secrets| secrets.granted())
+                .unwrap_or_default(),
+        };
+        let call = instance.call(call, self.engine.ticker(), self.time());
         let (processed, sound) = Box::pin(call).await;
         let instance = Some((instance, sound));
         Some((processed, Used { instance, place }))

@@ -10,10 +10,11 @@ use wasmtime::component::{Linker, LinkerInstance, ResourceTable};
 use wasmtime::{Store, StoreContextMut, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
-use crate::abi::{ConfigError, Level, ReplyError, StateError, TimerError};
+use crate::abi::{ConfigError, Level, ReplyError, SecretError, StateError, TimerError};
 use crate::ceiling::Ceiling;
 use crate::effects::{Effects, Fault, Refusal, TooMuchWritten};
 use crate::log::{Log, Standard, Stream};
+use crate::secret::Granted;
 use crate::time::{Sense, insecure_seed};
 
 /// Handles to host resources that one instance may hold.
@@ -27,7 +28,7 @@ const RANDOM_BYTES_MAX: u64 = 64 << 10;
 pub(crate) const OFFERED: &[(&str, &[&str], Versions)] = &[
     (
         "skep:bee",
-        &["types", "step", "state", "timers", "reply"],
+        &["types", "step", "state", "timers", "reply", "secrets"],
         Versions::Exactly("0.1.0"),
     ),
     ("wasi:config", &["store"], Versions::Exactly("0.2.0-rc.1")),
@@ -100,6 +101,8 @@ pub(crate) struct Host {
     pub(crate) sense: Sense,
     pub(crate) effects: Effects,
     config: Arc<BTreeMap<String, String>>,
+    /// Of the present call.
+    pub(crate) secrets: Arc<Granted>,
     /// Where parts of responses go in the present call.
     pub(crate) parts: Option<Arc<dyn Parts>>,
     /// epoch_ticks that the present call has used, and may use.
@@ -137,6 +140,7 @@ impl Host {
             sense,
             effects: Effects::default(),
             config,
+            secrets: Arc::default(),
             parts: None,
             ticks: 0,
             ticks_max: 0,
@@ -182,6 +186,7 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Host>
     state(&mut linker.instance("skep:bee/state@0.1.0")?)?;
     timers(&mut linker.instance("skep:bee/timers@0.1.0")?)?;
     reply(&mut linker.instance("skep:bee/reply@0.1.0")?)?;
+    secrets(&mut linker.instance("skep:bee/secrets@0.1.0")?)?;
     config(&mut linker.instance("wasi:config/store@0.2.0-rc.1")?)?;
     logging(&mut linker.instance("wasi:logging/logging@0.1.0-draft")?)?;
     Ok(linker)
@@ -249,6 +254,20 @@ fn reply(to: &mut LinkerInstance<'_, Host>) -> wasmtime::Result<()> {
                 Err(NoPart::TooMuch(max)) => return Err(TooMuchWritten::parts(max).into()),
             },))
         })
+    })
+}
+
+/// What `secrets.get` gives.
+type Secret = Result<Vec<u8>, SecretError>;
+
+fn secrets(to: &mut LinkerInstance<'_, Host>) -> wasmtime::Result<()> {
+    to.func_wrap("get", |store: Context<'_>, (name,): (String,)| {
+        let got: Secret = match store.data().secrets.get(&name) {
+            Some(Some(value)) => Ok(value.expose().to_vec()),
+            Some(None) => Err(SecretError::Missing),
+            None => Err(SecretError::NotGranted),
+        };
+        Ok((got,))
     })
 }
 

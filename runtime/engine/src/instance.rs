@@ -7,7 +7,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use skep_model::limits::EPOCH_TICK_MS;
-use skep_model::step::{Batch, Outcome, Processed};
+use skep_model::step::{Batch, Disposition, Outcome, Processed};
 use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::component::{ComponentExportIndex, Func, InstancePre, TypedFunc};
 use wasmtime::{Store, error::Context as _};
@@ -16,6 +16,7 @@ use crate::abi::{BeeResult, InputParam, OutcomeResult};
 use crate::effects::Effects;
 use crate::host::{HOSTCALL_BYTES_MAX, Host};
 use crate::log::Log;
+use crate::secret::Granted;
 use crate::ticker::Ticker;
 use crate::verdict::{self, Failure, Limits};
 
@@ -41,6 +42,15 @@ impl Time {
         // One more: a call begins between two ticks.
         (self.cpu_ms / EPOCH_TICK_MS).max(1) + 1
     }
+}
+
+/// One call of a Bee, and what it may use.
+pub(crate) struct Call<'a> {
+    pub(crate) bee: &'a str,
+    pub(crate) batch: Batch,
+    /// State and timers.
+    pub(crate) state: bool,
+    pub(crate) secrets: Arc<Granted>,
 }
 
 pub(crate) struct Instance {
@@ -88,22 +98,22 @@ impl Instance {
     }
 
     /// Calls the Bee. After a trap the instance is spoilt: the second value says whether it may be used again.
-    pub(crate) async fn call(
-        &mut self,
-        bee: &str,
-        batch: Batch,
-        granted: bool,
-        ticker: &Ticker,
-        time: Time,
-    ) -> (Processed, bool) {
+    pub(crate) async fn call(&mut self, call: Call<'_>, ticker: &Ticker, time: Time) -> (Processed, bool) {
         self.calls += 1;
-        let mut batch = batch;
+        let Call {
+            bee,
+            mut batch,
+            state,
+            secrets,
+        } = call;
         let parts = batch.parts.take();
-        let effects = Effects::new(batch, granted, HOSTCALL_BYTES_MAX);
+        let effects = Effects::new(batch, state, HOSTCALL_BYTES_MAX);
         let inputs = Arc::clone(effects.inputs());
         let host = self.store.data_mut();
         host.effects = effects;
         host.parts = parts;
+        host.log.set_secrets(Arc::clone(&secrets));
+        host.secrets = Arc::clone(&secrets);
         host.ticks = 0;
         host.ticks_max = time.ticks();
         self.store.set_epoch_deadline(1);
@@ -118,10 +128,15 @@ impl Instance {
             drop(running);
             outcomes
         };
-        self.store.data_mut().parts = None;
-        let effects = std::mem::take(&mut self.store.data_mut().effects);
+        let host = self.store.data_mut();
+        host.parts = None;
+        host.secrets = Arc::default();
+        let effects = std::mem::take(&mut host.effects);
         let result = outcomes.and_then(|(outcomes,)| {
-            let outcomes = outcomes.into_iter().map(Outcome::from).collect();
+            let mut outcomes: Vec<Outcome> = outcomes.into_iter().map(Outcome::from).collect();
+            if secrets.redacts() {
+                outcomes.iter_mut().for_each(|outcome| redact(outcome, &secrets));
+            }
             effects.finish(outcomes).map_err(Failure::Violation)
         });
         self.used = Instant::now();
@@ -148,6 +163,18 @@ impl Instance {
         let host = self.store.data();
         host.sense.restart(stage);
         host.log.set_input(None);
+    }
+}
+
+/// Why a message failed is read by operators: no secret may be in it. What is published is the Bee's own affair.
+fn redact(outcome: &mut Outcome, secrets: &Granted) {
+    match &mut outcome.disposition {
+        Disposition::Done | Disposition::RetryAfter(_) => {}
+        Disposition::Reject(why) => secrets.redact(why),
+        Disposition::Fail { reason, detail } => {
+            secrets.redact(reason);
+            secrets.redact(detail);
+        }
     }
 }
 

@@ -28,6 +28,7 @@ mod log;
 mod module;
 #[cfg(test)]
 mod planted;
+mod secret;
 mod settings;
 mod ticker;
 mod time;
@@ -40,5 +41,6 @@ pub use compile::{Code, CompileError, Compiler, child_main};
 pub use engine::Engine;
 pub use error::Error;
 pub use module::Module;
+pub use secret::{Granted, SecretValue, Secrets};
 pub use settings::{CompilerLimits, Settings, config};
 pub use time::BEFORE_BEGIN_MS;

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use crate::secret::Granted;
 use bytes::Bytes;
 use skep_model::limits;
 use skep_model::step::{LogLevel, LogLine};
@@ -27,9 +28,12 @@ struct Book {
     /// Unfinished lines.
     stdout: Vec<u8>,
     stderr: Vec<u8>,
-    /// The end of all that went to stderr, raw.
+    /// The end of all that went to stderr, raw, and whether there was more.
     tail: Vec<u8>,
+    tail_cut: bool,
     input: Option<u32>,
+    /// What may be in no line.
+    secrets: Arc<Granted>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +57,11 @@ impl Log {
 
     pub(crate) fn set_input(&self, input: Option<u32>) {
         self.book().input = input;
+    }
+
+    /// Until the end of the call.
+    pub(crate) fn set_secrets(&self, secrets: Arc<Granted>) {
+        self.book().secrets = secrets;
     }
 
     pub(crate) fn line(&self, level: LogLevel, context: &str, text: &str) {
@@ -88,7 +97,14 @@ impl Log {
             });
         }
         let mut stderr = String::new();
-        let tail = String::from_utf8_lossy(&book.tail);
+        let mut tail = String::from_utf8_lossy(&book.tail).into_owned();
+        if book.secrets.redacts() {
+            // The first line may begin in the middle of a value.
+            if book.tail_cut {
+                tail.drain(..tail.find('\n').map_or(tail.len(), |end| end + 1));
+            }
+            book.secrets.redact(&mut tail);
+        }
         for (i, line) in tail.split('\n').enumerate() {
             if i > 0 {
                 stderr.push('\n');
@@ -114,6 +130,7 @@ impl Book {
         if stream == Stream::Stderr {
             let keep = &bytes[bytes.len().saturating_sub(limits::STDERR_BYTES_MAX)..];
             let excess = (self.tail.len() + keep.len()).saturating_sub(limits::STDERR_BYTES_MAX);
+            self.tail_cut |= excess > 0 || keep.len() < bytes.len();
             self.tail.drain(..excess.min(self.tail.len()));
             self.tail.extend_from_slice(keep);
         }
@@ -125,14 +142,24 @@ impl Book {
             if whole.is_empty() {
                 self.finish(stream, line);
             } else {
-                whole.extend_from_slice(&line[..line.len().min(limits::LOG_LINE_BYTES_MAX)]);
+                whole.extend_from_slice(&line[..line.len().min(limits::LOG_LINE_BYTES_MAX + self.beyond())]);
                 self.finish(stream, &whole);
             }
         }
-        let pending = self.pending(stream);
         // A byte more than a line may have, so that the cut is seen and marked.
-        let room = (limits::LOG_LINE_BYTES_MAX + 1).saturating_sub(pending.len());
+        let most = limits::LOG_LINE_BYTES_MAX + self.beyond() + 1;
+        let pending = self.pending(stream);
+        let room = most.saturating_sub(pending.len());
         pending.extend_from_slice(&rest[..rest.len().min(room)]);
+    }
+
+    /// What is read of a line beyond what is kept: a value that the cut falls into has to be seen whole.
+    fn beyond(&self) -> usize {
+        if self.secrets.redacts() {
+            limits::SECRET_BYTES_MAX
+        } else {
+            0
+        }
     }
 
     fn finish(&mut self, stream: Stream, line: &[u8]) {
@@ -150,15 +177,27 @@ impl Book {
         }
         let room = limits::LOG_LINE_BYTES_MAX.min(limits::LOG_BYTES_PER_CALL_MAX - self.bytes);
         // No escape makes text shorter, so what lies past the room need not be decoded.
-        let head = &text[..text.len().min(room + 4)];
+        let head = &text[..text.len().min(room + 4 + self.beyond())];
+        let cut = head.len() < text.len() || head.len() > limits::LOG_LINE_BYTES_MAX;
+        let mut head = String::from_utf8_lossy(head).into_owned();
+        let mut context = context.to_owned();
+        if self.secrets.redacts() {
+            self.secrets.redact(&mut head);
+            // Its end may be the beginning of a value, and so much shorter now that it would be kept.
+            if cut {
+                let sure = head.len().saturating_sub(self.secrets.longest());
+                head.truncate(head.floor_char_boundary(sure));
+            }
+            self.secrets.redact(&mut context);
+        }
         let mut line = LogLine {
             level,
             context: String::new(),
             text: String::new(),
             input: self.input,
         };
-        escape(context, CONTEXT_BYTES_MAX, &mut line.context);
-        escape(&String::from_utf8_lossy(head), room, &mut line.text);
+        escape(&context, CONTEXT_BYTES_MAX, &mut line.context);
+        escape(&head, room, &mut line.text);
         self.bytes += line.text.len() + line.context.len();
         self.lines.push(line);
     }
@@ -282,6 +321,46 @@ mod tests {
             said.lines.len()
         );
         assert!(said.lines.last().unwrap().text.contains("were dropped"));
+    }
+
+    #[test]
+    fn no_secret_is_in_any_line_nor_in_what_a_cut_leaves() {
+        let secret = "s3cr3t-".repeat(8);
+        let value = crate::secret::SecretValue::new(secret.clone().into_bytes());
+        let granted = Arc::new(Granted::new([("api".to_owned(), Some(value))].into()));
+        let log = Log::default();
+        log.set_secrets(Arc::clone(&granted));
+        // In two writes; across the cut of a line; in a context.
+        log.write(Stream::Stdout, format!("key={}", &secret[..9]).as_bytes());
+        log.write(Stream::Stdout, format!("{}!\n", &secret[9..]).as_bytes());
+        log.write(
+            Stream::Stdout,
+            format!("{}{secret}\n", "x".repeat(limits::LOG_LINE_BYTES_MAX - 20)).as_bytes(),
+        );
+        log.line(
+            LogLevel::Info,
+            &secret,
+            &format!("{}{secret}", "y".repeat(limits::LOG_LINE_BYTES_MAX - 20)),
+        );
+        log.write(Stream::Stdout, secret.repeat(2_000).as_bytes());
+        log.write(Stream::Stdout, b"\n");
+        log.line(LogLevel::Info, "", &secret.repeat(2_000));
+        for _ in 0..limits::STDERR_BYTES_MAX / 10 {
+            log.write(Stream::Stderr, format!("{secret}\n").as_bytes());
+        }
+        let said = log.take();
+        assert_eq!(said.lines[0].text, "key=[secret api]!");
+        let all = said
+            .lines
+            .iter()
+            .flat_map(|line| [&line.text, &line.context])
+            .chain([&said.stderr]);
+        for text in all {
+            assert!(!text.contains("s3cr3t"), "{text}");
+        }
+        // What another call says is not looked at for them.
+        log.line(LogLevel::Info, "", &secret);
+        assert_eq!(log.take().lines[0].text, secret);
     }
 
     #[test]

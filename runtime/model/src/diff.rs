@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::manifest::units::{show_duration, show_size};
+use crate::name::SecretName;
 use crate::swarm::{GuestClock, Instances, Keep, KeySource, Order, Stage, Swarm};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -181,6 +182,7 @@ fn settings(stage: &Stage) -> BTreeMap<String, String> {
         instances,
         memory_bytes,
         config,
+        secrets,
         clock,
         exit,
         skip,
@@ -262,6 +264,10 @@ fn settings(stage: &Stage) -> BTreeMap<String, String> {
         out.insert("join.within".to_owned(), show_duration(join.within_ms));
         out.insert("join.missing".to_owned(), join.missing.as_str().to_owned());
         out.insert("join.pending".to_owned(), join.pending.to_string());
+    }
+    if !secrets.is_empty() {
+        let names: Vec<&str> = secrets.iter().map(SecretName::as_str).collect();
+        out.insert("secrets".to_owned(), names.join(", "));
     }
     out.extend(
         config

@@ -289,6 +289,14 @@ pub const MISTAKES_MAX: usize = 100;
 /// `config` of one stage.
 pub const CONFIG_ENTRIES_MAX: usize = 256;
 pub const CONFIG_BYTES_MAX: usize = 64 << 10;
+/// Secrets that one stage may read.
+pub const SECRETS_PER_STAGE_MAX: usize = 32;
+/// Secrets of one tenant: every node holds them all in memory.
+pub const SECRETS_PER_TENANT_MAX: usize = 1_000;
+/// One secret: a key file or a certificate chain fits.
+pub const SECRET_BYTES_MAX: usize = 16 << 10;
+/// What a Bee says is searched for its secrets from this length on: a shorter one is part of too many words.
+pub const SECRET_REDACTED_BYTES_MIN: usize = 6;
 pub const DESCRIPTION_BYTES_MAX: usize = 4 << 10;
 /// The name in `key: header:NAME`.
 pub const HEADER_NAME_BYTES_MAX: usize = 256;

@@ -116,6 +116,10 @@ label! {
     /// A named output of a Bee.
     OutputName
 }
+label! {
+    /// A tenant's secret.
+    SecretName
+}
 
 impl TenantId {
     /// The one tenant of a node on which no tenants are configured.

@@ -1,12 +1,12 @@
 //! The graph that a manifest describes, validated.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::condition::{self, Condition, Take};
 use crate::limits;
-use crate::name::{BeeName, OutputName, StageName, Subject, SwarmName};
+use crate::name::{BeeName, OutputName, SecretName, StageName, Subject, SwarmName};
 
 /// A validated Swarm: names are unique, inputs exist, and each circle is closed by an input that is marked as a loop.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +42,9 @@ pub struct Stage {
     pub memory_bytes: u64,
     /// Read by the Bee through `wasi:config`.
     pub config: BTreeMap<String, String>,
+    /// Secrets of the tenant that the Bee may read.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub secrets: BTreeSet<SecretName>,
     pub clock: GuestClock,
     /// A message for which it holds is not given to the Bee: its payload is the caller's answer, and it goes no further.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -158,6 +158,7 @@ impl Keeper {
         let swarms = catalog.swarms().await.map_err(internal)?;
         let current = catalog.swarm(&name).await.map_err(internal)?;
         check_subjects(&swarms, &swarm)?;
+        self.check_secrets(&swarm).await?;
         if let Some(found) = &current
             && found.record.deleting
         {

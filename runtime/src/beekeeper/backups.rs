@@ -112,6 +112,10 @@ impl Outgoing {
         for (key, record) in catalogs.stored_tenants().await.map_err(internal)? {
             records.push((key, record.value));
         }
+        // Sealed as they are: the key is not among them.
+        for (key, record) in keeper.supervisor.vault.stored().await.map_err(internal)? {
+            records.push((key, record.value));
+        }
         // Each with a tenant that has it.
         let mut digests: BTreeMap<String, TenantId> = BTreeMap::new();
         for path in catalogs.swarms().await.map_err(internal)?.into_keys() {

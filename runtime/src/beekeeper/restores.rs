@@ -220,7 +220,7 @@ impl Keeper {
             let (tenant, digests) = match restore.read(key, *at).await? {
                 Read::Swarm(tenant, record) => (tenant, record.digests().map(str::to_owned).collect::<Vec<_>>()),
                 Read::Module(tenant, _, record) => (tenant, record.versions.into_keys().collect()),
-                Read::Tenant(..) => continue,
+                Read::Tenant(..) | Read::Secret(..) => continue,
             };
             for hex in digests {
                 owners.entry(hex).or_default().insert(tenant.clone());
@@ -245,6 +245,10 @@ impl Keeper {
                 }
                 Read::Module(tenant, name, record) => {
                     let restored = catalogs.of(&tenant).restore_module(&name, &record).await;
+                    restored.map_err(internal)?;
+                }
+                Read::Secret(tenant, name, record) => {
+                    let restored = self.supervisor.vault.restore(&tenant, &name, &record).await;
                     restored.map_err(internal)?;
                 }
                 Read::Swarm(..) => {}

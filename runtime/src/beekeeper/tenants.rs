@@ -115,7 +115,7 @@ impl Keeper {
             let own = tokens
                 .into_iter()
                 .filter(|(_, t)| t.record.tenant.as_ref() == Some(&tenant));
-            let mut left = false;
+            let mut left = self.supervisor.vault.forget(&tenant).await.map_err(internal)?;
             for (id, token) in own {
                 left = true;
                 let _ = self.registry.remove(id, token.version).await.map_err(internal)?;

@@ -60,8 +60,12 @@ impl Keeper {
             .load(self.catalog.tenant(), digest)
             .await
             .map_err(|e| Status::failed_precondition(format!("module `{module}` cannot be loaded: {e:#}")))?;
+        let settings = BeeSettings {
+            secrets: self.supervisor.vault.grant(self.catalog.tenant(), &stage.secrets),
+            ..BeeSettings::of(stage, digest)
+        };
         let bee = code
-            .bee(&stage.bee, BeeSettings::of(stage, digest))
+            .bee(&stage.bee, settings)
             .map_err(|e| Status::failed_precondition(e.to_string()))?;
         let attempt = letter.letter.attempts.saturating_add(1);
         let input = match letter.letter.work {

@@ -112,6 +112,10 @@ impl Catalogs {
         Ok(out)
     }
 
+    pub(crate) async fn stored(&self, prefix: &str) -> anyhow::Result<Vec<(String, CatalogRecord)>> {
+        Ok(self.backend.catalog_list(prefix).await?)
+    }
+
     /// All modules' records, as stored.
     pub async fn stored_modules(&self) -> anyhow::Result<Vec<(String, CatalogRecord)>> {
         Ok(self.backend.catalog_list("module/").await?)
@@ -202,7 +206,7 @@ impl Catalogs {
     }
 }
 
-/// What a stored record says, of a Swarm, a module or a tenant.
+/// What a stored record says, of a Swarm, a module, a secret or a tenant.
 ///
 /// # Errors
 /// It is damaged, newer than this skep, or none of these.
@@ -219,7 +223,10 @@ pub fn read(key: &str, value: &[u8]) -> anyhow::Result<Read> {
         (Some("module"), Some(tenant), Some(name)) => {
             Ok(Read::Module(tenant.parse()?, name.parse()?, decode(key, value)?))
         }
+        (Some("secret"), Some(tenant), Some(name)) => {
+            Ok(Read::Secret(tenant.parse()?, name.parse()?, decode(key, value)?))
+        }
         (Some("tenant"), Some(tenant), None) => Ok(Read::Tenant(tenant.parse()?, decode(key, value)?)),
-        _ => bail!("`{key}` is neither a module's nor a Swarm's nor a tenant's"),
+        _ => bail!("`{key}` is no record of a module, a Swarm, a secret or a tenant"),
     }
 }

@@ -145,6 +145,8 @@ pub enum Command {
     Tenant(Tenant),
     /// Make, list, revoke and rotate tokens
     Token(Token),
+    /// Set, list and delete secrets that Bees may read
+    Secret(Secret),
     /// Make certificates to try TLS with
     Certs(Certs),
 
@@ -197,6 +199,43 @@ pub struct Login {
 pub struct Tenant {
     #[command(subcommand)]
     pub what: TenantCommand,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A Bee reads what its manifest grants: `secrets: [api-key]`. No command shows a value.
+
+Examples:
+  skep secret set api-key < key.txt
+  skep secret list
+  skep secret delete api-key")]
+pub struct Secret {
+    #[command(subcommand)]
+    pub what: SecretCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SecretCommand {
+    /// Set one, or give it a new value, from stdin or a file; one line end at the end of it is left out
+    Set {
+        /// a-z, 0-9 and `-`
+        name: String,
+        /// Read the value from here, as it is
+        #[arg(short, long, value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+    /// List names and who is granted them
+    List,
+    /// Delete one
+    Delete {
+        /// Its name
+        name: String,
+        /// Also while a Swarm is granted it: its Bees find it missing
+        #[arg(long)]
+        force: bool,
+    },
+    /// Seal all tenants' secrets with the first key of --secrets-key-file
+    Reseal,
 }
 
 #[derive(Debug, Subcommand)]
@@ -413,6 +452,10 @@ pub struct Serve {
     /// The file with an operator's token; it is written unless it, or another such token, is there
     #[arg(long, env = "SKEP_BOOTSTRAP_TOKEN", hide_env_values = true, value_name = "FILE")]
     pub bootstrap_token: Option<PathBuf>,
+    /// The keys that seal secrets, 64 hex digits a line, the newest first; the same on every node of a store. Made in the data folder where the
+    /// store is this node's own
+    #[arg(long, env = "SKEP_SECRETS_KEY_FILE", hide_env_values = true, value_name = "FILE")]
+    pub secrets_key_file: Option<PathBuf>,
     /// Listen where other machines can reach it even without TLS or tokens
     #[arg(long, env = "SKEP_ALLOW_INSECURE", hide_env_values = true)]
     pub allow_insecure: bool,
@@ -445,6 +488,7 @@ impl Serve {
             client_ca: self.client_ca,
             tls_ca: self.tls_ca,
             bootstrap_token: self.bootstrap_token,
+            secrets_key_file: self.secrets_key_file,
             allow_insecure: self.allow_insecure,
             ..stores
         };

@@ -5,6 +5,7 @@ use std::time::Duration;
 use skep_client::{Gateway, Kind, Login};
 use skep_proto::v1::access_client::AccessClient;
 use skep_proto::v1::beekeeper_client::BeekeeperClient;
+use skep_proto::v1::secrets_client::SecretsClient;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 
@@ -31,6 +32,10 @@ pub async fn access(node: &str) -> Outcome<AccessClient<Wire>> {
 pub async fn access_with(node: &str, login: Login) -> Outcome<AccessClient<Wire>> {
     let wire = wire(node, login).await?;
     Ok(AccessClient::new(wire).max_decoding_message_size(DECODE_BYTES_MAX))
+}
+
+pub async fn secrets(node: &str) -> Outcome<SecretsClient<Wire>> {
+    Ok(SecretsClient::new(wire(node, login::login(node)?).await?))
 }
 
 pub async fn gateway(node: &str) -> Outcome<Gateway> {

@@ -22,6 +22,7 @@ mod output;
 mod pauses;
 pub mod progress;
 mod python;
+mod secrets;
 mod state;
 mod submit;
 mod swarms;
@@ -153,6 +154,7 @@ async fn run(cli: Cli, seen: Option<String>) -> Outcome {
         Command::DeleteModule(args) => modules::delete(args, node, out).await,
         Command::Tenant(args) => tokens::tenant(args, node, out).await,
         Command::Token(args) => tokens::token(args, node, out).await,
+        Command::Secret(args) => secrets::run(args, node, out).await,
         Command::Login(args) => login::run(args, out).await,
         Command::Logout => login::logout(out),
         Command::Whoami => login::whoami(node, out).await,

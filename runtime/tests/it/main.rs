@@ -29,6 +29,7 @@ mod redis_server;
 mod replaced;
 mod revoked;
 mod s3;
+mod secrets;
 mod settings;
 mod streams;
 mod tls;

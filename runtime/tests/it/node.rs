@@ -181,14 +181,16 @@ impl Node {
         GatewayClient::new(self.channel().await)
     }
 
-    /// Runs this binary's CLI against the node.
+    /// This binary's CLI, at the node.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(SKEP);
+        command.args(args).env("SKEP_NODE", &self.url).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs it.
     pub fn cli(&self, args: &[&str]) -> Output {
-        Command::new(SKEP)
-            .args(args)
-            .env("SKEP_NODE", &self.url)
-            .stdin(Stdio::null())
-            .output()
-            .expect("run skep")
+        self.command(args).output().expect("run skep")
     }
 
     /// Like [`Node::cli`], and it must succeed. Returns stdout.

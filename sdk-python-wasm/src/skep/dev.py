@@ -13,7 +13,7 @@ from .message import Emit, Message, Timer
 from .payload import JSON, encode
 from .process import Ends, process
 from .report import Report
-from .swarm import Swarm, no_secret
+from .swarm import Swarm, not_granted
 
 # As on a node, so that a test finds what a node would refuse.
 STATE_VALUE_BYTES_MAX = 256 << 10
@@ -298,7 +298,7 @@ class Memory:
     def secret(self, name: str) -> str:
         if name in self._secrets:
             return self._secrets[name]
-        return no_secret(name)
+        raise not_granted(name)
 
     def emit(self, payload: Any, data: bytes, to: str | None, key: str | None, headers: Any) -> Emit:
         return Emit(payload, data, to, key, headers)

@@ -19,7 +19,7 @@ from wit_world.exports.handler import Bee
 from wit_world.imports import (
     logging as node_log,
 )
-from wit_world.imports import reply, state, step, store, timers
+from wit_world.imports import reply, secrets, state, step, store, timers
 from wit_world.imports.types import (
     Disposition_Done,
     Disposition_Fail,
@@ -36,7 +36,7 @@ from . import registry, watch
 from .errors import NO_CALLER, QUOTA, UNKEYED, BeeError, CallerGone
 from .process import Ends, process
 from .report import Report, report
-from .swarm import Swarm, no_secret
+from .swarm import Swarm, no_such_secret, not_granted
 
 
 def _refused(error: Err) -> Exception:
@@ -110,7 +110,13 @@ class Node:
         return dict(store.get_all())
 
     def secret(self, name: str) -> str:
-        return no_secret(name)
+        try:
+            value = secrets.get(name)
+        except Err as e:
+            if type(e.value).__name__ == "Error_Missing":
+                raise no_such_secret(name) from None
+            raise not_granted(name) from None
+        return value.decode()
 
     @staticmethod
     def emit(payload: Any, data: bytes, to: str | None, key: str | None, headers: Any) -> Any:

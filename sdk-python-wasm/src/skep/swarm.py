@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .errors import PART_OF_BATCH, BeeError, Reject, Retry, milliseconds
 from .message import Message
@@ -120,7 +120,12 @@ class Swarm:
         return self._config
 
     def secret(self, name: str) -> str:
-        """A secret that the stage was granted."""
+        """A secret of the tenant that the manifest grants with ``secrets: [NAME]``, as text.
+
+        Ask each time rather than keep it: a new value counts from the next batch on. The node takes it out of log lines and errors.
+
+        Raises `LookupError` when it is not granted or was never set.
+        """
         return self._host.secret(name)
 
     def _end(self, error: BeeError, context: Any) -> None:
@@ -256,7 +261,9 @@ class Config(Mapping[str, str]):
         return f"Config({dict(self._values)!r})"
 
 
-def no_secret(name: str) -> NoReturn:
-    raise LookupError(
-        f"no secret `{name}`: nodes of this release hold no secrets; what need not be secret belongs into the stage's config"
-    )
+def not_granted(name: str) -> LookupError:
+    return LookupError(f"the secret `{name}` is not granted: add it to the Bee's `secrets: [...]` in the manifest")
+
+
+def no_such_secret(name: str) -> LookupError:
+    return LookupError(f"there is no secret `{name}`: set it with `skep secret set {name}`")

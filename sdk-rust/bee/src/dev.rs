@@ -7,6 +7,7 @@ use crate::emit::{Emit, Payload};
 use crate::joined::Joined;
 use crate::message::Message;
 use crate::reply::ReplyError;
+use crate::secret::SecretError;
 use crate::state::StateError;
 use crate::swarm::{Input, Swarm};
 use crate::timer::{Timer, TimerError};
@@ -79,6 +80,13 @@ impl DevSwarm {
     #[must_use]
     pub fn with_config(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.swarm.host.config.insert(name.into(), value.into());
+        self
+    }
+
+    /// Sets a secret, and grants it.
+    #[must_use]
+    pub fn with_secret(mut self, name: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
+        self.swarm.host.secrets.insert(name.into(), value.into());
         self
     }
 
@@ -312,6 +320,7 @@ pub struct Host {
     /// What the current key had when the current input began: an input can write to no other key.
     before: Before,
     config: BTreeMap<String, String>,
+    secrets: BTreeMap<String, Vec<u8>>,
     parts: Vec<Vec<u8>>,
 }
 
@@ -403,6 +412,11 @@ impl Host {
         }
         self.parts.push(data.to_vec());
         Ok(())
+    }
+
+    pub fn secret(&self, name: &str) -> Result<Vec<u8>, SecretError> {
+        let value = self.secrets.get(name).cloned();
+        value.ok_or_else(|| SecretError::NotGranted(name.to_owned()))
     }
 
     #[expect(

@@ -7,6 +7,7 @@ use std::sync::Once;
 
 use crate::process;
 use crate::reply::ReplyError;
+use crate::secret::SecretError;
 use crate::state::StateError;
 use crate::swarm::Swarm;
 use crate::timer::TimerError;
@@ -22,7 +23,7 @@ mod bindings {
 
 use bindings::exports::skep::bee::handler;
 pub use bindings::skep::bee::types;
-use bindings::skep::bee::{reply, state, step, timers};
+use bindings::skep::bee::{reply, secrets, state, step, timers};
 use bindings::wasi::config::store;
 use bindings::wasi::logging::logging;
 
@@ -83,6 +84,13 @@ impl Host {
             reply::Error::NoStep => ReplyError::NoStep,
             reply::Error::Closed => ReplyError::Closed,
             reply::Error::TooLarge(max) => ReplyError::TooLarge(max),
+        })
+    }
+
+    pub fn secret(&self, name: &str) -> Result<Vec<u8>, SecretError> {
+        secrets::get(name).map_err(|error| match error {
+            secrets::Error::NotGranted => SecretError::NotGranted(name.to_owned()),
+            secrets::Error::Missing => SecretError::Missing(name.to_owned()),
         })
     }
 

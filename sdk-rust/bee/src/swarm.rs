@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::emit::{Emit, Payload};
 use crate::error::Error;
 use crate::reply::ReplyError;
+use crate::secret::{Secret, SecretError};
 use crate::state::State;
 use crate::timer::Timers;
 use crate::wire;
@@ -113,6 +114,15 @@ impl Swarm {
     /// If the node cannot read its configuration now; another attempt may.
     pub fn config(&self, name: &str) -> crate::Result<Option<String>> {
         self.host.config(name)
+    }
+
+    /// The newest value of a secret that the manifest grants with `secrets: [NAME]`. Ask each time rather than keep it: a new value
+    /// counts from the next batch on.
+    ///
+    /// # Errors
+    /// See [`SecretError`]. `?` lets the message be tried again, when the secret may be there.
+    pub fn secret(&self, name: &str) -> Result<Secret, SecretError> {
+        self.host.secret(name).map(Secret::new)
     }
 
     /// Which attempt at the current message this is, from 1.

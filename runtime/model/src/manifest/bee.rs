@@ -1,6 +1,6 @@
 //! Reading one entry of `bees`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::fields::{BACKOFF, BATCH, BEE, BOUND, BUDGET, INPUT, INSTANCES, LATER, POOLED, RETRY, STATE, Shape};
 use super::mistake::{did_you_mean, nearest, quoted};
@@ -9,7 +9,7 @@ use super::reader::{Fields, Value};
 use super::{ModulePaths, Modules, condition, join};
 use crate::condition::Take;
 use crate::limits;
-use crate::name::{BeeName, ModuleRef, OutputName, StageName, Subject};
+use crate::name::{BeeName, ModuleRef, OutputName, SecretName, StageName, Subject};
 use crate::swarm::{
     BatchPolicy, Bound, GuestClock, Instances, Join, Keep, KeySource, Order, Refresh, RetryBudget, RetryPolicy, Stage,
     Ttl,
@@ -163,6 +163,7 @@ pub(super) fn read<'a>(value: &Value<'a>, context: &Context<'_>) -> Option<Draft
     let memory = limits::MEMORY_BYTES_MIN as u64..=limits::MEMORY_BYTES_MAX as u64;
     let memory_bytes = fields.get("memory").and_then(|v| v.size(memory));
     let config = fields.get("config").and_then(config).unwrap_or_default();
+    let secrets = fields.get("secrets").map(secrets).unwrap_or_default();
     let exit = fields.get("exit").and_then(condition::read);
     let skip = fields.get("skip").and_then(condition::read);
 
@@ -191,6 +192,7 @@ pub(super) fn read<'a>(value: &Value<'a>, context: &Context<'_>) -> Option<Draft
             instances,
             memory_bytes: memory_bytes.unwrap_or(limits::MEMORY_BYTES_DEFAULT as u64),
             config,
+            secrets,
             clock: clock.unwrap_or_default(),
             exit,
             skip,
@@ -649,4 +651,28 @@ fn config(value: &Value<'_>) -> Option<BTreeMap<String, String>> {
         value.mistake(message, None);
     }
     Some(out)
+}
+
+fn secrets(value: &Value<'_>) -> BTreeSet<SecretName> {
+    let mut out = BTreeSet::new();
+    let Data::List(items) = &value.node.data else {
+        value.mistake("expected a list of names", Some("write `secrets: [NAME]`"));
+        return out;
+    };
+    for item in value.items(items) {
+        if let Some(name) = item.name::<SecretName>()
+            && !out.insert(name)
+        {
+            item.mistake("named twice", Some("leave one out"));
+        }
+    }
+    if items.len() > limits::SECRETS_PER_STAGE_MAX {
+        let message = format!(
+            "{} secrets are too many: at most {}",
+            items.len(),
+            limits::SECRETS_PER_STAGE_MAX
+        );
+        value.mistake(message, None);
+    }
+    out
 }

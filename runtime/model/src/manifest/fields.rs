@@ -32,6 +32,7 @@ pub(super) const BEE: Shape = Shape {
         "instances",
         "memory",
         "config",
+        "secrets",
         "clock",
         "exit",
         "skip",

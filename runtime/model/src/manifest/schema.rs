@@ -191,6 +191,15 @@ fn bee() -> Value {
                 "maxProperties": limits::CONFIG_ENTRIES_MAX,
                 "additionalProperties": { "type": "string" },
             },
+            "secrets": described(
+                "Secrets of the tenant that the Bee may read.",
+                &json!({
+                    "type": "array",
+                    "maxItems": limits::SECRETS_PER_STAGE_MAX,
+                    "uniqueItems": true,
+                    "items": { "$ref": "#/$defs/label" },
+                }),
+            ),
             "clock": { "enum": ["recorded", "real"] },
             "exit": described(
                 "A message for which it holds answers its caller as it is, and goes no further.",

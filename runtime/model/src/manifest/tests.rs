@@ -45,6 +45,7 @@ bees:
     dead_letters: { messages: 5, bytes: 2MiB }
     memory: 64MiB
     config: { lang: en, level: '3' }
+    secrets: [token, api-key]
     clock: real
   - name: c
     module: m
@@ -106,6 +107,8 @@ fn every_field_arrives() {
         (1_000, 8 << 20, 5)
     );
     assert_eq!(b.config["level"], "3");
+    let secrets: Vec<&str> = b.secrets.iter().map(crate::name::SecretName::as_str).collect();
+    assert_eq!(secrets, ["api-key", "token"]);
     assert_eq!(b.inputs.len(), 3);
     assert_eq!(b.inputs[1].source, InputSource::Gateway("side".parse().unwrap()));
     assert_eq!(c.key, Some(KeySource::Header("user-id".into())));
@@ -216,6 +219,13 @@ fn single_mistakes_name_place_and_remedy() {
             "    config: { port: 8080 }\n",
             "expected text, found the number `8080`; put it in quotes: \"8080\"",
         ),
+        (
+            "    secrets: api-key\n",
+            "expected a list of names; write `secrets: [NAME]`",
+        ),
+        ("    secrets: [API_KEY]\n", "write `api-key`"),
+        ("    secrets: [a, a]\n", "bees[0].secrets[1]: named twice"),
+        ("    secrets: [7]\n", "expected text"),
         ("    clock: reel\n", "did you mean `real`?"),
         (
             "    http: [example.org]\n",

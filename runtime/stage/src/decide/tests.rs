@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -63,6 +63,7 @@ pub(super) fn stage(key: Option<KeySource>, order: Order) -> Stage {
         instances: Instances::Fresh,
         memory_bytes: 1 << 20,
         config: BTreeMap::new(),
+        secrets: BTreeSet::new(),
         clock: GuestClock::Recorded,
         exit: None,
         skip: None,

@@ -2,7 +2,7 @@
 
 mod loops;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -206,6 +206,7 @@ fn stage(spec: &TopicSpec, keyed: bool) -> Stage {
         instances: Instances::Fresh,
         memory_bytes: 1 << 20,
         config: BTreeMap::new(),
+        secrets: BTreeSet::new(),
         clock: GuestClock::Recorded,
         exit: None,
         skip: None,

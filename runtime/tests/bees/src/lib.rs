@@ -166,6 +166,27 @@ fn parrot(swarm: &mut Swarm, message: Message) -> skep::Result {
     Ok(())
 }
 
+/// Knows a secret, `api-key`, and gives it away in every way but the one that is its own affair.
+#[skep::bee]
+fn gossip(swarm: &mut Swarm, message: Message) -> skep::Result {
+    let what = message.text()?.to_owned();
+    let name = what.strip_prefix("read ").unwrap_or("api-key");
+    let secret = swarm.secret(name)?;
+    let text = secret.text().into_owned();
+    log::info!("the key is {text}, shown as {secret:?}");
+    println!("on stdout: {text}");
+    eprintln!("on stderr: {text}");
+    match what.as_str() {
+        "fail" => Err(skep::Error::fail("upstream", format!("refused {text}"))),
+        "reject" => Err(skep::Error::reject(format!("{text} is not welcome"))),
+        "panic" => panic!("with {text} in hand"),
+        _ => {
+            swarm.respond(text);
+            Ok(())
+        }
+    }
+}
+
 /// Does what the payload says; anything else is echoed.
 #[skep::bee]
 fn rascal(swarm: &mut Swarm, message: Message) -> skep::Result {
