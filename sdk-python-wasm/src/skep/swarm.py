@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .errors import PART_OF_BATCH, BeeError, Reject, Retry, milliseconds
-from .message import Message
+from .message import Message, Timer
 from .payload import JSON, PAYLOAD_BYTES_MAX, Form, encode, loads, to_bytes
 
 if TYPE_CHECKING:
@@ -111,6 +111,15 @@ class Swarm:
     def reject(self, reason: str, context: Any = None) -> None:
         """Sets this message aside as a dead letter at once: no attempt could help. Otherwise as :meth:`retry`."""
         self._end(Reject(str(reason)), context)
+
+    @property
+    def now_ms(self) -> int:
+        """The current message's time, in milliseconds since the Unix epoch: when skep accepted it; for a timer, when it was due. The same at
+        each attempt."""
+        current = self._current
+        if current is None:
+            raise BeeError("no message of the batch is the current one: pass over the messages with `for`")
+        return int(current.at_ms if isinstance(current, Timer) else current.accepted_ms)
 
     @property
     def config(self) -> Config:
@@ -217,9 +226,7 @@ class Timers:
         if (after is None) == (at is None):
             raise TypeError("give either after= or at=")
         if after is not None:
-            current = self._swarm._current
-            now = getattr(current, "at_ms", None)
-            at_ms = (current.accepted_ms if now is None else now) + milliseconds(after)
+            at_ms = self._swarm.now_ms + milliseconds(after)
         elif isinstance(at, datetime):
             if at.tzinfo is None:
                 raise ValueError("at= needs a datetime with its time zone")

@@ -38,6 +38,7 @@ GUEST = (
     "report.py",
     "swarm.py",
     "watch.py",
+    "window.py",
 )
 #: How long a file may take to be read: it is read again, more slowly, by the build.
 PROBE_S = 120
