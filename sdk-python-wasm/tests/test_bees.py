@@ -262,7 +262,7 @@ def test_state_timers_config_and_secrets():
     assert "`state: true` in the manifest" in unkeyed.detail
     with pytest.raises(KeyError, match="`none` is not in the stage's config, which has unit"):
         swarm.config["none"]
-    with pytest.raises(LookupError, match="no secret `none`"):
+    with pytest.raises(LookupError, match="secret `none` is not granted"):
         swarm.secret("none")
 
 

@@ -70,7 +70,7 @@ def test_it_does_what_a_dev_swarm_does(zoo, plain):
         ("object", "TypeError", "no JSON form"),
         ("import", "ModuleNotFoundError", "import it at the top level"),
         ("state", "Error", "state"),
-        ("secret", "LookupError", "no secret `token`"),
+        ("secret", "LookupError", "secret `token` is not granted"),
     ],
 )
 def test_what_is_bad_names_its_line_and_costs_its_message_alone(zoo, what, kind, said):

@@ -189,6 +189,18 @@ def test_calls_of_every_form(zoo, gateway):
     assert gateway.submit_stream("echo", ({"n": n} for n in range(30_000))) == 30_000
 
 
+def test_a_secret_is_read_where_it_is_granted(zoo, node, gateway, admin, tmp_path):
+    value = tmp_path / "token"
+    value.write_text("sesame")
+    node.skep("secret", "set", "token", "--file", str(value))
+    admin.apply("name: kept\nbees:\n  - { name: bad, module: zoo, input: { gateway: kept }, secrets: [token] }\n")
+    assert gateway.request("kept", b"secret").payload == "fine"
+    with pytest.raises(Failed, match="secret `token` is not granted"):
+        gateway.request("bad", b"secret")
+    assert "sesame" not in node.skep("secret", "list").stdout
+    admin.delete("kept", discard=True)
+
+
 def test_a_repeated_call_takes_effect_once(zoo, gateway, admin):
     first = gateway.request("count", {}, key="k", idempotency_key="once")
     again = gateway.request("count", {}, key="k", idempotency_key="once")

@@ -111,7 +111,7 @@ class Node:
 
     def secret(self, name: str) -> str:
         try:
-            value = secrets.get(name)
+            value: bytes = secrets.get(name)
         except Err as e:
             if type(e.value).__name__ == "Error_Missing":
                 raise no_such_secret(name) from None
