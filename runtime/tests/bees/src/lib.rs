@@ -173,7 +173,7 @@ fn gossip(swarm: &mut Swarm, message: Message) -> skep::Result {
     let name = what.strip_prefix("read ").unwrap_or("api-key");
     let secret = swarm.secret(name)?;
     let text = secret.text().into_owned();
-    log::info!("the key is {text}, shown as {secret:?}");
+    skep::log::info!("the key is {text}, shown as {secret:?}");
     println!("on stdout: {text}");
     eprintln!("on stderr: {text}");
     match what.as_str() {
