@@ -50,7 +50,10 @@ pub struct Door {
 }
 
 enum State {
-    Open,
+    Open {
+        /// Cancelled when the door closes: what came in without a token does not go on.
+        end: CancellationToken,
+    },
     Closed {
         guests: HashMap<TokenId, Vec<Guest>>,
         peers: PeerKey,
@@ -76,7 +79,9 @@ impl Door {
     pub fn open(clock: Arc<dyn Clock>) -> Arc<Self> {
         Arc::new(Self {
             clock,
-            state: RwLock::new(Arc::new(State::Open)),
+            state: RwLock::new(Arc::new(State::Open {
+                end: CancellationToken::new(),
+            })),
             heard_ms: AtomicU64::new(0),
             born: Instant::now(),
         })
@@ -88,7 +93,7 @@ impl Door {
 
     #[must_use]
     pub fn is_open(&self) -> bool {
-        matches!(*self.state(), State::Open)
+        matches!(*self.state(), State::Open { .. })
     }
 
     /// From now on these come in and nobody else. What was begun with a pass that is no longer among them ends.
@@ -99,7 +104,7 @@ impl Door {
             let Some(id) = pass.caller.token else { continue };
             let before = match &**state {
                 State::Closed { guests, .. } => guests.get(&id),
-                State::Open => None,
+                State::Open { .. } => None,
             };
             // What lasts is told by its caller and hash: another date moves only its end.
             let end = before
@@ -110,6 +115,9 @@ impl Door {
                 .map(|guest| guest.end.clone());
             let end = end.unwrap_or_default();
             guests.entry(id).or_default().push(Guest { pass, end });
+        }
+        if let State::Open { end } = &**state {
+            end.cancel();
         }
         if let State::Closed { guests: before, .. } = &**state {
             for (id, gone) in before {
@@ -159,18 +167,21 @@ impl Door {
     #[must_use]
     pub fn proof(&self, path: &str) -> Option<String> {
         match &*self.state() {
-            State::Open => None,
+            State::Open { .. } => None,
             State::Closed { peers, .. } => Some(format!("{NODE} {}", peers.proof(path, self.clock.now_ms()))),
         }
     }
 
     fn enter(&self, need: Need, path: &str, headers: &HeaderMap) -> Result<Entered, CallError> {
         let state = self.state();
-        let State::Closed { guests, peers } = &*state else {
-            return Ok(Entered {
-                caller: Some(everybody()),
-                end: None,
-            });
+        let (guests, peers) = match &*state {
+            State::Open { end } => {
+                return Ok(Entered {
+                    caller: Some(everybody()),
+                    end: Some(end.clone()),
+                });
+            }
+            State::Closed { guests, peers } => (guests, peers),
         };
         if need == Need::Nothing {
             return Ok(Entered {

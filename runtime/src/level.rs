@@ -43,15 +43,22 @@ pub struct Build {
 
 /// As it is released. A level has its reason here:
 /// - 2: catalog writes are mirrored beside the modules, which only helps where every node does so. Loops: a node that knows of none would
-///   forget the count that ends them. Tokens and tenants: a node that knows of none would let everybody in.
+///   forget the count that ends them. Secrets: it would run a Bee without what it is granted. Tokens and tenants: a node that knows of none would let everybody in.
 const RELEASED: Build = Build {
     version: env!("CARGO_PKG_VERSION"),
     level: 2,
-    features: &[Feature {
-        name: "loop",
-        level: 2,
-        used: Swarm::loops,
-    }],
+    features: &[
+        Feature {
+            name: "loop",
+            level: 2,
+            used: Swarm::loops,
+        },
+        Feature {
+            name: "secrets",
+            level: 2,
+            used: Swarm::reads_secrets,
+        },
+    ],
 };
 
 static BUILD: OnceLock<Build> = OnceLock::new();

@@ -27,7 +27,7 @@ use crate::members::Members;
 use crate::store::Place;
 
 /// Of what a copy is made.
-const MIRRORED: [&str; 6] = ["module/", "swarm/", "level", "tenant/", "token/", "access"];
+const MIRRORED: [&str; 7] = ["module/", "swarm/", "level", "tenant/", "token/", "access", "secret/"];
 const FORMAT: u32 = 1;
 /// The store's level from which on all nodes do this.
 const LEVEL: u32 = 2;

@@ -2,7 +2,7 @@
 //!
 //! Sealed with ChaCha20-Poly1305 under a key that is not in the store (RFC 8439; a nonce of 96 random bits, so one key is good for far more
 //! than the 2^32 values after which two nonces might meet). Tenant, name and version are authenticated with the value, so that whoever
-//! can write to the store cannot put one secret in another's place, nor an old value in a newer one's.
+//! can write to the store cannot put one secret in another's place. They can put back an older record of the same secret.
 
 mod keys;
 

@@ -82,8 +82,8 @@ def test_a_token_and_a_root_are_what_it_takes(guarded: Guarded, monkeypatch: pyt
 
 
 def test_a_token_does_not_leave_the_machine_in_the_clear(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SKEP_ALLOW_INSECURE", raising=False)
+    monkeypatch.delenv("SKEP_TOKEN_IN_THE_CLEAR", raising=False)
     with pytest.raises(ValueError, match="in the clear"):
         Gateway("http://10.0.0.1:4020", token="skep_x")
-    monkeypatch.setenv("SKEP_ALLOW_INSECURE", "1")
+    monkeypatch.setenv("SKEP_TOKEN_IN_THE_CLEAR", "1")
     Gateway("http://10.0.0.1:4020", token="skep_x").close()

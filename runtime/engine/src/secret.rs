@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 use skep_model::limits::SECRET_REDACTED_BYTES_MIN;
 use zeroize::Zeroizing;
 
@@ -35,30 +36,53 @@ pub trait Secrets: fmt::Debug + Send + Sync + 'static {
 }
 
 /// What one Bee may read.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Granted {
     /// `None`: it may, and there is none of that name.
     values: BTreeMap<String, Option<SecretValue>>,
-    /// What is looked for in all that the Bee says, the longest first: one may be part of another. Each line of a value by itself,
-    /// because a Bee says lines.
-    marks: Vec<(String, String)>,
+    marks: Option<Marks>,
+}
+
+/// What is looked for in all that the Bee says: each line of a value by itself, because a Bee says lines.
+struct Marks {
+    lines: AhoCorasick,
+    /// What stands in place of each.
+    names: Vec<String>,
+    longest: usize,
+}
+
+impl fmt::Debug for Granted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Granted").field(&self.values).finish()
+    }
 }
 
 impl Granted {
     #[must_use]
     pub fn new(values: BTreeMap<String, Option<SecretValue>>) -> Self {
-        let mut marks = Vec::new();
+        let mut lines = Vec::new();
+        let mut names = Vec::new();
         for (name, value) in &values {
             let Some(value) = value else { continue };
-            let text = String::from_utf8_lossy(value.expose());
+            let text = Zeroizing::new(String::from_utf8_lossy(value.expose()).into_owned());
             for line in text.lines().map(str::trim) {
                 if line.len() >= SECRET_REDACTED_BYTES_MIN {
-                    marks.push((line.to_owned(), format!("[secret {name}]")));
+                    lines.push(Zeroizing::new(line.to_owned()));
+                    names.push(format!("[secret {name}]"));
                 }
             }
         }
-        marks.sort_by(|(a, _), (b, _)| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
-        marks.dedup_by(|(a, _), (b, _)| a == b);
+        let longest = lines.iter().map(|line| line.len()).max().unwrap_or(0);
+        let made = AhoCorasick::builder()
+            // One may be part of another.
+            .match_kind(MatchKind::LeftmostLongest)
+            // In proportion to the values, which are bounded; an automaton of another kind is larger.
+            .kind(Some(AhoCorasickKind::NoncontiguousNFA))
+            .build(lines.iter().map(|line| line.as_bytes()));
+        let marks = match made {
+            Ok(lines) if longest > 0 => Some(Marks { lines, names, longest }),
+            _ => None,
+        };
         Self { values, marks }
     }
 
@@ -66,32 +90,24 @@ impl Granted {
         self.values.get(name).map(Option::as_ref)
     }
 
-    /// The text without any of the values, each replaced by its name.
+    /// The text without any of the values, each replaced by its name. In one pass, in which nothing that was put in is looked at again: a
+    /// value may be part of a name, and text that grew at each value would have no bound.
     pub(crate) fn redact(&self, text: &mut String) {
-        for (value, name) in &self.marks {
-            if text.contains(value.as_str()) {
-                *text = text.replace(value.as_str(), name);
-            }
+        if let Some(marks) = &self.marks
+            && marks.lines.is_match(text.as_bytes())
+        {
+            *text = marks.lines.replace_all(text, &marks.names);
         }
     }
 
     /// Bytes of the longest of what is looked for.
     pub(crate) fn longest(&self) -> usize {
-        self.marks.first().map_or(0, |(value, _)| value.len())
+        self.marks.as_ref().map_or(0, |marks| marks.longest)
     }
 
     /// Whether anything is looked for.
     pub(crate) fn redacts(&self) -> bool {
-        !self.marks.is_empty()
-    }
-}
-
-impl Drop for Granted {
-    fn drop(&mut self) {
-        use zeroize::Zeroize as _;
-        for (value, _) in &mut self.marks {
-            value.zeroize();
-        }
+        self.marks.is_some()
     }
 }
 
@@ -118,5 +134,16 @@ mod tests {
             "Some(Some([secret]))",
             "it shows itself to nobody"
         );
+    }
+
+    #[test]
+    fn values_that_are_in_names_let_no_text_grow_beyond_one_name_a_value() {
+        let value = |text: &str| Some(SecretValue::new(text.as_bytes().to_vec()));
+        let letters = ["aaaaaa", "bbbbbb", "cccccc", "dddddd", "eeeeee", "ffffff"];
+        let named = |at: usize| [letters[(at + 1) % letters.len()]; 9].join("-");
+        let granted = Granted::new((0..letters.len()).map(|at| (named(at), value(letters[at]))).collect());
+        let mut text = "aaaaaa".repeat(5_000);
+        granted.redact(&mut text);
+        assert_eq!(text, format!("[secret {}]", named(0)).repeat(5_000));
     }
 }

@@ -475,6 +475,12 @@ impl Swarm {
         self.stages.iter().flat_map(|s| &s.inputs).any(|i| i.laps.is_some())
     }
 
+    /// Whether some of its Bees are granted secrets.
+    #[must_use]
+    pub fn reads_secrets(&self) -> bool {
+        self.stages.iter().any(|stage| !stage.secrets.is_empty())
+    }
+
     /// A subject is *pure* when no stage on its path keeps anything: its requests may travel the in-memory lane.
     #[must_use]
     pub fn pure(&self, subject: &Subject) -> bool {

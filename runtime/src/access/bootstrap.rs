@@ -30,7 +30,10 @@ impl Registry {
             }
             return Ok(None);
         }
-        self.refresh().await?;
+        // The token is told whatever comes now: there is no other copy of it, and `follow` looks again.
+        if let Err(error) = self.refresh().await {
+            tracing::warn!(error = format!("{error:#}"), "who may come in is not read for now");
+        }
         Ok(Some(made))
     }
 

@@ -83,9 +83,30 @@ pub fn node(named: Option<&str>) -> String {
     }
 }
 
+/// Set, and not to nothing.
+fn set(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|v| !v.trim().is_empty())
+}
+
+/// What goes with every login: the client's certificate, and whether a token may go in the clear. The latter is no variable of `serve`'s: who
+/// lets a client show its token has not said that a node may listen without a door.
+fn surroundings() -> Outcome<Login> {
+    let login = match (set("SKEP_CLIENT_CERT"), set("SKEP_CLIENT_KEY")) {
+        (Some(cert), Some(key)) => Login::default().identity(read(Path::new(&cert))?, read(Path::new(&key))?),
+        (None, None) => Login::default(),
+        _ => {
+            return Err(Failure::new(Exit::Usage, "a client's certificate is given by halves")
+                .remedy("set both SKEP_CLIENT_CERT and SKEP_CLIENT_KEY"));
+        }
+    };
+    Ok(match set("SKEP_TOKEN_IN_THE_CLEAR").as_deref() {
+        Some("1" | "true") => login.in_the_clear(),
+        _ => login,
+    })
+}
+
 /// What a node is shown: by `SKEP_TOKEN` and `SKEP_CA`, or what was stored for this very URL.
 pub fn login(node: &str) -> Outcome<Login> {
-    let set = |name: &str| std::env::var(name).ok().filter(|v| !v.trim().is_empty());
     let kept = match set("SKEP_TOKEN") {
         // With a token at hand the file matters for nothing but whom to trust.
         Some(_) => stored().ok().flatten(),
@@ -97,14 +118,7 @@ pub fn login(node: &str) -> Outcome<Login> {
         Some(path) => Some(read(Path::new(&path))?),
         None => kept.and_then(|s| s.ca),
     };
-    let mut login = match (set("SKEP_CLIENT_CERT"), set("SKEP_CLIENT_KEY")) {
-        (Some(cert), Some(key)) => Login::default().identity(read(Path::new(&cert))?, read(Path::new(&key))?),
-        (None, None) => Login::default(),
-        _ => {
-            return Err(Failure::new(Exit::Usage, "a client's certificate is given by halves")
-                .remedy("set both SKEP_CLIENT_CERT and SKEP_CLIENT_KEY"));
-        }
-    };
+    let mut login = surroundings()?;
     if let Some(token) = token {
         if Secret::parse(token.trim()).is_none() {
             return Err(not_a_token());
@@ -113,9 +127,6 @@ pub fn login(node: &str) -> Outcome<Login> {
     }
     if let Some(ca) = ca {
         login = login.ca(ca);
-    }
-    if set("SKEP_ALLOW_INSECURE").is_some() {
-        login = login.in_the_clear();
     }
     Ok(login)
 }
@@ -156,14 +167,12 @@ pub async fn run(args: args::Login, out: Printer) -> Outcome {
     if Secret::parse(&token).is_none() {
         return Err(not_a_token());
     }
-    let ca = args.ca.as_deref().map(read).transpose()?;
+    let ca = args.ca.clone().or_else(|| set("SKEP_CA").map(Into::into));
+    let ca = ca.as_deref().map(read).transpose()?;
     let url = plain(&args.url);
-    let mut login = Login::default().token(&token).map_err(|_| not_a_token())?;
+    let mut login = surroundings()?.token(&token).map_err(|_| not_a_token())?;
     if let Some(ca) = &ca {
         login = login.ca(ca.clone());
-    }
-    if std::env::var_os("SKEP_ALLOW_INSECURE").is_some() {
-        login = login.in_the_clear();
     }
     // Not stored before the node knows it.
     let who = connect::access_with(&url, login)

@@ -82,9 +82,12 @@ impl Keys {
                     .to_owned()
             ));
         };
-        let made = make(path, self.entropy.as_ref())?;
-        ring.push(Arc::clone(&made));
-        Ok(made)
+        // It may have been put back since the start.
+        if !path.exists() {
+            make(path, self.entropy.as_ref())?;
+        }
+        *ring = parse(path)?;
+        ring.first().map(Arc::clone).context("a file of keys has one")
     }
 
     pub(super) fn is_newest(&self, record: &SecretRecord) -> anyhow::Result<bool> {
@@ -182,7 +185,7 @@ fn parse(path: &Path) -> anyhow::Result<Vec<Arc<Key>>> {
 }
 
 /// Made whole or not at all: half a key would open nothing.
-fn make(path: &Path, entropy: &dyn Entropy) -> anyhow::Result<Arc<Key>> {
+fn make(path: &Path, entropy: &dyn Entropy) -> anyhow::Result<()> {
     let mut bytes = Zeroizing::new([0; KEY_BYTES]);
     bytes[..16].copy_from_slice(&entropy.bits128());
     bytes[16..].copy_from_slice(&entropy.bits128());
@@ -198,7 +201,9 @@ fn make(path: &Path, entropy: &dyn Entropy) -> anyhow::Result<Arc<Key>> {
         file.write_all(Zeroizing::new(hex(&*bytes)).as_bytes())?;
         file.write_all(b"\n")?;
         file.sync_all()?;
-        fs::rename(&during, path)?;
+        // Unlike a rename it replaces nothing.
+        fs::hard_link(&during, path)?;
+        fs::remove_file(&during)?;
         fs::File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
     };
     write().with_context(what)?;
@@ -206,7 +211,7 @@ fn make(path: &Path, entropy: &dyn Entropy) -> anyhow::Result<Arc<Key>> {
         path = %path.display(),
         "made the key that secrets are sealed with: a backup of the platform does not hold it, so keep a copy apart"
     );
-    Key::new(&*bytes)
+    Ok(())
 }
 
 fn hex(bytes: &[u8]) -> String {

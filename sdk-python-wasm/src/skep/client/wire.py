@@ -84,7 +84,7 @@ class Target:
         self.metadata: list[tuple[str, str]] = [("authorization", f"Bearer {token}")] if token else []
         ca = ca or os.environ.get("SKEP_CA") or None
         self.ca = Path(ca).read_bytes() if ca is not None else None
-        near = parts.hostname in ("127.0.0.1", "localhost", "::1") or bool(os.environ.get("SKEP_ALLOW_INSECURE"))
+        near = parts.hostname in ("127.0.0.1", "localhost", "::1") or os.environ.get("SKEP_TOKEN_IN_THE_CLEAR") in ("1", "true")
         if token and not self.secure and not near:
             raise ValueError("a token would be sent in the clear: use https://, or a node on this machine")
         self.options = [
