@@ -230,7 +230,13 @@ impl Registry {
     }
 
     async fn put(&self, id: TokenId, expect: u64, record: &TokenRecord) -> anyhow::Result<bool> {
-        let put = self.catalogs.put(&format!("{TOKEN}{id}"), expect, None, record).await?;
+        let seen = match &record.tenant {
+            Some(tenant) if *tenant != TenantId::default_tenant() => {
+                Some(self.catalogs.there(tenant.as_str(), None).await?)
+            }
+            _ => None,
+        };
+        let put = self.catalogs.put(&format!("{TOKEN}{id}"), expect, seen, record).await?;
         Ok(put.is_ok())
     }
 
@@ -358,6 +364,50 @@ mod tests {
         assert!(one.revoke(other.id, &all[&other.id]).await.unwrap());
         let why = one.bootstrap_from(&file).await.unwrap_err().to_string();
         assert!(why.contains("skep token generate"), "{why}");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_written_for_a_tenant_that_went() {
+        let (backend, clock) = store();
+        let registry = registry(&backend, &clock, 2);
+        let catalogs = &registry.catalogs;
+        let acme: TenantId = "acme".parse().unwrap();
+        let tenant = crate::catalog::TenantRecord {
+            created_ms: 1,
+            deleting: false,
+        };
+        let version = catalogs.put_tenant(&acme, 0, &tenant).await.unwrap().unwrap();
+        let theirs = TokenRecord {
+            tenant: Some(acme.clone()),
+            ..registry.operator("theirs")
+        };
+        registry.create(theirs.clone()).await.unwrap();
+        let path = "secret/acme/key";
+        catalogs.put(path, 0, None, &1).await.unwrap().unwrap();
+        // What was decided before, and is written after.
+        let seen = catalogs.number().await.unwrap();
+        catalogs.delete_tenant(&acme, version, seen).await.unwrap().unwrap();
+        assert!(
+            catalogs
+                .put(path, 1, Some(seen), &2)
+                .await
+                .unwrap_err()
+                .to_string()
+                .contains("is gone")
+        );
+        assert!(catalogs.put("module/acme/m", 0, None, &2).await.is_err());
+        assert!(
+            registry
+                .create(theirs)
+                .await
+                .unwrap_err()
+                .to_string()
+                .contains("is gone")
+        );
+        catalogs.put("secret/default/key", 0, None, &1).await.unwrap().unwrap();
+        // One that comes in between is another's decision.
+        catalogs.put_tenant(&acme, 0, &tenant).await.unwrap().unwrap();
+        assert!(catalogs.put("module/acme/m", 0, Some(seen), &2).await.unwrap().is_err());
     }
 
     #[tokio::test]

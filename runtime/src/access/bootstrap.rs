@@ -37,7 +37,7 @@ impl Registry {
         Ok(Some(made))
     }
 
-    fn operator(&self, name: &str) -> TokenRecord {
+    pub(super) fn operator(&self, name: &str) -> TokenRecord {
         TokenRecord {
             tenant: None,
             role: Role::Operator,

@@ -159,6 +159,22 @@ impl Catalogs {
         self.kept(deleted).await
     }
 
+    /// What a write for a tenant builds on: that the tenant is there. A call that was under way when its tenant went must leave nothing
+    /// to the next one of that name.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub(crate) async fn there(&self, tenant: &str, seen: Option<u64>) -> anyhow::Result<u64> {
+        let seen = match seen {
+            Some(seen) => seen,
+            None => self.number().await?,
+        };
+        if self.get::<TenantRecord>(&format!("{TENANT}{tenant}")).await?.is_none() {
+            bail!("tenant `{tenant}` is gone");
+        }
+        Ok(seen)
+    }
+
     pub(crate) async fn put<T: Serialize>(
         &self,
         key: &str,
@@ -166,6 +182,10 @@ impl Catalogs {
         seen: Option<u64>,
         record: &T,
     ) -> anyhow::Result<Result<u64, u64>> {
+        let seen = match owner(key) {
+            Some(tenant) => Some(self.there(tenant, seen).await?),
+            None => seen,
+        };
         let stored = Stored { format: FORMAT, record };
         let value = Bytes::from(serde_json::to_vec(&stored)?);
         let put = self.backend.catalog_put_if(key, expect, seen, value).await?;
@@ -204,6 +224,14 @@ impl Catalogs {
         };
         Ok(found.into_iter().map(read).collect())
     }
+}
+
+/// Whose a record is, unless that tenant is always there.
+fn owner(key: &str) -> Option<&str> {
+    let (kind, rest) = key.split_once('/')?;
+    let (tenant, _) = rest.split_once('/')?;
+    let owned = matches!(kind, "module" | "swarm" | "secret");
+    (owned && tenant != TenantId::default_tenant().as_str()).then_some(tenant)
 }
 
 /// What a stored record says, of a Swarm, a module, a secret or a tenant.
