@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -450,6 +450,7 @@ pub(super) async fn what_is_imported_is_set_aside_until_it_is_used(harness: Box<
 /// Each commit adds one to a key's count and one message to the sink: at any one moment there are as many.
 pub(super) async fn an_export_is_one_moment(harness: Box<dyn Harness>) -> Verdict {
     const KEYS: usize = 1_500;
+    const COMMITS_MAX: usize = 200_000;
     let world = World::new(harness);
     let (a, b) = (world.spec("a", 1), world.bounded("b", 1, 10_000_000, 1));
     let mut owner = world.own(&a, 0).await?;
@@ -460,10 +461,18 @@ pub(super) async fn an_export_is_one_moment(harness: Box<dyn Harness>) -> Verdic
     owner.must(commit).await?;
     let stop = Arc::new(AtomicBool::new(false));
     let ended = Arc::clone(&stop);
+    let commits = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&commits);
     let working = tokio::spawn(async move {
         let (mut counts, mut made) = (HashMap::<usize, u64>::new(), 0_usize);
         let entropy = skep_model::env::SeededEntropy::new(77);
         while !ended.load(Ordering::SeqCst) {
+            counted.store(made, Ordering::SeqCst);
+            // A quick store would fill the inbox while a slow machine exports it.
+            if made >= COMMITS_MAX {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                continue;
+            }
             let key = made * 7 % KEYS;
             let count = counts.entry(key).or_default();
             *count += 1;
@@ -528,6 +537,13 @@ pub(super) async fn an_export_is_one_moment(harness: Box<dyn Harness>) -> Verdic
             ));
             break;
         }
+    }
+    // On a slow one they come late.
+    for _ in 0..600 {
+        if commits.load(Ordering::SeqCst) > 20 || working.is_finished() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
     stop.store(true, Ordering::SeqCst);
     let made = working.await.why()??;
