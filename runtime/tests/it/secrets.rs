@@ -109,6 +109,9 @@ async fn a_secret_is_read_where_it_is_granted_and_said_nowhere() {
         logs.contains("on stdout: [secret api-key]") && logs.contains("on stderr: [secret api-key]"),
         "{logs}"
     );
+    // What is asked for in memory leaves no letter.
+    node.cli_ok(&["submit", "talk", "fail"]);
+    drained(&mut keeper, "talk").await;
     let letters = node.cli_ok(&["dlq", "talk", "list", "-o", "json"]);
     assert!(letters.contains("refused [secret api-key]"), "{letters}");
     let id = letters
