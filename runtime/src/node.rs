@@ -161,8 +161,10 @@ impl Node {
         // The key lies apart from what it authenticates: who can write the cache cannot make it true.
         let cache =
             ArtifactCache::open(&engine, &settings.data.join("artifact.key")).context("open the artifact cache")?;
+        let cache = Arc::new(cache);
         let limits = engine.settings().compiler;
-        let compiler = Compiler::new(settings.compiler.clone(), vec!["compile-module".into()], limits);
+        let compiler =
+            Compiler::new(settings.compiler.clone(), vec!["compile-module".into()], limits).with(Arc::clone(&cache));
         let spans = OtlpSpans::from_env()?.map(Arc::new);
         let sink: Arc<dyn SpanSink> = match &spans {
             Some(spans) => Arc::clone(spans) as Arc<dyn SpanSink>,
@@ -191,7 +193,7 @@ impl Node {
             (None, BackendSettings::Redis(_)) => KeyPlace::Nowhere,
         };
         let vault = Vault::new(catalogs.clone(), Keys::read(place, Arc::clone(&entropy))?);
-        let modules = Modules::new(store.clone(), engine, compiler, Arc::new(cache));
+        let modules = Modules::new(store.clone(), engine, compiler, cache);
         let works = settings.roles.worker;
         let supervisor = Supervisor::new(catalogs, modules, vault, seams, Arc::clone(&stats), routes, works);
         members.begin(&supervisor).await?;

@@ -7,32 +7,53 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use skep_model::id::Digest;
 
 /// The native code of one module, as our compiler process made it. Cheap to clone.
 ///
 /// The only ways to get one are [`crate::Compiler::compile`] and [`crate::ArtifactCache::get`], because loading runs
 /// these bytes with the rights of the process.
 #[derive(Debug, Clone)]
-pub struct Artifact(Arc<Sealed>);
+pub struct Artifact {
+    own: Arc<Sealed>,
+    /// The code of its libraries, where that was compiled apart.
+    code: Option<Shared>,
+}
+
+/// Native code that several modules may use. Its digest is that of the WebAssembly that it was made of, and of nothing else.
+#[derive(Debug, Clone)]
+pub(crate) struct Shared {
+    pub(crate) digest: Digest,
+    pub(crate) native: Arc<Sealed>,
+}
 
 impl Artifact {
-    pub(crate) fn new(sealed: Sealed) -> Self {
-        Self(Arc::new(sealed))
+    pub(crate) fn new(own: Sealed, code: Option<Shared>) -> Self {
+        Self {
+            own: Arc::new(own),
+            code,
+        }
     }
 
+    /// Bytes of native code, without what is shared with other modules.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "no artifact is empty")]
     pub fn len(&self) -> u64 {
-        self.0.len
+        self.own.len
     }
 
-    /// A name under which this process can open the bytes.
-    pub(crate) fn path(&self) -> PathBuf {
-        self.0.path()
+    /// What it shares with others: which code, and how many bytes.
+    #[must_use]
+    pub fn shared(&self) -> Option<(Digest, u64)> {
+        self.code.as_ref().map(|code| (code.digest, code.native.len))
     }
 
-    pub(crate) fn open(&self) -> io::Result<File> {
-        File::open(self.path())
+    pub(crate) fn own(&self) -> &Sealed {
+        &self.own
+    }
+
+    pub(crate) fn code(&self) -> Option<&Shared> {
+        self.code.as_ref()
     }
 }
 
@@ -48,9 +69,13 @@ impl Sealed {
         PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
     }
 
+    pub(crate) fn open(&self) -> io::Result<File> {
+        File::open(self.path())
+    }
+
     /// A descriptor of its own, reading from the start.
     pub(crate) fn reader(&self) -> io::Result<OwnedFd> {
-        File::open(self.path()).map(OwnedFd::from)
+        self.open().map(OwnedFd::from)
     }
 
     pub(crate) fn of(name: &str, bytes: &[u8]) -> io::Result<Self> {

@@ -1,8 +1,8 @@
 //! Compiled artifacts on disk. They are native code, so each carries a MAC under a key that only this node has, and
 //! nothing is loaded that does not verify.
 //!
-//! A file is `magic (8) | mac (32) | artifact`. The MAC covers engine fingerprint, module digest, length and artifact, so
-//! a file copied to another name, node or version does not verify either. A file is copied into a sealed memory file
+//! A file is `magic (8) | mac (32) | digest of the code it shares, or zeros (32) | artifact`. The MAC covers engine fingerprint,
+//! module digest, that other digest, length and artifact, so a file copied to another name, node or version does not verify either. A file is copied into a sealed memory file
 //! while it is read for the MAC: nobody can swap it between check and use. That costs one pass over the bytes (SHA-256,
 //! well under a millisecond for a Rust Bee, some 30 ms for a Python one) and the artifact's size in memory.
 
@@ -10,6 +10,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
@@ -17,14 +18,25 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use skep_model::id::Digest;
 
-use crate::artifact::{Artifact, memory_file, seal};
+use crate::artifact::{Artifact, Sealed, Shared, memory_file, seal};
 use crate::engine::Engine;
 
-const MAGIC: &[u8; 8] = b"skepart1";
+const MAGIC: &[u8; 8] = b"skepart2";
 const MAC_BYTES: usize = 32;
-const HEAD_BYTES: u64 = (MAGIC.len() + MAC_BYTES) as u64;
+const DIGEST_BYTES: usize = 32;
+const HEAD_BYTES: u64 = (MAGIC.len() + MAC_BYTES + DIGEST_BYTES) as u64;
 const SUFFIX: &str = "skepc";
 const CHUNK_BYTES: usize = 256 << 10;
+
+/// What a file is the native code of.
+#[derive(Debug, Clone, Copy)]
+enum Of {
+    Module,
+    Code,
+}
+
+/// Of a module that shares no code.
+const NOTHING: Digest = Digest([0; DIGEST_BYTES]);
 
 /// The node's own store of compiled modules. Methods block on disk: call them off the async threads.
 #[derive(Debug)]
@@ -72,7 +84,29 @@ impl ArtifactCache {
     /// # Errors
     /// The disk fails.
     pub fn get(&self, digest: Digest) -> io::Result<Option<Artifact>> {
-        let path = self.path(digest);
+        let Some((own, shares)) = self.read(Of::Module, digest)? else {
+            return Ok(None);
+        };
+        if shares == NOTHING {
+            return Ok(Some(Artifact::new(own, None)));
+        }
+        // Gone where room was made: what needs it is compiled again too.
+        let code = self.code(shares)?;
+        Ok(code.map(|code| Artifact::new(own, Some(code))))
+    }
+
+    /// Code that modules share, by the digest of its WebAssembly.
+    pub(crate) fn code(&self, digest: Digest) -> io::Result<Option<Shared>> {
+        let found = self.read(Of::Code, digest)?;
+        Ok(found.map(|(native, _)| Shared {
+            digest,
+            native: Arc::new(native),
+        }))
+    }
+
+    /// A file's artifact, and the digest of the code that it shares.
+    fn read(&self, of: Of, digest: Digest) -> io::Result<Option<(Sealed, Digest)>> {
+        let path = self.path(of, digest);
         // Not through a link: the file must be ours.
         let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
         let mut file = match OpenOptions::new().read(true).custom_flags(flags).open(&path) {
@@ -80,10 +114,10 @@ impl ArtifactCache {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e),
         };
-        if let Some(artifact) = self.verified(&mut file, digest)? {
+        if let Some(verified) = self.verified(&mut file, of, digest)? {
             // Says that it is in use; the oldest go first.
             let _ = file.set_modified(SystemTime::now());
-            return Ok(Some(artifact));
+            return Ok(Some(verified));
         }
         self.refused.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(path = %path.display(), "a compiled module did not verify; it is deleted and will be compiled again");
@@ -91,7 +125,7 @@ impl ArtifactCache {
         Ok(None)
     }
 
-    fn verified(&self, file: &mut File, digest: Digest) -> io::Result<Option<Artifact>> {
+    fn verified(&self, file: &mut File, of: Of, digest: Digest) -> io::Result<Option<(Sealed, Digest)>> {
         let meta = file.metadata()?;
         let len = match meta.len().checked_sub(HEAD_BYTES) {
             Some(len) if meta.is_file() && len > 0 && len <= self.artifact_bytes_max => len,
@@ -99,15 +133,17 @@ impl ArtifactCache {
         };
         let mut magic = [0; MAGIC.len()];
         let mut stored = [0; MAC_BYTES];
+        let mut shares = NOTHING;
         if file
             .read_exact(&mut magic)
             .and_then(|()| file.read_exact(&mut stored))
+            .and_then(|()| file.read_exact(&mut shares.0))
             .is_err()
             || &magic != MAGIC
         {
             return Ok(None);
         }
-        let mut mac = self.mac(digest, len);
+        let mut mac = self.mac(of, digest, shares, len);
         let mut copy = memory_file("skep-artifact")?;
         let mut chunk = vec![0; CHUNK_BYTES];
         let mut left = len;
@@ -125,7 +161,7 @@ impl ArtifactCache {
         if mac.verify_slice(&stored).is_err() {
             return Ok(None);
         }
-        Ok(Some(Artifact::new(seal(copy)?)))
+        Ok(Some((seal(copy)?, shares)))
     }
 
     /// Keeps an artifact, then makes room by deleting the ones that were not used for longest. A file that others hold
@@ -134,7 +170,19 @@ impl ArtifactCache {
     /// # Errors
     /// The disk fails or is full.
     pub fn put(&self, digest: Digest, artifact: &Artifact) -> io::Result<()> {
-        let mut mac = self.mac(digest, artifact.len());
+        let mut shares = NOTHING;
+        if let Some(code) = artifact.code() {
+            shares = code.digest;
+            if !self.path(Of::Code, shares).exists() {
+                self.write(Of::Code, shares, NOTHING, &code.native)?;
+            }
+        }
+        self.write(Of::Module, digest, shares, artifact.own())?;
+        self.evict()
+    }
+
+    fn write(&self, of: Of, digest: Digest, shares: Digest, artifact: &Sealed) -> io::Result<()> {
+        let mut mac = self.mac(of, digest, shares, artifact.len());
         let mut source = artifact.open()?;
         let mut temporary = tempfile::Builder::new()
             .prefix(".new-")
@@ -143,6 +191,7 @@ impl ArtifactCache {
         let file = temporary.as_file_mut();
         file.write_all(MAGIC)?;
         file.write_all(&[0; MAC_BYTES])?;
+        file.write_all(&shares.0)?;
         let mut chunk = vec![0; CHUNK_BYTES];
         loop {
             let got = source.read(&mut chunk)?;
@@ -155,8 +204,8 @@ impl ArtifactCache {
         let tag = mac.finalize().into_bytes();
         std::os::unix::fs::FileExt::write_all_at(file, &tag, MAGIC.len() as u64)?;
         // No flush: a file that a crash tears does not verify and is made again.
-        temporary.persist(self.path(digest)).map_err(|e| e.error)?;
-        self.evict()
+        temporary.persist(self.path(of, digest)).map_err(|e| e.error)?;
+        Ok(())
     }
 
     fn evict(&self) -> io::Result<()> {
@@ -185,18 +234,26 @@ impl ArtifactCache {
         Ok(())
     }
 
-    fn mac(&self, digest: Digest, len: u64) -> Hmac<Sha256> {
+    fn mac(&self, of: Of, digest: Digest, shares: Digest, len: u64) -> Hmac<Sha256> {
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.key).expect("HMAC takes keys of any length");
-        mac.update(b"skep artifact 1");
+        mac.update(match of {
+            Of::Module => b"skep artifact 2".as_slice(),
+            Of::Code => b"skep shared code 2",
+        });
         mac.update(&self.fingerprint);
         mac.update(&digest.0);
+        mac.update(&shares.0);
         mac.update(&len.to_le_bytes());
         mac
     }
 
-    fn path(&self, digest: Digest) -> PathBuf {
+    fn path(&self, of: Of, digest: Digest) -> PathBuf {
         let engine = Digest(self.fingerprint).short();
-        self.dir.join(format!("{}-{engine}.{SUFFIX}", digest.to_hex()))
+        let of = match of {
+            Of::Module => "",
+            Of::Code => "code-",
+        };
+        self.dir.join(format!("{of}{}-{engine}.{SUFFIX}", digest.to_hex()))
     }
 }
 

@@ -1,5 +1,6 @@
 //! The engine: wasmtime, its pool, the threads that run guests, and the clockwork that bounds them.
 
+use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -9,10 +10,11 @@ use sha2::{Digest as _, Sha256};
 use skep_model::id::Digest;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use wasmtime::component::{Component, Linker};
+use wasmtime::component::{Component, InstancePre, Linker};
 
-use crate::artifact::Artifact;
+use crate::artifact::{Artifact, Shared};
 use crate::bee;
+use crate::compile::libraries::CODE;
 use crate::error::Error;
 use crate::guests::Guests;
 use crate::host::{Host, linker};
@@ -35,6 +37,26 @@ pub struct Engine {
     running: Arc<Semaphore>,
     spare: Arc<Semaphore>,
     watched: Mutex<Watched>,
+    /// Code that loaded modules share. As long as one of them is loaded.
+    shared: Mutex<HashMap<Digest, Weak<Libraries>>>,
+}
+
+/// Code of libraries, as this process has it mapped.
+pub(crate) struct Libraries(wasmtime::Module);
+
+/// A module in this process.
+pub(crate) struct Mapped {
+    pub(crate) pre: InstancePre<Host>,
+    pub(crate) libraries: Option<Arc<Libraries>>,
+}
+
+fn unfit(e: wasmtime::Error) -> Error {
+    let text = format!("{e:#}");
+    if text.contains("exceeds") || text.contains("limit") {
+        Error::TooBig(text)
+    } else {
+        Error::Artifact(text)
+    }
 }
 
 #[derive(Default)]
@@ -73,6 +95,7 @@ impl Engine {
             running: Arc::new(Semaphore::new(settings.running as usize)),
             spare: Arc::new(Semaphore::new(settings.spare as usize)),
             watched: Mutex::default(),
+            shared: Mutex::default(),
             settings,
             wasm,
         }))
@@ -89,28 +112,45 @@ impl Engine {
             let _load = load;
             let inside = Arc::clone(&engine);
             let pre = tokio::task::spawn_blocking(move || inside.map(&artifact)).await;
-            let pre = pre.map_err(|e| Error::Artifact(format!("loading was interrupted: {e}")))??;
-            Box::pin(Module::open(engine, digest, pre)).await
+            let mapped = pre.map_err(|e| Error::Artifact(format!("loading was interrupted: {e}")))??;
+            Box::pin(Module::open(engine, digest, mapped)).await
         });
         loading
             .await
             .unwrap_or_else(|e| Err(Error::Artifact(format!("loading was interrupted: {e}"))))
     }
 
-    fn map(&self, artifact: &Artifact) -> Result<wasmtime::component::InstancePre<Host>, Error> {
+    fn map(&self, artifact: &Artifact) -> Result<Mapped, Error> {
+        let broken = |e: wasmtime::Error| Error::Artifact(format!("{e:#}"));
         // SAFETY: an `Artifact` comes from our compiler process or from the cache after its MAC was verified, and it is
         // sealed: the bytes that were verified are the bytes that are mapped.
-        let component = unsafe { Component::deserialize_file(&self.wasm, artifact.path()) }.map_err(|e| {
-            let text = format!("{e:#}");
-            if text.contains("exceeds") || text.contains("limit") {
-                Error::TooBig(text)
-            } else {
-                Error::Artifact(text)
-            }
-        })?;
-        self.linker
-            .instantiate_pre(&component)
-            .map_err(|e| Error::Artifact(format!("{e:#}")))
+        let component = unsafe { Component::deserialize_file(&self.wasm, artifact.own().path()) }.map_err(unfit)?;
+        let Some(code) = artifact.code() else {
+            let pre = self.linker.instantiate_pre(&component).map_err(broken)?;
+            return Ok(Mapped { pre, libraries: None });
+        };
+        let libraries = self.libraries(code)?;
+        let mut linker = self.linker.clone();
+        linker.root().module(CODE, &libraries.0).map_err(broken)?;
+        let pre = linker.instantiate_pre(&component).map_err(broken)?;
+        Ok(Mapped {
+            pre,
+            libraries: Some(libraries),
+        })
+    }
+
+    /// Code that modules share, mapped once.
+    fn libraries(&self, code: &Shared) -> Result<Arc<Libraries>, Error> {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(libraries) = shared.get(&code.digest).and_then(Weak::upgrade) {
+            return Ok(libraries);
+        }
+        shared.retain(|_, libraries| libraries.strong_count() > 0);
+        // SAFETY: as in `map`.
+        let module = unsafe { wasmtime::Module::deserialize_file(&self.wasm, code.native.path()) }.map_err(unfit)?;
+        let libraries = Arc::new(Libraries(module));
+        shared.insert(code.digest, Arc::downgrade(&libraries));
+        Ok(libraries)
     }
 
     /// Names the code that this engine's compiler makes: an artifact of another fingerprint does not fit.
@@ -201,6 +241,8 @@ pub(crate) fn fingerprint(engine: &wasmtime::Engine) -> [u8; 32] {
     }
     let mut sha = Sha(Sha256::new());
     engine.precompile_compatibility_hash().hash(&mut sha);
+    // How components are cut before they are compiled.
+    sha.0.update(b"libraries apart 1");
     sha.0.finalize().into()
 }
 

@@ -28,6 +28,8 @@ pub(crate) struct Code {
     pub(crate) pre: InstancePre<Host>,
     pub(crate) process: ComponentExportIndex,
     pub(crate) bees: ComponentExportIndex,
+    /// What `pre` runs too; held so that the next module finds it.
+    pub(crate) _libraries: Option<Arc<crate::engine::Libraries>>,
 }
 
 /// The time that one call may take.

@@ -9,7 +9,7 @@ use skep_model::name::BeeName;
 use skep_model::step::Trap;
 
 use crate::bee::{Bee, BeeSettings};
-use crate::engine::Engine;
+use crate::engine::{Engine, Mapped};
 use crate::error::Error;
 use crate::host::{HANDLER, Host};
 use crate::instance::{Bees, Code, Process, Time, failed, guarded};
@@ -45,11 +45,8 @@ impl std::fmt::Debug for Module {
 
 impl Module {
     /// Reads the Bees' names by calling the module in a limited instance. Runs on a guest thread.
-    pub(crate) async fn open(
-        engine: Arc<Engine>,
-        digest: Digest,
-        pre: wasmtime::component::InstancePre<Host>,
-    ) -> Result<Self, Error> {
+    pub(crate) async fn open(engine: Arc<Engine>, digest: Digest, mapped: Mapped) -> Result<Self, Error> {
+        let Mapped { pre, libraries } = mapped;
         let missing = |what: &str| Error::Export(format!("`{what}` is missing"));
         let component = pre.component();
         let handler = component
@@ -63,6 +60,7 @@ impl Module {
                 .get_export_index(Some(&handler), "bees")
                 .ok_or_else(|| missing("bees"))?,
             pre,
+            _libraries: libraries,
         };
         let bees = names(&engine, &code, digest).await?;
         Ok(Self {

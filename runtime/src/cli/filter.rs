@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use serde::Deserialize;
@@ -198,10 +199,15 @@ impl Filter {
     }
 
     fn with_state(&self, inputs: Vec<Input>) -> Batch {
-        let keys = inputs.iter().filter_map(|i| Some(i.key()?.to_owned()));
-        let state: HashMap<_, _> = keys
-            .filter_map(|key| Some((key.clone(), self.state.get(&key)?.clone())))
-            .collect();
+        // Once a key: a batch of one key would else copy all its state once a message.
+        let mut state: StateMap = HashMap::new();
+        for key in inputs.iter().filter_map(Input::key) {
+            if !state.contains_key(key)
+                && let Some(values) = self.state.get(key)
+            {
+                state.insert(key.to_owned(), values.clone());
+            }
+        }
         Batch {
             inputs,
             state,
@@ -392,12 +398,14 @@ async fn load(wasm: Vec<u8>, progress: &Progress) -> Outcome<Module> {
     let engine = Engine::new(Settings::new(root.join("cache"))).context("start the engine")?;
     let cache =
         ArtifactCache::open(&engine, &root.join("artifact.key")).with_context(|| format!("open {}", root.display()))?;
+    let cache = Arc::new(cache);
     let artifact = match cache.get(digest).context("read the cache")? {
         Some(artifact) => artifact,
         None => {
             let step = progress.step("compile");
             let program = std::env::current_exe().context("find this program")?;
-            let compiler = Compiler::new(program, vec!["compile-module".into()], engine.settings().compiler);
+            let compiler = Compiler::new(program, vec!["compile-module".into()], engine.settings().compiler)
+                .with(Arc::clone(&cache));
             let artifact = compiler.compile(Bytes::from(wasm)).await.map_err(refused)?;
             // It saves time, nothing else.
             let _ = cache.put(digest, &artifact);

@@ -8,6 +8,7 @@
 mod child;
 mod confine;
 mod inspect;
+pub(crate) mod libraries;
 mod parent;
 mod refusal;
 mod syscalls;
@@ -18,6 +19,47 @@ pub use refusal::{Code, CompileError};
 
 /// The child's limits, as JSON, in its environment. Nothing else is there.
 const LIMITS_VARIABLE: &str = "SKEP_COMPILER_LIMITS";
+/// What the child is to compile: see [`Part`].
+const PART_VARIABLE: &str = "SKEP_COMPILER_PART";
+
+/// What a child makes of what it is given.
+///
+/// The libraries of a component (all of CPython, of a Bee in Python) are compiled apart, once for all uploads that were made of them.
+/// That must not let one upload reach another: a child that a hostile upload has taken over can answer with any native code. So the code
+/// of libraries is compiled by a child of its own, that is given nothing but those libraries, and is kept under the digest that the
+/// *node* takes of what it gave. Who gets that code has sent the same bytes, and so would have been taken over the same way alone; no
+/// upload decides what is kept under a digest of others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// A component: answers with its native code, but for that of its libraries, of which it hands back the WebAssembly.
+    Frame,
+    /// Those libraries: answers with their native code.
+    Code,
+    /// A component with all that is in it, for where the libraries cannot be had apart.
+    Whole,
+}
+
+impl Part {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Frame => "frame",
+            Self::Code => "code",
+            Self::Whole => "whole",
+        }
+    }
+
+    fn of(word: &str) -> Self {
+        match word {
+            "frame" => Self::Frame,
+            "code" => Self::Code,
+            _ => Self::Whole,
+        }
+    }
+}
+
+/// An answer is `length of the libraries (8, little-endian) | libraries | native code`.
+const ANSWER_HEAD_BYTES: usize = 8;
+
 /// The child's exit status when it has refused the upload and said why on its standard output.
 const REFUSED_STATUS: i32 = 3;
 /// … and when it could not limit itself, and so has not looked at the upload.

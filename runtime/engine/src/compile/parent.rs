@@ -6,17 +6,19 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
-use std::sync::Once;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use bytes::Bytes;
+use skep_model::id::Digest;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 use tokio::sync::Semaphore;
 
 use super::refusal::{Code, CompileError};
-use super::{LIMITS_VARIABLE, REFUSED_STATUS, UNCONFINED_STATUS};
-use crate::artifact::{Artifact, Sealed, memory_file, seal};
+use super::{ANSWER_HEAD_BYTES, LIMITS_VARIABLE, PART_VARIABLE, Part, REFUSED_STATUS, UNCONFINED_STATUS};
+use crate::artifact::{Artifact, Sealed, Shared, memory_file, seal};
+use crate::cache::ArtifactCache;
 use crate::settings::CompilerLimits;
 
 /// Compilers at once on a node: each may take 1.5 GiB.
@@ -33,6 +35,8 @@ pub struct Compiler {
     args: Vec<OsString>,
     limits: CompilerLimits,
     at_once: Semaphore,
+    /// Where code that modules share is looked for.
+    cache: Option<Arc<ArtifactCache>>,
 }
 
 impl Compiler {
@@ -50,7 +54,15 @@ impl Compiler {
             args,
             limits,
             at_once: Semaphore::new(AT_ONCE),
+            cache: None,
         }
+    }
+
+    /// Looks in the cache for code of libraries that were compiled before. Who uses what this compiles puts it there.
+    #[must_use]
+    pub fn with(mut self, cache: Arc<ArtifactCache>) -> Self {
+        self.cache = Some(cache);
+        self
     }
 
     /// Checks and compiles an upload. Dropping the future kills the child.
@@ -61,10 +73,45 @@ impl Compiler {
         self.cheap_checks(&upload)?;
         // Waits its turn; the wall clock starts afterwards.
         let _turn = self.at_once.acquire().await;
+        let (libraries, native) = self.child(Part::Frame, &upload).await?;
+        if libraries.is_empty() {
+            return Ok(Artifact::new(native, None));
+        }
+        match self.code(libraries).await {
+            Ok(code) => Ok(Artifact::new(native, Some(code))),
+            // Nothing that is wrong with the libraries is told of them: the user knows no such thing.
+            Err(error) => {
+                tracing::warn!(%error, "the libraries of a module cannot be compiled apart; compiling it whole");
+                let (_, native) = self.child(Part::Whole, &upload).await?;
+                Ok(Artifact::new(native, None))
+            }
+        }
+    }
+
+    /// The native code of libraries: kept from another upload, or compiled now.
+    async fn code(&self, libraries: Vec<u8>) -> Result<Shared, CompileError> {
+        let libraries = Bytes::from(libraries);
+        let digest = Digest::of(&libraries);
+        if let Some(cache) = self.cache.clone() {
+            let found = tokio::task::spawn_blocking(move || cache.code(digest)).await;
+            match found {
+                Ok(Ok(Some(code))) => return Ok(code),
+                Ok(Err(error)) => tracing::warn!(%error, "cannot read the artifact cache; compiling again"),
+                _ => {}
+            }
+        }
+        let (_, native) = self.child(Part::Code, &libraries).await?;
+        Ok(Shared {
+            digest,
+            native: Arc::new(native),
+        })
+    }
+
+    /// One child's work: what it hands back of WebAssembly, and its native code.
+    async fn child(&self, part: Part, given: &[u8]) -> Result<(Vec<u8>, Sealed), CompileError> {
         let node = |what: &str, e: io::Error| CompileError::new(Code::Node, format!("cannot {what}: {e}; try again"));
 
-        let input = Sealed::of("skep-upload", &upload).map_err(|e| node("hold the upload in memory", e))?;
-        drop(upload);
+        let input = Sealed::of("skep-upload", given).map_err(|e| node("hold the upload in memory", e))?;
         let output = memory_file("skep-artifact").map_err(|e| node("make room for the artifact", e))?;
         let output_fd = output.try_clone().map_err(|e| node("make room for the artifact", e))?;
         let limits = serde_json::to_string(&self.limits).unwrap_or_default();
@@ -72,6 +119,7 @@ impl Compiler {
             .args(&self.args)
             .env_clear()
             .env(LIMITS_VARIABLE, limits)
+            .env(PART_VARIABLE, part.word())
             // Each thread's arena reserves 64 MiB of the address space that is limited; each thread adds a stack.
             .env("MALLOC_ARENA_MAX", "2")
             .env("RAYON_NUM_THREADS", "2")
@@ -105,13 +153,9 @@ impl Compiler {
         let status = status.map_err(|e| node("wait for the compiler process", e))?;
         if status.success() {
             let sealed = seal(output).map_err(|e| node("seal the artifact", e))?;
-            if sealed.len() == 0 {
-                return Err(CompileError::new(
-                    Code::CompilerKilled,
-                    "the compiler ended without an answer",
-                ));
-            }
-            return Ok(Artifact::new(sealed));
+            return read_answer(&sealed, &self.limits)
+                .map_err(|e| node("read the artifact", e))?
+                .ok_or_else(|| CompileError::new(Code::CompilerKilled, "the compiler ended without an answer"));
         }
         if status.code() == Some(REFUSED_STATUS)
             && let Ok(sealed) = seal(output)
@@ -218,6 +262,25 @@ async fn read_bounded(stderr: Option<tokio::process::ChildStderr>) -> String {
     let mut rest = bounded.into_inner();
     let _ = tokio::io::copy(&mut rest, &mut tokio::io::sink()).await;
     String::from_utf8_lossy(&kept).into_owned()
+}
+
+/// `None`: the child has not said all that it should. What it says is no more trusted than what it was given: lengths are checked.
+fn read_answer(answer: &Sealed, limits: &CompilerLimits) -> io::Result<Option<(Vec<u8>, Sealed)>> {
+    let mut file = answer.open()?;
+    let mut head = [0; ANSWER_HEAD_BYTES];
+    if answer.len() <= head.len() as u64 {
+        return Ok(None);
+    }
+    file.read_exact(&mut head)?;
+    let len = u64::from_le_bytes(head);
+    if len > limits.upload_bytes || len >= answer.len() - head.len() as u64 {
+        return Ok(None);
+    }
+    let mut libraries = Vec::new();
+    (&mut file).take(len).read_to_end(&mut libraries)?;
+    let mut native = memory_file("skep-artifact")?;
+    io::copy(&mut file, &mut native)?;
+    Ok(Some((libraries, seal(native)?)))
 }
 
 fn read_refusal(answer: &Sealed) -> Option<CompileError> {

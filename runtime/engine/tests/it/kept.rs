@@ -9,6 +9,9 @@ use skep_model::id::Digest;
 
 use crate::zoo::{compiler, settings, wasm};
 
+/// What stands before the native code.
+const HEAD_BYTES: u64 = 72;
+
 struct Place {
     dir: tempfile::TempDir,
     engine: Arc<Engine>,
@@ -72,9 +75,9 @@ async fn what_was_put_is_got_also_after_a_restart_and_runs() {
 async fn a_changed_file_is_refused_deleted_and_counted() {
     let place = Place::new(1 << 30).await;
     let cache = place.open();
-    let len = place.artifact.len() + 40;
-    // In the magic, the MAC, the first and the last byte of the code, and in between.
-    for (n, at) in [0, 8, 39, 40, len / 2, len - 1].into_iter().enumerate() {
+    let len = place.artifact.len() + HEAD_BYTES;
+    // In the magic, the MAC, the digest of what is shared, the first and the last byte of the code, and in between.
+    for (n, at) in [0, 8, 39, 40, 71, HEAD_BYTES, len / 2, len - 1].into_iter().enumerate() {
         cache.put(place.digest, &place.artifact).unwrap();
         let [path] = place.files().try_into().unwrap();
         let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
@@ -91,8 +94,8 @@ async fn a_changed_file_is_refused_deleted_and_counted() {
 async fn a_truncated_empty_or_longer_file_is_refused() {
     let place = Place::new(1 << 30).await;
     let cache = place.open();
-    let len = place.artifact.len() + 40;
-    for size in [0, 10, 40, 41, len - 1, len + 1] {
+    let len = place.artifact.len() + HEAD_BYTES;
+    for size in [0, 10, 40, HEAD_BYTES, HEAD_BYTES + 1, len - 1, len + 1] {
         cache.put(place.digest, &place.artifact).unwrap();
         let [path] = place.files().try_into().unwrap();
         std::fs::OpenOptions::new()
@@ -103,7 +106,7 @@ async fn a_truncated_empty_or_longer_file_is_refused() {
             .unwrap();
         assert!(cache.get(place.digest).unwrap().is_none(), "{size}");
     }
-    assert_eq!(cache.refused(), 6);
+    assert_eq!(cache.refused(), 7);
 }
 
 #[tokio::test]

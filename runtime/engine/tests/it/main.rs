@@ -6,6 +6,7 @@ mod confined;
 mod guests;
 mod kept;
 mod languages;
+mod libraries;
 mod limits;
 mod reuse;
 mod sense;
