@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import time
+import warnings
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -38,6 +39,7 @@ bees:
   - { name: echo, module: zoo, input: { gateway: echo } }
   - { name: count, module: zoo, input: { gateway: count }, key: message, state: true }
   - { name: shout, module: zoo, input: { gateway: shout } }
+  - { name: talk, module: zoo, input: { gateway: talk }, retry: { attempts: 1 } }
   - { name: many, module: zoo, input: { gateway: many }, retry: { attempts: 3, backoff: { first: 10ms, max: 20ms } } }
 """
 
@@ -199,6 +201,32 @@ def test_a_secret_is_read_where_it_is_granted(zoo, node, gateway, admin, tmp_pat
         gateway.request("bad", b"secret")
     assert "sesame" not in node.skep("secret", "list").stdout
     admin.delete("kept", discard=True)
+
+
+def test_parts_of_an_answer_leave_one_by_one(zoo, gateway, admin):
+    with gateway.stream("talk", "a b c") as parts:
+        assert list(parts) == [b"a", b"b", b"c"]
+    # Who takes no parts gets them joined.
+    assert gateway.request("talk", "a b c").data == b"abc"
+    # Nobody waits for what was submitted.
+    gateway.submit("talk", "d")
+    letter = soon(lambda: list(admin.dead_letters("zoo", stage="talk")))[0]
+    assert "no caller waits for this message" in letter.detail and "bees.py:" in letter.detail
+
+
+def test_versions_that_do_not_fit_are_told_once(node, monkeypatch):
+    with Admin(node.url) as admin, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with pytest.raises(SwarmCreationError):
+            admin.apply("name: [\n")
+        assert not told
+    monkeypatch.setattr("skep.client.admin.VERSION", "9.9.0")
+    with Admin(node.url) as admin:
+        with pytest.warns(UserWarning, match=r"this `skep` package is 9\.9\.0, the node at .* is 0\."), pytest.raises(SwarmCreationError):
+            admin.apply("name: [\n")
+        with warnings.catch_warnings(record=True) as told, pytest.raises(SwarmCreationError):
+            admin.apply("name: [\n")
+        assert not told
 
 
 def test_a_repeated_call_takes_effect_once(zoo, gateway, admin):

@@ -110,6 +110,14 @@ def says(swarm: Swarm, payload, context):
     swarm.respond(dict(swarm.config))
 
 
+@register_bee(name="talk")
+def talk(swarm: Swarm, payload: str, context):
+    """Answers in parts."""
+    for word in payload.split():
+        swarm.part(word)
+    swarm.respond(b"")
+
+
 @register_bee(name="bad")
 def bad(swarm: Swarm, payload: str, context):
     swarm.publish("never seen")
@@ -123,7 +131,7 @@ def bad(swarm: Swarm, payload: str, context):
         case "recursion":
             bad(swarm, payload, context)
         case "memory":
-            kept = [0] * (1 << 27)
+            kept = [0] * (1 << 28)  # 1 GiB
             swarm.respond(len(kept))
         case "write":
             open("/tmp/x", "w")

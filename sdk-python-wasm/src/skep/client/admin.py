@@ -6,6 +6,7 @@ import hashlib
 import re
 import tempfile
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +17,7 @@ from typing import Any
 
 import grpc
 
+from .._version import VERSION
 from ..v1 import beekeeper_pb2 as pb
 from ..v1.beekeeper_pb2_grpc import BeekeeperStub
 from .errors import GatewayError, Outcome, ResourceNotFound, SwarmCreationError, SwarmDeletionError, SwarmNotFound, of_rpc
@@ -75,6 +77,7 @@ class Admin:
         else:
             self._channel = grpc.insecure_channel(self.target.address, self.target.options)
         self._stub: Any = BeekeeperStub(self._channel)  # type: ignore[no-untyped-call]
+        self._compared = False
 
     def close(self) -> None:
         self._channel.close()
@@ -108,7 +111,23 @@ class Admin:
             for at in range(0, len(data), CHUNK_BYTES):
                 yield pb.PushModuleRequest(chunk=data[at : at + CHUNK_BYTES])
 
+        self._compare_versions()
         return self._call(self._stub.PushModule, parts(), None)
+
+    def _compare_versions(self) -> None:
+        """Warns, once, where this package and the node are not of one release: what one knows the other may not."""
+        if self._compared:
+            return
+        self._compared = True
+        try:
+            theirs = str(self._stub.Node(pb.NodeRequest(), metadata=self.target.metadata, timeout=5).version)
+        except grpc.RpcError:
+            return  # The call itself will say what is wrong.
+        if theirs.split(".")[:2] != VERSION.split(".")[:2]:
+            warnings.warn(
+                f"this `skep` package is {VERSION}, the node at {self.target.url} is {theirs}: install the package of the node's own release",
+                stacklevel=3,
+            )
 
     def modules(self) -> list[Any]:
         return list(self._call(self._stub.ListModules, pb.ListModulesRequest(), None).modules)
@@ -121,6 +140,7 @@ class Admin:
         self, manifest: str | Path, *, dry_run: bool = False, discard_state: bool = False, rescale: bool = False
     ) -> Any:
         """Makes a Swarm as a manifest says: its YAML, or the path of its file."""
+        self._compare_versions()
         text = manifest if isinstance(manifest, str) and "\n" in manifest else Path(manifest).read_text()
         request = pb.ApplySwarmRequest(manifest=text, dry_run=dry_run, discard_state=discard_state, rescale=rescale)
         return self._call(self._stub.ApplySwarm, request, SwarmCreationError)
