@@ -29,7 +29,7 @@ impl Moved {
         *next += 1;
     }
 
-    pub(super) fn new(&mut self, space: Space) -> u32 {
+    pub(super) fn add(&mut self, space: Space) -> u32 {
         let next = &mut self.next[space as usize];
         *next += 1;
         *next - 1
@@ -122,7 +122,7 @@ impl Emitter<'_, '_> {
     pub(super) fn instances(&mut self) -> Result<(), Left> {
         let mut section = InstanceSection::new();
         section.instantiate(MEMORY_MODULE, std::iter::empty::<(&str, ModuleArg)>());
-        self.memory = self.moved.new(Space::Instance);
+        self.memory = self.moved.add(Space::Instance);
         self.component.section(&section);
         let mut aliases = ComponentAliasSection::new();
         aliases.alias(Alias::CoreInstanceExport {
@@ -131,16 +131,16 @@ impl Emitter<'_, '_> {
             name: MEMORY,
         });
         self.component.section(&aliases);
-        let memory = self.moved.new(Space::Memory);
+        let memory = self.moved.add(Space::Memory);
         let mut exports = vec![(MEMORY.to_owned(), ExportKind::Memory, memory)];
         for (n, (core, _)) in self.plan.taken.iter().enumerate() {
             exports.push((n.to_string(), ExportKind::Func, self.moved.of(*core)?));
         }
         let mut section = InstanceSection::new();
         section.export_items(exports.iter().map(|(name, kind, index)| (name.as_str(), *kind, *index)));
-        let given = self.moved.new(Space::Instance);
+        let given = self.moved.add(Space::Instance);
         section.instantiate(CODE_MODULE, [(FROM, ModuleArg::Instance(given))]);
-        self.code = self.moved.new(Space::Instance);
+        self.code = self.moved.add(Space::Instance);
         self.component.section(&section);
         Ok(())
     }
