@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use axum::Router;
 use axum::body::Body;
@@ -12,7 +12,7 @@ use axum::http::{HeaderMap, Request, Response};
 use axum::routing::future::RouteFuture;
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Either};
-use http_body::Frame;
+use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use skep_model::Bytes;
 use skep_model::error::ErrorKind;
@@ -131,7 +131,49 @@ impl http_body::Body for Ending {
             let _ = error::status(&why, false).add_header(&mut trailers);
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        Poll::Ready(frame)
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    /// Told on, or a refusal, which is only trailers, would leave as headers and an empty frame of data: grpc-core takes that for a
+    /// broken stream.
+    fn is_end_stream(&self) -> bool {
+        self.ended || self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body::Body as _;
+
+    use super::*;
+
+    fn ending(body: Body, end: &CancellationToken) -> Ending {
+        Ending {
+            body,
+            end: Box::pin(end.clone().cancelled_owned()),
+            grpc: true,
+            ended: false,
+        }
+    }
+
+    #[test]
+    fn a_body_tells_that_nothing_follows() {
+        let end = CancellationToken::new();
+        assert!(ending(Body::empty(), &end).is_end_stream());
+        assert_eq!(ending(Body::from("four"), &end).size_hint().exact(), Some(4));
+
+        let mut goes_on = ending(Body::from("four"), &end);
+        assert!(!goes_on.is_end_stream());
+        end.cancel();
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let frame = Pin::new(&mut goes_on).poll_frame(&mut cx);
+        let Poll::Ready(Some(Ok(frame))) = frame else {
+            panic!("{frame:?}")
+        };
+        assert!(frame.is_trailers() && goes_on.is_end_stream());
     }
 }
