@@ -25,7 +25,7 @@ async fn module(engine: &Arc<Engine>) -> Module {
     let wasm = built::zoo();
     let compiler = wasmtime::Engine::new(&compiler_config()).unwrap();
     let code = compiler.precompile_component(&wasm).unwrap();
-    let artifact = Artifact::new(Sealed::of("zoo", &code).unwrap());
+    let artifact = Artifact::new(Sealed::of("zoo", &code).unwrap(), None);
     engine.load(Digest::of(&wasm), artifact).await.unwrap()
 }
 
