@@ -10,11 +10,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use redis::Value;
-use redis::aio::ConnectionLike as _;
+use redis::aio::{ConnectionLike as _, MultiplexedConnection};
 use tokio::sync::oneshot;
 
 use super::link::Link;
-use super::options::Gate;
+use super::options::{Gate, RedisOptions};
 use super::reply::number;
 use crate::Error;
 
@@ -83,9 +83,35 @@ impl Gatekeeper {
 async fn ask(link: &Link, history: u64) -> Result<(), String> {
     let pair = link.pair_in(history).map_err(|e| e.to_string())?;
     let mut pair = pair.ok_or_else(|| REPLACED.to_owned())?;
+    let mut write = redis::cmd("SET");
+    write.arg(link.gate_key(&pair)).arg(1);
+    safe(&link.options, &mut pair.gate, write).await.map_err(|why| {
+        if let Unsafe::Broken(broken) = &why {
+            link.give_up(&pair, broken);
+        }
+        why.to_string()
+    })
+}
+
+/// Why a write is not known to be safe.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unsafe {
+    /// The connection is of no more use.
+    #[error("{0}")]
+    Broken(String),
+    #[error("{0}")]
+    Alone(String),
+}
+
+/// Writes, and returns once this write and all that the server answered before are safe.
+pub(super) async fn safe(
+    options: &RedisOptions,
+    conn: &mut MultiplexedConnection,
+    write: redis::Cmd,
+) -> Result<(), Unsafe> {
     let mut pipe = redis::pipe();
-    pipe.cmd("SET").arg(link.gate_key(&pair)).arg(1);
-    let (needed, timeout) = match link.options.gate {
+    pipe.add_command(write);
+    let (needed, timeout) = match options.gate {
         Gate::None => return Ok(()),
         Gate::Wait { replicas, timeout_ms } => {
             pipe.cmd("WAIT").arg(replicas).arg(timeout_ms);
@@ -100,42 +126,25 @@ async fn ask(link: &Link, history: u64) -> Result<(), String> {
             ((local, replicas), timeout_ms)
         }
     };
-    let patience = Duration::from_millis(timeout) + link.options.response_timeout;
-    let answer = tokio::time::timeout(patience, pair.gate.req_packed_commands(&pipe, 0, 2)).await;
-    let answer = answer.map(|a| {
-        a.and_then(|values| {
-            values
-                .into_iter()
-                .map(Value::extract_error)
-                .collect::<Result<Vec<_>, _>>()
-        })
-    });
-    let mut answer = match answer {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(e)) => {
-            let why = super::fault::sort(&e, &link.options).0.to_string();
-            link.give_up(&pair, &why);
-            return Err(why);
-        }
-        Err(_) => {
-            let why = "no answer to a wait for replicas".to_owned();
-            link.give_up(&pair, &why);
-            return Err(why);
-        }
-    };
+    let patience = Duration::from_millis(timeout) + options.response_timeout;
+    let silent = || Unsafe::Broken("no answer to a wait for replicas".to_owned());
+    let answer = tokio::time::timeout(patience, conn.req_packed_commands(&pipe, 0, 2)).await;
+    let answer = answer.map_err(|_| silent())?;
+    let answer: Result<Vec<_>, _> = answer.and_then(|values| values.into_iter().map(Value::extract_error).collect());
+    let mut answer = answer.map_err(|e| Unsafe::Broken(super::fault::sort(&e, options).0.to_string()))?;
     let have = match answer.pop() {
         Some(Value::Array(counts)) => {
             let mut counts = counts.into_iter().map(|v| number(v).unwrap_or(0));
             (counts.next().unwrap_or(0), counts.next().unwrap_or(0))
         }
-        Some(other) => (0, number(other).map_err(|e| e.to_string())?),
-        None => return Err("no answer to a wait for replicas".to_owned()),
+        Some(other) => (0, number(other).map_err(|e| Unsafe::Alone(e.to_string()))?),
+        None => return Err(silent()),
     };
     if have.0 < u64::from(needed.0) || have.1 < u64::from(needed.1) {
-        return Err(format!(
+        return Err(Unsafe::Alone(format!(
             "written, but only {} of {} replicas have it after {timeout} ms",
             have.1, needed.1
-        ));
+        )));
     }
     Ok(())
 }

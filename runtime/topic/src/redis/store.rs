@@ -5,6 +5,7 @@ use std::sync::PoisonError;
 use redis::aio::{ConnectionLike as _, MultiplexedConnection};
 use redis::{Cmd, Value};
 
+use super::gate;
 use super::link::{Link, Pairs};
 use super::names;
 use super::reach::reach;
@@ -143,7 +144,7 @@ impl Link {
                      Restore it"
                 )));
             }
-            return Ok(id);
+            return self.settle(pairs, id).await;
         }
         let mut keys = 0;
         for mut conn in pairs.mains() {
@@ -169,15 +170,45 @@ impl Link {
             self.ask(&mut catalog, &set).await?;
             fresh = self.marked(&mut catalog).await?.ok_or_else(unserved)?;
         }
-        for (field, value) in [("id", fresh), ("format", FORMAT.to_string())] {
-            let mut set = redis::cmd("HSETNX");
-            set.arg(names::STORE).arg(field).arg(value);
-            self.ask(&mut store, &set).await?;
-        }
+        let mut set = redis::cmd("HSETNX");
+        set.arg(names::STORE).arg("id").arg(fresh);
+        self.ask(&mut store, &set).await?;
         // Another node may have been first.
         let mut get = redis::cmd("HGET");
         get.arg(names::STORE).arg("id");
-        text(self.ask(&mut store, &get).await?)
+        let id = text(self.ask(&mut store, &get).await?)?;
+        self.settle(pairs, id).await
+    }
+
+    /// A store's name is safe before anybody uses it: a server that is replaced by a replica that never had the name would be taken for one
+    /// that lost all. The format is written behind it, so where that stands the name is safe.
+    async fn settle(&self, pairs: &Pairs, id: String) -> Result<String, Error> {
+        let at = self.options.shown();
+        let unserved = || Error::Unavailable(format!("Redis at {at}: a part of the cluster is not reached"));
+        let mut store = pairs.main(names::STORE).ok_or_else(unserved)?;
+        let mut format = redis::cmd("HGET");
+        format.arg(names::STORE).arg("format");
+        if some_text(self.ask(&mut store, &format).await?).is_some() {
+            return Ok(id);
+        }
+        // Written again as they are: only a write can be waited for.
+        let mut name = redis::cmd("HSET");
+        name.arg(names::STORE).arg("id").arg(&id);
+        let mut writes = vec![(names::STORE, name)];
+        if self.places.cluster {
+            let mut mark = redis::cmd("SET");
+            mark.arg(names::CATALOG_MARK).arg(&id);
+            writes.push((names::CATALOG, mark));
+        }
+        for (key, write) in writes {
+            let mut gate = pairs.pair(key).ok_or_else(unserved)?.gate.clone();
+            let safe = gate::safe(&self.options, &mut gate, write).await;
+            safe.map_err(|why| Error::Unavailable(format!("Redis at {at}: the store's name is not safe yet: {why}")))?;
+        }
+        let mut set = redis::cmd("HSETNX");
+        set.arg(names::STORE).arg("format").arg(FORMAT);
+        self.ask(&mut store, &set).await?;
+        Ok(id)
     }
 
     /// Looks again whether this is our store.

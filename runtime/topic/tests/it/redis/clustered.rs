@@ -182,7 +182,6 @@ async fn nothing_is_done_in_a_slot_that_is_on_its_way() {
 
 /// A leader dies and its replica takes over, again and again; what is acknowledged is there, since it waited for the replica.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "beside the whole suite on two cores a takeover does not come to its end in time; ci/test runs it alone"]
 async fn replicas_take_over_in_a_cluster() {
     let quick = ["--appendonly", "yes", "--appendfsync", "everysec"];
     let mut cluster = Servers::start(3, 1, &quick);

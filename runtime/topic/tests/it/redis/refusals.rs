@@ -133,6 +133,16 @@ async fn a_flushed_store_is_an_alarm_and_not_an_empty_start() {
 }
 
 #[tokio::test]
+async fn a_store_that_was_half_made_is_made_whole() {
+    let server = Server::start(ALWAYS);
+    // Whoever began died before the name was safe.
+    server.cli(&["HSET", "sk:store", "id", "half"]);
+    open_as(RedisOptions::new(server.url(), [1; 8])).await.unwrap();
+    assert_eq!(server.cli(&["HGET", "sk:store", "id"]), "4\r\nhalf\r\n");
+    assert_eq!(server.cli(&["HGET", "sk:store", "format"]), "1\r\n1\r\n");
+}
+
+#[tokio::test]
 async fn a_lost_stream_is_damage_and_not_an_empty_inbox() {
     let on = OnRedis::new(None).await;
     let port = on.server.port;
