@@ -54,6 +54,16 @@ def test_it_does_what_a_dev_swarm_does(zoo, plain):
         assert zoo.outcomes(bee, messages) == plain.outcomes(bee, messages), bee
 
 
+def test_a_secret_is_given_by_a_file_and_named_in_no_answer(zoo):
+    (outcome,) = zoo.outcomes("bad", [b"secret"], secrets={"token": "sesame"})
+    assert outcome.ended == "done"
+    (outcome,) = zoo.outcomes("bad", [b"secret"], secrets={"other": "sesame"})
+    assert "secret `token` is not granted" in outcome.detail
+    for wrong, said in (("token", "NAME=FILE"), ("token=/nowhere", "cannot read /nowhere"), ("../x=/dev/null", "name")):
+        with pytest.raises(RuntimeError, match=said):
+            zoo.outcomes("bad", [b"secret"], options=["--secret", wrong])
+
+
 @pytest.mark.parametrize(
     ("what", "kind", "said"),
     [

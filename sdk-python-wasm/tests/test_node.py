@@ -160,7 +160,7 @@ def test_a_stage_and_a_swarm_are_paused_and_go_on(zoo, gateway, admin):
         admin.pause("zoo", "shoot")
     with pytest.raises(ValueError, match="a whole Swarm"):
         admin.pause("zoo", "shout", drain=1)
-    assert set(admin.pause("zoo", drain=30)) == {"bad", "echo", "count", "shout", "many"}
+    assert set(admin.pause("zoo", drain=30)) == {"bad", "echo", "count", "shout", "many", "talk"}
     with pytest.raises(Unavailable):
         gateway.request("echo", b"x", timeout=2)
     assert admin.resume("zoo") == []

@@ -8,6 +8,8 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use skep_model::name::SecretName;
+
 use super::failure::EXIT_CODES;
 use crate::settings::{Hidden, Layer, LogFormat};
 
@@ -969,6 +971,9 @@ pub struct Filter {
     /// A value of the stage's `config:`; may be repeated
     #[arg(long, value_parser = header, value_name = "NAME=VALUE")]
     pub config: Vec<(String, String)>,
+    /// A secret that the Bee may read, its value from a file; may be repeated
+    #[arg(long, value_parser = secret_file, value_name = "NAME=FILE")]
+    pub secret: Vec<(SecretName, PathBuf)>,
     /// Each line is a message as JSON: `payload` or `hex`, and `key`, `headers`, `accepted_ms`, `attempt`
     #[arg(long)]
     pub messages: bool,
@@ -998,6 +1003,12 @@ fn header(text: &str) -> Result<(String, String), String> {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err("write NAME=VALUE".to_owned()),
     }
+}
+
+fn secret_file(text: &str) -> Result<(SecretName, PathBuf), String> {
+    let (name, file) = header(text).map_err(|_| "write NAME=FILE".to_owned())?;
+    let name = name.parse().map_err(|e| format!("{e}"))?;
+    Ok((name, file.into()))
 }
 
 fn pointer(text: &str) -> Result<String, String> {

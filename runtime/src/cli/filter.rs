@@ -8,13 +8,13 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use skep_engine::{ArtifactCache, Bee, BeeSettings, Compiler, Engine, Module, Settings};
+use skep_engine::{ArtifactCache, Bee, BeeSettings, Compiler, Engine, Granted, Module, SecretValue, Secrets, Settings};
 use skep_model::Bytes;
 use skep_model::env::{Clock as _, SystemClock};
 use skep_model::id::{Digest, Uid};
-use skep_model::limits::{BATCH_MESSAGES_DEFAULT, PAYLOAD_BYTES_MAX};
+use skep_model::limits::{BATCH_MESSAGES_DEFAULT, PAYLOAD_BYTES_MAX, SECRETS_PER_STAGE_MAX};
 use skep_model::message::Message;
-use skep_model::name::BeeName;
+use skep_model::name::{BeeName, SecretName};
 use skep_model::step::{Batch, Disposition, Input, LogLevel, LogLine, Outcome as Done, StateMap, Step};
 use skep_model::swarm::Instances;
 use tokio::sync::mpsc;
@@ -43,6 +43,7 @@ pub async fn run(args: args::Filter, out: Printer) -> Outcome {
         keyed: true,
         state: true,
         config: args.config.iter().cloned().collect(),
+        secrets: given(&args.secret)?,
         instances: Instances::Pooled {
             calls: u32::MAX,
             age_s: u32::MAX,
@@ -69,6 +70,35 @@ pub async fn run(args: args::Filter, out: Printer) -> Outcome {
         quiet: args.quiet,
     };
     filter.all(&args).await
+}
+
+/// What a stage's `secrets:` grants, of files.
+fn given(files: &[(SecretName, PathBuf)]) -> Outcome<Option<Arc<dyn Secrets>>> {
+    if files.is_empty() {
+        return Ok(None);
+    }
+    if files.len() > SECRETS_PER_STAGE_MAX {
+        let what = format!("{} secrets; a Bee has at most {SECRETS_PER_STAGE_MAX}", files.len());
+        return Err(Failure::new(Exit::Usage, what));
+    }
+    let mut values = BTreeMap::new();
+    for (name, file) in files {
+        let value = SecretValue::new(super::secrets::value(Some(file))?);
+        if values.insert(name.to_string(), Some(value)).is_some() {
+            let what = format!("the secret `{name}` is given twice");
+            return Err(Failure::new(Exit::Usage, what));
+        }
+    }
+    Ok(Some(Arc::new(Files(Arc::new(Granted::new(values))))))
+}
+
+#[derive(Debug)]
+struct Files(Arc<Granted>);
+
+impl Secrets for Files {
+    fn granted(&self) -> Arc<Granted> {
+        Arc::clone(&self.0)
+    }
 }
 
 struct Filter {

@@ -75,7 +75,7 @@ pub async fn run(args: args::Secret, node: &str, out: Printer) -> Outcome {
 }
 
 /// Never an argument: those stand in the shell's history and in the list of processes.
-fn value(file: Option<&Path>) -> Result<Vec<u8>, Failure> {
+pub(super) fn value(file: Option<&Path>) -> Result<Vec<u8>, Failure> {
     let too_long = || {
         let what = format!("a secret has at most {SECRET_BYTES_MAX} bytes");
         Failure::new(Exit::Usage, what)

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,13 @@ class Component:
         self._binary = binary
 
     def outcomes(
-        self, bee: str, messages: Iterable[Any], *, config: dict[str, str] | None = None, options: Iterable[str] = ()
+        self,
+        bee: str,
+        messages: Iterable[Any],
+        *,
+        config: dict[str, str] | None = None,
+        secrets: dict[str, str] | None = None,
+        options: Iterable[str] = (),
     ) -> list[Outcome]:
         """What became of each message: messages, or payloads, as :meth:`skep.DevSwarm.outcomes` takes them."""
         lines = []
@@ -74,7 +81,13 @@ class Component:
         command = [self._binary, "filter", str(self.wasm), "--bee", bee, "--messages", "-o", "json", "-q", *options]
         for name, value in (config or {}).items():
             command += ["--config", f"{name}={value}"]
-        ran = subprocess.run(command, input="\n".join([*lines, ""]), capture_output=True, text=True)
+        # Files, for arguments are seen by every user of the machine.
+        with tempfile.TemporaryDirectory() as folder:
+            for number, (name, value) in enumerate((secrets or {}).items()):
+                file = Path(folder, str(number))
+                file.write_bytes(value.encode())
+                command += ["--secret", f"{name}={file}"]
+            ran = subprocess.run(command, input="\n".join([*lines, ""]), capture_output=True, text=True)
         # 1 says that some message failed, which the outcomes say too.
         if ran.returncode not in (0, 1):
             raise RuntimeError(f"skep filter: {ran.stderr.strip()}")
