@@ -6,8 +6,11 @@
 //! As long as no token was ever made, the door is open: everybody who reaches the port is the operator. Once it was closed it stays so.
 //! Whoever keeps tokens tells the door of them ([`Door::close`]); it compares hashes, in memory, and asks nobody.
 
+mod deed;
 mod guard;
+mod names;
 pub mod needs;
+mod scan;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,6 +28,7 @@ use skep_model::scope::Scope;
 use tokio_util::sync::CancellationToken;
 
 use crate::call::CallError;
+pub use deed::{Deed, Who, Witness};
 pub(crate) use guard::Guarded;
 use needs::Need;
 
@@ -39,6 +43,8 @@ pub struct Pass {
     /// By the store's clock; `None`: until it is revoked.
     pub until_ms: Option<u64>,
     pub caller: Caller,
+    /// What the token is called, for people.
+    pub name: Arc<str>,
 }
 
 pub struct Door {
@@ -70,8 +76,24 @@ struct Guest {
 #[derive(Debug)]
 struct Entered {
     caller: Option<Caller>,
+    /// What the caller's token is called.
+    name: Arc<str>,
     /// Until when: `None` for good.
     end: Option<CancellationToken>,
+}
+
+/// Who did not.
+#[derive(Debug)]
+struct Refused {
+    why: CallError,
+    /// `None`: nobody who showed a good token.
+    who: Option<Box<Who>>,
+}
+
+impl From<CallError> for Refused {
+    fn from(why: CallError) -> Self {
+        Self { why, who: None }
+    }
 }
 
 impl Door {
@@ -172,12 +194,13 @@ impl Door {
         }
     }
 
-    fn enter(&self, need: Need, path: &str, headers: &HeaderMap) -> Result<Entered, CallError> {
+    fn enter(&self, need: Need, path: &str, headers: &HeaderMap) -> Result<Entered, Refused> {
         let state = self.state();
         let (guests, peers) = match &*state {
             State::Open { end } => {
                 return Ok(Entered {
                     caller: Some(everybody()),
+                    name: Arc::default(),
                     end: Some(end.clone()),
                 });
             }
@@ -186,6 +209,7 @@ impl Door {
         if need == Need::Nothing {
             return Ok(Entered {
                 caller: None,
+                name: Arc::default(),
                 end: None,
             });
         }
@@ -196,9 +220,10 @@ impl Door {
             return match proven {
                 true => Ok(Entered {
                     caller: None,
+                    name: Arc::default(),
                     end: None,
                 }),
-                false => Err(unknown()),
+                false => Err(unknown().into()),
             };
         }
         let secret = shown
@@ -218,23 +243,30 @@ impl Door {
                 "unheard",
                 "this node has not heard of its store for a while, so it cannot tell whose token is still good: try another node, or again \
                  later",
-            ));
+            )
+            .into());
         }
         let caller = &guest.pass.caller;
         if let Need::Role(role) = need
             && !caller.role.covers(role)
         {
-            return Err(CallError::not_done(
+            let why = CallError::not_done(
                 ErrorKind::Forbidden,
                 "forbidden",
                 format!(
                     "this needs a token with the role `{role}`, and this one has `{}`",
                     caller.role
                 ),
-            ));
+            );
+            let who = Some(Box::new(Who {
+                caller: caller.clone(),
+                name: Arc::clone(&guest.pass.name),
+            }));
+            return Err(Refused { why, who });
         }
         Ok(Entered {
             caller: Some(caller.clone()),
+            name: Arc::clone(&guest.pass.name),
             end: Some(guest.end.clone()),
         })
     }

@@ -1,6 +1,7 @@
 //! One port for gRPC and HTTP/JSON, with bounds on what a connection may cost before it has asked for anything.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,7 +25,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::core::Core;
-use crate::door::{Door, Guarded};
+use crate::door::{Door, Guarded, Witness};
 use crate::{grpc, http};
 
 /// After a failed accept, e.g. for want of file handles.
@@ -40,6 +41,8 @@ const STREAM_WINDOW: u32 = 1 << 20;
 pub struct Entrance {
     pub listener: TcpListener,
     pub door: Arc<Door>,
+    /// Who keeps records of what was changed and refused; `None`: nobody.
+    pub witness: Option<Arc<dyn Witness>>,
     /// With certificates as they are now; `None`: in the clear.
     pub tls: Option<watch::Receiver<Arc<rustls::ServerConfig>>>,
 }
@@ -72,8 +75,13 @@ pub async fn serve(
         .merge(http::router(&core))
         .fallback(http::unknown_path);
 
-    let Entrance { listener, door, tls } = at;
-    let app = Guarded::new(app, door);
+    let Entrance {
+        listener,
+        door,
+        witness,
+        tls,
+    } = at;
+    let app = Guarded::new(app, door, witness);
     let closing = CancellationToken::new();
     let permits = Arc::new(Semaphore::new(core.settings().connections));
     let builder = Arc::new(limits(core.settings().header_timeout_ms));
@@ -88,7 +96,7 @@ pub async fn serve(
             accepted = accept(&listener, &permits) => accepted,
             Some(_) = connections.join_next(), if !connections.is_empty() => continue,
         };
-        let (stream, permit) = match accepted {
+        let (stream, from, permit) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
@@ -96,7 +104,7 @@ pub async fn serve(
                 continue;
             }
         };
-        let (builder, app, closing) = (Arc::clone(&builder), app.clone(), closing.clone());
+        let (builder, app, closing) = (Arc::clone(&builder), app.of(from), closing.clone());
         let acceptor = tls.as_ref().map(|now| TlsAcceptor::from(Arc::clone(&now.borrow())));
         connections.spawn(async move {
             let _permit = permit;
@@ -126,12 +134,12 @@ pub async fn serve(
 async fn accept(
     listener: &TcpListener,
     permits: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+) -> io::Result<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
     let permit = Arc::clone(permits).acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
+    let (stream, from) = listener.accept().await?;
     // Answers are small and somebody waits for each.
     stream.set_nodelay(true)?;
-    Ok((stream, permit))
+    Ok((stream, from, permit))
 }
 
 fn limits(header_timeout_ms: u64) -> auto::Builder<TokioExecutor> {

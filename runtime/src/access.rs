@@ -89,12 +89,14 @@ impl TokenRecord {
             hash: hash(&self.hash)?,
             until_ms: self.expires_ms,
             caller: caller.clone(),
+            name: self.name.as_str().into(),
         }];
         if let Some(former) = &self.former {
             passes.push(Pass {
                 hash: hash(&former.hash)?,
                 until_ms: Some(self.expires_ms.map_or(former.until_ms, |e| e.min(former.until_ms))),
                 caller,
+                name: self.name.as_str().into(),
             });
         }
         Ok(passes)

@@ -3,6 +3,7 @@
 
 mod access;
 mod applies;
+mod audits;
 mod backups;
 mod deletion;
 mod failure;
@@ -34,6 +35,7 @@ use skep_model::name::SwarmName;
 use skep_model::scope::{SwarmId, SwarmPath};
 use skep_proto::v1;
 use skep_proto::v1::access_server::AccessServer;
+use skep_proto::v1::audit_server::AuditServer;
 use skep_proto::v1::beekeeper_server::{Beekeeper, BeekeeperServer};
 use skep_proto::v1::secrets_server::SecretsServer;
 use skep_topic::Backend;
@@ -105,6 +107,11 @@ impl Desk {
     #[must_use]
     pub fn secrets(self) -> SecretsServer<Self> {
         SecretsServer::new(self).max_decoding_message_size(SECRET_BYTES_MAX + (4 << 10))
+    }
+
+    #[must_use]
+    pub fn audit(self) -> AuditServer<Self> {
+        AuditServer::new(self)
     }
 
     fn of<T>(&self, request: &Request<T>) -> Result<Keeper, Status> {

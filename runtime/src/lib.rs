@@ -9,6 +9,7 @@
 
 pub mod access;
 pub mod admin;
+pub mod audit;
 pub mod backup;
 pub mod beekeeper;
 pub mod catalog;

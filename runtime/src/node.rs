@@ -26,9 +26,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::access::{self, Registry};
 use crate::admin::{self, Admin};
+use crate::audit::Audit;
 use crate::beekeeper::{self, Desk};
 use crate::catalog::Catalogs;
 use crate::clock::StoreClock;
+use crate::level::Build;
 use crate::logs::LogKeep;
 use crate::members::{self, Member, Members};
 use crate::mirror::Mirror;
@@ -186,6 +188,8 @@ impl Node {
             .shared()
             .and_then(|place| Mirror::new(place.clone(), Arc::clone(&backend), Arc::clone(&members)));
         let catalogs = Catalogs::new(Arc::clone(&backend), mirror);
+        let audit = Audit::open(&settings.data, Arc::clone(&clock)).context("open the audit")?;
+        audit.note(&format!("skep {} starts", Build::current().version));
         let registry = Registry::new(catalogs.clone(), Arc::clone(&clock), Arc::clone(&entropy));
         let place = match (&settings.secrets_key_file, &settings.backend) {
             (Some(file), _) => KeyPlace::File(file.clone()),
@@ -203,6 +207,7 @@ impl Node {
                 anyhow::bail!(tokens_too_new(members.level()));
             }
             registry.bootstrap_from(file).await?;
+            audit.note("the token in the file of --bootstrap-token is an operator's, unless it was revoked");
         }
         registry.refresh().await.context("read who may come in")?;
         refuse_insecure(&settings, listen, registry.door.is_open())?;
@@ -211,6 +216,7 @@ impl Node {
         let following = TaskTracker::new();
         following.spawn(Arc::clone(&registry).follow(Arc::clone(&members), stop.clone()));
         members.follow(&supervisor, &following, &stop);
+        following.spawn(Arc::clone(&audit).follow(stop.clone()));
         if let Some(tls) = &tls {
             following.spawn(Arc::clone(tls).follow(stop.clone()));
         }
@@ -230,6 +236,8 @@ impl Node {
         let here = Here {
             supervisor: Arc::clone(&supervisor),
             stats: Arc::clone(&stats),
+            audit: Arc::clone(&audit),
+            name: members.name().to_owned(),
             stop: stop.clone(),
         };
         let desk = Desk::new(beekeeper::Parts {
@@ -259,11 +267,13 @@ impl Node {
             services = services
                 .add_service(desk.clone().access())
                 .add_service(desk.clone().secrets())
+                .add_service(desk.clone().audit())
                 .add_service(desk.service());
         }
         let entrance = skep_gateway::Entrance {
             listener,
             door: Arc::clone(&registry.door),
+            witness: Some(audit),
             tls: tls.as_ref().map(|tls| tls.server()),
         };
         let doors = tokio::spawn(skep_gateway::serve(

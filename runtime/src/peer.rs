@@ -7,7 +7,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt as _, stream};
-use skep_model::name::StageName;
+use skep_model::limits::AUDIT_PAGE_MAX;
+use skep_model::name::{StageName, TenantId};
 use skep_model::scope::{SwarmId, SwarmPath};
 use skep_model::swarm::Swarm;
 use skep_proto::v1;
@@ -20,6 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+use crate::audit::{Audit, Entry};
 use crate::logs::Kept;
 use crate::stats::Stats;
 use crate::supervisor::Supervisor;
@@ -35,6 +37,9 @@ pub type Said = Pin<Box<dyn Stream<Item = Result<What, Status>> + Send>>;
 pub struct Here {
     pub supervisor: Arc<Supervisor>,
     pub stats: Arc<Stats>,
+    pub audit: Arc<Audit>,
+    /// What this node is called.
+    pub name: String,
     /// Ends the streams that would keep a stopping node waiting.
     pub stop: CancellationToken,
 }
@@ -103,6 +108,48 @@ impl Here {
         Box::pin(past.chain(ReceiverStream::new(told)))
     }
 
+    /// A page of what was recorded here.
+    ///
+    /// # Errors
+    /// A name that is none, or files that cannot be read.
+    pub async fn recorded(&self, asked: v1::RecordedRequest) -> Result<v1::RecordedReply, Status> {
+        let tenant = tenant(&asked.tenant)?;
+        let audit = Arc::clone(&self.audit);
+        let read = move || audit.read(tenant.as_ref(), asked.since_ms, &asked.after, AUDIT_PAGE_MAX);
+        let page = tokio::task::spawn_blocking(read).await;
+        let page = page.map_err(|e| Status::internal(e.to_string()))?;
+        let page = page.map_err(|e| Status::unavailable(format!("{e:#}")))?;
+        let entries = page.entries.into_iter();
+        Ok(v1::RecordedReply {
+            entries: entries.map(|(book, entry)| record(&self.name, book, entry)).collect(),
+            after: page.after,
+            more: page.more,
+        })
+    }
+
+    /// Whether what was recorded here is whole.
+    ///
+    /// # Errors
+    /// As [`Self::recorded`].
+    pub async fn sound(&self, asked: v1::SoundRequest) -> Result<Vec<v1::AuditBook>, Status> {
+        let tenant = tenant(&asked.tenant)?;
+        let known = asked.known.into_iter().filter(|book| book.node == self.name);
+        let known = known.map(|book| (book.book, (book.last_seq, book.head))).collect();
+        let audit = Arc::clone(&self.audit);
+        let books = tokio::task::spawn_blocking(move || audit.verify(tenant.as_ref(), &known)).await;
+        let books = books.map_err(|e| Status::internal(e.to_string()))?;
+        let books = books.map_err(|e| Status::unavailable(format!("{e:#}")))?;
+        let told = books.into_iter().map(|(book, sound)| v1::AuditBook {
+            node: self.name.clone(),
+            book,
+            first_seq: sound.first_seq,
+            last_seq: sound.last_seq,
+            head: sound.head,
+            trouble: sound.trouble.unwrap_or_default(),
+        });
+        Ok(told.collect())
+    }
+
     /// A Swarm by its path, as nodes write it to each other.
     async fn find(&self, name: &str) -> Result<(SwarmId, Swarm), Status> {
         let path: SwarmPath = name.parse().map_err(|e| Status::invalid_argument(format!("{e}")))?;
@@ -124,6 +171,15 @@ impl Peer for Here {
         Ok(Response::new(v1::CountsReply { stages }))
     }
 
+    async fn recorded(&self, request: Request<v1::RecordedRequest>) -> Result<Response<v1::RecordedReply>, Status> {
+        Here::recorded(self, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn sound(&self, request: Request<v1::SoundRequest>) -> Result<Response<v1::SoundReply>, Status> {
+        let books = Here::sound(self, request.into_inner()).await?;
+        Ok(Response::new(v1::SoundReply { books }))
+    }
+
     type SaidStream = Pin<Box<dyn Stream<Item = Result<v1::SaidReply, Status>> + Send>>;
 
     async fn said(&self, request: Request<v1::LogsRequest>) -> Result<Response<Self::SaidStream>, Status> {
@@ -137,6 +193,39 @@ impl Peer for Here {
         Ok(Response::new(Box::pin(
             said.map(|what| what.map(|what| v1::SaidReply { what: Some(what) })),
         )))
+    }
+}
+
+/// Empty: of all tenants.
+fn tenant(name: &str) -> Result<Option<TenantId>, Status> {
+    match name {
+        "" => Ok(None),
+        name => name
+            .parse()
+            .map(Some)
+            .map_err(|e| Status::invalid_argument(format!("{e}"))),
+    }
+}
+
+fn record(node: &str, book: String, entry: Entry) -> v1::AuditEntry {
+    let objects = entry.objects.into_iter();
+    v1::AuditEntry {
+        node: node.to_owned(),
+        book,
+        seq: entry.seq,
+        at_ms: entry.at_ms,
+        kind: entry.kind.as_str().to_owned(),
+        asked_seq: entry.of.unwrap_or(0),
+        token: entry.token.unwrap_or_default(),
+        token_name: entry.token_name.unwrap_or_default(),
+        tenant: entry.tenant.unwrap_or_default(),
+        role: entry.role.map(|role| role.to_string()).unwrap_or_default(),
+        method: entry.method,
+        objects: objects.map(|(what, name)| v1::AuditObject { what, name }).collect(),
+        from: entry.from,
+        outcome: entry.outcome,
+        times: entry.times,
+        note: entry.note,
     }
 }
 

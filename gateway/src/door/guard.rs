@@ -1,6 +1,7 @@
 //! The door as a service in front of all others.
 
 use std::convert::Infallible;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -19,7 +20,8 @@ use skep_model::error::ErrorKind;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::codegen::Service;
 
-use super::{Door, needs, unknown};
+use super::deed::{Act, method};
+use super::{Deed, Door, Who, Witness, needs, unknown};
 use crate::call::CallError;
 use crate::{error, events, http};
 
@@ -27,11 +29,23 @@ use crate::{error, events, http};
 pub(crate) struct Guarded {
     app: Router,
     door: Arc<Door>,
+    witness: Option<Arc<dyn Witness>>,
+    /// The other end of the connection.
+    from: SocketAddr,
 }
 
 impl Guarded {
-    pub(crate) fn new(app: Router, door: Arc<Door>) -> Self {
-        Self { app, door }
+    pub(crate) fn new(app: Router, door: Arc<Door>, witness: Option<Arc<dyn Witness>>) -> Self {
+        Self {
+            app,
+            door,
+            witness,
+            from: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        }
+    }
+
+    pub(crate) fn of(&self, from: SocketAddr) -> Self {
+        Self { from, ..self.clone() }
     }
 }
 
@@ -52,19 +66,49 @@ impl Service<Request<Incoming>> for Guarded {
         let entered = match self.door.enter(asked.need, path, request.headers()) {
             Ok(entered) => entered,
             Err(refused) => {
-                let refusal = refusal(is_grpc(request.headers()), &refused);
+                if let Some(witness) = &self.witness {
+                    let deed = Deed {
+                        who: refused.who.map(|who| *who),
+                        method: method(path),
+                        objects: Vec::new(),
+                        from: self.from,
+                    };
+                    witness.denied(&deed, &refused.why.reason);
+                }
+                let refusal = refusal(is_grpc(request.headers()), &refused.why);
                 return Either::Right(std::future::ready(Ok(refusal)).boxed());
             }
         };
+        let act = self.witness.as_ref().filter(|_| asked.changes).map(|witness| {
+            let who = entered.caller.clone().map(|caller| Who {
+                caller,
+                name: entered.name,
+            });
+            Act::new(Arc::clone(witness), path, who, self.from)
+        });
         if let Some(caller) = entered.caller {
             request.extensions_mut().insert(caller);
         }
         let grpc = is_grpc(request.headers());
-        let answer = self.app.call(request);
-        match entered.end.filter(|_| asked.streams) {
-            None => Either::Left(answer),
-            Some(end) => Either::Right(as_long_as(end, grpc, answer).boxed()),
-        }
+        let end = entered.end.filter(|_| asked.streams);
+        let Some(act) = act else {
+            let answer = self.app.call(request);
+            return match end {
+                None => Either::Left(answer),
+                Some(end) => Either::Right(as_long_as(end, grpc, answer).boxed()),
+            };
+        };
+        let answer = self.app.call(request.map(|body| act.request(body)));
+        Either::Right(
+            async move {
+                let response = match end {
+                    None => answer.await?,
+                    Some(end) => as_long_as(end, grpc, answer).await?,
+                };
+                Ok(act.response(response))
+            }
+            .boxed(),
+        )
     }
 }
 

@@ -18,19 +18,37 @@ pub struct Asked {
     pub need: Need,
     /// It may go on for long, so it ends when the token does.
     pub streams: bool,
+    /// It is recorded: who asked for it, and what came of it.
+    pub changes: bool,
 }
 
 const fn once(role: Role) -> Asked {
     Asked {
         need: Need::Role(role),
         streams: false,
+        changes: false,
     }
 }
 
 const fn stream(role: Role) -> Asked {
     Asked {
-        need: Need::Role(role),
         streams: true,
+        ..once(role)
+    }
+}
+
+/// What changes something, or takes all there is, as a backup does.
+const fn change(role: Role) -> Asked {
+    Asked {
+        changes: true,
+        ..once(role)
+    }
+}
+
+const fn changes(role: Role) -> Asked {
+    Asked {
+        changes: true,
+        ..stream(role)
     }
 }
 
@@ -46,36 +64,46 @@ pub fn listed(path: &str) -> Option<Asked> {
         ("skep.v1.Beekeeper", "ListModules" | "ListSwarms" | "DescribeSwarm") => once(Read),
         ("skep.v1.Beekeeper", "ListDeadLetters" | "GetState") => once(Read),
         ("skep.v1.Beekeeper", "Logs" | "ListState") => stream(Read),
-        ("skep.v1.Beekeeper", "PushModule" | "ImportState" | "DeleteSwarm") => stream(Deploy),
-        ("skep.v1.Beekeeper", "DeleteModule" | "ApplySwarm" | "ScaleStage" | "HoldSwarm") => once(Deploy),
-        ("skep.v1.Beekeeper", "DiscardDeadLetters" | "RedriveDeadLetters" | "TryDeadLetter") => once(Deploy),
-        ("skep.v1.Beekeeper", "ListNodes" | "DrainNode") => once(Operator),
-        ("skep.v1.Beekeeper", "Backup" | "Restore") => stream(Operator),
+        ("skep.v1.Beekeeper", "PushModule" | "ImportState" | "DeleteSwarm") => changes(Deploy),
+        ("skep.v1.Beekeeper", "DeleteModule" | "ApplySwarm" | "ScaleStage" | "HoldSwarm") => change(Deploy),
+        ("skep.v1.Beekeeper", "DiscardDeadLetters" | "RedriveDeadLetters" | "TryDeadLetter") => change(Deploy),
+        ("skep.v1.Beekeeper", "ListNodes") => once(Operator),
+        ("skep.v1.Beekeeper", "DrainNode") => change(Operator),
+        ("skep.v1.Beekeeper", "Backup" | "Restore") => changes(Operator),
         ("skep.v1.Beekeeper", "Node") => Asked {
             need: Need::Token,
             streams: false,
+            changes: false,
         },
 
-        ("skep.v1.Access", "CreateTenant" | "ListTenants" | "DeleteTenant") => once(Operator),
-        ("skep.v1.Access", "CreateToken" | "ListTokens" | "RevokeToken" | "RotateToken") => once(Admin),
+        ("skep.v1.Access", "ListTenants") => once(Operator),
+        ("skep.v1.Access", "CreateTenant" | "DeleteTenant") => change(Operator),
+        ("skep.v1.Access", "ListTokens") => once(Admin),
+        ("skep.v1.Access", "CreateToken" | "RevokeToken" | "RotateToken") => change(Admin),
         // Only an open door has it: see `Bootstrap`.
-        ("skep.v1.Access", "Bootstrap") => once(Operator),
+        ("skep.v1.Access", "Bootstrap") => change(Operator),
         ("skep.v1.Access", "WhoAmI") => Asked {
             need: Need::Token,
             streams: false,
+            changes: false,
         },
 
         ("skep.v1.Secrets", "ListSecrets") => once(Read),
-        ("skep.v1.Secrets", "SetSecret" | "DeleteSecret") => once(Admin),
-        ("skep.v1.Secrets", "ResealSecrets") => once(Operator),
+        ("skep.v1.Secrets", "SetSecret" | "DeleteSecret") => change(Admin),
+        ("skep.v1.Secrets", "ResealSecrets") => change(Operator),
 
-        ("skep.v1.Peer", "Counts") => Asked {
+        ("skep.v1.Audit", "ListAudit") => stream(Admin),
+        ("skep.v1.Audit", "VerifyAudit") => once(Admin),
+
+        ("skep.v1.Peer", "Counts" | "Recorded" | "Sound") => Asked {
             need: Need::Node,
             streams: false,
+            changes: false,
         },
         ("skep.v1.Peer", "Said") => Asked {
             need: Need::Node,
             streams: true,
+            changes: false,
         },
         _ => return None,
     })
@@ -95,7 +123,11 @@ pub fn of(path: &str, takes_events: bool) -> Asked {
         // Reflection, and what is not there.
         _ => (Need::Token, true),
     };
-    Asked { need, streams }
+    Asked {
+        need,
+        streams,
+        changes: false,
+    }
 }
 
 #[cfg(test)]
@@ -121,6 +153,50 @@ mod tests {
             }
         }
         assert!(seen > 30, "{seen}");
+    }
+
+    /// What leaves everything as it is, and the traffic itself.
+    const UNRECORDED: [&str; 24] = [
+        "Gateway/Request",
+        "Gateway/Submit",
+        "Gateway/Requests",
+        "Gateway/RequestStream",
+        "Gateway/SubmitStream",
+        "Beekeeper/ListModules",
+        "Beekeeper/ListSwarms",
+        "Beekeeper/DescribeSwarm",
+        "Beekeeper/ListDeadLetters",
+        "Beekeeper/GetState",
+        "Beekeeper/ListState",
+        "Beekeeper/Logs",
+        "Beekeeper/Node",
+        "Beekeeper/ListNodes",
+        "Access/WhoAmI",
+        "Access/ListTenants",
+        "Access/ListTokens",
+        "Secrets/ListSecrets",
+        "Audit/ListAudit",
+        "Audit/VerifyAudit",
+        "Peer/Counts",
+        "Peer/Said",
+        "Peer/Recorded",
+        "Peer/Sound",
+    ];
+
+    #[test]
+    fn every_method_that_changes_something_is_recorded() {
+        let set = FileDescriptorSet::decode(skep_proto::DESCRIPTOR).unwrap();
+        for service in set.file.iter().flat_map(|file| &file.service) {
+            for method in &service.method {
+                let name = format!("{}/{}", service.name(), method.name());
+                let unrecorded = UNRECORDED.contains(&name.as_str());
+                let changes = listed(&format!("/skep.v1.{name}")).unwrap().changes;
+                assert_ne!(
+                    changes, unrecorded,
+                    "{name}: is it recorded, or does it leave everything as it is?"
+                );
+            }
+        }
     }
 
     #[test]

@@ -39,6 +39,7 @@ fn pass(secret: &Secret, tenant: &str, role: Role, until_ms: Option<u64>) -> Pas
             role,
             token: Some(secret.id),
         },
+        name: "somebody".into(),
     }
 }
 
@@ -51,7 +52,7 @@ fn headers(values: &[&str]) -> HeaderMap {
 }
 
 fn ask(door: &Door, need: Need, values: &[&str]) -> Result<Entered, ErrorKind> {
-    door.enter(need, "/p", &headers(values)).map_err(|e| e.kind)
+    door.enter(need, "/p", &headers(values)).map_err(|e| e.why.kind)
 }
 
 #[test]

@@ -141,6 +141,7 @@ pub async fn node(settings: Settings) -> Node {
         skep_gateway::Entrance {
             listener,
             door: skep_gateway::Door::open(Arc::new(SystemClock)),
+            witness: None,
             tls: None,
         },
         Arc::clone(&core),

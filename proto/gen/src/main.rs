@@ -19,6 +19,7 @@ fn main() -> anyhow::Result<()> {
         "skep/v1/peer.proto",
         "skep/v1/access.proto",
         "skep/v1/secrets.proto",
+        "skep/v1/audit.proto",
     ];
     let set = protox::compile(files, [proto]).context("compile proto/skep/v1")?;
     // Reflection serves this; without source info it is a tenth of the size.

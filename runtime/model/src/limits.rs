@@ -400,6 +400,21 @@ pub const TOKEN_GRACE_MS_MAX: u64 = 30 * 24 * 60 * 60 * 1_000;
 /// A file with a token, a certificate or a key.
 pub const CREDENTIAL_FILE_BYTES_MAX: u64 = 1 << 20;
 
+// --- audit ------------------------------------------------------------------------------------------------------
+/// One record of the audit: what it names is short, and cut.
+pub const AUDIT_RECORD_BYTES_MAX: usize = 4 << 10;
+/// A file of one book, and files of it that stay: some 50,000 records of each tenant, of the platform, and of refusals.
+pub const AUDIT_FILE_BYTES: u64 = 1 << 20;
+pub const AUDIT_FILES_MAX: usize = 16;
+/// Refusals are told apart by token, method and address, up to so many in a window; each is one record at its first, and one for all that
+/// followed. So a flood writes 200 KiB a minute at most.
+pub const AUDIT_DENIED_KINDS_MAX: usize = 256;
+pub const AUDIT_DENIED_WINDOW_MS: u64 = 60_000;
+/// Records in one answer of a node, which are sorted in memory.
+pub const AUDIT_PAGE_MAX: usize = 500;
+/// Lists and verifications of the audit under way at once on a node: each reads files of many books.
+pub const AUDIT_READS_MAX: usize = 4;
+
 // --- a node's settings ------------------------------------------------------------------------------------------
 /// A file of settings: eleven keys.
 pub const CONFIG_FILE_BYTES_MAX: usize = 64 << 10;

@@ -149,6 +149,8 @@ pub enum Command {
     Token(Token),
     /// Set, list and delete secrets that Bees may read
     Secret(Secret),
+    /// Show who changed what and who was refused, and whether those records are whole
+    Audit(Audit),
     /// Make certificates to try TLS with
     Certs(Certs),
 
@@ -214,6 +216,40 @@ Examples:
 pub struct Secret {
     #[command(subcommand)]
     pub what: SecretCommand,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  skep audit list --since 24h
+  skep audit list --follow -o json >> audit.jsonl
+  skep audit verify -o json > heads.json
+  skep audit verify --heads heads.json")]
+pub struct Audit {
+    #[command(subcommand)]
+    pub what: AuditCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Show the records of all nodes, oldest first
+    List {
+        /// Only those of this last time: `24h`, `7d`
+        #[arg(long, value_parser = duration, value_name = "TIME")]
+        since: Option<Duration>,
+        /// Only what this tenant's people did
+        #[arg(long)]
+        tenant: Option<String>,
+        /// Then those that come
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Read every record and tell the first that was changed, removed, put in or cut off
+    Verify {
+        /// What an earlier `audit verify -o json` wrote: the chains must still have those records
+        #[arg(long, value_name = "FILE")]
+        heads: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -1065,6 +1101,8 @@ mod tests {
             "skep submit hello-world --file lines.txt",
             "skep submit hello-world a b c -o json",
             "skep logs s stage -f --tail 3",
+            "skep audit list --since 24h --tenant acme -f",
+            "skep audit verify --heads heads.json",
             "skep dlq s",
             "skep dlq s list --stage a",
             "skep dlq s show 7",

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use skep_client::{Gateway, Kind, Login};
 use skep_proto::v1::access_client::AccessClient;
+use skep_proto::v1::audit_client::AuditClient;
 use skep_proto::v1::beekeeper_client::BeekeeperClient;
 use skep_proto::v1::secrets_client::SecretsClient;
 use tonic::service::interceptor::InterceptedService;
@@ -36,6 +37,10 @@ pub async fn access_with(node: &str, login: Login) -> Outcome<AccessClient<Wire>
 
 pub async fn secrets(node: &str) -> Outcome<SecretsClient<Wire>> {
     Ok(SecretsClient::new(wire(node, login::login(node)?).await?))
+}
+
+pub async fn audit(node: &str) -> Outcome<AuditClient<Wire>> {
+    Ok(AuditClient::new(wire(node, login::login(node)?).await?))
 }
 
 pub async fn gateway(node: &str) -> Outcome<Gateway> {

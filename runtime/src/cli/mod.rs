@@ -1,6 +1,7 @@
 //! The command line: what may be typed is in [`args`], each command in a file of its own, how it ends in [`failure`].
 
 pub mod args;
+mod audit;
 mod backups;
 pub mod build;
 mod call;
@@ -155,6 +156,7 @@ async fn run(cli: Cli, seen: Option<String>) -> Outcome {
         Command::Tenant(args) => tokens::tenant(args, node, out).await,
         Command::Token(args) => tokens::token(args, node, out).await,
         Command::Secret(args) => secrets::run(args, node, out).await,
+        Command::Audit(args) => audit::run(args, node, out).await,
         Command::Login(args) => login::run(args, out).await,
         Command::Logout => login::logout(out),
         Command::Whoami => login::whoami(node, out).await,

@@ -20,6 +20,8 @@ use crate::tls::Tls;
 /// How long a node may take to be reached, and to answer or to go on. A stranger waits for the slowest: short.
 const REACH: Duration = Duration::from_millis(1_000);
 pub const ANSWER: Duration = Duration::from_millis(2_000);
+/// How long a node may take to read all of its records.
+const VERIFIED: Duration = Duration::from_secs(60);
 
 /// How this node asks others.
 #[derive(Clone)]
@@ -72,6 +74,31 @@ pub async fn counts(
         }
     }
     (all, missing)
+}
+
+/// A page of what a node recorded.
+///
+/// # Errors
+/// In words, when it cannot be asked.
+pub async fn recorded(asking: &Asking, node: &Heard, asked: v1::RecordedRequest) -> Result<v1::RecordedReply, String> {
+    let answer = timeout(ANSWER, async {
+        let call = asking.shown("Recorded", asked)?;
+        Ok(asking.reach(node).await?.recorded(call).await?.into_inner())
+    });
+    answer.await.unwrap_or_else(|_| Err(late())).map_err(|why| words(&why))
+}
+
+/// Whether what a node recorded is whole, which takes it a while to tell.
+///
+/// # Errors
+/// In words, when it cannot be asked.
+pub async fn sound(asking: &Asking, node: &Heard, asked: v1::SoundRequest) -> Result<Vec<v1::AuditBook>, String> {
+    let answer = timeout(VERIFIED, async {
+        let call = asking.shown("Sound", asked)?;
+        Ok(asking.reach(node).await?.sound(call).await?.into_inner().books)
+    });
+    let late = || Status::deadline_exceeded(format!("it did not answer within {} s", VERIFIED.as_secs()));
+    answer.await.unwrap_or_else(|_| Err(late())).map_err(|why| words(&why))
 }
 
 /// What was said on a node.

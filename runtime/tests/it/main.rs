@@ -1,6 +1,7 @@
 //! Whole-system tests: the real binary, real clients, free ports on loopback, and kills.
 
 mod access;
+mod audit;
 mod backup;
 mod bad_input;
 mod branches;
