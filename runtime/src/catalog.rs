@@ -37,6 +37,9 @@ pub struct ModuleVersion {
     pub size: u64,
     pub bees: Vec<String>,
     pub pushed_ms: u64,
+    /// It imports what sends HTTP requests: a Bee of it needs a grant. Builds that did not say so took no such module.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sends_http: bool,
 }
 
 /// A Swarm's current revision.

@@ -58,6 +58,11 @@ const RELEASED: Build = Build {
             level: 2,
             used: Swarm::reads_secrets,
         },
+        Feature {
+            name: "http",
+            level: 2,
+            used: Swarm::sends_http,
+        },
     ],
 };
 

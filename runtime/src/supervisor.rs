@@ -17,7 +17,8 @@ use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use skep_engine::{BeeSettings, Module};
+use skep_engine::egress::SystemResolver;
+use skep_engine::{BeeSettings, Egress, Module};
 use skep_gateway::{Feed, Open, Route, RouteTable};
 use skep_model::id::{CommitId, Digest};
 use skep_model::name::{StageName, TenantId};
@@ -490,6 +491,7 @@ impl Supervisor {
     ) -> anyhow::Result<(Digest, Arc<dyn Bee>, UnderWay)> {
         let settings = BeeSettings {
             secrets: self.vault.grant(tenant, &stage.secrets),
+            http: egress(tenant, stage),
             ..BeeSettings::of(stage, digest)
         };
         match self.works {
@@ -642,6 +644,13 @@ fn end_of(id: &SwarmId, stage: &Stage, born: u64, live: Option<&LiveStage>) -> E
         lane: live.map_or_else(Lane::new, |l| Arc::clone(&l.lane)),
         key: stage.key.clone(),
     }
+}
+
+/// Where a stage's Bee may send requests. What is private is the operator's network, which no other tenant's manifest opens.
+fn egress(tenant: &TenantId, stage: &Stage) -> Option<Arc<Egress>> {
+    let grants: Vec<_> = stage.http.iter().cloned().collect();
+    let own = *tenant == TenantId::default_tenant();
+    (!grants.is_empty()).then(|| Egress::new(grants, own, Arc::new(SystemResolver)))
 }
 
 fn bee_of(

@@ -15,6 +15,7 @@ use skep_model::swarm::{GuestClock, Instances, Stage};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::task::AbortHandle;
 
+use crate::egress::Egress;
 use crate::engine::Engine;
 use crate::guests::Load;
 use crate::host::Host;
@@ -43,6 +44,8 @@ pub struct BeeSettings {
     pub config: BTreeMap<String, String>,
     /// `None`: the stage grants none.
     pub secrets: Option<Arc<dyn Secrets>>,
+    /// `None`: it sends no HTTP requests.
+    pub http: Option<Arc<Egress>>,
     pub clock: GuestClock,
     pub instances: Instances,
     /// Seeds the guest's random numbers until the first `begin`.
@@ -50,7 +53,7 @@ pub struct BeeSettings {
 }
 
 impl BeeSettings {
-    /// As the manifest says, but for its secrets, which are nothing that it holds.
+    /// As the manifest says, but for its secrets and requests, which are the node's to give.
     #[must_use]
     pub fn of(stage: &Stage, stage_digest: Digest) -> Self {
         Self {
@@ -61,6 +64,7 @@ impl BeeSettings {
             state: stage.state,
             config: stage.config.clone(),
             secrets: None,
+            http: None,
             clock: stage.clock,
             instances: stage.instances,
             stage_digest,
@@ -78,6 +82,7 @@ impl BeeSettings {
             state: false,
             config: BTreeMap::new(),
             secrets: None,
+            http: None,
             clock: GuestClock::Recorded,
             instances: Instances::Fresh,
             stage_digest,
@@ -296,6 +301,7 @@ impl Inner {
             sense,
             self.settings.memory_bytes,
             Arc::clone(&self.config),
+            self.settings.http.clone(),
         )
     }
 

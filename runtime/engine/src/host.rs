@@ -9,10 +9,12 @@ use skep_model::step::LogLevel;
 use wasmtime::component::{Linker, LinkerInstance, ResourceTable};
 use wasmtime::{Store, StoreContextMut, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi_http::{WasiHttpCtxView, WasiHttpView};
 
 use crate::abi::{ConfigError, Level, ReplyError, SecretError, StateError, TimerError};
 use crate::ceiling::Ceiling;
 use crate::effects::{Effects, Fault, Refusal, TooMuchWritten};
+use crate::egress::{Egress, Outgoing};
 use crate::log::{Log, Standard, Stream};
 use crate::secret::Granted;
 use crate::time::{Sense, insecure_seed};
@@ -31,6 +33,7 @@ pub(crate) const OFFERED: &[(&str, &[&str], Versions)] = &[
         &["types", "step", "state", "timers", "reply", "secrets"],
         Versions::Exactly("0.1.0"),
     ),
+    ("wasi:http", &["types", "outgoing-handler"], Versions::Wasi02),
     ("wasi:config", &["store"], Versions::Exactly("0.2.0-rc.1")),
     ("wasi:logging", &["logging"], Versions::Exactly("0.1.0-draft")),
     (
@@ -89,6 +92,9 @@ impl Versions {
     }
 }
 
+/// Of the offered, what a manifest has to grant.
+pub(crate) const SENDS_HTTP: &str = "wasi:http/outgoing-handler@";
+
 /// The export that makes a component a module of Bees.
 pub(crate) const HANDLER: &str = "skep:bee/handler@0.1.0";
 
@@ -100,6 +106,7 @@ pub(crate) struct Host {
     pub(crate) log: Log,
     pub(crate) sense: Sense,
     pub(crate) effects: Effects,
+    pub(crate) http: Outgoing,
     config: Arc<BTreeMap<String, String>>,
     /// Of the present call.
     pub(crate) secrets: Arc<Granted>,
@@ -111,7 +118,13 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    pub(crate) fn new(stage: Digest, sense: Sense, memory_bytes: usize, config: Arc<BTreeMap<String, String>>) -> Self {
+    pub(crate) fn new(
+        stage: Digest,
+        sense: Sense,
+        memory_bytes: usize,
+        config: Arc<BTreeMap<String, String>>,
+        http: Option<Arc<Egress>>,
+    ) -> Self {
         let log = Log::default();
         let stream = |stream| Standard {
             log: log.clone(),
@@ -136,6 +149,7 @@ impl Host {
             wasi,
             table,
             ceiling: Ceiling::new(memory_bytes),
+            http: Outgoing::new(http, log.clone()),
             log,
             sense,
             effects: Effects::default(),
@@ -178,10 +192,21 @@ impl WasiView for Host {
     }
 }
 
+impl WasiHttpView for Host {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView {
+            hooks: &mut self.http.hooks,
+            table: &mut self.table,
+            ctx: &mut self.http.ctx,
+        }
+    }
+}
+
 /// Everything that is offered, and nothing else.
 pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Host>> {
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     step(&mut linker.instance("skep:bee/step@0.1.0")?)?;
     state(&mut linker.instance("skep:bee/state@0.1.0")?)?;
     timers(&mut linker.instance("skep:bee/timers@0.1.0")?)?;
@@ -199,6 +224,8 @@ fn step(to: &mut LinkerInstance<'_, Host>) -> wasmtime::Result<()> {
         let host = store.data_mut();
         let input = host.effects.begin(index)?;
         host.sense.begin(input.uid(), input.clock_ms());
+        let uid = input.uid();
+        host.http.begin_input(uid);
         host.log.set_input(Some(index));
         Ok(())
     })?;

@@ -114,6 +114,7 @@ impl Instance {
         let host = self.store.data_mut();
         host.effects = effects;
         host.parts = parts;
+        host.http.begin_call();
         host.log.set_secrets(Arc::clone(&secrets));
         host.secrets = Arc::clone(&secrets);
         host.ticks = 0;
@@ -131,6 +132,7 @@ impl Instance {
             outcomes
         };
         let host = self.store.data_mut();
+        host.http.end_call();
         host.parts = None;
         host.secrets = Arc::default();
         let effects = std::mem::take(&mut host.effects);

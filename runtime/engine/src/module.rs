@@ -11,7 +11,7 @@ use skep_model::step::Trap;
 use crate::bee::{Bee, BeeSettings};
 use crate::engine::{Engine, Mapped};
 use crate::error::Error;
-use crate::host::{HANDLER, Host};
+use crate::host::{HANDLER, Host, SENDS_HTTP};
 use crate::instance::{Bees, Code, Process, Time, failed, guarded};
 use crate::time::Sense;
 use crate::verdict::Failure;
@@ -82,6 +82,15 @@ impl Module {
         &self.bees
     }
 
+    /// Whether it imports what sends HTTP requests.
+    #[must_use]
+    pub fn sends_http(&self) -> bool {
+        let component = self.code.pre.component();
+        let component_type = component.component_type();
+        let mut imports = component_type.imports(component.engine());
+        imports.any(|(name, _)| name.starts_with(SENDS_HTTP))
+    }
+
     /// The Bee `name`, to be run as `settings` say.
     ///
     /// # Errors
@@ -126,6 +135,7 @@ async fn names(engine: &Engine, code: &Code, digest: Digest) -> Result<Vec<BeeNa
         Sense::new(digest, None),
         BEES_MEMORY_BYTES.min(engine.settings().memory_bytes_max),
         Arc::default(),
+        None,
     );
     let mut store = host.into_store(code.pre.engine(), BEES_TIME.ticks());
     let running = engine.ticker().run();

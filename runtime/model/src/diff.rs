@@ -183,6 +183,7 @@ fn settings(stage: &Stage) -> BTreeMap<String, String> {
         memory_bytes,
         config,
         secrets,
+        http,
         clock,
         exit,
         skip,
@@ -268,6 +269,10 @@ fn settings(stage: &Stage) -> BTreeMap<String, String> {
     if !secrets.is_empty() {
         let names: Vec<&str> = secrets.iter().map(SecretName::as_str).collect();
         out.insert("secrets".to_owned(), names.join(", "));
+    }
+    if !http.is_empty() {
+        let hosts: Vec<String> = http.iter().map(ToString::to_string).collect();
+        out.insert("http".to_owned(), hosts.join(", "));
     }
     out.extend(
         config

@@ -22,6 +22,7 @@ pub mod access;
 pub mod condition;
 pub mod diff;
 pub mod drawing;
+pub mod egress;
 pub mod env;
 pub mod error;
 pub mod id;

@@ -400,6 +400,30 @@ pub const TOKEN_GRACE_MS_MAX: u64 = 30 * 24 * 60 * 60 * 1_000;
 /// A file with a token, a certificate or a key.
 pub const CREDENTIAL_FILE_BYTES_MAX: u64 = 1 << 20;
 
+// --- requests of Bees -----------------------------------------------------------------------------------------
+/// Lines of `http:` of one stage: each request is held against all of them.
+pub const HTTP_GRANTS_MAX: usize = 32;
+/// Connections at once: of one call of a Bee, of one stage, of the node. A call that has its own used up is refused another; for the others
+/// it waits, as long as for a connection.
+pub const HTTP_PER_CALL_MAX: usize = 16;
+pub const HTTP_PER_STAGE_MAX: usize = 64;
+pub const HTTP_PER_NODE_MAX: usize = 256;
+/// Requests of one call: some for each message of a large batch.
+pub const HTTP_REQUESTS_PER_CALL_MAX: usize = 1_024;
+/// Addresses of one name that are tried.
+pub const HTTP_ADDRESSES_MAX: usize = 4;
+pub const HTTP_URL_BYTES_MAX: usize = 8 << 10;
+/// All headers that a Bee sends in one request, as wasmtime counts them in memory; and of an answer, as they come.
+pub const HTTP_HEADERS_BYTES_MAX_OUT: usize = 32 << 10;
+pub const HTTP_ANSWER_HEADERS_BYTES_MAX: usize = 64 << 10;
+pub const HTTP_ANSWER_HEADERS_MAX: usize = 128;
+/// What a Bee sends in one request, and takes of one answer: what it makes of it must fit in its effects.
+pub const HTTP_SENT_BYTES_MAX: usize = 4 << 20;
+pub const HTTP_ANSWER_BYTES_MAX: usize = 16 << 20;
+/// How long a name, a connection and its TLS may take together; and how long the other side may be silent. The call's own end comes first.
+pub const HTTP_CONNECT_MS: u64 = 10_000;
+pub const HTTP_QUIET_MS: u64 = 30_000;
+
 // --- audit ------------------------------------------------------------------------------------------------------
 /// One record of the audit: what it names is short, and cut.
 pub const AUDIT_RECORD_BYTES_MAX: usize = 4 << 10;

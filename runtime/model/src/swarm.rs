@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::condition::{self, Condition, Take};
+use crate::egress::HttpGrant;
 use crate::limits;
 use crate::name::{BeeName, OutputName, SecretName, StageName, Subject, SwarmName};
 
@@ -45,6 +46,9 @@ pub struct Stage {
     /// Secrets of the tenant that the Bee may read.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub secrets: BTreeSet<SecretName>,
+    /// Where the Bee may send HTTP requests.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub http: BTreeSet<HttpGrant>,
     pub clock: GuestClock,
     /// A message for which it holds is not given to the Bee: its payload is the caller's answer, and it goes no further.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -479,6 +483,12 @@ impl Swarm {
     #[must_use]
     pub fn reads_secrets(&self) -> bool {
         self.stages.iter().any(|stage| !stage.secrets.is_empty())
+    }
+
+    /// Whether some of its Bees may send HTTP requests.
+    #[must_use]
+    pub fn sends_http(&self) -> bool {
+        self.stages.iter().any(|stage| !stage.http.is_empty())
     }
 
     /// A subject is *pure* when no stage on its path keeps anything: its requests may travel the in-memory lane.

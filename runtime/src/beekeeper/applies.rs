@@ -49,6 +49,27 @@ impl Modules for Known<'_> {
 }
 
 impl Keeper {
+    /// A module that was built to send requests runs only where some are granted: whoever applies it is to see that.
+    async fn check_requests(&self, swarm: &Swarm, digests: &Digests) -> Result<(), Status> {
+        let modules = self.catalog.modules().await.map_err(internal)?;
+        let version = |hex: &String| modules.values().find_map(|record| record.versions.get(hex));
+        let bare = swarm.stages.iter().filter(|stage| stage.http.is_empty());
+        let refused: Vec<String> = bare
+            .filter(|stage| digests.get(&stage.name).and_then(version).is_some_and(|v| v.sends_http))
+            .map(|stage| {
+                format!(
+                    "Bee `{}` is of a module that sends HTTP requests (`{}`), and its manifest grants none: list the hosts that it may reach, \
+                     `http: [api.example.com]`",
+                    stage.name, stage.module
+                )
+            })
+            .collect();
+        match refused.is_empty() {
+            true => Ok(()),
+            false => Err(Status::failed_precondition(refused.join("\n"))),
+        }
+    }
+
     /// A revision with other numbers at one stage.
     pub(super) async fn scale(&self, asked: v1::ScaleStageRequest) -> Reply<v1::ApplySwarmReply> {
         let (name, found, _) = self.find(&asked.swarm).await?;
@@ -159,6 +180,7 @@ impl Keeper {
         let current = catalog.swarm(&name).await.map_err(internal)?;
         check_subjects(&swarms, &swarm)?;
         self.check_secrets(&swarm).await?;
+        self.check_requests(&swarm, &digests).await?;
         if let Some(found) = &current
             && found.record.deleting
         {

@@ -69,6 +69,7 @@ impl Keeper {
                     size,
                     bees: bees.clone(),
                     pushed_ms,
+                    sends_http: module.sends_http(),
                 });
                 let replaced = record.tags.insert(tag.to_string(), hex.clone());
                 if record.tags.len() > MODULE_TAGS_MAX {

@@ -8,6 +8,7 @@ mod branches;
 mod cli;
 mod cluster;
 mod doctor;
+mod egress;
 mod faults;
 mod first_steps;
 mod joins;

@@ -304,6 +304,12 @@ pub fn test_bees() -> &'static [u8] {
     WASM.get_or_init(|| build(&root().join("runtime/tests/bees"), "test_bees"))
 }
 
+/// `runtime/tests/bees-http`, built once per test run.
+pub fn test_bees_http() -> &'static [u8] {
+    static WASM: OnceLock<Vec<u8>> = OnceLock::new();
+    WASM.get_or_init(|| build(&root().join("runtime/tests/bees-http"), "test_bees_http"))
+}
+
 /// A sample, built once per test run.
 pub fn hello_world() -> &'static [u8] {
     static WASM: OnceLock<Vec<u8>> = OnceLock::new();

@@ -11,7 +11,7 @@ use skep_client::{Gateway, Kind, Login};
 use crate::access::ORDERS;
 use crate::node::{Node, SKEP, Start, root};
 
-fn made(dir: &Path) {
+pub fn made(dir: &Path) {
     let output = Command::new(SKEP).args(["certs", "dev"]).arg(dir).output().unwrap();
     assert!(output.status.success(), "{}", err(&output));
 }
@@ -41,7 +41,7 @@ fn text(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap()
 }
 
-fn with_tls(dir: &Path) -> Start {
+pub fn with_tls(dir: &Path) -> Start {
     let at = |name: &str| dir.join("certs").join(name).display().to_string();
     Start::new(&dir.join("data"))
         .env("SKEP_TLS_CERT", at("node.pem"))

@@ -46,6 +46,7 @@ mod emit;
 mod error;
 #[cfg(target_arch = "wasm32")]
 mod export;
+pub mod http;
 mod joined;
 mod message;
 mod process;

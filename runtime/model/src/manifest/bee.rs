@@ -8,6 +8,7 @@ use super::node::{Data, Place};
 use super::reader::{Fields, Value};
 use super::{ModulePaths, Modules, condition, join};
 use crate::condition::Take;
+use crate::egress::HttpGrant;
 use crate::limits;
 use crate::name::{BeeName, ModuleRef, OutputName, SecretName, StageName, Subject};
 use crate::swarm::{
@@ -164,6 +165,7 @@ pub(super) fn read<'a>(value: &Value<'a>, context: &Context<'_>) -> Option<Draft
     let memory_bytes = fields.get("memory").and_then(|v| v.size(memory));
     let config = fields.get("config").and_then(config).unwrap_or_default();
     let secrets = fields.get("secrets").map(secrets).unwrap_or_default();
+    let http = fields.get("http").map(http).unwrap_or_default();
     let exit = fields.get("exit").and_then(condition::read);
     let skip = fields.get("skip").and_then(condition::read);
 
@@ -193,6 +195,7 @@ pub(super) fn read<'a>(value: &Value<'a>, context: &Context<'_>) -> Option<Draft
             memory_bytes: memory_bytes.unwrap_or(limits::MEMORY_BYTES_DEFAULT as u64),
             config,
             secrets,
+            http,
             clock: clock.unwrap_or_default(),
             exit,
             skip,
@@ -651,6 +654,36 @@ fn config(value: &Value<'_>) -> Option<BTreeMap<String, String>> {
         value.mistake(message, None);
     }
     Some(out)
+}
+
+fn http(value: &Value<'_>) -> BTreeSet<HttpGrant> {
+    let mut out = BTreeSet::new();
+    let Data::List(items) = &value.node.data else {
+        value.mistake("expected a list of hosts", Some("write `http: [api.example.com]`"));
+        return out;
+    };
+    for item in value.items(items) {
+        let Some(text) = item.text() else { continue };
+        match text.parse::<HttpGrant>() {
+            Ok(grant) if !out.insert(grant.clone()) => {
+                item.mistake(format!("{grant} is listed twice"), Some("leave one out"))
+            }
+            Ok(_) => {}
+            Err(e) => item.mistake(
+                e.to_string(),
+                Some("write `api.example.com`, `https://*.example.org:8443` or `http://10.0.0.7:9000`"),
+            ),
+        }
+    }
+    if items.len() > limits::HTTP_GRANTS_MAX {
+        let message = format!(
+            "{} hosts are too many: at most {}",
+            items.len(),
+            limits::HTTP_GRANTS_MAX
+        );
+        value.mistake(message, None);
+    }
+    out
 }
 
 fn secrets(value: &Value<'_>) -> BTreeSet<SecretName> {

@@ -33,10 +33,10 @@ pub(super) const BEE: Shape = Shape {
         "memory",
         "config",
         "secrets",
+        "http",
         "clock",
         "exit",
         "skip",
-        "http",
         "models",
         "dirs",
         "was",
@@ -45,7 +45,7 @@ pub(super) const BEE: Shape = Shape {
 
 /// Known, so that a manifest of a later version gets a better answer than "unknown field"; refused, so that nobody believes in
 /// a grant that does not exist.
-pub(super) const LATER: &[&str] = &["http", "models", "dirs", "was"];
+pub(super) const LATER: &[&str] = &["models", "dirs", "was"];
 
 pub(super) const STATE: Shape = Shape {
     what: "`state`",

@@ -200,6 +200,15 @@ fn bee() -> Value {
                     "items": { "$ref": "#/$defs/label" },
                 }),
             ),
+            "http": described(
+                "Where the Bee may send HTTP requests: `api.example.com` (https), `https://*.example.org:8443`, `http://10.0.0.7:9000`.",
+                &json!({
+                    "type": "array",
+                    "maxItems": limits::HTTP_GRANTS_MAX,
+                    "uniqueItems": true,
+                    "items": { "type": "string" },
+                }),
+            ),
             "clock": { "enum": ["recorded", "real"] },
             "exit": described(
                 "A message for which it holds answers its caller as it is, and goes no further.",

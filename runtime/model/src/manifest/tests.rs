@@ -46,6 +46,7 @@ bees:
     memory: 64MiB
     config: { lang: en, level: '3' }
     secrets: [token, api-key]
+    http: [api.example.com, 'https://*.example.org:8443', 'http://127.0.0.1:9000']
     clock: real
   - name: c
     module: m
@@ -109,6 +110,15 @@ fn every_field_arrives() {
     assert_eq!(b.config["level"], "3");
     let secrets: Vec<&str> = b.secrets.iter().map(crate::name::SecretName::as_str).collect();
     assert_eq!(secrets, ["api-key", "token"]);
+    let http: Vec<String> = b.http.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        http,
+        [
+            "http://127.0.0.1:9000",
+            "https://api.example.com",
+            "https://*.example.org:8443"
+        ]
+    );
     assert_eq!(b.inputs.len(), 3);
     assert_eq!(b.inputs[1].source, InputSource::Gateway("side".parse().unwrap()));
     assert_eq!(c.key, Some(KeySource::Header("user-id".into())));
@@ -228,8 +238,22 @@ fn single_mistakes_name_place_and_remedy() {
         ("    secrets: [7]\n", "expected text"),
         ("    clock: reel\n", "did you mean `real`?"),
         (
-            "    http: [example.org]\n",
-            "6:5: bees[0].http: not available in this version",
+            "    http: example.org\n",
+            "bees[0].http: expected a list of hosts; write `http: [api.example.com]`",
+        ),
+        (
+            "    http: [2130706433x, a.com/b]\n",
+            "bees[0].http[1]: write a host and perhaps a port",
+        ),
+        ("    http: [127.1]\n", "expected text"),
+        ("    http: ['127.1']\n", "write an address as 192.0.2.1"),
+        (
+            "    http: [a.com, 'https://a.com:443']\n",
+            "https://a.com is listed twice",
+        ),
+        (
+            "    models: [example]\n",
+            "6:5: bees[0].models: not available in this version",
         ),
         ("    was: old\n", "not available in this version"),
         ("    name: b\n", "bees[0].name: given twice, first at 3:5"),

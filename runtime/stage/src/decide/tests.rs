@@ -64,6 +64,7 @@ pub(super) fn stage(key: Option<KeySource>, order: Order) -> Stage {
         memory_bytes: 1 << 20,
         config: BTreeMap::new(),
         secrets: BTreeSet::new(),
+        http: BTreeSet::new(),
         clock: GuestClock::Recorded,
         exit: None,
         skip: None,

@@ -207,6 +207,7 @@ fn stage(spec: &TopicSpec, keyed: bool) -> Stage {
         memory_bytes: 1 << 20,
         config: BTreeMap::new(),
         secrets: BTreeSet::new(),
+        http: BTreeSet::new(),
         clock: GuestClock::Recorded,
         exit: None,
         skip: None,

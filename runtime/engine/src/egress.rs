@@ -1,0 +1,349 @@
+//! Requests that a Bee sends over HTTP: only where its manifest lists, and only to addresses that were looked at.
+//!
+//! ```text
+//!   request ─► listed? ─► its address, looked up once ─► each address looked at ─► a connection to one of these, and TLS for the name
+//! ```
+//! Nothing is looked up between the look and the connection, so a name that leads elsewhere a moment later changes nothing. Redirects are
+//! answers like others: the Bee sees them, and what it asks for next is looked at anew. Everything ends with the call that began it.
+
+mod send;
+
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use skep_model::egress::{Host, HttpGrant, Reach, Scheme, is_home, reach};
+use skep_model::id::Uid;
+use skep_model::limits::{
+    HTTP_HEADERS_BYTES_MAX_OUT, HTTP_PER_CALL_MAX, HTTP_PER_NODE_MAX, HTTP_PER_STAGE_MAX, HTTP_REQUESTS_PER_CALL_MAX,
+    HTTP_URL_BYTES_MAX,
+};
+use skep_model::step::LogLevel;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpHooks};
+
+use crate::log::Log;
+
+/// Connections of all Bees of this process.
+static NODE: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(HTTP_PER_NODE_MAX)));
+
+/// How names become addresses.
+#[async_trait]
+pub trait Resolver: fmt::Debug + Send + Sync + 'static {
+    async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>>;
+}
+
+/// As the machine does.
+#[derive(Debug)]
+pub struct SystemResolver;
+
+#[async_trait]
+impl Resolver for SystemResolver {
+    async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+        let found = tokio::net::lookup_host((name, 0)).await?;
+        Ok(found.map(|address| address.ip()).collect())
+    }
+}
+
+/// What one stage may reach.
+#[derive(Debug)]
+pub struct Egress {
+    grants: Vec<HttpGrant>,
+    /// Whether what it lists may be private: not where tenants are strangers to whoever runs the network.
+    private: bool,
+    resolver: Arc<dyn Resolver>,
+    connections: Arc<Semaphore>,
+}
+
+impl Egress {
+    #[must_use]
+    pub fn new(grants: Vec<HttpGrant>, private: bool, resolver: Arc<dyn Resolver>) -> Arc<Self> {
+        Arc::new(Self {
+            grants,
+            private,
+            resolver,
+            connections: Arc::new(Semaphore::new(HTTP_PER_STAGE_MAX)),
+        })
+    }
+
+    /// The addresses of a host that may be connected to.
+    async fn addresses(&self, host: &Host) -> Result<Vec<IpAddr>, Refusal> {
+        let (found, exact) = match host {
+            Host::Address(address) => (vec![*address], true),
+            Host::Name(name) => {
+                let found = self.resolver.resolve(name).await;
+                let found = found.map_err(|e| {
+                    Refusal::new(
+                        Error::DnsError {
+                            rcode: None,
+                            info_code: None,
+                        },
+                        format!("its name cannot be resolved: {e}"),
+                    )
+                })?;
+                (found, false)
+            }
+        };
+        if found.is_empty() {
+            return Err(Refusal::new(
+                Error::DestinationNotFound,
+                "its name has no address".to_owned(),
+            ));
+        }
+        let home = matches!(host, Host::Name(name) if is_home(name));
+        // One bad address among good ones is a name that somebody plays with: none of it is used.
+        for address in &found {
+            let prohibited = |why: &str| {
+                Err(Refusal::new(
+                    Error::DestinationIpProhibited,
+                    format!("it leads to {address}, {why}"),
+                ))
+            };
+            match reach(*address) {
+                Reach::Public => {}
+                Reach::Never => return prohibited("where nobody can be reached"),
+                Reach::Private | Reach::Link if !self.private => {
+                    return prohibited(
+                        "which is private: only Bees of the tenant `default`, the operator's own, reach such",
+                    );
+                }
+                Reach::Private if exact || home => {}
+                Reach::Link if exact => {}
+                Reach::Private => {
+                    return prohibited(
+                        "which is private: list that address itself, or a name of one part or below .internal",
+                    );
+                }
+                Reach::Link => return prohibited("which is of this link: list that address itself"),
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Why a request is not sent: as the guest is told, and in words for the log.
+struct Refusal {
+    error: Error,
+    words: String,
+}
+
+impl Refusal {
+    fn new(error: Error, words: String) -> Self {
+        Self { error, words }
+    }
+}
+
+/// What of HTTP lives in the store of one instance.
+pub(crate) struct Outgoing {
+    pub(crate) ctx: WasiHttpCtx,
+    pub(crate) hooks: Hooks,
+}
+
+pub(crate) struct Hooks {
+    egress: Option<Arc<Egress>>,
+    log: Log,
+    /// Ends what the present call began.
+    end: CancellationToken,
+    /// Places for connections of the present call.
+    places: Arc<Semaphore>,
+    requests: usize,
+    /// The present input, and the requests that were sent for it.
+    input: Option<(Uid, u32)>,
+}
+
+impl Outgoing {
+    pub(crate) fn new(egress: Option<Arc<Egress>>, log: Log) -> Self {
+        let mut ctx = WasiHttpCtx::new();
+        ctx.set_field_size_limit(HTTP_HEADERS_BYTES_MAX_OUT);
+        Self {
+            ctx,
+            hooks: Hooks {
+                egress,
+                log,
+                end: CancellationToken::new(),
+                places: Arc::new(Semaphore::new(0)),
+                requests: 0,
+                input: None,
+            },
+        }
+    }
+
+    /// A call begins.
+    pub(crate) fn begin_call(&mut self) {
+        if self.hooks.egress.is_some() {
+            self.hooks.end = CancellationToken::new();
+            self.hooks.places = Arc::new(Semaphore::new(HTTP_PER_CALL_MAX));
+            (self.hooks.requests, self.hooks.input) = (0, None);
+        }
+    }
+
+    /// A call ends, and with it all that it began.
+    pub(crate) fn end_call(&mut self) {
+        self.hooks.end.cancel();
+    }
+
+    pub(crate) fn begin_input(&mut self, uid: Uid) {
+        self.hooks.input = Some((uid, 0));
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        self.end_call();
+    }
+}
+
+/// A request that may be sent.
+struct Target {
+    scheme: Scheme,
+    host: Host,
+    port: u16,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}:{}", self.scheme.as_str(), self.host, self.port)
+    }
+}
+
+impl Hooks {
+    fn check<B>(&mut self, request: &hyper::Request<B>) -> Result<(Arc<Egress>, Target), Refusal> {
+        let refuse = |error, words: &str| Err(Refusal::new(error, words.to_owned()));
+        let uri = request.uri();
+        let Some(egress) = &self.egress else {
+            return refuse(
+                Error::HttpRequestDenied,
+                "this Bee may send none: list the hosts that it needs in its manifest, `http: [api.example.com]`",
+            );
+        };
+        let Some(authority) = uri.authority() else {
+            return refuse(Error::HttpRequestUriInvalid, "it names no host");
+        };
+        if authority.as_str().contains('@') {
+            return refuse(
+                Error::HttpRequestUriInvalid,
+                "there is a user in its URL: send the header `authorization`",
+            );
+        }
+        if uri.path_and_query().map_or(0, |path| path.as_str().len()) > HTTP_URL_BYTES_MAX {
+            return refuse(Error::HttpRequestUriTooLong, "its URL is too long");
+        }
+        let scheme = match uri.scheme_str() {
+            Some("http") => Scheme::Http,
+            _ => Scheme::Https,
+        };
+        let host = match authority.host().parse::<Host>() {
+            Ok(host) => host,
+            Err(e) => return refuse(Error::HttpRequestUriInvalid, &e.to_string()),
+        };
+        let port = match (authority.port(), authority.port_u16()) {
+            (None, _) if !authority.as_str().ends_with(':') => scheme.port(),
+            (Some(_), Some(port)) if port > 0 => port,
+            _ => return refuse(Error::HttpRequestUriInvalid, "its port is none"),
+        };
+        let target = Target { scheme, host, port };
+        if !egress
+            .grants
+            .iter()
+            .any(|grant| grant.allows(target.scheme, &target.host, target.port))
+        {
+            return Err(Refusal::new(
+                Error::HttpRequestDenied,
+                format!("the manifest does not list {target}: add it to the Bee's `http:`"),
+            ));
+        }
+        // A tunnel goes where nobody looks.
+        if request.method() == hyper::Method::CONNECT {
+            return refuse(Error::HttpRequestMethodInvalid, "CONNECT is not for Bees");
+        }
+        self.requests += 1;
+        if self.requests > HTTP_REQUESTS_PER_CALL_MAX {
+            return Err(Refusal::new(
+                Error::ConnectionLimitReached,
+                format!("a call of a Bee sends {HTTP_REQUESTS_PER_CALL_MAX} requests at most: take smaller batches"),
+            ));
+        }
+        Ok((Arc::clone(egress), target))
+    }
+
+    /// The same at each attempt of the input, so that whoever gets a request twice can tell.
+    fn mark<B>(&mut self, request: &mut hyper::Request<B>) {
+        let safe = [hyper::Method::GET, hyper::Method::HEAD, hyper::Method::OPTIONS];
+        let Some((uid, sent)) = &mut self.input else { return };
+        let number = *sent;
+        *sent += 1;
+        if !safe.contains(request.method())
+            && !request.headers().contains_key(IDEMPOTENCY_KEY)
+            && let Ok(value) = format!("{uid}-{number}").parse()
+        {
+            request.headers_mut().insert(IDEMPOTENCY_KEY, value);
+        }
+    }
+}
+
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
+type Io = Box<dyn Future<Output = Result<(), Error>> + Send>;
+type Sent = Box<dyn Future<Output = Result<(hyper::Response<WasiBody>, Io), Error>> + Send>;
+
+impl WasiHttpHooks for Hooks {
+    fn send_request(&mut self, mut request: hyper::Request<WasiBody>, options: Option<RequestOptions>, _: Io) -> Sent {
+        let shown = format!("{} {}", request.method(), place(request.uri()));
+        let log = self.log.clone();
+        let say = move |words: &str| log.line(LogLevel::Warn, "skep", &format!("http: {shown}: {words}"));
+        let (egress, target) = match self.check(&request) {
+            Ok(checked) => checked,
+            Err(Refusal { error, words }) => {
+                say(&words);
+                return Box::new(std::future::ready(Err(error)));
+            }
+        };
+        self.mark(&mut request);
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            say(&format!(
+                "a call of a Bee has {HTTP_PER_CALL_MAX} requests under way at most: wait for one"
+            ));
+            return Box::new(std::future::ready(Err(Error::ConnectionLimitReached)));
+        };
+        let end = self.end.clone();
+        Box::new(async move {
+            let sent = send::send(egress, target, request, options.unwrap_or_default(), place, end.clone());
+            let sent = tokio::select! {
+                biased;
+                () = end.cancelled() => Err(Refusal::new(Error::ConnectionTerminated, "its call has ended".to_owned())),
+                sent = sent => sent,
+            };
+            sent.map_err(|Refusal { error, words }| {
+                say(&words);
+                error
+            })
+        })
+    }
+
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        OUT_CHUNK_BYTES
+    }
+}
+
+/// Bytes that a guest writes ahead of the network.
+const OUT_CHUNK_BYTES: usize = 64 << 10;
+
+/// A URL without its path, in which secrets are sent at times.
+fn place(uri: &hyper::Uri) -> String {
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    format!("{}://{host}", uri.scheme_str().unwrap_or("https"))
+}
+
+/// Time that a guest asks for, within what there is.
+fn within(asked: Option<Duration>, most_ms: u64) -> Duration {
+    let most = Duration::from_millis(most_ms);
+    asked.map_or(most, |asked| asked.clamp(Duration::from_millis(1), most))
+}
+
+#[cfg(test)]
+mod tests;
