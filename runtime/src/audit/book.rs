@@ -133,33 +133,33 @@ impl Book {
             bytes: 0,
             synced: true,
         };
-        let Some((first, last)) = files(folder)?.pop() else {
-            return Ok(book);
-        };
-        let mut text = Vec::new();
-        let what = || format!("read {}", last.display());
-        File::open(&last)
-            .and_then(|f| f.take(2 * AUDIT_FILE_BYTES).read_to_end(&mut text))
-            .with_context(what)?;
-        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        let torn = text.len() - whole;
-        if torn > 0 {
-            let cut = OpenOptions::new()
-                .write(true)
-                .open(&last)
-                .and_then(|f| f.set_len(whole as u64));
-            cut.with_context(|| format!("cut {}", last.display()))?;
-        }
-        (book.last, book.bytes, book.seq) = (last, whole as u64, first - 1);
-        let lines = text[..whole]
-            .split(|byte| *byte == b'\n')
-            .filter(|line| !line.is_empty());
-        if let Some(line) = lines.clone().next_back() {
+        let mut files = files(folder)?;
+        let (mut torn, mut is_last) = (0, true);
+        // A crash, or a full disk, may leave the last file without a record: the chain's end is in the one before.
+        while let Some((first, path)) = files.pop() {
+            let text = read(&path)?;
+            let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+            if std::mem::take(&mut is_last) {
+                torn = text.len() - whole;
+                (book.last, book.bytes) = (path.clone(), whole as u64);
+                if torn > 0 {
+                    let cut = OpenOptions::new().write(true).open(&path);
+                    let cut = cut.and_then(|file| file.set_len(whole as u64));
+                    cut.with_context(|| format!("cut {}", path.display()))?;
+                }
+            }
+            let lines = text[..whole]
+                .split(|byte| *byte == b'\n')
+                .filter(|line| !line.is_empty());
+            let Some(line) = lines.clone().next_back() else {
+                continue;
+            };
             match parse(line) {
                 Some((hash, entry)) => (book.seq, book.head) = (entry.seq, hash),
                 // It goes on all the same; that the chain breaks here is what a verification tells.
-                None => book.seq += lines.count() as u64,
+                None => book.seq = first - 1 + lines.count() as u64,
             }
+            break;
         }
         if torn > 0 {
             let note = format!("{torn} bytes of a record that was not written to its end were cut off");
@@ -398,6 +398,14 @@ fn files(folder: &Path) -> anyhow::Result<Vec<(u64, PathBuf)>> {
     }
     out.sort();
     Ok(out)
+}
+
+/// All of a file: none is longer than its bound and a record.
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    let file = File::open(path).and_then(|file| file.take(2 * AUDIT_FILE_BYTES).read_to_end(&mut text));
+    file.with_context(|| format!("read {}", path.display()))?;
+    Ok(text)
 }
 
 /// The lines of a file, none longer than a record may be.

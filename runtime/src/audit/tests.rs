@@ -231,6 +231,25 @@ fn a_record_that_a_crash_left_unfinished_goes_and_is_told() {
     assert_eq!(trouble(&audit, "tenant-acme"), None);
 }
 
+/// The disk was full, or the node died, just when a file was begun.
+#[test]
+fn a_file_without_a_record_breaks_no_chain() {
+    let place = Place::new();
+    let audit = place.open();
+    audit.asked(&deed("acme", Role::Deploy, "10.0.0.1:5")).unwrap();
+    audit.asked(&deed("acme", Role::Deploy, "10.0.0.1:5")).unwrap();
+    drop(audit);
+    let next = place.dir.path().join("audit/tenant-acme/0000000000000003.log");
+    for left in [&b""[..], b"0123 {\"seq\":3,"] {
+        fs::write(&next, left).unwrap();
+        let audit = place.open();
+        audit.asked(&deed("acme", Role::Deploy, "10.0.0.1:5")).unwrap();
+        assert_eq!(trouble(&audit, "tenant-acme"), None);
+        assert!(fs::metadata(&next).unwrap().len() > 100);
+        fs::remove_file(&next).unwrap();
+    }
+}
+
 #[test]
 fn old_files_go_and_the_chain_says_so() {
     let place = Place::new();
