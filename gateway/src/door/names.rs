@@ -66,6 +66,7 @@ pub fn of(path: &str) -> (Fields, Fields) {
                     flag("dry_run", &[2]),
                     flag("discard_state", &[4]),
                     flag("rescale", &[5]),
+                    flag("grant_all", &[7]),
                 ]
             },
             &const { [text("swarm", &[1]), number("revision", &[2])] },
@@ -198,6 +199,6 @@ mod tests {
             }
         }
         let ours = |path: &str| of(path).0.len() + of(path).1.len();
-        assert!(named > 40 && ours("/skep.v1.Beekeeper/ApplySwarm") == 5, "{named}");
+        assert!(named > 40 && ours("/skep.v1.Beekeeper/ApplySwarm") == 6, "{named}");
     }
 }

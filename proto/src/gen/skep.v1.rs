@@ -868,6 +868,12 @@ pub struct PushModuleReply {
     /// Swarms whose manifest names this tag. They run what they run until they are applied again.
     #[prost(string, repeated, tag = "6")]
     pub followers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Kinds of what it imports that a manifest has to grant: `http`.
+    #[prost(string, repeated, tag = "7")]
+    pub needs: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Those of them that what the tag pointed to before did not import.
+    #[prost(string, repeated, tag = "8")]
+    pub new_needs: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListModulesRequest {}
@@ -923,6 +929,12 @@ pub struct ApplySwarmRequest {
     /// Let stages change their number of partitions.
     #[prost(bool, tag = "5")]
     pub rescale: bool,
+    /// Let Bees of a Swarm that is there have what they had not: `http:HOST`, `secret:NAME`.
+    #[prost(string, repeated, tag = "6")]
+    pub grant: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Let them have whatever the manifest says.
+    #[prost(bool, tag = "7")]
+    pub grant_all: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ApplySwarmReply {
@@ -937,6 +949,17 @@ pub struct ApplySwarmReply {
     /// Removed stages whose keyed state goes with them: taken with `discard_state` only.
     #[prost(message, repeated, tag = "5")]
     pub lost_state: ::prost::alloc::vec::Vec<StateLoss>,
+    /// What Bees would have that they had not: taken with `grant` only.
+    #[prost(message, repeated, tag = "6")]
+    pub gains: ::prost::alloc::vec::Vec<Gain>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Gain {
+    #[prost(string, tag = "1")]
+    pub stage: ::prost::alloc::string::String,
+    /// `http:HOST` or `secret:NAME`.
+    #[prost(string, tag = "2")]
+    pub permission: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StateLoss {

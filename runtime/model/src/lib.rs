@@ -32,6 +32,7 @@ pub mod manifest;
 pub mod message;
 pub mod name;
 pub mod part;
+pub mod permission;
 pub mod scope;
 pub mod span;
 pub mod step;

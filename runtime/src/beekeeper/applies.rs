@@ -7,6 +7,7 @@ use skep_model::id::{Digest, Incarnation};
 use skep_model::limits::{CONCURRENCY_MAX, MANIFEST_BYTES_MAX, PARTITIONS_MAX, SWARM_PARTITIONS_MAX, SWARMS_MAX};
 use skep_model::manifest::{self, Modules};
 use skep_model::name::{BeeName, ModuleName, ModuleRef, ModuleVersion as Wanted, StageName, SwarmName};
+use skep_model::permission::{self, Permission};
 use skep_model::swarm::Swarm;
 use skep_proto::v1;
 use tonic::{Response, Status};
@@ -95,6 +96,7 @@ impl Keeper {
             expect_revision: found.record.revision,
             discard_state: false,
             rescale: true,
+            ..v1::ApplySwarmRequest::default()
         };
         self.make(call, Some(asked)).await
     }
@@ -121,6 +123,7 @@ impl Keeper {
             revision,
             changes,
             lost_state,
+            gains,
         } = self.decide(asked, scaled).await?;
         if !dry_run {
             // Also when nothing changed: applying again is how people mend what could not run.
@@ -137,6 +140,7 @@ impl Keeper {
             changes,
             dry_run,
             lost_state,
+            gains,
         }))
     }
 
@@ -274,11 +278,17 @@ impl Keeper {
             before: what_goes(loss),
             after: String::new(),
         }));
+        // Who makes a Swarm says what it is granted; who changes one says what it is granted beside.
+        let gains: Vec<v1::Gain> = match (&current, scaled) {
+            (Some(found), None) => gains(&found.record.swarm, &record.swarm),
+            _ => Vec::new(),
+        };
         let decided = |revision, changes| Decided {
             name: name.clone(),
             revision,
             changes,
             lost_state: lost_state.clone(),
+            gains: gains.clone(),
         };
         match &current {
             // Nothing to do is not a revision.
@@ -286,6 +296,7 @@ impl Keeper {
             _ if asked.dry_run => {}
             _ if !lost_state.is_empty() && !asked.discard_state => return Err(would_lose(&name, &lost_state)),
             _ => {
+                check_gains(&name, &gains, asked)?;
                 if let Err(now) = catalog.put_swarm_if(expect, seen, &record).await.map_err(internal)? {
                     if now == expect {
                         return Ok(None);
@@ -388,6 +399,48 @@ struct Decided {
     revision: u64,
     changes: Vec<v1::Change>,
     lost_state: Vec<v1::StateLoss>,
+    gains: Vec<v1::Gain>,
+}
+
+fn gains(old: &Swarm, new: &Swarm) -> Vec<v1::Gain> {
+    let gained = permission::gained(old, new).into_iter();
+    let told = gained.map(|(stage, permission)| v1::Gain {
+        stage: stage.to_string(),
+        permission: permission.to_string(),
+    });
+    told.collect()
+}
+
+/// What a Bee would have that it had not is said once more by who applies it, and not by who wrote the manifest alone.
+fn check_gains(name: &SwarmName, gains: &[v1::Gain], asked: &v1::ApplySwarmRequest) -> Result<(), Status> {
+    let granted: Vec<String> = asked
+        .grant
+        .iter()
+        .map(|text| {
+            text.parse::<Permission>()
+                .map(|permission| permission.to_string())
+                .map_err(invalid)
+        })
+        .collect::<Result<_, _>>()?;
+    if asked.grant_all {
+        return Ok(());
+    }
+    let missing: Vec<&v1::Gain> = gains
+        .iter()
+        .filter(|gain| !granted.contains(&gain.permission))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list: Vec<String> = missing
+        .iter()
+        .map(|gain| format!("Bee `{}`: {}", gain.stage, gain.permission))
+        .collect();
+    Err(Status::failed_precondition(format!(
+        "Swarm `{name}` would be granted what it is not yet: {}. If that is meant, apply again with --grant, or with --grant={} for each",
+        list.join("; "),
+        missing[0].permission
+    )))
 }
 
 fn what_goes(loss: &v1::StateLoss) -> String {

@@ -12,6 +12,11 @@ use super::{Keeper, Reply, uploads};
 use crate::catalog::{ModuleRecord, ModuleVersion, SwarmRecord};
 use crate::wording::instead;
 
+/// As a manifest names them.
+fn needs(http: bool) -> Vec<String> {
+    http.then(|| "http".to_owned()).into_iter().collect()
+}
+
 impl Keeper {
     pub(super) async fn modules(&self) -> Result<Vec<v1::Module>, Status> {
         let modules = self.catalog.modules().await.map_err(internal)?;
@@ -62,6 +67,8 @@ impl Keeper {
         // Bytes before the record: a crash between the two leaves bytes that nobody names, never a name without bytes.
         self.store.put(&digest, bytes.clone()).await.map_err(internal)?;
         let mut dropped = Vec::new();
+        let sends_http = module.sends_http();
+        let mut sent_before = false;
         let (known, replaced) = self.catalog
             .change_module(&name, |record, swarms| {
                 let known = record.versions.contains_key(&hex);
@@ -69,9 +76,11 @@ impl Keeper {
                     size,
                     bees: bees.clone(),
                     pushed_ms,
-                    sends_http: module.sends_http(),
+                    sends_http,
                 });
                 let replaced = record.tags.insert(tag.to_string(), hex.clone());
+                let before = replaced.as_ref().and_then(|before| record.versions.get(before));
+                sent_before = before.is_some_and(|before| before.sends_http);
                 if record.tags.len() > MODULE_TAGS_MAX {
                     return Err(TooMany(format!(
                         "module `{name}` has {MODULE_TAGS_MAX} tags, no more fit: remove one with `skep delete-module --tag`"
@@ -119,6 +128,8 @@ impl Keeper {
                 .unwrap_or_default(),
             compile_ms,
             followers,
+            needs: needs(sends_http),
+            new_needs: needs(sends_http && !sent_before),
         }))
     }
 

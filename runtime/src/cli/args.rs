@@ -574,6 +574,9 @@ pub struct Apply {
     /// Let stages change their number of partitions, while messages flow
     #[arg(long)]
     pub rescale: bool,
+    /// Let Bees of a Swarm that is there have what they had not: all that the manifest says, or only `--grant=http:HOST`, `--grant=secret:NAME`
+    #[arg(long, value_name = "WHAT", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    pub grant: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -1096,6 +1099,7 @@ mod tests {
             "skep serve --config skep.toml --node-name a --no-admin",
             "skep push hello.wasm --name hello --tag v1",
             "skep apply swarm.yaml --dry-run",
+            "skep apply --grant --grant=http:api.example.com swarm.yaml",
             "skep apply",
             "skep request hello-world {} --header a=b --timeout 500ms --trace",
             "skep submit hello-world --file lines.txt",

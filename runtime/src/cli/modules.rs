@@ -41,11 +41,21 @@ pub async fn push(args: args::Push, node: &str, out: Printer) -> Outcome {
         return out.document(&json!({
             "name": name, "tag": args.tag, "digest": reply.digest, "bees": reply.bees, "known": reply.known,
             "replaced": reply.replaced, "compile_ms": reply.compile_ms,
-            "followers": reply.followers,
+            "followers": reply.followers, "needs": reply.needs, "new_needs": reply.new_needs,
         }));
     }
     out.line(&format!("{name}:{} is {}", args.tag, reply.digest))?;
     out.line(&format!("Bees: {}", reply.bees.join(", ")))?;
+    if reply.new_needs.iter().any(|need| need == "http") {
+        let before = if reply.replaced.is_empty() {
+            ""
+        } else {
+            ", which the one before did not"
+        };
+        out.line(&format!(
+            "+ it sends HTTP requests{before}: its Bees are applied where their manifest lists hosts, `http: [...]`"
+        ))?;
+    }
     if !reply.followers.is_empty() && !reply.known {
         let followers = reply.followers.join(", ");
         out.line(&format!(

@@ -25,8 +25,10 @@ pub async fn apply(args: args::Apply, node: &str, out: Printer) -> Outcome {
         expect: 0,
         discard_state: args.discard_state,
         rescale: args.rescale,
+        grant_all: args.grant.iter().any(String::is_empty),
+        grant: args.grant.iter().filter(|what| !what.is_empty()).cloned().collect(),
     };
-    let plan = send(node, &args.file, &manifest, how).await?;
+    let plan = send(node, &args.file, &manifest, how.clone()).await?;
     if args.dry_run {
         return show(&plan, out);
     }
@@ -97,13 +99,16 @@ pub fn read(file: &Path) -> Outcome<String> {
 }
 
 /// How a manifest is applied.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct How {
     pub dry_run: bool,
     /// The revision that it builds on; 0: any.
     pub expect: u64,
     pub discard_state: bool,
     pub rescale: bool,
+    /// What Bees may have that they had not, or all of it.
+    pub grant: Vec<String>,
+    pub grant_all: bool,
 }
 
 /// Applies or plans; what the node refuses is shown with the file's own name.
@@ -114,6 +119,8 @@ pub async fn send(node: &str, file: &Path, manifest: &str, how: How) -> Outcome<
         expect_revision: how.expect,
         discard_state: how.discard_state,
         rescale: how.rescale,
+        grant: how.grant,
+        grant_all: how.grant_all,
     };
     match connect::beekeeper(node).await?.apply_swarm(request).await {
         Ok(reply) => Ok(reply.into_inner()),

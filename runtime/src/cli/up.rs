@@ -161,6 +161,8 @@ impl Project {
                 discard_state: self.discard_state,
                 // Nothing is lost by it.
                 rescale: true,
+                // Who edits the manifest is who applies it; what is gained is among the changes that are shown.
+                grant_all: true,
                 ..swarms::How::default()
             };
             let reply = swarms::send(node, &file, &text, how).await?;

@@ -136,8 +136,30 @@ async fn a_bee_reaches_what_its_manifest_lists_and_nothing_else() {
         "{said}"
     );
 
+    // Another Bee of it is not granted what the first one is, unless that is said.
+    let file = dir.path().join("swarm.yaml");
+    std::fs::write(&file, manifest("twice", &grants)).unwrap();
+    let file = file.to_str().unwrap();
+    let said = |grant: &str| {
+        let output = node.cli(&["apply", grant, file]);
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    let (code, why) = said("--yes");
+    let gained = format!("Bee `twice`: http:http://127.0.0.1:{port}");
+    assert!(
+        code == Some(5) && why.contains(&gained) && why.contains("--grant"),
+        "{code:?} {why}"
+    );
+    assert!(said("--grant=http:api.example.com").1.contains(&gained));
+    assert_eq!(said("--grant=all").0, Some(3), "it is neither a host nor a secret");
+    assert!(node.cli_ok(&["apply", "--dry-run", file]).contains("http"));
+    let (code, why) = said(&format!("--grant=http:http://127.0.0.1:{port}"));
+    assert_eq!(code, Some(0), "{why}");
+
     // An attempt that fails sends again, and says that it is the same.
-    apply(&mut keeper, &manifest("twice", &grants)).await.unwrap();
     heads.lock().unwrap().clear();
     let failed = fetch(&node, &format!("{at}/charge")).await;
     assert!(failed.starts_with("refused: "), "{failed}");

@@ -159,7 +159,7 @@ async fn a_truncated_or_bent_upload_is_refused() {
 #[tokio::test]
 async fn an_import_that_is_not_offered_is_named() {
     for name in [
-        "wasi:http/outgoing-handler@0.2.0",
+        "wasi:http/incoming-handler@0.2.0",
         "acme:db/sql@1.0.0",
         "wasi:cli/environment@0.3.0",
         "plain",

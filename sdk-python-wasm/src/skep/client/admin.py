@@ -137,12 +137,24 @@ class Admin:
         return list(self._call(self._stub.DeleteModule, request, ResourceNotFound).removed_tags)
 
     def apply(
-        self, manifest: str | Path, *, dry_run: bool = False, discard_state: bool = False, rescale: bool = False
+        self,
+        manifest: str | Path,
+        *,
+        dry_run: bool = False,
+        discard_state: bool = False,
+        rescale: bool = False,
+        grant: bool | Sequence[str] = False,
     ) -> Any:
-        """Makes a Swarm as a manifest says: its YAML, or the path of its file."""
+        """Makes a Swarm as a manifest says: its YAML, or the path of its file.
+
+        ``grant`` lets Bees of a Swarm that is there have what they had not: all of it, or what is listed (``http:HOST``, ``secret:NAME``)."""
         self._compare_versions()
         text = manifest if isinstance(manifest, str) and "\n" in manifest else Path(manifest).read_text()
         request = pb.ApplySwarmRequest(manifest=text, dry_run=dry_run, discard_state=discard_state, rescale=rescale)
+        if isinstance(grant, bool):
+            request.grant_all = grant
+        else:
+            request.grant.extend(grant)
         return self._call(self._stub.ApplySwarm, request, SwarmCreationError)
 
     def swarms(self) -> list[Any]:

@@ -29,20 +29,24 @@ class PushHeader(_message.Message):
     def __init__(self, name: _Optional[str] = ..., tag: _Optional[str] = ..., digest: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
 
 class PushModuleReply(_message.Message):
-    __slots__ = ("digest", "bees", "known", "replaced", "compile_ms", "followers")
+    __slots__ = ("digest", "bees", "known", "replaced", "compile_ms", "followers", "needs", "new_needs")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     BEES_FIELD_NUMBER: _ClassVar[int]
     KNOWN_FIELD_NUMBER: _ClassVar[int]
     REPLACED_FIELD_NUMBER: _ClassVar[int]
     COMPILE_MS_FIELD_NUMBER: _ClassVar[int]
     FOLLOWERS_FIELD_NUMBER: _ClassVar[int]
+    NEEDS_FIELD_NUMBER: _ClassVar[int]
+    NEW_NEEDS_FIELD_NUMBER: _ClassVar[int]
     digest: str
     bees: _containers.RepeatedScalarFieldContainer[str]
     known: bool
     replaced: str
     compile_ms: int
     followers: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, digest: _Optional[str] = ..., bees: _Optional[_Iterable[str]] = ..., known: bool = ..., replaced: _Optional[str] = ..., compile_ms: _Optional[int] = ..., followers: _Optional[_Iterable[str]] = ...) -> None: ...
+    needs: _containers.RepeatedScalarFieldContainer[str]
+    new_needs: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, digest: _Optional[str] = ..., bees: _Optional[_Iterable[str]] = ..., known: bool = ..., replaced: _Optional[str] = ..., compile_ms: _Optional[int] = ..., followers: _Optional[_Iterable[str]] = ..., needs: _Optional[_Iterable[str]] = ..., new_needs: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ListModulesRequest(_message.Message):
     __slots__ = ()
@@ -87,32 +91,46 @@ class DeleteModuleReply(_message.Message):
     def __init__(self, removed_tags: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ApplySwarmRequest(_message.Message):
-    __slots__ = ("manifest", "dry_run", "expect_revision", "discard_state", "rescale")
+    __slots__ = ("manifest", "dry_run", "expect_revision", "discard_state", "rescale", "grant", "grant_all")
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]
     EXPECT_REVISION_FIELD_NUMBER: _ClassVar[int]
     DISCARD_STATE_FIELD_NUMBER: _ClassVar[int]
     RESCALE_FIELD_NUMBER: _ClassVar[int]
+    GRANT_FIELD_NUMBER: _ClassVar[int]
+    GRANT_ALL_FIELD_NUMBER: _ClassVar[int]
     manifest: str
     dry_run: bool
     expect_revision: int
     discard_state: bool
     rescale: bool
-    def __init__(self, manifest: _Optional[str] = ..., dry_run: bool = ..., expect_revision: _Optional[int] = ..., discard_state: bool = ..., rescale: bool = ...) -> None: ...
+    grant: _containers.RepeatedScalarFieldContainer[str]
+    grant_all: bool
+    def __init__(self, manifest: _Optional[str] = ..., dry_run: bool = ..., expect_revision: _Optional[int] = ..., discard_state: bool = ..., rescale: bool = ..., grant: _Optional[_Iterable[str]] = ..., grant_all: bool = ...) -> None: ...
 
 class ApplySwarmReply(_message.Message):
-    __slots__ = ("swarm", "revision", "changes", "dry_run", "lost_state")
+    __slots__ = ("swarm", "revision", "changes", "dry_run", "lost_state", "gains")
     SWARM_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     CHANGES_FIELD_NUMBER: _ClassVar[int]
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]
     LOST_STATE_FIELD_NUMBER: _ClassVar[int]
+    GAINS_FIELD_NUMBER: _ClassVar[int]
     swarm: str
     revision: int
     changes: _containers.RepeatedCompositeFieldContainer[Change]
     dry_run: bool
     lost_state: _containers.RepeatedCompositeFieldContainer[StateLoss]
-    def __init__(self, swarm: _Optional[str] = ..., revision: _Optional[int] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., dry_run: bool = ..., lost_state: _Optional[_Iterable[_Union[StateLoss, _Mapping]]] = ...) -> None: ...
+    gains: _containers.RepeatedCompositeFieldContainer[Gain]
+    def __init__(self, swarm: _Optional[str] = ..., revision: _Optional[int] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., dry_run: bool = ..., lost_state: _Optional[_Iterable[_Union[StateLoss, _Mapping]]] = ..., gains: _Optional[_Iterable[_Union[Gain, _Mapping]]] = ...) -> None: ...
+
+class Gain(_message.Message):
+    __slots__ = ("stage", "permission")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    PERMISSION_FIELD_NUMBER: _ClassVar[int]
+    stage: str
+    permission: str
+    def __init__(self, stage: _Optional[str] = ..., permission: _Optional[str] = ...) -> None: ...
 
 class StateLoss(_message.Message):
     __slots__ = ("stage", "keys", "waiting", "timers")
