@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use skep_model::limits::SUBJECT_SHARE;
 
 use crate::call::CallError;
+use crate::purse::Purse;
 
 /// Two counters with a bound each. Refuses, never queues: a queue in front of bounded inboxes would only add delay.
 ///
@@ -33,7 +34,7 @@ pub struct Permit {
     calls: usize,
     bytes: usize,
     /// Whose it is, and what it said that it needs; of an answer nobody's.
-    subject: Option<(Arc<Load>, usize)>,
+    subject: Option<(Arc<Purse>, Arc<Load>, usize)>,
 }
 
 /// Bytes of a body on its way in, given back when dropped.
@@ -54,9 +55,32 @@ impl Admit {
         })
     }
 
+    /// The tenant's own limits come first: who is over them is told so, however busy the node is with others.
+    ///
     /// # Errors
     /// Overloaded: certainly not done, with a hint when to try again.
-    pub fn enter(self: &Arc<Self>, subject: &Arc<Load>, bytes: usize) -> Result<Permit, CallError> {
+    pub fn enter(
+        self: &Arc<Self>,
+        tenant: &Arc<Purse>,
+        subject: &Arc<Load>,
+        messages: usize,
+        bytes: usize,
+    ) -> Result<Permit, CallError> {
+        tenant.enter(messages as u64, bytes)?;
+        let entered = self.enter_node(subject, bytes);
+        if entered.is_err() {
+            tenant.undo(messages as u64, bytes);
+        }
+        entered?;
+        Ok(Permit {
+            of: Arc::clone(self),
+            calls: 1,
+            bytes,
+            subject: Some((Arc::clone(tenant), Arc::clone(subject), bytes)),
+        })
+    }
+
+    fn enter_node(&self, subject: &Load, bytes: usize) -> Result<(), CallError> {
         let others = self.calls.fetch_add(1, Ordering::Relaxed);
         let own = subject.calls.load(Ordering::Relaxed);
         let free = self.calls_max.saturating_sub(others);
@@ -81,12 +105,7 @@ impl Admit {
         }
         subject.calls.fetch_add(1, Ordering::Relaxed);
         subject.bytes.fetch_add(bytes, Ordering::Relaxed);
-        Ok(Permit {
-            of: Arc::clone(self),
-            calls: 1,
-            bytes,
-            subject: Some((Arc::clone(subject), bytes)),
-        })
+        Ok(())
     }
 
     /// For an answer: the work is done, so it is never refused. It leaves the less to those who come next.
@@ -173,7 +192,8 @@ impl Drop for Permit {
     fn drop(&mut self) {
         self.of.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         self.of.calls.fetch_sub(self.calls, Ordering::Relaxed);
-        if let Some((subject, bytes)) = self.subject.take() {
+        if let Some((tenant, subject, bytes)) = self.subject.take() {
+            tenant.give_back(bytes);
             subject.calls.fetch_sub(1, Ordering::Relaxed);
             subject.bytes.fetch_sub(bytes, Ordering::Relaxed);
         }
@@ -215,26 +235,26 @@ mod tests {
 
     #[test]
     fn both_bounds_refuse_and_what_is_dropped_is_given_back() {
-        let (admit, one) = (Admit::new(2, 100), Arc::default());
-        let a = admit.enter(&one, 60).unwrap();
-        assert_eq!(admit.enter(&one, 41).unwrap_err().reason, "in-flight-bytes");
-        let b = admit.enter(&one, 40).unwrap();
-        assert_eq!(admit.enter(&one, 0).unwrap_err().reason, "in-flight");
+        let (admit, one, purse) = (Admit::new(2, 100), Arc::default(), Arc::default());
+        let a = admit.enter(&purse, &one, 1, 60).unwrap();
+        assert_eq!(admit.enter(&purse, &one, 1, 41).unwrap_err().reason, "in-flight-bytes");
+        let b = admit.enter(&purse, &one, 1, 40).unwrap();
+        assert_eq!(admit.enter(&purse, &one, 1, 0).unwrap_err().reason, "in-flight");
         assert!(admit.peek().is_err());
         drop((a, b));
         assert_eq!(admit.in_flight(), 0);
-        assert!(admit.enter(&one, 100).is_ok());
+        assert!(admit.enter(&purse, &one, 1, 100).is_ok());
     }
 
     #[test]
     fn what_arrives_and_what_leaves_count_too() {
-        let (admit, one) = (Admit::new(2, 100), Arc::default());
+        let (admit, one, purse) = (Admit::new(2, 100), Arc::default(), Arc::default());
         let mut share = admit.share();
         share.set(60).unwrap();
         assert!(share.set(101).is_err(), "refused, and what it had it keeps");
-        assert!(admit.enter(&one, 41).is_err());
+        assert!(admit.enter(&purse, &one, 1, 41).is_err());
         share.set(10).unwrap();
-        let mut call = admit.enter(&one, 90).unwrap();
+        let mut call = admit.enter(&purse, &one, 1, 90).unwrap();
         drop(share);
         call.cover(50);
         assert_eq!(admit.bytes(), 90);
@@ -242,42 +262,42 @@ mod tests {
         // Answers are never refused, and shut the door until they left.
         let answers = (admit.hold(1, 1_000), admit.hold(1, 0));
         assert_eq!(admit.bytes(), 1_095);
-        assert!(admit.enter(&one, 0).is_err());
+        assert!(admit.enter(&purse, &one, 1, 0).is_err());
         drop((call, answers));
         assert_eq!((admit.bytes(), admit.in_flight()), (0, 0));
     }
 
     #[test]
     fn however_many_subjects_flood_a_node_one_that_comes_finds_room() {
-        let admit = Admit::new(1_000, 1_000_000);
+        let (admit, purse) = (Admit::new(1_000, 1_000_000), Arc::default());
         let mut held = Vec::new();
         let mut flood = |subject: &Arc<Load>, bytes: usize| {
             let before = held.len();
-            while let Ok(permit) = admit.enter(subject, bytes) {
+            while let Ok(permit) = admit.enter(&purse, subject, 1, bytes) {
                 held.push(permit);
             }
             held.len() - before
         };
         let (first, second, third) = (Arc::default(), Arc::default(), Arc::default());
         assert_eq!(flood(&first, 0), 800, "one alone has four fifths");
-        assert_eq!(admit.enter(&first, 0).unwrap_err().reason, "subject-share");
+        assert_eq!(admit.enter(&purse, &first, 1, 0).unwrap_err().reason, "subject-share");
         assert_eq!(flood(&second, 0), 160, "four fifths of what is left");
         assert!(flood(&third, 0) > 20);
         // What the first gives back goes to those who have less.
         held.drain(..400);
         let mut more = Vec::new();
-        while let Ok(permit) = admit.enter(&second, 0) {
+        while let Ok(permit) = admit.enter(&purse, &second, 1, 0) {
             more.push(permit);
         }
         assert!(more.len() > 250, "{}", more.len());
-        let again = std::iter::from_fn(|| admit.enter(&first, 0).ok())
+        let again = std::iter::from_fn(|| admit.enter(&purse, &first, 1, 0).ok())
             .take(100)
             .collect::<Vec<_>>();
         assert!(again.len() < 20, "{}", again.len());
         drop((held, more, again));
-        let large = admit.enter(&first, 900_000).unwrap();
-        assert_eq!(admit.enter(&first, 1).unwrap_err().reason, "subject-share");
-        assert!(admit.enter(&second, 90_000).is_ok());
+        let large = admit.enter(&purse, &first, 1, 900_000).unwrap();
+        assert_eq!(admit.enter(&purse, &first, 1, 1).unwrap_err().reason, "subject-share");
+        assert!(admit.enter(&purse, &second, 1, 90_000).is_ok());
         drop(large);
         assert_eq!((admit.bytes(), admit.in_flight()), (0, 0));
         assert_eq!(

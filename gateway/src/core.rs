@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admit::{Admit, Permit};
 use crate::append::{Append, Pending};
 use crate::call::{Answer, CallError, OutMessage, RequestCall, SubmitCall, Submitted, Traced};
+use crate::purse::Purse;
 use crate::route::{Open, Route, RouteTable};
 
 /// What an operator may set.
@@ -116,6 +117,8 @@ impl Prepared {
 
 /// What is kept of a call until it ends: its trace and its times.
 pub(crate) struct Way {
+    /// Whose it is.
+    purse: Arc<Purse>,
     trace: Option<TraceContext>,
     /// Set when this Gateway opened a span of the trace.
     span: Option<OpenSpan>,
@@ -252,14 +255,17 @@ impl Core {
         let size = check::message(&call.payload, &call.headers, call.key.as_deref())?;
         check::idempotency_key(call.idempotency_key.as_deref())?;
         let route = self.route(scope, &call.subject, true)?;
-        let permit = self
-            .admit
-            .enter(&route.load, if call.streams { size + PART_WINDOW_BYTES } else { size })?;
+        let permit = self.admit.enter(
+            &route.purse,
+            &route.load,
+            1,
+            if call.streams { size + PART_WINDOW_BYTES } else { size },
+        )?;
 
         let now_ms = self.clock.now_ms();
         let uid = Uid::random(&*self.entropy);
         let request = self.request_id(uid);
-        let way = self.set_out("gateway request", &call.subject, call.trace, uid);
+        let way = self.set_out("gateway request", &route, call.trace, uid);
         let once = match call.idempotency_key {
             None => Once::No,
             Some(key) => Once::Key {
@@ -273,6 +279,9 @@ impl Core {
             },
         };
         let lane = once == Once::No && route.lanes().is_some();
+        if !lane {
+            route.purse.keep(size)?;
+        }
         let keyed = once != Once::No;
         let sent = OutMessage {
             payload: call.payload,
@@ -414,6 +423,7 @@ impl Core {
     pub(crate) fn arrive(&self, way: Way, lane: bool, result: Result<Reply, CallError>) -> Result<Answer, CallError> {
         let sampled = way.trace.is_some_and(|t| t.sampled);
         let trace_id = way.trace.map(|t| t.trace_id);
+        let purse = Arc::clone(&way.purse);
         let (result, hops) = match result {
             Ok(reply) => {
                 let mut hops = if sampled { reply.hops } else { Vec::new() };
@@ -428,11 +438,14 @@ impl Core {
         };
         self.close(way, result.as_ref().err());
         match result {
-            Ok(response) => Ok(Answer {
-                response,
-                hops,
-                trace_id,
-            }),
+            Ok(response) => {
+                purse.answered(response.len());
+                Ok(Answer {
+                    response,
+                    hops,
+                    trace_id,
+                })
+            }
             Err(mut error) => {
                 if trace_id.is_some() {
                     error.trace = Some(Box::new(Traced { hops, trace_id }));
@@ -469,9 +482,10 @@ impl Core {
         check::idempotency_key(call.idempotency_key.as_deref())?;
         let size = check::messages(&call.messages, "submit")?;
         let route = self.route(scope, &call.subject, false)?;
-        let _permit = self.admit.enter(&route.load, size)?;
+        let _permit = self.admit.enter(&route.purse, &route.load, call.messages.len(), size)?;
+        route.purse.keep(size)?;
         let now_ms = self.clock.now_ms();
-        let way = self.set_out("gateway submit", &call.subject, call.trace, Uid::random(&*self.entropy));
+        let way = self.set_out("gateway submit", &route, call.trace, Uid::random(&*self.entropy));
         let once = match call.idempotency_key {
             None => Once::No,
             Some(key) => Once::Key {
@@ -566,7 +580,8 @@ impl Core {
         };
         // Looked up a frame: a Swarm deleted meanwhile takes no more.
         let route = self.route(&session.scope, &session.subject, false)?;
-        let permit = self.admit.enter(&route.load, size)?;
+        let permit = self.admit.enter(&route.purse, &route.load, messages.len(), size)?;
+        route.purse.keep(size)?;
         let now_ms = self.clock.now_ms();
         let to = self.fan_out(&route, std::mem::take(messages), now_ms, session.trace, Lists::Aligned)?;
         let once = Once::Session {
@@ -668,10 +683,12 @@ impl Core {
     }
 
     /// Head sampling: a caller's decision stands, a new trace is sampled by chance.
-    fn set_out(&self, name: &'static str, subject: &str, caller: Option<TraceContext>, uid: Uid) -> Way {
+    fn set_out(&self, name: &'static str, route: &Route, caller: Option<TraceContext>, uid: Uid) -> Way {
+        let purse = &route.purse;
         let (trace_id, parent) = match caller {
             Some(trace) if !trace.sampled => {
                 return Way {
+                    purse: Arc::clone(purse),
                     trace: caller,
                     span: None,
                 };
@@ -681,6 +698,7 @@ impl Core {
                 let chance = u32::from_le_bytes([uid.0[12], uid.0[13], uid.0[14], uid.0[15]]);
                 if u64::from(chance) >= self.sample_below {
                     return Way {
+                        purse: Arc::clone(purse),
                         trace: None,
                         span: None,
                     };
@@ -692,6 +710,7 @@ impl Core {
         let mut span_id = [0; 8];
         span_id.copy_from_slice(&bits[..8]);
         Way {
+            purse: Arc::clone(purse),
             trace: Some(TraceContext {
                 trace_id,
                 span_id,
@@ -702,7 +721,7 @@ impl Core {
                 parent,
                 start_us: self.clock.now_us(),
                 since: Instant::now(),
-                subject: subject.to_owned(),
+                subject: route.subject.to_string(),
             }),
         }
     }

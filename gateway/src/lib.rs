@@ -9,8 +9,8 @@
 //! A Gateway meets a Swarm at its topics and nowhere else: it neither knows stages nor the engine.
 //! - [`door`]: a credential becomes a scope and a role, in front of everything.
 //! - [`call`]: what is asked and answered, as plain values; [`error`]: the one place that knows status codes.
-//! - [`route`]: which subject feeds what; [`core`]: the calls; [`admit`]: how many at once; [`append`]: many calls in one step;
-//!   `body`: what is on its way in and out.
+//! - [`route`]: which subject feeds what; [`core`]: the calls; [`admit`]: how many at once; [`purse`]: what one tenant may have of it;
+//!   [`append`]: many calls in one step; `body`: what is on its way in and out.
 //! - [`grpc`], [`pipeline`], [`session`]: the gRPC kind, its request stream and its submit stream; [`http`]: the HTTP/JSON kind.
 //! - [`mod@serve`]: one port for both.
 
@@ -25,6 +25,7 @@ mod events;
 pub mod grpc;
 pub mod http;
 mod pipeline;
+pub mod purse;
 pub mod route;
 pub mod serve;
 mod session;

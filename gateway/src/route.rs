@@ -11,6 +11,7 @@ use skep_topic::TopicSpec;
 use skep_topic::lane::Lane;
 
 use crate::admit::Load;
+use crate::purse::Purse;
 
 /// Every subject of every tenant. Immutable: a change is a new table, and a call sees one table from start to end.
 #[derive(Debug, Clone, Default)]
@@ -30,6 +31,8 @@ pub struct Route {
     pub open: Open,
     /// What it has under way; the same in the next table.
     pub load: Arc<Load>,
+    /// What its tenant may have, and has; the same for all subjects of the tenant.
+    pub purse: Arc<Purse>,
 }
 
 /// What a Swarm lets in.

@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{Catalogs, RACES_MAX, Versioned};
 use crate::members::Members;
+use crate::quotas::Quotas;
 
 /// The store's level from which on all nodes know of tokens: an older one would let everybody in.
 pub const LEVEL: u32 = 2;
@@ -118,6 +119,8 @@ struct PeersRecord {
 pub struct Registry {
     pub catalogs: Catalogs,
     pub door: Arc<Door>,
+    /// Told with the door what tenants may have.
+    pub quotas: Arc<Quotas>,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     /// Held while the catalog is read and the door is told, so that nobody tells it of an older state afterwards.
@@ -130,6 +133,7 @@ impl Registry {
         Arc::new(Self {
             catalogs,
             door: Door::open(Arc::clone(&clock)),
+            quotas: Arc::default(),
             clock,
             entropy,
             reading: Mutex::default(),
@@ -149,6 +153,8 @@ impl Registry {
         // Before anybody is let in by it: it may be a catalog that was taken back.
         self.catalogs.follow().await?;
         let tenants = self.catalogs.tenants().await?;
+        self.quotas
+            .tell(tenants.iter().map(|(tenant, found)| (tenant, &found.record.limits)));
         let mut passes = Vec::new();
         for (id, token) in self.tokens().await? {
             let known = token.record.tenant.as_ref().is_none_or(|tenant| {
@@ -317,6 +323,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use skep_model::env::{ManualClock, SeededEntropy};
+    use skep_model::quota::Limits;
     use skep_topic::Backend;
     use skep_topic::memory::Memory;
 
@@ -377,6 +384,7 @@ mod tests {
         let tenant = crate::catalog::TenantRecord {
             created_ms: 1,
             deleting: false,
+            limits: Limits::default(),
         };
         let version = catalogs.put_tenant(&acme, 0, &tenant).await.unwrap().unwrap();
         let theirs = TokenRecord {

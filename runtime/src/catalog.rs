@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use skep_model::condition::Condition;
 use skep_model::id::{Digest, Incarnation};
 use skep_model::name::{ModuleName, SecretName, StageName, SwarmName, TenantId};
+use skep_model::quota::Limits;
 use skep_model::scope::{Scope, SwarmId};
 use skep_model::swarm::{Reader, Stage, Swarm};
 use skep_topic::CatalogRecord;
@@ -209,13 +210,15 @@ struct Stored<T> {
     record: T,
 }
 
-/// A tenant other than the default one. What it is limited to will stand here.
+/// A tenant other than the default one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TenantRecord {
     pub created_ms: u64,
     /// It is being taken away with all that it has: nobody comes in any more.
     #[serde(default)]
     pub deleting: bool,
+    #[serde(default, skip_serializing_if = "Limits::is_empty")]
+    pub limits: Limits,
 }
 
 /// A record that was stored.

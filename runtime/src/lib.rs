@@ -24,6 +24,7 @@ pub mod mirror;
 pub mod node;
 pub mod owner;
 pub mod peer;
+pub mod quotas;
 pub mod secrets;
 pub mod serve;
 pub mod settings;

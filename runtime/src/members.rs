@@ -64,6 +64,9 @@ pub struct Member {
     /// Partitions that it owns, by Swarm and stage.
     #[serde(default)]
     pub owned: BTreeMap<String, Vec<u16>>,
+    /// Messages a second that tenants with a rate offer to it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub demands: BTreeMap<String, u64>,
 }
 
 impl Member {
@@ -71,6 +74,12 @@ impl Member {
     #[must_use]
     pub fn works(&self) -> bool {
         self.roles.iter().any(|role| role == "worker")
+    }
+
+    /// Whether it is a Gateway.
+    #[must_use]
+    pub fn takes_calls(&self) -> bool {
+        self.roles.iter().any(|role| role == "gateway")
     }
 }
 
@@ -96,6 +105,8 @@ pub struct Members {
     starting: AtomicBool,
     /// The others, as of the last beat.
     others: Mutex<Vec<Heard>>,
+    /// Said with the next beat.
+    demands: Mutex<BTreeMap<String, u64>>,
     /// Who is asked to leave. Read by everybody, so that the next owners are as quick to know as the one that goes.
     leavers: Mutex<BTreeSet<NodeId>>,
     /// The store's level, as this node heard of it last.
@@ -137,6 +148,7 @@ impl Members {
             draining: AtomicBool::new(false),
             starting: AtomicBool::new(true),
             others: Mutex::default(),
+            demands: Mutex::default(),
             leavers: Mutex::default(),
             level: AtomicU32::new(level::FIRST),
             below: Mutex::default(),
@@ -199,6 +211,7 @@ impl Members {
             starting: self.starting.load(Ordering::Relaxed),
             catalog: self.followed.load(Ordering::Relaxed),
             owned,
+            demands: self.demands.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             ..self.about.clone()
         };
         let record = serde_json::to_vec(&record).expect("plain data");
@@ -357,6 +370,11 @@ impl Members {
     #[must_use]
     pub fn leaving(&self) -> watch::Receiver<bool> {
         self.leaving.subscribe()
+    }
+
+    /// What the others are told of tenants' offers.
+    pub fn say_demands(&self, demands: BTreeMap<String, u64>) {
+        *self.demands.lock().unwrap_or_else(PoisonError::into_inner) = demands;
     }
 
     /// The nodes beside this one, as of its last beat.
@@ -625,6 +643,7 @@ pub fn about(name: String, url: String, roles: Roles, clock: &dyn Clock, common:
         catalog: 0,
         common,
         owned: BTreeMap::new(),
+        demands: BTreeMap::new(),
     }
 }
 

@@ -199,7 +199,17 @@ impl Node {
         let vault = Vault::new(catalogs.clone(), Keys::read(place, Arc::clone(&entropy))?);
         let modules = Modules::new(store.clone(), engine, compiler, cache);
         let works = settings.roles.worker;
-        let supervisor = Supervisor::new(catalogs, modules, vault, seams, Arc::clone(&stats), routes, works);
+        let quotas = Arc::clone(&registry.quotas);
+        let held = (vault, Arc::clone(&quotas));
+        let supervisor = Supervisor::new(
+            catalogs.clone(),
+            modules,
+            held,
+            seams,
+            Arc::clone(&stats),
+            routes,
+            works,
+        );
         members.begin(&supervisor).await?;
         supervisor.mend();
         if let Some(file) = &settings.bootstrap_token {
@@ -217,6 +227,7 @@ impl Node {
         following.spawn(Arc::clone(&registry).follow(Arc::clone(&members), stop.clone()));
         members.follow(&supervisor, &following, &stop);
         following.spawn(Arc::clone(&audit).follow(stop.clone()));
+        following.spawn(quotas.follow(Arc::clone(&members), catalogs, Arc::clone(&backend), stop.clone()));
         if let Some(tls) = &tls {
             following.spawn(Arc::clone(tls).follow(stop.clone()));
         }

@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::catalog::{Catalogs, Hold, SwarmRecord};
+use crate::quotas::Quotas;
 use crate::secrets::Vault;
 use crate::stats::Stats;
 use plans::{End, Ends, Nobody, UnderWay, WasmBee, plan};
@@ -48,6 +49,7 @@ pub struct Supervisor {
     pub catalogs: Catalogs,
     pub modules: Modules,
     pub vault: Arc<Vault>,
+    quotas: Arc<Quotas>,
     /// Held by whoever reads the catalog, decides and writes: apply, push, deletions, the end of a drain.
     pub writes: Mutex<()>,
     seams: Arc<Seams>,
@@ -174,7 +176,7 @@ impl Supervisor {
     pub fn new(
         catalogs: Catalogs,
         modules: Modules,
-        vault: Arc<Vault>,
+        (vault, quotas): (Arc<Vault>, Arc<Quotas>),
         seams: Arc<Seams>,
         stats: Arc<Stats>,
         routes: watch::Sender<Arc<RouteTable>>,
@@ -184,6 +186,7 @@ impl Supervisor {
             catalogs,
             modules,
             vault,
+            quotas,
             writes: Mutex::default(),
             seams,
             stats,
@@ -559,6 +562,7 @@ impl Supervisor {
                         pure,
                         open: live.open,
                         load: before.map(|route| Arc::clone(&route.load)).unwrap_or_default(),
+                        purse: Arc::clone(&self.quotas.of(tenant).purse),
                     }),
                 );
             }

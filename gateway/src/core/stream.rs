@@ -97,7 +97,12 @@ impl AnswerStream {
         let lane = self.lane && parts == 0;
         let certainty = if lane { Certainty::NotDone } else { Certainty::Unknown };
         let result = match heard {
-            Ok(Heard::Part(part)) => return Some(Event::Part(part)),
+            Ok(Heard::Part(part)) => {
+                if let Some(way) = &self.way {
+                    way.purse.answered(part.len());
+                }
+                return Some(Event::Part(part));
+            }
             Ok(Heard::End(Ok(reply))) => Ok(reply),
             Ok(Heard::End(Err(_))) => Err(outcome::stopping(certainty)),
             Err(_) => Err(outcome::expired(certainty)),

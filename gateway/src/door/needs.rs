@@ -77,7 +77,7 @@ pub fn listed(path: &str) -> Option<Asked> {
         },
 
         ("skep.v1.Access", "ListTenants") => once(Operator),
-        ("skep.v1.Access", "CreateTenant" | "DeleteTenant") => change(Operator),
+        ("skep.v1.Access", "CreateTenant" | "SetTenant" | "DeleteTenant") => change(Operator),
         ("skep.v1.Access", "ListTokens") => once(Admin),
         ("skep.v1.Access", "CreateToken" | "RevokeToken" | "RotateToken") => change(Admin),
         // Only an open door has it: see `Bootstrap`.

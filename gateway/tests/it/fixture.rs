@@ -122,6 +122,7 @@ pub async fn node(settings: Settings) -> Node {
                     _ => skep_gateway::Open::Yes,
                 },
                 load: Arc::default(),
+                purse: Arc::default(),
             }),
         );
     }

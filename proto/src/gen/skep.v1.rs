@@ -4722,7 +4722,7 @@ pub struct WhoAmIReply {
     #[prost(message, optional, tag = "4")]
     pub token: ::core::option::Option<Token>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Tenant {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
@@ -4737,11 +4737,37 @@ pub struct Tenant {
     pub modules: u64,
     #[prost(uint64, tag = "6")]
     pub tokens: u64,
+    #[prost(message, repeated, tag = "7")]
+    pub limits: ::prost::alloc::vec::Vec<Limit>,
+    /// How much it has of what can be limited: of what is counted on each node, at the one that answers. Of one tenant only.
+    #[prost(message, repeated, tag = "8")]
+    pub used: ::prost::alloc::vec::Vec<Limit>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Limit {
+    /// `memory`, `instances`, `cpu`, `weight`, `rate`, `concurrency`, `in-flight`, `storage`, `state`, `modules` or `log-rate`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Bytes, a count, a count a second, or thousandths of a core.
+    #[prost(uint64, tag = "2")]
+    pub value: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateTenantRequest {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "2")]
+    pub limits: ::prost::alloc::vec::Vec<Limit>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SetTenantRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "2")]
+    pub limits: ::prost::alloc::vec::Vec<Limit>,
+    /// Limits that it has no more.
+    #[prost(string, repeated, tag = "3")]
+    pub unlimited: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListTenantsRequest {
@@ -4973,6 +4999,25 @@ pub mod access_client {
                 .insert(GrpcMethod::new("skep.v1.Access", "ListTenants"));
             self.inner.unary(req, path, codec).await
         }
+        /// Gives a tenant other limits. What is not named stays.
+        pub async fn set_tenant(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetTenantRequest>,
+        ) -> std::result::Result<tonic::Response<super::Tenant>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Access/SetTenant");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Access", "SetTenant"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Refused while the tenant has Swarms or modules, unless `purge`. Its tokens end at once.
         pub async fn delete_tenant(
             &mut self,
@@ -5119,6 +5164,11 @@ pub mod access_server {
             tonic::Response<super::ListTenantsReply>,
             tonic::Status,
         >;
+        /// Gives a tenant other limits. What is not named stays.
+        async fn set_tenant(
+            &self,
+            request: tonic::Request<super::SetTenantRequest>,
+        ) -> std::result::Result<tonic::Response<super::Tenant>, tonic::Status>;
         /// Refused while the tenant has Swarms or modules, unless `purge`. Its tokens end at once.
         async fn delete_tenant(
             &self,
@@ -5380,6 +5430,49 @@ pub mod access_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListTenantsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Access/SetTenant" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetTenantSvc<T: Access>(pub Arc<T>);
+                    impl<T: Access> tonic::server::UnaryService<super::SetTenantRequest>
+                    for SetTenantSvc<T> {
+                        type Response = super::Tenant;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetTenantRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Access>::set_tenant(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetTenantSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -33,6 +33,7 @@ pub mod message;
 pub mod name;
 pub mod part;
 pub mod permission;
+pub mod quota;
 pub mod scope;
 pub mod span;
 pub mod step;

@@ -391,6 +391,18 @@ pub const ACCESS_UNHEARD_MS: u64 = 30_000;
 pub const TOKENS_MAX: usize = 1_000;
 /// Tenants beside the default one: each has records that every node reads at a change of the catalog.
 pub const TENANTS_MAX: usize = 10_000;
+/// What a tenant may be limited to. The upper ends only keep sums from overflowing and catch slips: a pebibyte, a thousand cores.
+pub const QUOTA_BYTES_MAX: u64 = 1 << 50;
+pub const QUOTA_COUNT_MAX: u64 = 1_000_000;
+pub const QUOTA_RATE_MAX: u64 = 1_000_000_000;
+pub const QUOTA_WEIGHT_MAX: u64 = 1_000;
+/// Thousandths of a core. Under a hundredth, a batch that uses its whole timeout would keep its tenant waiting for an hour.
+pub const QUOTA_CPU_MIN: u64 = 10;
+pub const QUOTA_CPU_MAX: u64 = 1_000_000;
+/// What a tenant that was quiet may send at once, as time at its rate: short, so that over any second it sends a tenth more at most.
+pub const RATE_BURST_MS: u64 = 100;
+/// Tenants of which a node says with its heartbeat how much they offered to it; of more, the first by name: each is some thirty bytes a second.
+pub const QUOTA_DEMANDS_MAX: usize = 1_000;
 /// What a token is called, for people.
 pub const TOKEN_NAME_BYTES_MAX: usize = 100;
 /// How long a token may be good: beyond that it is one that does not run out.

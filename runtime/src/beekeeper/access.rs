@@ -21,8 +21,14 @@ impl Access for Desk {
 
     async fn create_tenant(&self, request: Request<v1::CreateTenantRequest>) -> Reply<v1::Tenant> {
         let this = self.of(&request)?;
-        let made = detached(async move { this.make_tenant(&request.into_inner().name).await });
+        let made = detached(async move { this.make_tenant(request.into_inner()).await });
         made.await.map(Response::new)
+    }
+
+    async fn set_tenant(&self, request: Request<v1::SetTenantRequest>) -> Reply<v1::Tenant> {
+        let this = self.of(&request)?;
+        let set = detached(async move { this.limit_tenant(request.into_inner()).await });
+        set.await.map(Response::new)
     }
 
     async fn list_tenants(&self, request: Request<v1::ListTenantsRequest>) -> Reply<v1::ListTenantsReply> {

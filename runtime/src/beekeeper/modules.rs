@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use skep_model::limits::{MODULE_LOOSE_VERSIONS_MAX, MODULE_TAGS_MAX, MODULES_MAX};
 use skep_model::name::{ModuleName, ModuleRef, ModuleVersion as Wanted, SwarmName};
+use skep_model::quota::Quota;
 use skep_proto::v1;
 use tonic::{Response, Status};
 
@@ -52,12 +53,15 @@ impl Keeper {
         } = upload;
         let size = bytes.len() as u64;
         let began = std::time::Instant::now();
+        // Before the work, and again where nobody else can come between.
+        self.room_for(&digest.to_hex(), size).await?;
         let modules = &self.supervisor.modules;
         let module = modules.admit(digest, bytes.clone()).await.map_err(|e| refused(&e))?;
         let compile_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let bees: Vec<String> = module.bees().iter().map(ToString::to_string).collect();
         let (hex, pushed_ms) = (digest.to_hex(), self.clock.now_ms());
         let writes = self.supervisor.writes.lock().await;
+        self.room_for(&hex, size).await?;
         let known_names = self.catalog.modules().await.map_err(internal)?;
         if !known_names.contains_key(&name) && known_names.len() >= MODULES_MAX {
             return Err(Status::resource_exhausted(format!(
@@ -131,6 +135,27 @@ impl Keeper {
             needs: needs(sends_http),
             new_needs: needs(sends_http && !sent_before),
         }))
+    }
+
+    /// Whether the tenant may have so much more of modules. What it has under any name already takes no more room.
+    async fn room_for(&self, hex: &str, size: u64) -> Result<(), Status> {
+        let limits = self.registry.quotas.of(self.catalog.tenant()).limits();
+        let Some(most) = limits.get(Quota::Modules) else {
+            return Ok(());
+        };
+        let modules = self.catalog.modules().await.map_err(internal)?;
+        let versions = || modules.values().flat_map(|module| &module.versions);
+        let has: u64 = versions().map(|(_, version)| version.size).sum();
+        if versions().any(|(known, _)| known == hex) || has.saturating_add(size) <= most {
+            return Ok(());
+        }
+        Err(Status::resource_exhausted(format!(
+            "tenant `{}` has reached its limit `{}` of {}: its modules have {has} bytes, and this one has {size}; remove one with `skep \
+             delete-module`",
+            self.catalog.tenant(),
+            Quota::Modules,
+            Quota::Modules.show(most),
+        )))
     }
 
     /// The bytes of versions that a record lost. The same bytes may have been pushed under another name. Under `writes`.

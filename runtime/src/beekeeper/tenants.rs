@@ -1,8 +1,11 @@
 //! Tenants: made, listed, taken away with all that they have.
 
+use std::collections::BTreeSet;
+
 use skep_model::access::{Caller, Role};
 use skep_model::limits::TENANTS_MAX;
 use skep_model::name::TenantId;
+use skep_model::quota::{Limits, Quota};
 use skep_model::scope::Scope;
 use skep_proto::v1;
 use tonic::Status;
@@ -10,12 +13,14 @@ use tonic::Status;
 use super::failure::{internal, invalid};
 use super::{Desk, Keeper};
 use crate::catalog::{RACES_MAX, TenantRecord, Versioned};
+use crate::quotas::kept;
 use crate::wording::{count, instead};
 
 impl Keeper {
-    pub(super) async fn make_tenant(&self, name: &str) -> Result<v1::Tenant, Status> {
+    pub(super) async fn make_tenant(&self, asked: v1::CreateTenantRequest) -> Result<v1::Tenant, Status> {
         self.closed()?;
-        let tenant: TenantId = name.parse().map_err(invalid)?;
+        let tenant: TenantId = asked.name.parse().map_err(invalid)?;
+        let limits = changed(Limits::default(), &asked.limits, &[])?;
         let there = || Status::already_exists(format!("there is a tenant `{tenant}` already"));
         if tenant == TenantId::default_tenant() {
             return Err(there());
@@ -29,11 +34,44 @@ impl Keeper {
         let record = TenantRecord {
             created_ms: self.registry.now_ms(),
             deleting: false,
+            limits,
         };
         match catalogs.put_tenant(&tenant, 0, &record).await.map_err(internal)? {
-            Ok(_) => self.told(&tenant, &record).await,
+            Ok(_) => {
+                self.registry.refresh().await.map_err(internal)?;
+                self.told(&tenant, &record).await
+            }
             Err(_) => Err(there()),
         }
+    }
+
+    /// Other limits: this node keeps to them at once, the others with their next look at the catalog.
+    pub(super) async fn limit_tenant(&self, asked: v1::SetTenantRequest) -> Result<v1::Tenant, Status> {
+        let tenant: TenantId = asked.name.parse().map_err(invalid)?;
+        if tenant == TenantId::default_tenant() {
+            return Err(invalid(
+                "the default tenant is the operator's own and has no limits: make a tenant to limit it",
+            ));
+        }
+        if asked.limits.is_empty() && asked.unlimited.is_empty() {
+            return Err(invalid("no limit is named"));
+        }
+        for _ in 0..RACES_MAX {
+            let Some(mut found) = self.supervisor.catalogs.tenant(&tenant).await.map_err(internal)? else {
+                self.tenants(tenant.as_str()).await?;
+                continue;
+            };
+            found.record.limits = changed(found.record.limits, &asked.limits, &asked.unlimited)?;
+            let catalogs = &self.supervisor.catalogs;
+            let put = catalogs.put_tenant(&tenant, found.version, &found.record).await;
+            if put.map_err(internal)?.is_ok() {
+                self.registry.refresh().await.map_err(internal)?;
+                return self.told(&tenant, &found.record).await;
+            }
+        }
+        Err(Status::aborted(format!(
+            "tenant `{tenant}` is being changed by too many at once: try again"
+        )))
     }
 
     async fn told(&self, tenant: &TenantId, record: &TenantRecord) -> Result<v1::Tenant, Status> {
@@ -49,7 +87,29 @@ impl Keeper {
             swarms: catalog.swarms().await.map_err(internal)?.len() as u64,
             modules: catalog.modules().await.map_err(internal)?.len() as u64,
             tokens: own.count() as u64,
+            limits: record
+                .limits
+                .iter()
+                .map(|(quota, value)| amount(quota, value))
+                .collect(),
+            used: Vec::new(),
         })
+    }
+
+    /// What it has of all that can be limited.
+    async fn used(&self, tenant: &TenantId) -> Result<Vec<v1::Limit>, Status> {
+        let kept = kept(&self.supervisor.catalogs, self.backend.as_ref(), tenant).await;
+        let kept = kept.map_err(internal)?;
+        let account = self.registry.quotas.of(tenant);
+        let (calls, bytes) = account.purse.in_flight();
+        Ok(vec![
+            amount(Quota::Rate, account.rate()),
+            amount(Quota::Concurrency, calls as u64),
+            amount(Quota::InFlight, bytes as u64),
+            amount(Quota::Storage, kept.storage),
+            amount(Quota::State, kept.state),
+            amount(Quota::Modules, kept.modules),
+        ])
     }
 
     /// One tenant, or all; the default one comes first and was not made.
@@ -58,6 +118,7 @@ impl Keeper {
         let always = TenantRecord {
             created_ms: 0,
             deleting: false,
+            limits: Limits::default(),
         };
         let mut all = vec![(default, always)];
         let made = self.supervisor.catalogs.tenants().await.map_err(internal)?;
@@ -75,7 +136,11 @@ impl Keeper {
         }
         let mut out = Vec::new();
         for (tenant, record) in all {
-            out.push(self.told(&tenant, &record).await?);
+            let mut told = self.told(&tenant, &record).await?;
+            if !name.is_empty() {
+                told.used = self.used(&tenant).await?;
+            }
+            out.push(told);
         }
         Ok(out)
     }
@@ -213,6 +278,28 @@ impl Keeper {
             self.drop_bytes(dropped).await?;
         }
         Ok(())
+    }
+}
+
+/// `limits` with others set, and others taken away. One that is named twice is a slip.
+fn changed(mut limits: Limits, set: &[v1::Limit], unset: &[String]) -> Result<Limits, Status> {
+    let mut named = BTreeSet::new();
+    let set = set.iter().map(|limit| (&limit.name, Some(limit.value)));
+    for (name, value) in set.chain(unset.iter().map(|name| (name, None))) {
+        let quota: Quota = name.parse().map_err(invalid)?;
+        if !named.insert(quota) {
+            return Err(invalid(format!("the limit `{quota}` is named twice")));
+        }
+        let value = value.map(|value| quota.check(value)).transpose().map_err(invalid)?;
+        limits.set(quota, value);
+    }
+    Ok(limits)
+}
+
+fn amount(quota: Quota, value: u64) -> v1::Limit {
+    v1::Limit {
+        name: quota.to_string(),
+        value,
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use skep_model::quota::{BadQuota, Quota};
 
 use skep_model::name::SecretName;
 
@@ -282,10 +283,19 @@ pub enum TenantCommand {
     Create {
         /// a-z, 0-9 and `-`
         name: String,
+        #[command(flatten)]
+        limits: Limits,
+    },
+    /// Give one other limits; `none` takes a limit away, what is not named stays
+    Set {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        limits: Limits,
     },
     /// List them with what they have
     List,
-    /// Show one
+    /// Show one with its limits and what it has of them
     Show {
         /// Its name
         name: String,
@@ -298,6 +308,76 @@ pub enum TenantCommand {
         #[arg(long)]
         purge: bool,
     },
+}
+
+/// What a tenant may have; without a limit it has what the node has.
+#[derive(Debug, Args)]
+pub struct Limits {
+    /// Memory that its live instances may grow to together, on each node: `256MiB`
+    #[arg(long, value_parser = |t: &str| amount(Quota::Memory, t), value_name = "SIZE")]
+    pub memory: Option<Amount>,
+    /// Its live instances, on each node
+    #[arg(long, value_parser = |t: &str| amount(Quota::Instances, t), value_name = "N")]
+    pub instances: Option<Amount>,
+    /// Cores that its Bees may use, on each node: `0.5`
+    #[arg(long, value_parser = |t: &str| amount(Quota::Cpu, t), value_name = "CORES")]
+    pub cpu: Option<Amount>,
+    /// Its part of a busy node's time beside other tenants', 1 to 1000; 1 by default
+    #[arg(long, value_parser = |t: &str| amount(Quota::Weight, t), value_name = "N")]
+    pub weight: Option<Amount>,
+    /// Messages that it may send, over all nodes: `1000/s`
+    #[arg(long, value_parser = |t: &str| amount(Quota::Rate, t), value_name = "N/s")]
+    pub rate: Option<Amount>,
+    /// Its calls under way, on each node
+    #[arg(long, value_parser = |t: &str| amount(Quota::Concurrency, t), value_name = "N")]
+    pub concurrency: Option<Amount>,
+    /// Bytes of its calls under way, on each node
+    #[arg(long, value_parser = |t: &str| amount(Quota::InFlight, t), value_name = "SIZE")]
+    pub in_flight: Option<Amount>,
+    /// What its topics may hold, dead letters included
+    #[arg(long, value_parser = |t: &str| amount(Quota::Storage, t), value_name = "SIZE")]
+    pub storage: Option<Amount>,
+    /// What its keyed state may hold
+    #[arg(long, value_parser = |t: &str| amount(Quota::State, t), value_name = "SIZE")]
+    pub state: Option<Amount>,
+    /// What its modules may hold
+    #[arg(long, value_parser = |t: &str| amount(Quota::Modules, t), value_name = "SIZE")]
+    pub modules: Option<Amount>,
+    /// Lines that its Bees may log, on each node: `100/s`
+    #[arg(long, value_parser = |t: &str| amount(Quota::LogRate, t), value_name = "N/s")]
+    pub log_rate: Option<Amount>,
+}
+
+/// A limit, or that there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Amount(pub Option<u64>);
+
+fn amount(quota: Quota, text: &str) -> Result<Amount, BadQuota> {
+    match text {
+        "none" => Ok(Amount(None)),
+        text => quota.parse(text).map(|value| Amount(Some(value))),
+    }
+}
+
+impl Limits {
+    /// Those that were given.
+    pub fn given(&self) -> Vec<(Quota, Option<u64>)> {
+        let all = [
+            (Quota::Memory, self.memory),
+            (Quota::Instances, self.instances),
+            (Quota::Cpu, self.cpu),
+            (Quota::Weight, self.weight),
+            (Quota::Rate, self.rate),
+            (Quota::Concurrency, self.concurrency),
+            (Quota::InFlight, self.in_flight),
+            (Quota::Storage, self.storage),
+            (Quota::State, self.state),
+            (Quota::Modules, self.modules),
+            (Quota::LogRate, self.log_rate),
+        ];
+        let given = all.into_iter().filter_map(|(quota, amount)| Some((quota, amount?.0)));
+        given.collect()
+    }
 }
 
 #[derive(Debug, Args)]
@@ -1148,6 +1228,8 @@ mod tests {
             "skep whoami",
             "skep logout",
             "skep tenant create acme",
+            "skep tenant create acme --memory 256MiB --cpu 0.5 --weight 3 --rate 1000/s --concurrency 40 --storage 1GiB --log-rate 100/s",
+            "skep tenant set acme --rate none --state 1GiB --modules 200MiB --in-flight 16MiB --instances 8",
             "skep tenant delete acme --purge",
             "skep token create --tenant acme --role deploy --ttl 30d --name ci",
             "skep token rotate 0123456789ab --grace 1h",
@@ -1210,6 +1292,10 @@ mod tests {
             "skep dlq s try",
             "skep pause s --timeout 2m",
             "skep nonsense",
+            "skep tenant create acme --rate 1000",
+            "skep tenant create acme --memory 0MiB",
+            "skep tenant set acme --cpu -1",
+            "skep tenant set acme --weight 3x",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }

@@ -27,6 +27,7 @@ mod secrets;
 mod state;
 mod submit;
 mod swarms;
+mod tenants;
 mod tokens;
 mod up;
 
@@ -153,7 +154,7 @@ async fn run(cli: Cli, seen: Option<String>) -> Outcome {
         Command::Restore(args) => backups::restore(args, node, out).await,
         Command::Delete(args) => swarms::delete(args, node, out).await,
         Command::DeleteModule(args) => modules::delete(args, node, out).await,
-        Command::Tenant(args) => tokens::tenant(args, node, out).await,
+        Command::Tenant(args) => tenants::tenant(args, node, out).await,
         Command::Token(args) => tokens::token(args, node, out).await,
         Command::Secret(args) => secrets::run(args, node, out).await,
         Command::Audit(args) => audit::run(args, node, out).await,

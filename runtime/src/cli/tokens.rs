@@ -1,4 +1,4 @@
-//! `tenant` and `token`.
+//! `token`.
 
 use std::time::Duration;
 
@@ -7,85 +7,10 @@ use skep_model::access::{Secret, TokenId};
 use skep_model::env::OsEntropy;
 use skep_proto::v1;
 
-use super::args::{self, TenantCommand, TokenCommand};
+use super::args::{self, TokenCommand};
 use super::connect;
 use super::failure::Outcome;
 use super::output::{Printer, shown, time};
-use crate::wording::count;
-
-pub async fn tenant(args: args::Tenant, node: &str, out: Printer) -> Outcome {
-    let mut access = connect::access(node).await?;
-    match args.what {
-        TenantCommand::Create { name } => {
-            let made = access
-                .create_tenant(v1::CreateTenantRequest { name })
-                .await?
-                .into_inner();
-            if out.json() {
-                return out.document(&tenant_json(&made));
-            }
-            let name = made.name;
-            out.line(&format!(
-                "tenant {name} is there; give somebody a token: skep token create --tenant {name} --role admin"
-            ))
-        }
-        TenantCommand::List => {
-            let request = v1::ListTenantsRequest { name: String::new() };
-            tenants(access.list_tenants(request).await?.into_inner().tenants, out)
-        }
-        TenantCommand::Show { name } => {
-            let request = v1::ListTenantsRequest { name };
-            tenants(access.list_tenants(request).await?.into_inner().tenants, out)
-        }
-        TenantCommand::Delete { name, purge } => {
-            let gone = access
-                .delete_tenant(v1::DeleteTenantRequest { name, purge })
-                .await?
-                .into_inner();
-            if out.json() {
-                return out.document(&tenant_json(&gone));
-            }
-            out.line(&format!(
-                "tenant {} is gone, with {}, {} and {}",
-                gone.name,
-                count(gone.swarms, "Swarm"),
-                count(gone.modules, "module"),
-                count(gone.tokens, "token"),
-            ))
-        }
-    }
-}
-
-fn tenants(all: Vec<v1::Tenant>, out: Printer) -> Outcome {
-    if out.json() {
-        return out.document(&json!({ "tenants": all.iter().map(tenant_json).collect::<Vec<_>>() }));
-    }
-    let rows = all.iter().map(|t| {
-        vec![
-            t.name.clone(),
-            if t.deleting { "deleting" } else { "active" }.to_owned(),
-            t.swarms.to_string(),
-            t.modules.to_string(),
-            t.tokens.to_string(),
-            if t.created_ms == 0 {
-                String::new()
-            } else {
-                time(t.created_ms)
-            },
-        ]
-    });
-    out.table_of_lines(
-        &["TENANT", "STATE", "SWARMS", "MODULES", "TOKENS", "CREATED"],
-        rows.collect(),
-    )
-}
-
-fn tenant_json(tenant: &v1::Tenant) -> Value {
-    json!({
-        "name": tenant.name, "created_ms": tenant.created_ms, "deleting": tenant.deleting, "swarms": tenant.swarms,
-        "modules": tenant.modules, "tokens": tenant.tokens,
-    })
-}
 
 pub async fn token(args: args::Token, node: &str, out: Printer) -> Outcome {
     let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);

@@ -77,7 +77,7 @@ impl Node {
     }
 }
 
-async fn push_as(node: &Node, token: &str, name: &str) -> Result<v1::PushModuleReply, Status> {
+pub async fn push_as(node: &Node, token: &str, name: &str) -> Result<v1::PushModuleReply, Status> {
     let wasm = test_bees();
     let parts = upload(name, "latest", wasm, wasm.len() as u64, "");
     let pushed = node
@@ -88,7 +88,7 @@ async fn push_as(node: &Node, token: &str, name: &str) -> Result<v1::PushModuleR
     pushed.map(tonic::Response::into_inner)
 }
 
-async fn apply_as(node: &Node, token: &str, manifest: &str) -> Result<v1::ApplySwarmReply, Status> {
+pub async fn apply_as(node: &Node, token: &str, manifest: &str) -> Result<v1::ApplySwarmReply, Status> {
     let call = v1::ApplySwarmRequest {
         manifest: manifest.to_owned(),
         ..v1::ApplySwarmRequest::default()
@@ -97,7 +97,7 @@ async fn apply_as(node: &Node, token: &str, manifest: &str) -> Result<v1::ApplyS
     applied.map(tonic::Response::into_inner)
 }
 
-async fn ask_as(node: &Node, token: &str, subject: &str, key: &str) -> Result<String, Status> {
+pub async fn ask_as(node: &Node, token: &str, subject: &str, key: &str) -> Result<String, Status> {
     let call = v1::RequestCall {
         subject: subject.to_owned(),
         payload: b"x".to_vec().into(),

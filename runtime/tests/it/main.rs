@@ -25,6 +25,7 @@ mod peers;
 mod poison;
 #[path = "../../topic/tests/it/redis/proxy.rs"]
 mod proxy;
+mod quotas;
 mod races;
 #[path = "../../topic/tests/it/redis/process.rs"]
 mod redis_server;

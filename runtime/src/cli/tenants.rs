@@ -1,0 +1,140 @@
+//! `tenant`.
+
+use serde_json::{Map, Value, json};
+use skep_model::quota::Quota;
+use skep_proto::v1;
+
+use super::args::{self, TenantCommand};
+use super::connect;
+use super::failure::Outcome;
+use super::output::{Printer, time};
+use crate::wording::count;
+
+pub async fn tenant(args: args::Tenant, node: &str, out: Printer) -> Outcome {
+    let mut access = connect::access(node).await?;
+    match args.what {
+        TenantCommand::Create { name, limits } => {
+            // Where there is none yet, `none` says nothing.
+            let (limits, _) = told(&limits);
+            let request = v1::CreateTenantRequest { name, limits };
+            let made = access.create_tenant(request).await?.into_inner();
+            if out.json() {
+                return out.document(&as_json(&made));
+            }
+            let name = made.name;
+            out.line(&format!(
+                "tenant {name} is there; give somebody a token: skep token create --tenant {name} --role admin"
+            ))
+        }
+        TenantCommand::Set { name, limits } => {
+            let (limits, unlimited) = told(&limits);
+            let request = v1::SetTenantRequest {
+                name,
+                limits,
+                unlimited,
+            };
+            let set = access.set_tenant(request).await?.into_inner();
+            if out.json() {
+                return out.document(&as_json(&set));
+            }
+            limits_table(&set, out)
+        }
+        TenantCommand::List => {
+            let request = v1::ListTenantsRequest { name: String::new() };
+            tenants(access.list_tenants(request).await?.into_inner().tenants, out)
+        }
+        TenantCommand::Show { name } => {
+            let request = v1::ListTenantsRequest { name };
+            let all = access.list_tenants(request).await?.into_inner().tenants;
+            let one = all.first().cloned().unwrap_or_default();
+            tenants(all, out)?;
+            if out.json() {
+                return Ok(());
+            }
+            out.line("")?;
+            limits_table(&one, out)
+        }
+        TenantCommand::Delete { name, purge } => {
+            let gone = access
+                .delete_tenant(v1::DeleteTenantRequest { name, purge })
+                .await?
+                .into_inner();
+            if out.json() {
+                return out.document(&as_json(&gone));
+            }
+            out.line(&format!(
+                "tenant {} is gone, with {}, {} and {}",
+                gone.name,
+                count(gone.swarms, "Swarm"),
+                count(gone.modules, "module"),
+                count(gone.tokens, "token"),
+            ))
+        }
+    }
+}
+
+/// What is to be limited, and what no more.
+fn told(given: &args::Limits) -> (Vec<v1::Limit>, Vec<String>) {
+    let (mut limits, mut unlimited) = (Vec::new(), Vec::new());
+    for (quota, value) in given.given() {
+        match value {
+            Some(value) => limits.push(v1::Limit {
+                name: quota.to_string(),
+                value,
+            }),
+            None => unlimited.push(quota.to_string()),
+        }
+    }
+    (limits, unlimited)
+}
+
+fn limits_table(tenant: &v1::Tenant, out: Printer) -> Outcome {
+    let find = |all: &[v1::Limit], quota: Quota| {
+        let found = all.iter().find(|limit| limit.name == quota.as_str());
+        found.map(|limit| quota.show(limit.value))
+    };
+    let rows = Quota::ALL.into_iter().map(|quota| {
+        vec![
+            quota.to_string(),
+            find(&tenant.limits, quota).unwrap_or_else(|| "-".to_owned()),
+            find(&tenant.used, quota).unwrap_or_default(),
+        ]
+    });
+    out.table_of_lines(&["LIMIT", "AT MOST", "HAS"], rows.collect())
+}
+
+fn tenants(all: Vec<v1::Tenant>, out: Printer) -> Outcome {
+    if out.json() {
+        return out.document(&json!({ "tenants": all.iter().map(as_json).collect::<Vec<_>>() }));
+    }
+    let rows = all.iter().map(|t| {
+        vec![
+            t.name.clone(),
+            if t.deleting { "deleting" } else { "active" }.to_owned(),
+            t.swarms.to_string(),
+            t.modules.to_string(),
+            t.tokens.to_string(),
+            if t.created_ms == 0 {
+                String::new()
+            } else {
+                time(t.created_ms)
+            },
+        ]
+    });
+    out.table_of_lines(
+        &["TENANT", "STATE", "SWARMS", "MODULES", "TOKENS", "CREATED"],
+        rows.collect(),
+    )
+}
+
+fn as_json(tenant: &v1::Tenant) -> Value {
+    let amounts = |all: &[v1::Limit]| -> Map<String, Value> {
+        all.iter()
+            .map(|limit| (limit.name.clone(), limit.value.into()))
+            .collect()
+    };
+    json!({
+        "name": tenant.name, "created_ms": tenant.created_ms, "deleting": tenant.deleting, "swarms": tenant.swarms,
+        "modules": tenant.modules, "tokens": tenant.tokens, "limits": amounts(&tenant.limits), "used": amounts(&tenant.used),
+    })
+}

@@ -1,0 +1,361 @@
+//! What tenants are limited to, told to whoever keeps them to it on this node; what they have and use.
+//!
+//! ```text
+//!   tenant/NAME (catalog) ──tell──► Account ──► its purse (doors), its share (engine)
+//!   beats ──► who offers how much at which node ──► this node's part of each rate
+//!   store ──► bytes in topics and state
+//! ```
+//! A rate is the tenant's over all nodes. Each node says with its heartbeat how much each limited tenant offered to it of late, and takes the
+//! part of the rate that it has of the offers of all. So there is nobody to ask on a call's way, nothing to give back, and a node that dies is
+//! forgotten with its heartbeat. Until a node has heard of what changed, about two seconds, the parts are those of before.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use skep_gateway::purse::Purse;
+use skep_model::limits::QUOTA_DEMANDS_MAX;
+use skep_model::name::TenantId;
+use skep_model::quota::{Limits, Quota};
+use skep_topic::Backend;
+use tokio_util::sync::CancellationToken;
+
+use crate::catalog::Catalogs;
+use crate::members::Members;
+
+/// How often a tenant's offers are measured and its bytes are counted. As often as nodes beat.
+const LOOK: Duration = Duration::from_millis(1_000);
+/// The part of each rate that is for nodes to which nothing was offered yet, all together.
+const FLOOR: f64 = 0.04;
+
+/// One tenant, as this node keeps it to its limits.
+#[derive(Debug)]
+pub struct Account {
+    pub purse: Arc<Purse>,
+    now: Mutex<Now>,
+}
+
+#[derive(Debug, Default)]
+struct Now {
+    limits: Limits,
+    /// Offered until the last look, and a second since then.
+    offered: u64,
+    demand: f64,
+    storage: u64,
+    state: u64,
+}
+
+impl Account {
+    fn new(tenant: &TenantId) -> Arc<Self> {
+        Arc::new(Self {
+            purse: Arc::new(Purse::new(tenant.clone())),
+            now: Mutex::default(),
+        })
+    }
+
+    fn now(&self) -> std::sync::MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.now().limits.clone()
+    }
+
+    /// Messages a second that were offered to this node of late.
+    #[must_use]
+    pub fn rate(&self) -> u64 {
+        whole(self.now().demand)
+    }
+}
+
+/// All tenants' accounts on this node.
+#[derive(Debug, Default)]
+pub struct Quotas {
+    accounts: RwLock<HashMap<TenantId, Arc<Account>>>,
+}
+
+impl Quotas {
+    /// A tenant that nothing was told of has no limits.
+    #[must_use]
+    pub fn of(&self, tenant: &TenantId) -> Arc<Account> {
+        let accounts = self.accounts.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = accounts.get(tenant) {
+            return Arc::clone(found);
+        }
+        drop(accounts);
+        let mut accounts = self.accounts.write().unwrap_or_else(PoisonError::into_inner);
+        let made = accounts.entry(tenant.clone()).or_insert_with(|| Account::new(tenant));
+        Arc::clone(made)
+    }
+
+    fn all(&self) -> Vec<(TenantId, Arc<Account>)> {
+        let accounts = self.accounts.read().unwrap_or_else(PoisonError::into_inner);
+        accounts.iter().map(|(t, a)| (t.clone(), Arc::clone(a))).collect()
+    }
+
+    /// What the catalog says now.
+    pub fn tell<'a>(&self, tenants: impl IntoIterator<Item = (&'a TenantId, &'a Limits)>) {
+        let told: BTreeMap<&TenantId, &Limits> = tenants.into_iter().collect();
+        for tenant in told.keys() {
+            let _ = self.of(tenant);
+        }
+        for (tenant, account) in self.all() {
+            let limits = told.get(&tenant).copied().cloned().unwrap_or_default();
+            let mut now = account.now();
+            if now.limits != limits {
+                now.limits = limits;
+                // The part of the rate follows with the next look.
+                account.purse.limit(&now.limits, 1.0);
+            }
+        }
+        // A tenant that went and that nothing here refers to.
+        let mut accounts = self.accounts.write().unwrap_or_else(PoisonError::into_inner);
+        accounts.retain(|tenant, account| {
+            told.contains_key(tenant) || Arc::strong_count(account) > 1 || Arc::strong_count(&account.purse) > 1
+        });
+    }
+
+    /// Messages a second that tenants with a rate offered to this node since the last call.
+    fn measure(&self, passed: Duration) -> BTreeMap<String, u64> {
+        let mut demands = BTreeMap::new();
+        for (tenant, account) in self.all() {
+            let mut now = account.now();
+            let offered = account.purse.traffic().offered;
+            let since = offered - std::mem::replace(&mut now.offered, offered);
+            now.demand = smooth(now.demand, since, passed);
+            let Some(rate) = now.limits.get(Quota::Rate) else {
+                continue;
+            };
+            // More than all of it is no claim to more: who tries again and again must not take from those who wait.
+            now.demand = now.demand.min(as_f64(rate));
+            let demand = whole(now.demand);
+            if demand > 0 && demands.len() < QUOTA_DEMANDS_MAX {
+                demands.insert(tenant.to_string(), demand);
+            }
+        }
+        demands
+    }
+
+    /// Takes this node's part of each rate, by what the others were offered.
+    fn share(&self, others: &[BTreeMap<String, u64>]) {
+        for (tenant, account) in self.all() {
+            let now = account.now();
+            if now.limits.get(Quota::Rate).is_none() {
+                continue;
+            }
+            let elsewhere = others
+                .iter()
+                .map(|d| d.get(tenant.as_str()).copied().unwrap_or(0))
+                .sum();
+            account
+                .purse
+                .limit(&now.limits, part(now.demand, elsewhere, others.len()));
+        }
+    }
+
+    /// Counts what the limited tenants keep.
+    async fn count(&self, catalogs: &Catalogs, backend: &dyn Backend) -> anyhow::Result<()> {
+        for (tenant, account) in self.all() {
+            let limits = account.limits();
+            if limits.get(Quota::Storage).or(limits.get(Quota::State)).is_some() {
+                let kept = kept(catalogs, backend, &tenant).await?;
+                let mut now = account.now();
+                (now.storage, now.state) = (kept.storage, kept.state);
+                account.purse.note_stored(kept.storage);
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps parts and counts in step, until `stop`.
+    pub async fn follow(
+        self: Arc<Self>,
+        members: Arc<Members>,
+        catalogs: Catalogs,
+        backend: Arc<dyn Backend>,
+        stop: CancellationToken,
+    ) {
+        let work = async {
+            let mut last = Instant::now();
+            loop {
+                tokio::time::sleep(LOOK).await;
+                let passed = std::mem::replace(&mut last, Instant::now()).elapsed();
+                members.say_demands(self.measure(passed));
+                let others: Vec<_> = members
+                    .others()
+                    .into_iter()
+                    .filter(|n| n.member.takes_calls())
+                    .collect();
+                let others: Vec<_> = others.into_iter().map(|n| n.member.demands).collect();
+                self.share(&others);
+                if let Err(error) = self.count(&catalogs, backend.as_ref()).await {
+                    tracing::debug!(error = format!("{error:#}"), "what tenants keep is not counted for now");
+                }
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = work => {}
+        }
+    }
+}
+
+/// Half of it is of the last look.
+fn smooth(before: f64, since: u64, passed: Duration) -> f64 {
+    let latest = as_f64(since) / passed.as_secs_f64().max(0.001);
+    f64::midpoint(before, latest)
+}
+
+/// This node's part of a rate: as its offers are to those of all, and a little for whoever is offered none yet.
+fn part(own: f64, elsewhere: u64, others: usize) -> f64 {
+    let all = own + as_f64(elsewhere);
+    let nodes = as_f64(others as u64 + 1);
+    if all < 1.0 {
+        return 1.0 / nodes;
+    }
+    if others == 0 {
+        return 1.0;
+    }
+    (1.0 - FLOOR) * own / all + FLOOR / nodes
+}
+
+#[expect(clippy::cast_precision_loss, reason = "rates are far under 2^52")]
+fn as_f64(n: u64) -> f64 {
+    n as f64
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "not negative, and rates are far under 2^52"
+)]
+fn whole(n: f64) -> u64 {
+    n.round() as u64
+}
+
+/// What a tenant has in the store.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// In topics: unread, to be retried, dead letters.
+    pub storage: u64,
+    pub state: u64,
+    pub modules: u64,
+}
+
+/// # Errors
+/// When the store cannot be read.
+pub async fn kept(catalogs: &Catalogs, backend: &dyn Backend, tenant: &TenantId) -> anyhow::Result<Kept> {
+    let catalog = catalogs.of(tenant);
+    let mut kept = Kept::default();
+    for record in catalog.swarms().await?.into_values() {
+        let id = record.id(catalog.scope())?;
+        // A Swarm that goes meanwhile keeps nothing.
+        let topics = match backend.status(&id).await {
+            Ok(topics) => topics,
+            Err(skep_topic::Error::Gone) => continue,
+            Err(e) => return Err(e.into()),
+        };
+        for topic in topics {
+            kept.storage += topic.unread_bytes + topic.parked_bytes + topic.dead_bytes;
+        }
+        let draining = record.draining.keys();
+        for stage in record.swarm.stages.iter().map(|stage| &stage.name).chain(draining) {
+            kept.state += match backend.state_size(&id.topic(stage)).await {
+                Ok(size) => size.bytes,
+                Err(skep_topic::Error::Gone) => 0,
+                Err(e) => return Err(e.into()),
+            };
+        }
+    }
+    for module in catalog.modules().await?.into_values() {
+        kept.modules += module.versions.values().map(|version| version.size).sum::<u64>();
+    }
+    Ok(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(quota: Quota, value: u64) -> Limits {
+        let mut limits = Limits::default();
+        limits.set(quota, Some(value));
+        limits
+    }
+
+    /// Nodes that hear of each other's offers as of the beat before, and clients that try again at once when they are refused: what comes in
+    /// over all nodes is the rate, within a tenth, however the offers are spread and move.
+    #[test]
+    fn nodes_share_a_rate_by_what_is_offered_to_each() {
+        const RATE: f64 = 1_000.0;
+        let mut seed = 0x5eed_u64;
+        let mut random = move || {
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            as_f64(seed >> 40) / as_f64(1 << 24)
+        };
+        for nodes in [1_usize, 2, 3, 8] {
+            for round in 0..20 {
+                // Some nodes get nothing, some far more than the rate.
+                let offers: Vec<f64> = (0..nodes)
+                    .map(|_| if random() < 0.3 { 0.0 } else { random() * 3.0 * RATE })
+                    .collect();
+                let (mut demands, mut said) = (vec![0.0; nodes], vec![0_u64; nodes]);
+                let mut came = 0.0;
+                for second in 0..10 {
+                    let heard = said.clone();
+                    let mut now = 0.0;
+                    for node in 0..nodes {
+                        let elsewhere = heard.iter().sum::<u64>() - heard[node];
+                        let own = RATE * part(demands[node], elsewhere, nodes - 1);
+                        now += own.min(offers[node]);
+                        let jitter = 0.95 + 0.1 * random();
+                        let offered = whole(offers[node] * jitter);
+                        demands[node] = smooth(demands[node], offered, Duration::from_secs(1)).min(RATE);
+                        said[node] = whole(demands[node]);
+                    }
+                    if second >= 4 {
+                        came += now / 6.0;
+                    }
+                }
+                let wanted = offers.iter().sum::<f64>().min(RATE);
+                let right = (came - wanted).abs() <= 0.1 * wanted + 1.0;
+                assert!(
+                    right,
+                    "{nodes} nodes, round {round}: {came} of {wanted}, offered {offers:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_tenant_s_account_is_one_and_goes_with_it() {
+        let quotas = Quotas::default();
+        let [acme, globex]: [TenantId; 2] = ["acme", "globex"].map(|name| name.parse().unwrap());
+        quotas.tell([(&acme, &limits(Quota::Rate, 5)), (&globex, &Limits::default())]);
+        let held = quotas.of(&acme);
+        assert!(Arc::ptr_eq(&held, &quotas.of(&acme)));
+        assert_eq!(held.limits().get(Quota::Rate), Some(5));
+        quotas.tell([]);
+        assert!(
+            held.limits().is_empty(),
+            "who still holds it is not limited by what is no more"
+        );
+        assert!(Arc::ptr_eq(&held, &quotas.of(&acme)));
+        drop(held);
+        quotas.tell([]);
+        assert!(quotas.all().is_empty());
+    }
+
+    #[test]
+    fn what_is_offered_is_measured_for_those_that_have_a_rate() {
+        let quotas = Quotas::default();
+        let [acme, globex]: [TenantId; 2] = ["acme", "globex"].map(|name| name.parse().unwrap());
+        quotas.tell([(&acme, &limits(Quota::Rate, 50)), (&globex, &Limits::default())]);
+        assert!(quotas.measure(Duration::from_secs(1)).is_empty());
+        quotas.of(&acme).now().demand = 40.0;
+        assert_eq!(quotas.measure(Duration::from_secs(1)), [("acme".to_owned(), 20)].into());
+    }
+}
