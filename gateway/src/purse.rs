@@ -79,6 +79,11 @@ impl Purse {
         }
     }
 
+    #[must_use]
+    pub fn tenant(&self) -> &TenantId {
+        &self.tenant
+    }
+
     /// `share`: the part of its rate that this node has, 0 to 1.
     pub fn limit(&self, limits: &Limits, share: f64) {
         let set = |at: &AtomicU64, quota| at.store(limits.get(quota).unwrap_or(NONE), Ordering::Relaxed);

@@ -33,4 +33,5 @@ pub mod stats;
 pub mod store;
 pub mod supervisor;
 pub mod tls;
+pub mod usage;
 pub mod wording;

@@ -44,6 +44,7 @@ use crate::stats::Stats;
 use crate::store::{Access, ModuleStore};
 use crate::supervisor::{Modules, Supervisor};
 use crate::tls::{Tls, TlsFiles};
+use crate::usage::Usage;
 
 /// How long a stopping node waits for calls under way.
 const GRACE: Duration = Duration::from_secs(10);
@@ -115,6 +116,7 @@ pub struct Node {
     _lock: Option<std::fs::File>,
     members: Arc<Members>,
     supervisor: Arc<Supervisor>,
+    usage: Arc<Usage>,
     following: TaskTracker,
     spans: Option<Arc<OtlpSpans>>,
     stop: CancellationToken,
@@ -227,6 +229,8 @@ impl Node {
         following.spawn(Arc::clone(&registry).follow(Arc::clone(&members), stop.clone()));
         members.follow(&supervisor, &following, &stop);
         following.spawn(Arc::clone(&audit).follow(stop.clone()));
+        let usage = Usage::new(catalogs.clone(), Arc::clone(&quotas), me, Arc::clone(&clock));
+        following.spawn(Arc::clone(&usage).follow(stop.clone()));
         following.spawn(quotas.follow(Arc::clone(&members), catalogs, Arc::clone(&backend), stop.clone()));
         if let Some(tls) = &tls {
             following.spawn(Arc::clone(tls).follow(stop.clone()));
@@ -311,6 +315,7 @@ impl Node {
             _lock: lock,
             members,
             supervisor,
+            usage,
             following,
             spans,
             stop,
@@ -366,6 +371,13 @@ impl Node {
         };
         self.supervisor.stop().await;
         self.following.wait().await;
+        // After the last Bee: what it used counts.
+        if let Err(error) = self.usage.write().await {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "what was used since the last minute is not counted"
+            );
+        }
         self.members.leave().await;
         let admin = match self.admin_task {
             Some(mut task) => match tokio::time::timeout(GRACE, &mut task).await {

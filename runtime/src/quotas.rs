@@ -10,18 +10,23 @@
 //! forgotten with its heartbeat. Until a node has heard of what changed, about two seconds, the parts are those of before.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use skep_engine::Share;
 use skep_gateway::purse::Purse;
+use skep_model::Bytes;
 use skep_model::limits::QUOTA_DEMANDS_MAX;
 use skep_model::name::TenantId;
 use skep_model::quota::{Limits, Quota};
+use skep_model::step::{LogLevel, LogLine, Processed};
 use skep_topic::Backend;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::Catalogs;
 use crate::members::Members;
+use crate::usage::{Amounts, BeeMeter};
 
 /// How often a tenant's offers are measured and its bytes are counted. As often as nodes beat.
 const LOOK: Duration = Duration::from_millis(1_000);
@@ -32,11 +37,51 @@ const FLOOR: f64 = 0.04;
 #[derive(Debug)]
 pub struct Account {
     pub purse: Arc<Purse>,
+    pub share: Arc<Share>,
+    /// Of its Bees that run here, or did: `SWARM/STAGE`.
+    meters: Mutex<BTreeMap<String, Arc<BeeMeter>>>,
+    /// Whether there is any limit: who has none pays for none.
+    limited: AtomicBool,
     now: Mutex<Now>,
+}
+
+/// Log lines that a tenant may keep now, and those that it was refused.
+#[derive(Debug, Default)]
+struct Voice {
+    /// Thousandths of lines: a second's worth at most.
+    left: u64,
+    at: Option<Instant>,
+    dropped: u64,
+    said: Option<Instant>,
+}
+
+impl Voice {
+    /// How many of `lines` may stay at `rate` a second; what is to be said of those that were dropped, once a second at most.
+    fn admit(&mut self, lines: usize, rate: u64, now: Instant) -> (usize, Option<u64>) {
+        let most = rate.saturating_mul(1_000);
+        let passed = self.at.map_or(Duration::from_secs(1), |at| now.duration_since(at));
+        let gained = u64::try_from(passed.as_millis())
+            .unwrap_or(u64::MAX)
+            .saturating_mul(rate);
+        self.left = self.left.saturating_add(gained).min(most);
+        self.at = Some(now);
+        let stay = lines.min(usize::try_from(self.left / 1_000).unwrap_or(usize::MAX));
+        self.left -= stay as u64 * 1_000;
+        self.dropped += (lines - stay) as u64;
+        let due = self
+            .said
+            .is_none_or(|said| now.duration_since(said) >= Duration::from_secs(1));
+        if self.dropped == 0 || !due {
+            return (stay, None);
+        }
+        self.said = Some(now);
+        (stay, Some(std::mem::take(&mut self.dropped)))
+    }
 }
 
 #[derive(Debug, Default)]
 struct Now {
+    voice: Voice,
     limits: Limits,
     /// Offered until the last look, and a second since then.
     offered: u64,
@@ -49,6 +94,9 @@ impl Account {
     fn new(tenant: &TenantId) -> Arc<Self> {
         Arc::new(Self {
             purse: Arc::new(Purse::new(tenant.clone())),
+            share: Arc::default(),
+            meters: Mutex::default(),
+            limited: AtomicBool::new(false),
             now: Mutex::default(),
         })
     }
@@ -57,9 +105,80 @@ impl Account {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn meters(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<BeeMeter>>> {
+        self.meters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same for every revision of a stage.
+    pub fn meter(&self, bee: &str) -> Arc<BeeMeter> {
+        let mut meters = self.meters();
+        Arc::clone(meters.entry(bee.to_owned()).or_default())
+    }
+
+    /// What each of its Bees used here, and under no name the tenant itself. Bees that are gone are named once more.
+    pub(crate) fn used(&self) -> Vec<(String, Amounts)> {
+        let mut meters = self.meters();
+        let mut all: Vec<_> = meters
+            .iter()
+            .map(|(bee, meter)| (bee.clone(), meter.amounts()))
+            .collect();
+        meters.retain(|_, meter| Arc::strong_count(meter) > 1);
+        all.push((String::new(), Amounts::of(&self.purse, &self.share)));
+        all
+    }
+
     #[must_use]
     pub fn limits(&self) -> Limits {
         self.now().limits.clone()
+    }
+
+    /// Bytes of state that its Bees may add: as it was counted last, less what they wrote since.
+    #[must_use]
+    pub fn state_room(&self) -> u64 {
+        if !self.limited.load(Ordering::Relaxed) {
+            return u64::MAX;
+        }
+        let now = self.now();
+        let most = now.limits.get(Quota::State);
+        most.map_or(u64::MAX, |most| most.saturating_sub(now.state))
+    }
+
+    /// What a batch wrote, and what it may say: log lines over the tenant's rate are dropped, which one line tells.
+    pub(crate) fn note(&self, processed: &mut Processed) {
+        if !self.limited.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut now = self.now();
+        if now.limits.get(Quota::State).is_some() {
+            let steps = processed.result.as_deref().unwrap_or_default();
+            let writes = steps.iter().flat_map(|step| &step.state);
+            let bytes: usize = writes
+                .map(|write| write.name.len() + write.value.as_ref().map_or(0, Bytes::len))
+                .sum();
+            now.state += bytes as u64;
+        }
+        let Some(rate) = now.limits.get(Quota::LogRate) else {
+            return;
+        };
+        if processed.log.is_empty() {
+            return;
+        }
+        let (stay, dropped) = now.voice.admit(processed.log.len(), rate, Instant::now());
+        drop(now);
+        processed.log.truncate(stay);
+        if let Some(dropped) = dropped {
+            processed.log.push(LogLine {
+                level: LogLevel::Warn,
+                context: "skep".to_owned(),
+                text: format!(
+                    "{dropped} log lines were dropped: tenant `{}` has reached its limit `{}` of {}",
+                    self.purse.tenant(),
+                    Quota::LogRate,
+                    Quota::LogRate.show(rate),
+                ),
+                input: None,
+            });
+        }
     }
 
     /// Messages a second that were offered to this node of late.
@@ -89,7 +208,7 @@ impl Quotas {
         Arc::clone(made)
     }
 
-    fn all(&self) -> Vec<(TenantId, Arc<Account>)> {
+    pub(crate) fn all(&self) -> Vec<(TenantId, Arc<Account>)> {
         let accounts = self.accounts.read().unwrap_or_else(PoisonError::into_inner);
         accounts.iter().map(|(t, a)| (t.clone(), Arc::clone(a))).collect()
     }
@@ -104,15 +223,19 @@ impl Quotas {
             let limits = told.get(&tenant).copied().cloned().unwrap_or_default();
             let mut now = account.now();
             if now.limits != limits {
+                account.limited.store(!limits.is_empty(), Ordering::Relaxed);
                 now.limits = limits;
                 // The part of the rate follows with the next look.
                 account.purse.limit(&now.limits, 1.0);
+                account.share.limit(&now.limits);
             }
         }
         // A tenant that went and that nothing here refers to.
         let mut accounts = self.accounts.write().unwrap_or_else(PoisonError::into_inner);
         accounts.retain(|tenant, account| {
-            told.contains_key(tenant) || Arc::strong_count(account) > 1 || Arc::strong_count(&account.purse) > 1
+            let held =
+                Arc::strong_count(account) + Arc::strong_count(&account.purse) + Arc::strong_count(&account.share);
+            told.contains_key(tenant) || held > 3
         });
     }
 
@@ -327,6 +450,31 @@ mod tests {
                     "{nodes} nodes, round {round}: {came} of {wanted}, offered {offers:?}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn log_lines_over_the_rate_are_dropped_counted_and_told_once_a_second() {
+        let (mut voice, begin) = (Voice::default(), Instant::now());
+        let (mut stayed, mut dropped, mut told) = (0, 0, 0);
+        for ms in 0..10_000_u64 {
+            let (stay, said) = voice.admit(3, 100, begin + Duration::from_millis(ms));
+            stayed += stay;
+            if let Some(lines) = said {
+                told += 1;
+                dropped += lines;
+            }
+        }
+        assert!((1_000..=1_100).contains(&stayed), "{stayed}");
+        assert!((9..=11).contains(&told), "{told}");
+        assert_eq!(stayed as u64 + dropped + voice.dropped, 30_000);
+        // Who says little is heard.
+        let (mut voice, later) = (Voice::default(), begin + Duration::from_secs(100));
+        for second in 0..100 {
+            assert_eq!(
+                voice.admit(50, 100, later + Duration::from_millis(second * 500)),
+                (50, None)
+            );
         }
     }
 

@@ -33,9 +33,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::catalog::{Catalogs, Hold, SwarmRecord};
-use crate::quotas::Quotas;
+use crate::quotas::{Account, Quotas};
 use crate::secrets::Vault;
 use crate::stats::Stats;
+use crate::usage::BeeMeter;
 use plans::{End, Ends, Nobody, UnderWay, WasmBee, plan};
 
 pub use drain::Remains;
@@ -375,10 +376,7 @@ impl Supervisor {
         for stage in &record.swarm.stages {
             let digest = record.digest(&stage.name)?;
             let under_way = fleet.under_way(name, &stage.name);
-            bees.insert(
-                stage.name.clone(),
-                self.bee_of(name.tenant(), stage, digest, loaded, under_way)?,
-            );
+            bees.insert(stage.name.clone(), self.bee_of(name, stage, digest, loaded, under_way)?);
         }
         let id = record.id(&Scope::of(name.tenant().clone()))?;
         let old = match fleet.swarms.remove(name) {
@@ -438,7 +436,7 @@ impl Supervisor {
                 Some(live) => live,
                 None => match left
                     .digest()
-                    .and_then(|digest| self.bee_of(id.tenant(), &left.stage, digest, loaded, UnderWay::default()))
+                    .and_then(|digest| self.bee_of(&id.path(), &left.stage, digest, loaded, UnderWay::default()))
                 {
                     Ok((digest, bee, under_way)) => {
                         let plan = plan(
@@ -486,19 +484,23 @@ impl Supervisor {
 
     fn bee_of(
         &self,
-        tenant: &TenantId,
+        swarm: &SwarmPath,
         stage: &Stage,
         digest: Digest,
         loaded: &Loaded,
         under_way: UnderWay,
     ) -> anyhow::Result<(Digest, Arc<dyn Bee>, UnderWay)> {
+        let account = self.quotas.of(swarm.tenant());
+        let meter = account.meter(&format!("{}/{}", swarm.name(), stage.name));
         let settings = BeeSettings {
-            secrets: self.vault.grant(tenant, &stage.secrets),
-            http: egress(tenant, stage),
+            secrets: self.vault.grant(swarm.tenant(), &stage.secrets),
+            http: egress(swarm.tenant(), stage),
+            share: Arc::clone(&account.share),
+            meter: Arc::clone(&meter.engine),
             ..BeeSettings::of(stage, digest)
         };
         match self.works {
-            true => bee_of(stage, settings, loaded, under_way),
+            true => bee_of(stage, settings, loaded, under_way, (meter, account)),
             false => Ok((digest, Arc::new(Nobody), under_way)),
         }
     }
@@ -662,6 +664,7 @@ fn bee_of(
     settings: BeeSettings,
     loaded: &Loaded,
     under_way: UnderWay,
+    (meter, account): (Arc<BeeMeter>, Arc<Account>),
 ) -> anyhow::Result<(Digest, Arc<dyn Bee>, UnderWay)> {
     let digest = settings.stage_digest;
     let module = match loaded.get(&digest) {
@@ -675,6 +678,8 @@ fn bee_of(
     let bee = WasmBee {
         bee,
         under_way: Arc::clone(&under_way),
+        meter,
+        account,
     };
     Ok((digest, Arc::new(bee), under_way))
 }

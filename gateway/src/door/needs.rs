@@ -80,6 +80,7 @@ pub fn listed(path: &str) -> Option<Asked> {
         ("skep.v1.Access", "CreateTenant" | "SetTenant" | "DeleteTenant") => change(Operator),
         ("skep.v1.Access", "ListTokens") => once(Admin),
         ("skep.v1.Access", "CreateToken" | "RevokeToken" | "RotateToken") => change(Admin),
+        ("skep.v1.Access", "Usage") => once(Read),
         // Only an open door has it: see `Bootstrap`.
         ("skep.v1.Access", "Bootstrap") => change(Operator),
         ("skep.v1.Access", "WhoAmI") => Asked {

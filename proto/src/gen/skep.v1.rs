@@ -4825,6 +4825,41 @@ pub struct RotateTokenRequest {
     #[prost(uint64, tag = "2")]
     pub grace_ms: u64,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UsageRequest {
+    /// Empty: the caller's own; an operator's: all.
+    #[prost(string, tag = "1")]
+    pub tenant: ::prost::alloc::string::String,
+    /// From the day in which this is on, UTC; 0: all that is kept.
+    #[prost(uint64, tag = "2")]
+    pub since_ms: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UsageReply {
+    #[prost(message, repeated, tag = "1")]
+    pub used: ::prost::alloc::vec::Vec<Used>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Used {
+    #[prost(string, tag = "1")]
+    pub tenant: ::prost::alloc::string::String,
+    /// `SWARM/STAGE`; empty: what is the tenant's and no Bee's, as its traffic at the doors.
+    #[prost(string, tag = "2")]
+    pub bee: ::prost::alloc::string::String,
+    /// CPU time of its Bees, measured.
+    #[prost(uint64, tag = "3")]
+    pub cpu_us: u64,
+    /// Memory of its live instances, as bytes times milliseconds.
+    #[prost(uint64, tag = "4")]
+    pub memory_byte_ms: u64,
+    /// Of a Bee: inputs. Of a tenant: what came in at the doors.
+    #[prost(uint64, tag = "5")]
+    pub messages: u64,
+    #[prost(uint64, tag = "6")]
+    pub bytes_in: u64,
+    #[prost(uint64, tag = "7")]
+    pub bytes_out: u64,
+}
 /// Generated client implementations.
 pub mod access_client {
     #![allow(
@@ -5128,6 +5163,25 @@ pub mod access_client {
                 .insert(GrpcMethod::new("skep.v1.Access", "RotateToken"));
             self.inner.unary(req, path, codec).await
         }
+        /// What tenants used, by Bee: their own; an operator may ask for any, or for all.
+        pub async fn usage(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UsageRequest>,
+        ) -> std::result::Result<tonic::Response<super::UsageReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Access/Usage");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Access", "Usage"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -5192,6 +5246,11 @@ pub mod access_server {
             &self,
             request: tonic::Request<super::RotateTokenRequest>,
         ) -> std::result::Result<tonic::Response<super::NewToken>, tonic::Status>;
+        /// What tenants used, by Bee: their own; an operator may ask for any, or for all.
+        async fn usage(
+            &self,
+            request: tonic::Request<super::UsageRequest>,
+        ) -> std::result::Result<tonic::Response<super::UsageReply>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct AccessServer<T> {
@@ -5696,6 +5755,49 @@ pub mod access_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RotateTokenSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Access/Usage" => {
+                    #[allow(non_camel_case_types)]
+                    struct UsageSvc<T: Access>(pub Arc<T>);
+                    impl<T: Access> tonic::server::UnaryService<super::UsageRequest>
+                    for UsageSvc<T> {
+                        type Response = super::UsageReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UsageRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Access>::usage(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UsageSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -12,7 +12,7 @@ use skep_model::limits;
 use skep_model::name::BeeName;
 use skep_model::step::{Batch, Processed, Trap, TrapKind};
 use skep_model::swarm::{GuestClock, Instances, Stage};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 use crate::egress::Egress;
@@ -20,8 +20,11 @@ use crate::engine::Engine;
 use crate::guests::Load;
 use crate::host::Host;
 use crate::instance::{Call, Code, Instance, Time, failed, message};
+use crate::places::Place;
 use crate::secret::Secrets;
+use crate::share::{Meter, Share};
 use crate::time::Sense;
+use crate::turns::Turn;
 
 /// Warm instances of one pooled Bee.
 const POOLED_PER_BEE_MAX: usize = 16;
@@ -50,6 +53,10 @@ pub struct BeeSettings {
     pub instances: Instances,
     /// Seeds the guest's random numbers until the first `begin`.
     pub stage_digest: Digest,
+    /// What the tenant has of the engine. By default it is one of the Bee's own.
+    pub share: Arc<Share>,
+    /// What the Bee uses.
+    pub meter: Arc<Meter>,
 }
 
 impl BeeSettings {
@@ -68,6 +75,8 @@ impl BeeSettings {
             clock: stage.clock,
             instances: stage.instances,
             stage_digest,
+            share: Arc::default(),
+            meter: Arc::default(),
         }
     }
 
@@ -86,6 +95,8 @@ impl BeeSettings {
             clock: GuestClock::Recorded,
             instances: Instances::Fresh,
             stage_digest,
+            share: Arc::default(),
+            meter: Arc::default(),
         }
     }
 }
@@ -116,7 +127,7 @@ struct Spares {
 struct Used {
     /// And whether it may be used again.
     instance: Option<(Instance, bool)>,
-    place: OwnedSemaphorePermit,
+    place: Place,
 }
 
 /// Stops the guest when the caller loses interest.
@@ -240,11 +251,14 @@ impl Inner {
 
     /// One call. `None` when the engine ends.
     async fn run(self: Arc<Self>, batch: Batch) -> Option<(Processed, Used)> {
-        let place = Arc::clone(self.engine.running()).acquire_owned().await.ok()?;
+        let place = self.engine.places().take(&self.settings.share, self.memory()).await?;
         let instance = match self.take_spare() {
             Some(spare) => Ok(spare),
             None => self.make().await,
         };
+        if self.settings.share.is_over() {
+            self.engine.evict(&self.settings.share);
+        }
         let mut instance = match instance {
             Ok(instance) => instance,
             Err(processed) => {
@@ -263,7 +277,7 @@ impl Inner {
                 .map(|secrets| secrets.granted())
                 .unwrap_or_default(),
         };
-        let call = instance.call(call, self.engine.ticker(), self.time());
+        let call = instance.call(call, self.engine.ticker(), self.time(), self.turn());
         let (processed, sound) = Box::pin(call).await;
         let instance = Some((instance, sound));
         Some((processed, Used { instance, place }))
@@ -276,7 +290,7 @@ impl Inner {
         if sound && matches!(self.settings.instances, Instances::Pooled { .. }) {
             self.keep(instance);
         } else {
-            drop(instance);
+            self.end(instance);
         }
         drop(place);
         if matches!(self.settings.instances, Instances::Fresh) {
@@ -286,7 +300,14 @@ impl Inner {
 
     async fn make(&self) -> Result<Instance, Box<Processed>> {
         let time = self.time();
-        let made = Box::pin(Instance::make(&self.code, self.host(), self.engine.ticker(), time)).await;
+        let made = Box::pin(Instance::make(
+            &self.code,
+            self.host(),
+            self.engine.ticker(),
+            time,
+            self.turn(),
+        ))
+        .await;
         made.map_err(|(failure, store)| Box::new(failed(failure, store.data(), time)))
     }
 
@@ -299,10 +320,31 @@ impl Inner {
         Host::new(
             self.settings.stage_digest,
             sense,
-            self.settings.memory_bytes,
+            self.settings.share.memory_of(self.settings.memory_bytes),
             Arc::clone(&self.config),
             self.settings.http.clone(),
         )
+    }
+
+    pub(crate) fn is_of(&self, share: &Arc<Share>) -> bool {
+        Arc::ptr_eq(&self.settings.share, share)
+    }
+
+    /// What an instance may grow to.
+    fn memory(&self) -> u64 {
+        self.settings.share.memory_of(self.settings.memory_bytes) as u64
+    }
+
+    fn turn(&self) -> Turn {
+        Turn::new(&self.settings.share, &self.settings.meter)
+    }
+
+    /// Drops an instance, and counts how long it had its memory.
+    fn end(&self, instance: Instance) {
+        let (bytes, lived) = (instance.memory(), instance.made.elapsed());
+        self.settings.meter.lived(bytes, lived);
+        self.settings.share.used().lived(bytes, lived);
+        drop(instance);
     }
 
     fn take_spare(&self) -> Option<Instance> {
@@ -316,6 +358,7 @@ impl Inner {
                 if !self.worn(&instance) {
                     break instance;
                 }
+                self.end(instance);
             },
         };
         drop(spares);
@@ -340,11 +383,11 @@ impl Inner {
     /// Puts a warm instance back.
     fn keep(self: &Arc<Self>, mut instance: Instance) {
         if self.worn(&instance) {
-            return;
+            return self.end(instance);
         }
         // Without room for a spare it is dropped: a call that needs a place must never wait for an idle instance.
-        let Some(place) = self.engine.place_for_spare() else {
-            return;
+        let Some(place) = self.engine.places().spare(&self.settings.share, self.memory()) else {
+            return self.end(instance);
         };
         instance.place = Some(place);
         let mut spares = self.spares();
@@ -358,7 +401,7 @@ impl Inner {
     async fn prepare(self: &Arc<Self>) {
         let target = self.engine.settings().spare_per_bee as usize;
         loop {
-            let Some(place) = self.engine.place_for_spare() else {
+            let Some(place) = self.engine.places().spare(&self.settings.share, self.memory()) else {
                 return;
             };
             {
@@ -404,7 +447,7 @@ impl Inner {
         spares.watched = some;
         drop(spares);
         // Unmapping takes a while; nobody waits for the lock meanwhile.
-        drop(old);
+        old.into_iter().for_each(|instance| self.end(instance));
         some
     }
 }

@@ -35,6 +35,10 @@ impl Ceiling {
         self.used.saturating_mul(100) / self.max.max(1)
     }
 
+    pub(crate) fn used(&self) -> u64 {
+        self.used as u64
+    }
+
     pub(crate) fn max(&self) -> usize {
         self.max
     }

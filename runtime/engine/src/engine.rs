@@ -9,7 +9,6 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sha2::{Digest as _, Sha256};
 use skep_model::id::Digest;
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime::component::{Component, InstancePre, Linker};
 
 use crate::artifact::{Artifact, Shared};
@@ -19,7 +18,9 @@ use crate::error::Error;
 use crate::guests::Guests;
 use crate::host::{Host, linker};
 use crate::module::Module;
+use crate::places::Places;
 use crate::settings::{Settings, config};
+use crate::share::Share;
 use crate::ticker::Ticker;
 
 /// Each loaded module holds a file (its memory image), so the usual 1024 would stop a node at a thousand modules.
@@ -34,8 +35,7 @@ pub struct Engine {
     ticker: Ticker,
     /// Guest code runs here and nowhere else, so that a busy guest never delays I/O.
     guests: Guests,
-    running: Arc<Semaphore>,
-    spare: Arc<Semaphore>,
+    places: Arc<Places>,
     watched: Mutex<Watched>,
     /// Code that loaded modules share. As long as one of them is loaded.
     shared: Mutex<HashMap<Digest, Weak<Libraries>>>,
@@ -92,8 +92,7 @@ impl Engine {
             linker,
             ticker,
             guests,
-            running: Arc::new(Semaphore::new(settings.running as usize)),
-            spare: Arc::new(Semaphore::new(settings.spare as usize)),
+            places: Places::new(settings.places(), settings.running, settings.spare),
             watched: Mutex::default(),
             shared: Mutex::default(),
             settings,
@@ -176,16 +175,20 @@ impl Engine {
         &self.ticker
     }
 
-    pub(crate) fn running(&self) -> &Arc<Semaphore> {
-        &self.running
+    pub(crate) fn places(&self) -> &Arc<Places> {
+        &self.places
+    }
+
+    /// Drops the spares of a tenant's Bees: it is at its limits, and what is called goes before what waits to be.
+    pub(crate) fn evict(&self, share: &Arc<Share>) {
+        let bees = self.watched.lock().unwrap_or_else(PoisonError::into_inner).bees.clone();
+        for bee in bees.iter().filter_map(Weak::upgrade).filter(|bee| bee.is_of(share)) {
+            bee.drop_idle(Duration::ZERO);
+        }
     }
 
     pub(crate) fn guests(&self) -> &Guests {
         &self.guests
-    }
-
-    pub(crate) fn place_for_spare(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.spare).try_acquire_owned().ok()
     }
 
     /// Sees to it that a Bee's spares go when they are idle. The task that does it ends with the last spare.

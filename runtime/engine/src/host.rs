@@ -172,7 +172,7 @@ impl Host {
         // At each tick others get their turn.
         store.epoch_deadline_callback(|mut store| {
             let host = store.data_mut();
-            host.ticks += 1;
+            host.ticks = crate::turns::yields();
             Ok(if host.ticks > host.ticks_max {
                 UpdateDeadline::Interrupt
             } else {

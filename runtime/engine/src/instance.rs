@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use skep_model::limits::EPOCH_TICK_MS;
 use skep_model::step::{Batch, Disposition, Outcome, Processed};
-use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::component::{ComponentExportIndex, Func, InstancePre, TypedFunc};
 use wasmtime::{Store, error::Context as _};
 
@@ -16,12 +15,17 @@ use crate::abi::{BeeResult, InputParam, OutcomeResult};
 use crate::effects::Effects;
 use crate::host::{HOSTCALL_BYTES_MAX, Host};
 use crate::log::Log;
+use crate::places::SparePlace;
 use crate::secret::Granted;
 use crate::ticker::Ticker;
+use crate::turns::Turn;
 use crate::verdict::{self, Failure, Limits};
 
 pub(crate) type Process<'a> = TypedFunc<(&'a str, &'a [InputParam<'a>]), (Vec<OutcomeResult>,)>;
 pub(crate) type Bees = TypedFunc<(), (Vec<BeeResult>,)>;
+
+/// Waits shorter than this are the timer's own.
+const FORGIVEN_LEAST: Duration = Duration::from_millis(1);
 
 /// A module ready to be instantiated, its exports found and their types checked.
 pub(crate) struct Code {
@@ -62,7 +66,7 @@ pub(crate) struct Instance {
     pub(crate) used: Instant,
     pub(crate) calls: u32,
     /// While it waits for a call. None while it runs on a permit of the call.
-    pub(crate) place: Option<OwnedSemaphorePermit>,
+    pub(crate) place: Option<SparePlace>,
 }
 
 impl Instance {
@@ -72,10 +76,11 @@ impl Instance {
         host: Host,
         ticker: &Ticker,
         time: Time,
+        turn: Turn,
     ) -> Result<Self, (Failure, Store<Host>)> {
         let mut store = host.into_store(code.pre.engine(), time.ticks());
         let running = ticker.run();
-        let made = guarded(time, code.pre.instantiate_async(&mut store)).await;
+        let made = guarded(time, turn, code.pre.instantiate_async(&mut store)).await;
         drop(running);
         let found = made.and_then(|instance| {
             instance
@@ -100,7 +105,7 @@ impl Instance {
     }
 
     /// Calls the Bee. After a trap the instance is spoilt: the second value says whether it may be used again.
-    pub(crate) async fn call(&mut self, call: Call<'_>, ticker: &Ticker, time: Time) -> (Processed, bool) {
+    pub(crate) async fn call(&mut self, call: Call<'_>, ticker: &Ticker, time: Time, turn: Turn) -> (Processed, bool) {
         self.calls += 1;
         let Call {
             bee,
@@ -127,7 +132,7 @@ impl Instance {
             // with this same type (see `Module::load`).
             let process: Process<'_> = unsafe { TypedFunc::new_unchecked(self.process) };
             let running = ticker.run();
-            let outcomes = guarded(time, process.call_async(&mut self.store, (bee, &params))).await;
+            let outcomes = guarded(time, turn, process.call_async(&mut self.store, (bee, &params))).await;
             drop(running);
             outcomes
         };
@@ -162,6 +167,11 @@ impl Instance {
         self.store.data().ceiling.percent()
     }
 
+    /// Bytes that its memories have grown to.
+    pub(crate) fn memory(&self) -> u64 {
+        self.store.data().ceiling.used()
+    }
+
     /// Before the next call of a reused instance.
     pub(crate) fn restart(&mut self, stage: skep_model::id::Digest) {
         let host = self.store.data();
@@ -191,8 +201,6 @@ pub(crate) fn failed(failure: Failure, host: &Host, time: Time) -> Processed {
     let limits = Limits {
         cpu_ms: time.cpu_ms,
         wall_ms: time.wall_ms,
-        ticks: host.ticks,
-        ticks_max: host.ticks_max,
         ceiling: &host.ceiling,
     };
     Processed {
@@ -201,21 +209,41 @@ pub(crate) fn failed(failure: Failure, host: &Host, time: Time) -> Processed {
     }
 }
 
-/// Runs a call of the guest until it ends, its wall time is over, or one of our host calls panics.
-pub(crate) async fn guarded<T>(time: Time, call: impl Future<Output = wasmtime::Result<T>>) -> Result<T, Failure> {
+/// Runs a call of the guest, a turn after the other, until it ends, its wall time is over, or one of our host calls panics. What it waits
+/// for its turns is not its time.
+pub(crate) async fn guarded<T>(
+    time: Time,
+    mut turn: Turn,
+    call: impl Future<Output = wasmtime::Result<T>>,
+) -> Result<T, Failure> {
     let mut call = pin!(call);
-    let caught =
-        std::future::poll_fn(
-            |cx| match std::panic::catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx))) {
+    let mut end = pin!(tokio::time::sleep(Duration::from_millis(time.wall_ms)));
+    let mut forgiven = Duration::ZERO;
+    std::future::poll_fn(|cx| {
+        let polled = turn.poll(cx, |cx| {
+            match std::panic::catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx))) {
                 Ok(Poll::Pending) => Poll::Pending,
                 Ok(Poll::Ready(done)) => Poll::Ready(done.map_err(Failure::Wasm)),
                 Err(panic) => Poll::Ready(Err(Failure::HostPanic(message(&*panic)))),
-            },
-        );
-    match tokio::time::timeout(Duration::from_millis(time.wall_ms), caught).await {
-        Ok(done) => done,
-        Err(_) => Err(Failure::TimedOut),
-    }
+            }
+        });
+        if polled.is_ready() {
+            return polled;
+        }
+        while end.as_mut().poll(cx).is_ready() {
+            let waited = turn.waited();
+            if waited.saturating_sub(forgiven) < FORGIVEN_LEAST {
+                return Poll::Ready(Err(Failure::TimedOut {
+                    computing: turn.computes(),
+                }));
+            }
+            let later = end.deadline() + (waited - forgiven);
+            forgiven = waited;
+            end.as_mut().reset(later);
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 /// The text of a panic.

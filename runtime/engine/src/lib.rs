@@ -27,12 +27,15 @@ mod host;
 mod instance;
 mod log;
 mod module;
+mod places;
 #[cfg(test)]
 mod planted;
 mod secret;
 mod settings;
+mod share;
 mod ticker;
 mod time;
+mod turns;
 mod verdict;
 
 pub use artifact::Artifact;
@@ -45,4 +48,5 @@ pub use error::Error;
 pub use module::Module;
 pub use secret::{Granted, SecretValue, Secrets};
 pub use settings::{CompilerLimits, Settings, config};
+pub use share::{Meter, Share};
 pub use time::BEFORE_BEGIN_MS;

@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::host::{HANDLER, Host, SENDS_HTTP};
 use crate::instance::{Bees, Code, Process, Time, failed, guarded};
 use crate::time::Sense;
+use crate::turns::Turn;
 use crate::verdict::Failure;
 
 /// What a module may use to say its Bees' names.
@@ -138,8 +139,10 @@ async fn names(engine: &Engine, code: &Code, digest: Digest) -> Result<Vec<BeeNa
         None,
     );
     let mut store = host.into_store(code.pre.engine(), BEES_TIME.ticks());
+    // Nobody's: it is done once a module and node.
+    let turn = || Turn::new(&Arc::default(), &Arc::default());
     let running = engine.ticker().run();
-    let instance = guarded(BEES_TIME, code.pre.instantiate_async(&mut store)).await;
+    let instance = guarded(BEES_TIME, turn(), code.pre.instantiate_async(&mut store)).await;
     let instance = instance.map_err(|failure| ended(failure, store.data()))?;
     // This check of both types is what `Instance::call` relies upon.
     let bees: Bees = instance
@@ -148,7 +151,7 @@ async fn names(engine: &Engine, code: &Code, digest: Digest) -> Result<Vec<BeeNa
     let _: Process<'_> = instance
         .get_typed_func(&mut store, code.process)
         .map_err(|e| Error::Export(format!("`process`: {}", e.root_cause())))?;
-    let named = guarded(BEES_TIME, bees.call_async(&mut store, ())).await;
+    let named = guarded(BEES_TIME, turn(), bees.call_async(&mut store, ())).await;
     drop(running);
     let (named,) = named.map_err(|failure| ended(failure, store.data()))?;
 

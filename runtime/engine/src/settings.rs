@@ -23,7 +23,7 @@ const MEMORIES_PER_COMPONENT: u32 = 4;
 /// What an engine may use. Plain data; the defaults serve a small node.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Calls of Bees under way at once on this node, all Bees together. More wait.
+    /// Calls of Bees under way at once on this node that one tenant may have. More wait. A quarter more is for others.
     pub running: u32,
     /// Instances that wait warm for a call (prepared ahead, or pooled), all Bees together.
     pub spare: u32,
@@ -67,7 +67,13 @@ impl Settings {
     }
 
     fn slots(&self) -> u32 {
-        self.running.saturating_add(self.spare)
+        self.places().saturating_add(self.spare)
+    }
+
+    /// Calls under way, all tenants together.
+    #[must_use]
+    pub fn places(&self) -> u32 {
+        self.running.saturating_add(self.running / 4)
     }
 }
 

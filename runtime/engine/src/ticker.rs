@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{JoinHandle, Thread};
 use std::time::Duration;
 
-use skep_model::limits::EPOCH_TICK_MS;
+use skep_model::limits::{EPOCH_TICK_CROWDED_MS, EPOCH_TICK_MS};
+
+use crate::turns::CROWDED;
 
 /// Ticks that go on after the last call, so that a busy node need not wake the thread at each call.
 const LINGER_TICKS: u32 = 50;
@@ -76,7 +78,7 @@ impl Drop for Ticker {
 }
 
 fn tick(shared: &Shared, engine: &wasmtime::Engine) {
-    let mut quiet = 0;
+    let (mut quiet, mut crowded) = (0, 0);
     while !shared.stop.load(Ordering::SeqCst) {
         if shared.running.load(Ordering::SeqCst) > 0 {
             quiet = 0;
@@ -84,7 +86,16 @@ fn tick(shared: &Shared, engine: &wasmtime::Engine) {
             quiet += 1;
         }
         if quiet <= LINGER_TICKS {
-            std::thread::park_timeout(Duration::from_millis(EPOCH_TICK_MS));
+            if CROWDED.swap(false, Ordering::Relaxed) {
+                crowded = LINGER_TICKS;
+            }
+            crowded = crowded.saturating_sub(1);
+            let tick_ms = if crowded > 0 {
+                EPOCH_TICK_CROWDED_MS
+            } else {
+                EPOCH_TICK_MS
+            };
+            std::thread::park_timeout(Duration::from_millis(tick_ms));
             engine.increment_epoch();
             continue;
         }

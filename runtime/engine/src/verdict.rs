@@ -16,8 +16,10 @@ pub(crate) enum Failure {
     Wasm(wasmtime::Error),
     /// The outcomes do not fit what was asked or written.
     Violation(Violation),
-    /// The wall clock ran out. Whether the guest computed or waited is told by its ticks.
-    TimedOut,
+    /// The wall clock ran out, while the guest computed or while it waited.
+    TimedOut {
+        computing: bool,
+    },
     /// A panic of ours.
     HostPanic(String),
 }
@@ -26,8 +28,6 @@ pub(crate) enum Failure {
 pub(crate) struct Limits<'a> {
     pub(crate) cpu_ms: u64,
     pub(crate) wall_ms: u64,
-    pub(crate) ticks: u64,
-    pub(crate) ticks_max: u64,
     pub(crate) ceiling: &'a Ceiling,
 }
 
@@ -36,8 +36,8 @@ pub(crate) fn trap(failure: Failure, limits: &Limits<'_>, stderr: String) -> Tra
         Failure::Violation(violation) => (TrapKind::Contract, violation.to_string()),
         Failure::HostPanic(message) => (TrapKind::Host, format!("a host call panicked: {message}")),
         // Where CPU and wall limit are the same, a loop meets the wall first.
-        Failure::TimedOut if limits.ticks.saturating_mul(10) >= limits.ticks_max.saturating_mul(8) => cpu(limits),
-        Failure::TimedOut => (
+        Failure::TimedOut { computing: true } => cpu(limits),
+        Failure::TimedOut { computing: false } => (
             TrapKind::WallTime,
             format!("the call did not end within {} ms", limits.wall_ms),
         ),

@@ -330,6 +330,12 @@ pub const KEEPER_REPLY_BYTES_MAX: usize = 3 << 20;
 // --- engine -----------------------------------------------------------------------------------------------------
 /// epoch_tick: the granularity of CPU limits and preemption.
 pub const EPOCH_TICK_MS: u64 = 10;
+/// The same while calls of several tenants wait for one thread: the longest that one of them waits for another's turn.
+pub const EPOCH_TICK_CROWDED_MS: u64 = 2;
+/// Guest time that a tenant which was quiet may use at once beyond its cap, as time at that cap.
+pub const GUEST_CPU_BURST_MS: u64 = 50;
+/// Calls of Bees that wait for a place: beyond any node's partitions and lanes, so that it bounds memory and nothing else.
+pub const GUEST_CALLS_WAITING_MAX: usize = 100_000;
 pub const MEMORY_BYTES_DEFAULT: usize = 256 << 20;
 pub const MEMORY_BYTES_MAX: usize = 1 << 30;
 /// Below it not even an empty Rust component starts.
@@ -403,6 +409,14 @@ pub const QUOTA_CPU_MAX: u64 = 1_000_000;
 pub const RATE_BURST_MS: u64 = 100;
 /// Tenants of which a node says with its heartbeat how much they offered to it; of more, the first by name: each is some thirty bytes a second.
 pub const QUOTA_DEMANDS_MAX: usize = 1_000;
+/// How often a node writes down what tenants used there: what was used since is lost with a node that is killed. Each write is one record of
+/// the catalog, which every node hears of.
+pub const USAGE_WRITE_MS: u64 = 60_000;
+/// Tenants and Bees of which a node counts apart in a day, each some hundred bytes of that record; what more Bees use counts as their tenant's
+/// alone, and what more tenants use, as nobody's.
+pub const USAGE_ENTRIES_MAX: usize = 10_000;
+/// Days that are kept: a year and the month in which it is billed.
+pub const USAGE_DAYS_KEPT: u64 = 400;
 /// What a token is called, for people.
 pub const TOKEN_NAME_BYTES_MAX: usize = 100;
 /// How long a token may be good: beyond that it is one that does not run out.

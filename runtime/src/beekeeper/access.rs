@@ -37,6 +37,12 @@ impl Access for Desk {
         Ok(Response::new(v1::ListTenantsReply { tenants }))
     }
 
+    async fn usage(&self, request: Request<v1::UsageRequest>) -> Reply<v1::UsageReply> {
+        let this = self.of(&request)?;
+        let used = this.usage(request.into_inner()).await?;
+        Ok(Response::new(v1::UsageReply { used }))
+    }
+
     async fn delete_tenant(&self, request: Request<v1::DeleteTenantRequest>) -> Reply<v1::Tenant> {
         let (this, desk) = (self.of(&request)?, self.clone());
         let gone = detached(async move { this.remove_tenant(&desk, request.into_inner()).await });

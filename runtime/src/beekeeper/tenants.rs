@@ -14,6 +14,7 @@ use super::failure::{internal, invalid};
 use super::{Desk, Keeper};
 use crate::catalog::{RACES_MAX, TenantRecord, Versioned};
 use crate::quotas::kept;
+use crate::usage;
 use crate::wording::{count, instead};
 
 impl Keeper {
@@ -102,7 +103,10 @@ impl Keeper {
         let kept = kept.map_err(internal)?;
         let account = self.registry.quotas.of(tenant);
         let (calls, bytes) = account.purse.in_flight();
+        let (instances, memory) = account.share.live();
         Ok(vec![
+            amount(Quota::Memory, memory),
+            amount(Quota::Instances, instances),
             amount(Quota::Rate, account.rate()),
             amount(Quota::Concurrency, calls as u64),
             amount(Quota::InFlight, bytes as u64),
@@ -110,6 +114,38 @@ impl Keeper {
             amount(Quota::State, kept.state),
             amount(Quota::Modules, kept.modules),
         ])
+    }
+
+    /// What tenants used: all for an operator, its own for anybody else.
+    pub(super) async fn usage(&self, asked: v1::UsageRequest) -> Result<Vec<v1::Used>, Status> {
+        let own = self.catalog.tenant();
+        let wanted = match asked.tenant.as_str() {
+            "" if self.caller.role == Role::Operator => None,
+            "" => Some(own.clone()),
+            name => Some(name.parse::<TenantId>().map_err(invalid)?),
+        };
+        // As of one that nobody has.
+        if let Some(tenant) = &wanted
+            && tenant != own
+            && self.caller.role != Role::Operator
+        {
+            return Ok(Vec::new());
+        }
+        let since = asked.since_ms / usage::DAY_MS;
+        let used = usage::read(&self.supervisor.catalogs, wanted.as_ref(), since).await;
+        let used = used
+            .map_err(internal)?
+            .into_iter()
+            .map(|((tenant, bee), amounts)| v1::Used {
+                tenant,
+                bee,
+                cpu_us: amounts.cpu_us,
+                memory_byte_ms: amounts.byte_ms,
+                messages: amounts.messages,
+                bytes_in: amounts.bytes_in,
+                bytes_out: amounts.bytes_out,
+            });
+        Ok(used.collect())
     }
 
     /// One tenant, or all; the default one comes first and was not made.

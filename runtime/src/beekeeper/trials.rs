@@ -1,6 +1,7 @@
 //! Trial runs: what a Bee, as it is or in another version, would do with a dead letter. A Bee's effects are a value, so all that it takes
 //! is not to commit them.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use skep_engine::BeeSettings;
@@ -60,7 +61,9 @@ impl Keeper {
             .load(self.catalog.tenant(), digest)
             .await
             .map_err(|e| Status::failed_precondition(format!("module `{module}` cannot be loaded: {e:#}")))?;
+        let account = self.registry.quotas.of(self.catalog.tenant());
         let settings = BeeSettings {
+            share: Arc::clone(&account.share),
             secrets: self.supervisor.vault.grant(self.catalog.tenant(), &stage.secrets),
             ..BeeSettings::of(stage, digest)
         };

@@ -146,6 +146,8 @@ pub enum Command {
     Whoami,
     /// Make, list and delete tenants, who see nothing of each other
     Tenant(Tenant),
+    /// Show what tenants used: CPU time, memory, messages and bytes, by Bee
+    Usage(Usage),
     /// Make, list, revoke and rotate tokens
     Token(Token),
     /// Set, list and delete secrets that Bees may read
@@ -378,6 +380,20 @@ impl Limits {
         let given = all.into_iter().filter_map(|(quota, amount)| Some((quota, amount?.0)));
         given.collect()
     }
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  skep usage
+  skep usage --tenant acme --since 30d -o json")]
+pub struct Usage {
+    /// Only this tenant's; an operator sees all by default, everybody else their own
+    #[arg(long)]
+    pub tenant: Option<String>,
+    /// From so long ago on, in whole days (UTC): `30d`; by default all that is kept
+    #[arg(long, value_parser = duration, value_name = "TIME")]
+    pub since: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
@@ -1231,6 +1247,7 @@ mod tests {
             "skep tenant create acme --memory 256MiB --cpu 0.5 --weight 3 --rate 1000/s --concurrency 40 --storage 1GiB --log-rate 100/s",
             "skep tenant set acme --rate none --state 1GiB --modules 200MiB --in-flight 16MiB --instances 8",
             "skep tenant delete acme --purge",
+            "skep usage --tenant acme --since 30d -o json",
             "skep token create --tenant acme --role deploy --ttl 30d --name ci",
             "skep token rotate 0123456789ab --grace 1h",
             "skep token bootstrap",

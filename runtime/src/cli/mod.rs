@@ -155,6 +155,7 @@ async fn run(cli: Cli, seen: Option<String>) -> Outcome {
         Command::Delete(args) => swarms::delete(args, node, out).await,
         Command::DeleteModule(args) => modules::delete(args, node, out).await,
         Command::Tenant(args) => tenants::tenant(args, node, out).await,
+        Command::Usage(args) => tenants::usage(args, node, out).await,
         Command::Token(args) => tokens::token(args, node, out).await,
         Command::Secret(args) => secrets::run(args, node, out).await,
         Command::Audit(args) => audit::run(args, node, out).await,

@@ -1,13 +1,14 @@
-//! `tenant`.
+//! `tenant` and `usage`.
 
 use serde_json::{Map, Value, json};
+use skep_model::env::{Clock as _, SystemClock};
 use skep_model::quota::Quota;
 use skep_proto::v1;
 
 use super::args::{self, TenantCommand};
 use super::connect;
 use super::failure::Outcome;
-use super::output::{Printer, time};
+use super::output::{Printer, size, time};
 use crate::wording::count;
 
 pub async fn tenant(args: args::Tenant, node: &str, out: Printer) -> Outcome {
@@ -136,5 +137,42 @@ fn as_json(tenant: &v1::Tenant) -> Value {
     json!({
         "name": tenant.name, "created_ms": tenant.created_ms, "deleting": tenant.deleting, "swarms": tenant.swarms,
         "modules": tenant.modules, "tokens": tenant.tokens, "limits": amounts(&tenant.limits), "used": amounts(&tenant.used),
+    })
+}
+
+pub async fn usage(args: args::Usage, node: &str, out: Printer) -> Outcome {
+    let back = args
+        .since
+        .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+    let request = v1::UsageRequest {
+        tenant: args.tenant.unwrap_or_default(),
+        since_ms: back.map_or(0, |ms| SystemClock.now_ms().saturating_sub(ms)),
+    };
+    let used = connect::access(node).await?.usage(request).await?.into_inner().used;
+    if out.json() {
+        let all: Vec<Value> = used.iter().map(used_json).collect();
+        return out.document(&json!({ "used": all }));
+    }
+    let rows = used.iter().map(|used| {
+        vec![
+            used.tenant.clone(),
+            if used.bee.is_empty() { "(all)" } else { &used.bee }.to_owned(),
+            format!("{}.{:03}s", used.cpu_us / 1_000_000, used.cpu_us / 1_000 % 1_000),
+            format!("{}·s", size(used.memory_byte_ms / 1_000)),
+            used.messages.to_string(),
+            size(used.bytes_in),
+            size(used.bytes_out),
+        ]
+    });
+    out.table_of_lines(
+        &["TENANT", "BEE", "CPU", "MEMORY", "MESSAGES", "IN", "OUT"],
+        rows.collect(),
+    )
+}
+
+fn used_json(used: &v1::Used) -> Value {
+    json!({
+        "tenant": used.tenant, "bee": (!used.bee.is_empty()).then_some(&used.bee), "cpu_us": used.cpu_us,
+        "memory_byte_ms": used.memory_byte_ms, "messages": used.messages, "bytes_in": used.bytes_in, "bytes_out": used.bytes_out,
     })
 }

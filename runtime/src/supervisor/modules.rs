@@ -28,6 +28,8 @@ pub struct Modules {
     /// Loaded ones, as long as a stage holds them.
     loaded: Mutex<HashMap<Digest, Weak<Module>>>,
     failed: Mutex<HashMap<(TenantId, Digest), Failure>>,
+    /// Of tenants that compile now or wait to.
+    turns: Mutex<HashMap<TenantId, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 /// A module that could not be loaded is not compiled again at every look.
@@ -47,6 +49,7 @@ impl Modules {
             cache,
             loaded: Mutex::default(),
             failed: Mutex::default(),
+            turns: Mutex::default(),
         }
     }
 
@@ -82,7 +85,7 @@ impl Modules {
             }
         }
         let bytes = self.store.of(tenant).get(&digest).await?;
-        Ok(self.admit(digest, bytes).await?)
+        Ok(self.admit(tenant, digest, bytes).await?)
     }
 
     /// Compiles a component, unless this node has, and loads it: an upload is accepted when this succeeds, so what was accepted
@@ -90,10 +93,18 @@ impl Modules {
     ///
     /// # Errors
     /// Why it is not accepted.
-    pub async fn admit(&self, digest: Digest, bytes: skep_model::Bytes) -> Result<Arc<Module>, Refused> {
+    pub async fn admit(
+        &self,
+        tenant: &TenantId,
+        digest: Digest,
+        bytes: skep_model::Bytes,
+    ) -> Result<Arc<Module>, Refused> {
         if let Some(module) = self.loaded(digest) {
             return Ok(module);
         }
+        // One at a time of a tenant, so that in front of the compiler there stands one of each: who uploads much waits for itself.
+        let turn = self.turn(tenant);
+        let _turn = turn.lock().await;
         let artifact = match self.cached(digest).await {
             Some(artifact) => artifact,
             None => {
@@ -114,6 +125,12 @@ impl Modules {
     /// Something changed that may mend it: the next load tries.
     pub fn forgive(&self, tenant: &TenantId, digest: Digest) {
         self.failures().remove(&(tenant.clone(), digest));
+    }
+
+    fn turn(&self, tenant: &TenantId) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        Arc::clone(turns.entry(tenant.clone()).or_default())
     }
 
     fn loaded(&self, digest: Digest) -> Option<Arc<Module>> {

@@ -15,6 +15,9 @@ use skep_stage::{Bee, Destination, Plan};
 use skep_topic::TopicSpec;
 use skep_topic::lane::Lane;
 
+use crate::quotas::Account;
+use crate::usage::BeeMeter;
+
 /// Where a stage is reached.
 #[derive(Clone)]
 pub(super) struct End {
@@ -32,6 +35,9 @@ pub(super) type UnderWay = Arc<AtomicUsize>;
 pub(super) struct WasmBee {
     pub bee: skep_engine::Bee,
     pub under_way: UnderWay,
+    pub meter: Arc<BeeMeter>,
+    /// Its tenant's.
+    pub account: Arc<Account>,
 }
 
 /// Counts down also when the work is dropped.
@@ -45,11 +51,16 @@ impl Drop for Busy<'_> {
 
 #[async_trait]
 impl Bee for WasmBee {
-    async fn process(&self, batch: Batch) -> Processed {
+    async fn process(&self, mut batch: Batch) -> Processed {
         let inputs = batch.inputs.len();
+        batch.room.bytes = batch.room.bytes.min(self.account.state_room());
         self.under_way.fetch_add(inputs, Ordering::Relaxed);
         let _busy = Busy(&self.under_way, inputs);
-        self.bee.process(batch).await
+        self.meter.took(&batch);
+        let mut processed = self.bee.process(batch).await;
+        self.meter.gave(&processed);
+        self.account.note(&mut processed);
+        processed
     }
 }
 

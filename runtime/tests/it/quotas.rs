@@ -209,6 +209,7 @@ async fn who_goes_over_its_limits_is_told_so_and_another_tenant_loses_no_request
         "{came} came in, {most} may; {late} did not"
     );
     // One submit of many is as many.
+    tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(
         submit(&node, &acme, 100, 1).await.map(|reply| reply.accepted).ok(),
         Some(100)
@@ -321,4 +322,105 @@ async fn a_rate_is_one_over_several_nodes() {
         (rate / wanted - 1.0).abs() <= 0.1,
         "{rate:.1} a second came in of {wanted}"
     );
+}
+
+const ATTACKED: &str = "
+name: attacks
+bees:
+  - { name: rascal, module: test-bees, input: { gateway: echo }, retry: { attempts: 1 }, timeout: 500ms, memory: 32MiB }
+  - { name: hoard, module: test-bees, key: message, state: true, input: { gateway: hoard }, retry: { attempts: 1 } }
+";
+
+/// Loops, bombs and floods of a tenant within its limits: another one loses no request, and each is told what it used, and nobody else's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_s_worst_takes_no_request_of_another_and_all_of_it_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Arc::new(Start::new(dir.path()).start());
+    let operator = node.bootstrap();
+    let limits = [
+        "--cpu",
+        "0.5",
+        "--memory",
+        "128MiB",
+        "--instances",
+        "4",
+        "--log-rate",
+        "20/s",
+        "--state",
+        "100KiB",
+    ];
+    let acme = tenant(&node, &operator, "acme", &limits, ATTACKED).await;
+    let globex = tenant(&node, &operator, "globex", &[], ECHO).await;
+    let done = Arc::new(AtomicBool::new(false));
+    let mut attackers = Vec::new();
+    for attack in ["loop", "loop", "memory", "stack", "stderr", "output", "panic", "sleep"] {
+        let (node, acme, done) = (Arc::clone(&node), acme.clone(), Arc::clone(&done));
+        attackers.push(tokio::spawn(async move {
+            let mut tried = 0;
+            while !done.load(Ordering::Relaxed) {
+                let _ = say(&node, &acme, attack).await;
+                tried += 1;
+            }
+            tried
+        }));
+    }
+    let (began, mut asked) = (Instant::now(), 0);
+    while began.elapsed() < Duration::from_secs(6) {
+        say(&node, &globex, "hello").await.expect("it loses no request");
+        asked += 1;
+    }
+    done.store(true, Ordering::Relaxed);
+    for attacker in attackers {
+        assert!(attacker.await.unwrap() > 0);
+    }
+    assert!(asked > 20, "{asked}");
+    // What it said too much is told in a line.
+    let said = node.cli_ok_as(&acme, &["logs", "attacks"]);
+    assert!(
+        said.contains("log lines were dropped: tenant `acme`") && said.contains("20/s"),
+        "{said}"
+    );
+    // State over the limit is refused to the Bee, as its stage's own bound is.
+    for n in 0..30 {
+        let call = v1::RequestCall {
+            subject: "hoard".to_owned(),
+            payload: vec![b'x'; 10_000].into(),
+            key: Some(format!("k{n}")),
+            timeout_ms: 5_000,
+            ..v1::RequestCall::default()
+        };
+        // It has no answer but this: whether it was kept is told by the sum.
+        let _ = node.gateway().await.request(with(&acme, call)).await;
+    }
+    let shown = node.cli_ok_as(&operator, &["tenant", "show", "acme", "-o", "json"]);
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let kept = shown["tenants"][0]["used"]["state"].as_u64().unwrap();
+    assert!((50_000..=100 << 10).contains(&kept), "{kept}");
+    let stopped = Arc::into_inner(node).expect("nobody else holds it").stop();
+    assert!(stopped.success());
+    node = Arc::new(Start::new(dir.path()).start());
+    let used = |token: &str, args: &[&str]| -> Vec<serde_json::Value> {
+        let json = node.cli_ok_as(token, &[&["usage", "-o", "json"], args].concat());
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        json["used"].as_array().unwrap().clone()
+    };
+    let all = used(&operator, &[]);
+    let find = |tenant: &str, bee: Option<&str>| {
+        let found = all
+            .iter()
+            .find(|used| used["tenant"] == tenant && used["bee"] == serde_json::json!(bee));
+        found.unwrap_or_else(|| panic!("{tenant} {bee:?}: {all:?}")).clone()
+    };
+    assert!(find("acme", Some("attacks/rascal"))["cpu_us"].as_u64().unwrap() > 500_000);
+    assert!(find("acme", Some("attacks/rascal"))["memory_byte_ms"].as_u64().unwrap() > 0);
+    assert!(find("globex", Some("echoes/rascal"))["messages"].as_u64().unwrap() >= asked);
+    assert!(find("globex", None)["bytes_in"].as_u64().unwrap() >= 5 * asked);
+    assert!(find("globex", None)["bytes_out"].as_u64().unwrap() >= 5 * asked);
+    let own = used(&globex, &[]);
+    assert!(
+        !own.is_empty() && own.iter().all(|used| used["tenant"] == "globex"),
+        "{own:?}"
+    );
+    assert!(used(&globex, &["--tenant", "acme"]).is_empty());
+    assert_eq!(used(&operator, &["--tenant", "globex", "--since", "1d"]), own);
 }

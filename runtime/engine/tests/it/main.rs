@@ -10,6 +10,7 @@ mod libraries;
 mod limits;
 mod reuse;
 mod sense;
+mod shares;
 mod state;
 mod uploads;
 mod zoo;
