@@ -11,6 +11,7 @@
 //! - [`crowd`]: answers in parts, overload, fairness between subjects.
 //! - [`python`]: Bees in Python beside the same in Rust, for `ci/bench python`.
 //! - [`state`]: many keys.
+//! - [`tenants`]: tenants beside each other, and what keeping them apart costs.
 //! - [`report`]: runs all of it and writes the table.
 
 mod crowd;
@@ -23,6 +24,7 @@ mod redis;
 mod report;
 mod sqlite;
 mod state;
+mod tenants;
 
 use anyhow::bail;
 
@@ -38,6 +40,7 @@ fn main() -> anyhow::Result<()> {
         ["streams", bin, bees] => report::streams_only(bin.as_ref(), bees.as_ref()),
         ["state", bin, bees] => report::state_only(bin.as_ref(), bees.as_ref(), state::MANY_KEYS),
         ["state", bin, bees, keys] => report::state_only(bin.as_ref(), bees.as_ref(), keys.parse()?),
+        ["tenants", bin, bees] => report::tenants_only(bin.as_ref(), bees.as_ref()),
         ["python", bin, python, rust] => python::run(bin.as_ref(), python.as_ref(), rust.as_ref()),
         _ => bail!("usage: skep-bench report FOLDER_OF_BINARIES TEST_BEES_WASM OUT.md (use ci/bench)"),
     }

@@ -73,6 +73,16 @@ impl Server {
         Ok(Self { child, url })
     }
 
+    /// As an operator stops it: it may write what it has.
+    pub fn stop(mut self) -> anyhow::Result<()> {
+        let asked = Command::new("kill").arg(self.child.id().to_string()).status()?;
+        if !asked.success() {
+            bail!("it cannot be told to stop");
+        }
+        self.child.wait()?;
+        Ok(())
+    }
+
     pub async fn keeper(&self) -> anyhow::Result<BeekeeperClient<Channel>> {
         Ok(BeekeeperClient::connect(self.url.clone()).await?)
     }

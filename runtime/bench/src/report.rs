@@ -59,6 +59,7 @@ pub fn run(binaries: &Path, bees: &Path, out: &Path) -> anyhow::Result<()> {
     let rows = runtime.block_on(measure(binaries, &wasm, bees))?;
     let features = runtime.block_on(measure_features(binaries, &wasm))?;
     let on_redis = runtime.block_on(measure_redis(binaries, &wasm, &[]))?;
+    let tenants = runtime.block_on(measure_tenants(binaries, bees))?;
     let mut text = String::from(
         "# Benchmarks\n\nWritten by `ci/bench`. Each figure of ours stands beside the raw ceiling, measured in the same run on the same machine with the\n\
          same load generator; look at the ratios, for absolute times wander with the machine. Release build, data folder on disk.\n\n",
@@ -81,6 +82,8 @@ pub fn run(binaries: &Path, bees: &Path, out: &Path) -> anyhow::Result<()> {
         load_average()
     )?;
     text.push_str(&table(&on_redis)?);
+    text.push_str("\n## Tenants\n\nOn one node, rounds in turns as above.\n\n");
+    text.push_str(&table(&tenants)?);
     print!("{text}");
     std::fs::write(out, text).with_context(|| format!("write {}", out.display()))
 }
@@ -101,6 +104,11 @@ fn table(rows: &[Row]) -> anyhow::Result<String> {
         )?;
     }
     Ok(text)
+}
+
+async fn measure_tenants(binaries: &Path, bees: &Path) -> anyhow::Result<Vec<Row>> {
+    let dir = tempfile::Builder::new().prefix("bench-").tempdir_in(binaries)?;
+    crate::tenants::measure(binaries, bees, dir.path()).await
 }
 
 async fn measure_redis(binaries: &Path, wasm: &[u8], parts: &[&str]) -> anyhow::Result<Vec<Row>> {
@@ -135,6 +143,12 @@ pub fn crowd_only(binaries: &Path, bees: &Path, parts: &[&str]) -> anyhow::Resul
         let dir = tempfile::Builder::new().prefix("bench-").tempdir_in(binaries)?;
         crate::crowd::measure(binaries, &wasm, dir.path(), &Server::echo()?, parts).await
     })?;
+    print!("{}\nload average {}\n", table(&rows)?, load_average());
+    Ok(())
+}
+
+pub fn tenants_only(binaries: &Path, bees: &Path) -> anyhow::Result<()> {
+    let rows = tokio::runtime::Runtime::new()?.block_on(measure_tenants(binaries, bees))?;
     print!("{}\nload average {}\n", table(&rows)?, load_average());
     Ok(())
 }
