@@ -332,6 +332,7 @@ mod tests {
         }
         let long = v1::CreateTenantRequest {
             name: "e\u{301}\n".repeat(1_000),
+            limits: Vec::new(),
         };
         let (found, _) = scan(names::of("/skep.v1.Access/CreateTenant").0, &framed(&long), 64);
         assert!(found[0].1.len() <= NAME_BYTES_MAX && !found[0].1.contains('\n'));
