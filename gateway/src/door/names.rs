@@ -109,7 +109,11 @@ pub fn of(path: &str) -> (Fields, Fields) {
             &const { [text("id", &[1])] },
         ),
         "/skep.v1.Beekeeper/Restore" => (&[], &const { [number("taken_ms", &[1]), number("modules", &[4])] }),
-        "/skep.v1.Access/CreateTenant" => (&const { [text("tenant", &[1])] }, &[]),
+        "/skep.v1.Access/CreateTenant" => (&const { [text("tenant", &[1]), text("limit", &[2, 1])] }, &[]),
+        "/skep.v1.Access/SetTenant" => (
+            &const { [text("tenant", &[1]), text("limit", &[2, 1]), text("unlimited", &[3])] },
+            &[],
+        ),
         "/skep.v1.Access/DeleteTenant" => (&const { [text("tenant", &[1]), flag("purge", &[2])] }, &[]),
         "/skep.v1.Access/Bootstrap" => (&[], &const { [text("token", &[1, 1]), text("role", &[1, 3])] }),
         "/skep.v1.Access/CreateToken" => (
