@@ -12,6 +12,7 @@
 //! - [`python`]: Bees in Python beside the same in Rust, for `ci/bench python`.
 //! - [`state`]: many keys.
 //! - [`tenants`]: tenants beside each other, and what keeping them apart costs.
+//! - [`versus`]: two builds beside each other.
 //! - [`report`]: runs all of it and writes the table.
 
 mod crowd;
@@ -25,6 +26,7 @@ mod report;
 mod sqlite;
 mod state;
 mod tenants;
+mod versus;
 
 use anyhow::bail;
 
@@ -41,6 +43,7 @@ fn main() -> anyhow::Result<()> {
         ["state", bin, bees] => report::state_only(bin.as_ref(), bees.as_ref(), state::MANY_KEYS),
         ["state", bin, bees, keys] => report::state_only(bin.as_ref(), bees.as_ref(), keys.parse()?),
         ["tenants", bin, bees] => report::tenants_only(bin.as_ref(), bees.as_ref()),
+        ["versus", old, new, bees] => report::versus([old.as_ref(), new.as_ref()], bees.as_ref()),
         ["python", bin, python, rust] => python::run(bin.as_ref(), python.as_ref(), rust.as_ref()),
         _ => bail!("usage: skep-bench report FOLDER_OF_BINARIES TEST_BEES_WASM OUT.md (use ci/bench)"),
     }

@@ -147,6 +147,16 @@ pub fn crowd_only(binaries: &Path, bees: &Path, parts: &[&str]) -> anyhow::Resul
     Ok(())
 }
 
+pub fn versus(builds: [&Path; 2], bees: &Path) -> anyhow::Result<()> {
+    let wasm = std::fs::read(bees)?;
+    let rows = tokio::runtime::Runtime::new()?.block_on(async {
+        let dir = tempfile::tempdir_in(bees.parent().context("a file in a folder")?)?;
+        crate::versus::measure(builds, &wasm, dir.path()).await
+    })?;
+    print!("{}\nload average {}\n", table(&rows)?, load_average());
+    Ok(())
+}
+
 pub fn tenants_only(binaries: &Path, bees: &Path) -> anyhow::Result<()> {
     let rows = tokio::runtime::Runtime::new()?.block_on(measure_tenants(binaries, bees))?;
     print!("{}\nload average {}\n", table(&rows)?, load_average());
