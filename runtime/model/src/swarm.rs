@@ -491,9 +491,10 @@ impl Swarm {
         self.stages.iter().any(|stage| !stage.http.is_empty())
     }
 
-    /// A subject is *pure* when no stage on its path keeps anything: its requests may travel the in-memory lane.
+    /// A subject is *pure* when no stage on its path keeps anything or asks others for anything: its requests may travel the in-memory lane,
+    /// where a crash loses them and their callers are told that they may try again.
     #[must_use]
     pub fn pure(&self, subject: &Subject) -> bool {
-        self.reachable(subject).iter().all(|s| !s.state)
+        self.reachable(subject).iter().all(|s| !s.state && s.http.is_empty())
     }
 }

@@ -75,7 +75,7 @@ fn each_tenant_has_a_book_of_its_own_and_the_operator_reads_all() {
         audit.ended(&deed, Some(number), "ok");
     }
     audit.denied(&deed("acme", Role::Invoke, "10.0.0.1:6"), "forbidden");
-    audit.denied(&deed("other", Role::Invoke, "10.0.0.1:6"), "forbidden");
+    audit.denied(&deed("other", Role::Invoke, "10.0.0.2:6"), "forbidden");
     let books = |tenant| {
         all(&audit, tenant)
             .into_iter()

@@ -167,7 +167,7 @@ async fn verify(heads: Option<&Path>, node: &str, out: Printer) -> Outcome {
     if broken > 0 {
         return Err(Failure::new(
             Exit::Failed,
-            format!("{broken} of the audit's chains are not whole"),
+            format!("not whole: {broken} of the audit's chains"),
         ));
     }
     if !reply.missing.is_empty() {
