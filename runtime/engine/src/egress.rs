@@ -240,10 +240,22 @@ impl Hooks {
             Ok(host) => host,
             Err(e) => return refuse(Error::HttpRequestUriInvalid, &e.to_string()),
         };
-        let port = match (authority.port(), authority.port_u16()) {
-            (None, _) if !authority.as_str().ends_with(':') => scheme.port(),
-            (Some(_), Some(port)) if port > 0 => port,
-            _ => return refuse(Error::HttpRequestUriInvalid, "its port is none"),
+        // Not as the library has it, for whom a port that is none is no port.
+        let port = match authority.as_str().strip_prefix(authority.host()) {
+            Some("") => scheme.port(),
+            Some(rest) => {
+                let number = rest
+                    .strip_prefix(':')
+                    .filter(|number| number.bytes().all(|b| b.is_ascii_digit()));
+                match number
+                    .and_then(|number| number.parse::<u16>().ok())
+                    .filter(|number| *number > 0)
+                {
+                    Some(number) => number,
+                    None => return refuse(Error::HttpRequestUriInvalid, "its port is none"),
+                }
+            }
+            None => return refuse(Error::HttpRequestUriInvalid, "its host is none"),
         };
         let target = Target { scheme, host, port };
         if !egress

@@ -204,6 +204,7 @@ async fn other_spellings_of_a_host_are_refused() {
         "http://svc.test:/",
         "http://svc.test:0/",
         "http://svc.test:99999/",
+        "http://svc.test:+80/",
         "http://svc.test\\@evil.org/",
         "http:///",
     ] {

@@ -86,7 +86,10 @@ fn the_example_reads_as_it_looks() {
     assert_eq!(swarm.stages[0].timeout_ms, 30_000);
     assert!(swarm.pure(&"hello-world".parse().unwrap()));
     let asks = parse(&with("    http: [a.com]\n")).unwrap();
-    assert!(!asks.pure(&"g".parse().unwrap()), "whoever is asked would be asked again");
+    assert!(
+        !asks.pure(&"g".parse().unwrap()),
+        "whoever is asked would be asked again"
+    );
 }
 
 #[test]
