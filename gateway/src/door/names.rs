@@ -168,6 +168,8 @@ mod tests {
                 changes || (asked.is_empty() && answered.is_empty()),
                 "{path} is not recorded"
             );
+            let bare = asked.is_empty() && answered.is_empty() && !path.ends_with("/Backup");
+            assert!(!changes || !bare, "{path} is recorded without what it is about");
             let sides = [(asked, method.input_type()), (answered, method.output_type())];
             for (field, of) in sides
                 .iter()
