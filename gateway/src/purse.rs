@@ -102,7 +102,18 @@ impl Purse {
             // An hour a message is a node that has nothing of it.
             ((1e9 / own) as u64).clamp(1, 3_600_000_000_000)
         });
-        self.each_ns.store(each, Ordering::Relaxed);
+        let before = self.each_ns.swap(each, Ordering::Relaxed);
+        if before == each {
+            return;
+        }
+        // What was paid ahead is so many messages, whatever one costs from now on: a node whose part of the rate was small when a batch came
+        // does not refuse for hours once its part is large.
+        let now = self.now_ns();
+        let _ = self.paid_ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |paid| {
+            let ahead = u128::from(paid.saturating_sub(now)) * u128::from(each);
+            let ahead = ahead.checked_div(u128::from(before)).unwrap_or(0);
+            Some(now.saturating_add(u64::try_from(ahead).unwrap_or(u64::MAX)))
+        });
     }
 
     /// Bytes in its topics, as somebody counted them.
@@ -310,6 +321,26 @@ mod tests {
         // Nor does quiet time add up.
         let later = come_in(&purse, 3_600_000_000_000, 1, 10_000, 1);
         assert!((1_000..=1_101).contains(&later), "{later}");
+    }
+
+    #[test]
+    fn what_was_sent_ahead_is_so_many_messages_whatever_the_node_s_part_becomes() {
+        let purse = purse(&[(Quota::Rate, 100)], 0.01);
+        // A hundred seconds of a hundredth of the rate; one of all of it.
+        purse.enter(100, 1).unwrap();
+        let mut all = Limits::default();
+        all.set(Quota::Rate, Some(100));
+        purse.limit(&all, 1.0);
+        let late = purse.enter(1, 1).unwrap_err();
+        assert!(late.retry_after_ms <= 1_000, "{}", late.retry_after_ms);
+        // And back.
+        purse.limit(&all, 0.01);
+        let late = purse.enter(1, 1).unwrap_err();
+        assert!(late.retry_after_ms > 50_000, "{}", late.retry_after_ms);
+        // Without a rate nothing is owed.
+        purse.limit(&Limits::default(), 1.0);
+        purse.limit(&all, 1.0);
+        purse.enter(1, 1).unwrap();
     }
 
     #[test]

@@ -210,7 +210,11 @@ impl Quotas {
 
     pub(crate) fn all(&self) -> Vec<(TenantId, Arc<Account>)> {
         let accounts = self.accounts.read().unwrap_or_else(PoisonError::into_inner);
-        accounts.iter().map(|(t, a)| (t.clone(), Arc::clone(a))).collect()
+        let mut all: Vec<_> = accounts.iter().map(|(t, a)| (t.clone(), Arc::clone(a))).collect();
+        drop(accounts);
+        // All nodes leave out the same ones where there are too many to tell of.
+        all.sort_by(|(a, _), (b, _)| a.cmp(b));
+        all
     }
 
     /// What the catalog says now.
@@ -278,17 +282,23 @@ impl Quotas {
     }
 
     /// Counts what the limited tenants keep.
-    async fn count(&self, catalogs: &Catalogs, backend: &dyn Backend) -> anyhow::Result<()> {
+    async fn count(&self, catalogs: &Catalogs, backend: &dyn Backend) {
         for (tenant, account) in self.all() {
             let limits = account.limits();
             if limits.get(Quota::Storage).or(limits.get(Quota::State)).is_some() {
-                let kept = kept(catalogs, backend, &tenant).await?;
+                let kept = match kept(catalogs, backend, &tenant).await {
+                    Ok(kept) => kept,
+                    // One tenant's trouble stops nobody else's count.
+                    Err(error) => {
+                        tracing::debug!(%tenant, error = format!("{error:#}"), "what a tenant keeps is not counted for now");
+                        continue;
+                    }
+                };
                 let mut now = account.now();
                 (now.storage, now.state) = (kept.storage, kept.state);
                 account.purse.note_stored(kept.storage);
             }
         }
-        Ok(())
     }
 
     /// Keeps parts and counts in step, until `stop`.
@@ -312,9 +322,7 @@ impl Quotas {
                     .collect();
                 let others: Vec<_> = others.into_iter().map(|n| n.member.demands).collect();
                 self.share(&others);
-                if let Err(error) = self.count(&catalogs, backend.as_ref()).await {
-                    tracing::debug!(error = format!("{error:#}"), "what tenants keep is not counted for now");
-                }
+                self.count(&catalogs, backend.as_ref()).await;
             }
         };
         tokio::select! {

@@ -21,7 +21,7 @@ use skep_model::id::NodeId;
 use skep_model::limits::{USAGE_DAYS_KEPT, USAGE_ENTRIES_MAX, USAGE_WRITE_MS};
 use skep_model::name::TenantId;
 use skep_model::step::{Batch, Input, Processed};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::Catalogs;
@@ -163,7 +163,8 @@ impl Book {
         let (tenant, bee) = who;
         if let Some(at) = self.record.used.get_mut(&tenant).and_then(|bees| bees.get_mut(&bee)) {
             *at += amounts;
-        } else if self.entries < USAGE_ENTRIES_MAX {
+        } else if bee.is_empty() || self.entries < USAGE_ENTRIES_MAX {
+            // A tenant as a whole is always counted: tenants are bounded, names of Bees are not.
             self.entries += 1;
             self.record.used.entry(tenant).or_default().insert(bee, amounts);
         }
@@ -190,6 +191,8 @@ impl Usage {
         let mut book = self.book.lock().await;
         let day = self.clock.now_ms() / DAY_MS;
         if book.day != day {
+            // A day's last minutes belong to it, also when the store was away.
+            self.put(&mut book).await?;
             let read = std::mem::take(&mut book.read);
             *book = Book {
                 day,
@@ -209,10 +212,14 @@ impl Usage {
             }
         }
         book.read = read;
-        if book.written {
+        self.put(&mut book).await
+    }
+
+    async fn put(&self, book: &mut Book) -> anyhow::Result<()> {
+        if book.written || book.record.used.is_empty() {
             return Ok(());
         }
-        let key = format!("{USAGE}{day}/{}", self.me);
+        let key = format!("{USAGE}{}/{}", book.day, self.me);
         match self.catalogs.put(&key, book.version, None, &book.record).await? {
             Ok(version) => {
                 book.version = version;
@@ -263,6 +270,9 @@ fn day_of(name: &str) -> Option<u64> {
 /// # Errors
 /// When the catalog cannot be read.
 pub async fn read(catalogs: &Catalogs, tenant: Option<&TenantId>, day: u64) -> anyhow::Result<BTreeMap<Who, Amounts>> {
+    // All days' records of all nodes are in memory meanwhile: one reader at a time.
+    static READS: Semaphore = Semaphore::const_new(1);
+    let _turn = READS.acquire().await?;
     let mut sum: BTreeMap<Who, Amounts> = BTreeMap::new();
     for (name, found) in catalogs.list_each::<DayRecord>(USAGE).await? {
         if day_of(&name).is_none_or(|then| then < day) {
@@ -338,6 +348,24 @@ mod tests {
         first.of(&acme).meter("s/a").inputs.fetch_add(1, Ordering::Relaxed);
         one.write().await.unwrap();
         assert_eq!(messages(Some(&acme), 11).await, [("s/a".to_owned(), 11)]);
+        // However many Bees there are, their tenants are counted, each for itself.
+        let mut book = Book::default();
+        for n in 0..=USAGE_ENTRIES_MAX as u64 {
+            let one = Amounts {
+                messages: 1,
+                ..Amounts::default()
+            };
+            book.add(("acme".to_owned(), format!("s/{n}")), one);
+        }
+        book.add(
+            ("globex".to_owned(), String::new()),
+            Amounts {
+                messages: 7,
+                ..Amounts::default()
+            },
+        );
+        assert_eq!(book.record.used["acme"].len(), USAGE_ENTRIES_MAX);
+        assert_eq!(book.record.used["globex"][""].messages, 7);
         clock.advance((USAGE_DAYS_KEPT + 1) * DAY_MS);
         one.write().await.unwrap();
         assert_eq!(

@@ -66,6 +66,7 @@ pub fn of(path: &str) -> (Fields, Fields) {
                     flag("dry_run", &[2]),
                     flag("discard_state", &[4]),
                     flag("rescale", &[5]),
+                    text("grant", &[6]),
                     flag("grant_all", &[7]),
                 ]
             },
@@ -187,7 +188,7 @@ mod tests {
                         continue;
                     }
                     let form = match (found.r#type(), found.label()) {
-                        (Type::String, Label::Optional) => Form::Text,
+                        (Type::String, Label::Optional | Label::Repeated) => Form::Text,
                         (Type::Bool, Label::Optional) => Form::Flag,
                         (Type::Uint64 | Type::Uint32 | Type::Enum, Label::Optional) => Form::Number,
                         (Type::Uint64, Label::Repeated) => Form::Numbers,
@@ -205,6 +206,6 @@ mod tests {
             }
         }
         let ours = |path: &str| of(path).0.len() + of(path).1.len();
-        assert!(named > 40 && ours("/skep.v1.Beekeeper/ApplySwarm") == 6, "{named}");
+        assert!(named > 40 && ours("/skep.v1.Beekeeper/ApplySwarm") == 7, "{named}");
     }
 }

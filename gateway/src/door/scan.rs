@@ -6,6 +6,8 @@ use super::names::{Field, Fields, Form};
 const FIELD_BYTES_MAX: usize = 4 << 10;
 /// What is kept of one name.
 const NAME_BYTES_MAX: usize = 200;
+/// Of a field that comes several times, together.
+const NAMES_BYTES_MAX: usize = 1_000;
 /// Numbers of a list that are told one by one.
 const NUMBERS_MAX: usize = 10;
 
@@ -236,10 +238,15 @@ fn add_bytes(found: &mut Vec<Object>, field: &'static Field, bytes: &[u8]) {
     }
 }
 
-/// A field that comes again counts as the last one does, as for whoever decodes the message.
+/// A field that comes again is one of several, or hides the first from whoever decodes the message: all are told, within a bound.
 fn add(found: &mut Vec<Object>, what: &'static str, name: String) {
     match found.iter_mut().find(|(known, _)| *known == what) {
-        Some(known) => known.1 = name,
+        Some((_, known)) if known.len() + name.len() < NAMES_BYTES_MAX => {
+            known.push(' ');
+            known.push_str(&name);
+        }
+        Some((_, known)) if !known.ends_with('…') => known.push_str(" …"),
+        Some(_) => {}
         None => found.push((what, name)),
     }
 }

@@ -18,8 +18,8 @@ use async_trait::async_trait;
 use skep_model::egress::{Host, HttpGrant, Reach, Scheme, is_home, reach};
 use skep_model::id::Uid;
 use skep_model::limits::{
-    HTTP_HEADERS_BYTES_MAX_OUT, HTTP_PER_CALL_MAX, HTTP_PER_NODE_MAX, HTTP_PER_STAGE_MAX, HTTP_REQUESTS_PER_CALL_MAX,
-    HTTP_URL_BYTES_MAX,
+    HTTP_HEADERS_BYTES_MAX_OUT, HTTP_LOOKUPS_PER_NODE_MAX, HTTP_LOOKUPS_PER_STAGE_MAX, HTTP_PER_CALL_MAX,
+    HTTP_PER_NODE_MAX, HTTP_PER_STAGE_MAX, HTTP_REQUESTS_PER_CALL_MAX, HTTP_URL_BYTES_MAX,
 };
 use skep_model::step::LogLevel;
 use tokio::sync::Semaphore;
@@ -30,6 +30,8 @@ use crate::log::Log;
 
 /// Connections of all Bees of this process.
 static NODE: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(HTTP_PER_NODE_MAX)));
+/// Names that are looked up for all of them.
+static LOOKUPS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(HTTP_LOOKUPS_PER_NODE_MAX)));
 
 /// How names become addresses.
 #[async_trait]
@@ -57,6 +59,7 @@ pub struct Egress {
     private: bool,
     resolver: Arc<dyn Resolver>,
     connections: Arc<Semaphore>,
+    lookups: Arc<Semaphore>,
 }
 
 impl Egress {
@@ -67,7 +70,22 @@ impl Egress {
             private,
             resolver,
             connections: Arc::new(Semaphore::new(HTTP_PER_STAGE_MAX)),
+            lookups: Arc::new(Semaphore::new(HTTP_LOOKUPS_PER_STAGE_MAX)),
         })
+    }
+
+    /// Looks a name up, which counts until the system has answered: it cannot be told that nobody waits any more, and each lookup holds a
+    /// thread meanwhile. A guest that gives up at once and asks for the next name gets no further than its stage's share.
+    async fn look_up(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+        let closed = |e| io::Error::other(format!("{e}"));
+        let own = Arc::clone(&self.lookups).acquire_owned().await.map_err(closed)?;
+        let node = Arc::clone(&LOOKUPS).acquire_owned().await.map_err(closed)?;
+        let (resolver, name) = (Arc::clone(&self.resolver), name.to_owned());
+        let looked = tokio::spawn(async move {
+            let _permits = (own, node);
+            resolver.resolve(&name).await
+        });
+        looked.await.map_err(io::Error::other)?
     }
 
     /// The addresses of a host that may be connected to.
@@ -75,7 +93,7 @@ impl Egress {
         let (found, exact) = match host {
             Host::Address(address) => (vec![*address], true),
             Host::Name(name) => {
-                let found = self.resolver.resolve(name).await;
+                let found = self.look_up(name).await;
                 let found = found.map_err(|e| {
                     Refusal::new(
                         Error::DnsError {

@@ -225,8 +225,12 @@ pub fn reach(address: IpAddr) -> Reach {
 }
 
 fn reach_v4(v4: Ipv4Addr) -> Reach {
-    let [a, b, c, _] = v4.octets();
+    let [a, b, c, d] = v4.octets();
     match (a, b, c) {
+        // Where clouds tell machines their credentials, though the address is none of a link: of Azure, Alibaba, Oracle.
+        (168, 63, 129) if d == 16 => Reach::Link,
+        (100, 100, 100) if d == 200 => Reach::Link,
+        (192, 0, 0) if d == 192 => Reach::Link,
         (0 | 224..=255, ..) => Reach::Never,
         (169, 254, _) => Reach::Link,
         (10 | 127, ..) | (172, 16..=31, _) | (192, 168, _) => Reach::Private,
@@ -261,7 +265,7 @@ fn reach_v6(v6: Ipv6Addr) -> Reach {
         // ISATAP: an IPv4 address at the end, in whatever network.
         [_, _, _, _, 0 | 0x200, 0x5efe, high, low] => v4(high, low),
         // What a cloud has for its machines' credentials is a unique local address, and no name leads there either.
-        [0xfd00, 0xec2, ..] => Reach::Link,
+        [0xfd00, 0xec2, ..] | [0xfd20, 0xce, ..] => Reach::Link,
         [first, ..] if first & 0xfe00 == 0xfc00 || first & 0xffc0 == 0xfec0 => Reach::Private,
         [first, ..] if first & 0xffc0 == 0xfe80 => Reach::Link,
         // Multicast, and all that is not handed out to anybody.
@@ -401,6 +405,11 @@ mod tests {
                     "::ffff:169.254.169.254",
                     "64:ff9b::a9fe:a9fe",
                     "fd00:ec2::254",
+                    "fd20:ce::254",
+                    "168.63.129.16",
+                    "100.100.100.200",
+                    "192.0.0.192",
+                    "64:ff9b::a83f:8110",
                 ],
             ),
             (

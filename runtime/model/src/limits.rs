@@ -412,8 +412,7 @@ pub const QUOTA_DEMANDS_MAX: usize = 1_000;
 /// How often a node writes down what tenants used there: what was used since is lost with a node that is killed. Each write is one record of
 /// the catalog, which every node hears of.
 pub const USAGE_WRITE_MS: u64 = 60_000;
-/// Tenants and Bees of which a node counts apart in a day, each some hundred bytes of that record; what more Bees use counts as their tenant's
-/// alone, and what more tenants use, as nobody's.
+/// Bees of which a node counts apart in a day, each some hundred bytes of that record; what more Bees use counts as their tenant's alone.
 pub const USAGE_ENTRIES_MAX: usize = 10_000;
 /// Days that are kept: a year and the month in which it is billed.
 pub const USAGE_DAYS_KEPT: u64 = 400;
@@ -434,6 +433,10 @@ pub const HTTP_GRANTS_MAX: usize = 32;
 pub const HTTP_PER_CALL_MAX: usize = 16;
 pub const HTTP_PER_STAGE_MAX: usize = 64;
 pub const HTTP_PER_NODE_MAX: usize = 256;
+/// Names looked up at once, of one stage and of the node: each lookup holds a thread until the system answers, of some hundreds that a runtime
+/// has for all that blocks.
+pub const HTTP_LOOKUPS_PER_STAGE_MAX: usize = 8;
+pub const HTTP_LOOKUPS_PER_NODE_MAX: usize = 64;
 /// Requests of one call: some for each message of a large batch.
 pub const HTTP_REQUESTS_PER_CALL_MAX: usize = 1_024;
 /// Addresses of one name that are tried.
@@ -462,8 +465,10 @@ pub const AUDIT_DENIED_KINDS_MAX: usize = 256;
 pub const AUDIT_DENIED_WINDOW_MS: u64 = 60_000;
 /// Records in one answer of a node, which are sorted in memory.
 pub const AUDIT_PAGE_MAX: usize = 500;
-/// Lists and verifications of the audit under way at once on a node: each reads files of many books.
+/// Pages and verifications of the audit that a node reads at once: each reads files of many books. More wait.
 pub const AUDIT_READS_MAX: usize = 4;
+/// Lists that tenants have open on a node, followers among them: each holds some pages of records.
+pub const AUDIT_LISTS_MAX: usize = 64;
 
 // --- a node's settings ------------------------------------------------------------------------------------------
 /// A file of settings: eleven keys.

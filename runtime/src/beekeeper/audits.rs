@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use skep_model::access::Role;
-use skep_model::limits::{AUDIT_PAGE_MAX, AUDIT_READS_MAX};
+use skep_model::limits::{AUDIT_LISTS_MAX, AUDIT_PAGE_MAX, AUDIT_READS_MAX};
 use skep_model::name::TenantId;
 use skep_proto::v1;
 use skep_proto::v1::audit_server::Audit;
@@ -19,16 +19,22 @@ use super::{Desk, Keeper, Out, Reply};
 use crate::members::Heard;
 use crate::peer::ask;
 
+/// Taken while files are read, never while a client is waited for.
 static READS: Semaphore = Semaphore::const_new(AUDIT_READS_MAX);
+/// Lists that tenants have open. Operators' are not among them: no tenant keeps an operator out.
+static OPEN: Semaphore = Semaphore::const_new(AUDIT_LISTS_MAX);
 /// Records that wait for a slow client.
 const ENTRIES_MAX: usize = 16;
 /// How often a follower looks what came.
 const LOOK: Duration = Duration::from_millis(1_000);
 
-fn reading() -> Result<SemaphorePermit<'static>, Status> {
-    READS.try_acquire().map_err(|_| {
+fn opened(role: Role) -> Result<Option<SemaphorePermit<'static>>, Status> {
+    if role == Role::Operator {
+        return Ok(None);
+    }
+    OPEN.try_acquire().map(Some).map_err(|_| {
         Status::resource_exhausted(format!(
-            "{AUDIT_READS_MAX} readers of the audit are at work on this node, no more fit: try again, or at another node"
+            "{AUDIT_LISTS_MAX} lists of the audit are open on this node, no more fit: try again, or at another node"
         ))
     })
 }
@@ -42,7 +48,7 @@ impl Audit for Desk {
         let asked = request.into_inner();
         let tenant = this.readable(&asked.tenant).await?;
         let since_ms = asked.since_ms.max(this.born_ms(tenant.as_ref()).await?);
-        let permit = reading()?;
+        let permit = opened(this.caller.role)?;
         let (tell, told) = mpsc::channel(ENTRIES_MAX);
         let gathering = Gathering {
             tenant: tenant.map(|tenant| tenant.to_string()).unwrap_or_default(),
@@ -68,7 +74,7 @@ impl Audit for Desk {
         let this = self.of(&request)?;
         let asked = request.into_inner();
         let tenant = this.readable("").await?;
-        let _permit = reading()?;
+        let _turn = READS.acquire().await.map_err(|e| internal(e.into()))?;
         let tenant = tenant.map(|tenant| tenant.to_string()).unwrap_or_default();
         let asked = v1::SoundRequest {
             tenant,
@@ -211,6 +217,7 @@ impl Gathering {
     }
 
     async fn fill(&mut self, at: usize) -> Result<(), Unheard> {
+        let _turn = READS.acquire().await.map_err(|_| Unheard)?;
         let source = &mut self.sources[at];
         let asked = v1::RecordedRequest {
             since_ms: self.since_ms,

@@ -179,7 +179,16 @@ async fn a_bee_reaches_what_its_manifest_lists_and_nothing_else() {
     let letters = node.cli_ok(&["dlq", "out", "list", "-o", "json"]);
     let letters: serde_json::Value = serde_json::from_str(&letters).expect("JSON");
     let id = letters["letters"][0]["id"].to_string();
-    node.cli(&["dlq", "out", "try", &id]);
+    let tried = node.cli(&["dlq", "out", "try", &id]);
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&tried.stdout),
+        String::from_utf8_lossy(&tried.stderr)
+    );
+    assert!(
+        letters["letters"][0]["id"].is_u64() && !said.contains("no dead letter"),
+        "{letters}: {said}"
+    );
     assert_eq!(heads.lock().unwrap().len(), 2);
     node.stop();
 }
