@@ -15,7 +15,11 @@ fn fetch(swarm: &mut Swarm, message: Message) -> skep::Result {
     match request.send() {
         Ok(answer) => {
             let kind = answer.header("Content-Type").unwrap_or_default().into_owned();
-            swarm.respond(format!("{} {kind} {}", answer.status(), String::from_utf8_lossy(answer.body())));
+            swarm.respond(format!(
+                "{} {kind} {}",
+                answer.status(),
+                String::from_utf8_lossy(answer.body())
+            ));
         }
         Err(e) => swarm.respond(format!("error {}", e.code())),
     }
