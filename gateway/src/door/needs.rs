@@ -174,6 +174,7 @@ mod tests {
         "Beekeeper/ListNodes",
         "Access/WhoAmI",
         "Access/ListTenants",
+        "Access/Usage",
         "Access/ListTokens",
         "Secrets/ListSecrets",
         "Audit/ListAudit",

@@ -251,6 +251,7 @@ mod tests {
         assert_eq!(fill(&places, &small, 32 << 20).await.len(), 2);
         assert_eq!(fill(&places, &small, 512 << 20).await.len(), 1);
         drop((held, beside));
-        assert_eq!((places.state().free, places.state().waiting.len()), (16, 0));
+        let state = places.state();
+        assert_eq!((state.free, state.waiting.len()), (16, 0));
     }
 }
