@@ -366,12 +366,12 @@ mod tests {
         );
         assert_eq!(book.record.used["acme"].len(), USAGE_ENTRIES_MAX);
         assert_eq!(book.record.used["globex"][""].messages, 7);
-        clock.advance((USAGE_DAYS_KEPT + 1) * DAY_MS);
+        clock.advance(USAGE_DAYS_KEPT * DAY_MS);
         one.write().await.unwrap();
         assert_eq!(
             messages(Some(&acme), 0).await,
             [("s/a".to_owned(), 11)],
-            "two days ago it was the 401st"
+            "it is of the oldest day that is kept"
         );
         clock.advance(DAY_MS);
         one.write().await.unwrap();

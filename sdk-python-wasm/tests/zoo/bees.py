@@ -115,7 +115,6 @@ def talk(swarm: Swarm, payload: str, context):
     """Answers in parts."""
     for word in payload.split():
         swarm.part(word)
-    swarm.respond(b"")
 
 
 @register_bee(name="bad")
