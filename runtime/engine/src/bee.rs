@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -112,6 +113,8 @@ pub(crate) struct Inner {
     settings: BeeSettings,
     config: Arc<BTreeMap<String, String>>,
     spares: Mutex<Spares>,
+    /// What making the last instance took, us.
+    made_us: AtomicU32,
 }
 
 /// Instances that wait for a call: untouched ones, or warm ones of a pooled Bee.
@@ -151,6 +154,7 @@ impl Bee {
             settings,
             config,
             spares: Mutex::default(),
+            made_us: AtomicU32::new(0),
         }))
     }
 
@@ -176,8 +180,16 @@ impl Bee {
         drop(load);
         match ran {
             Ok(Some((processed, used))) => {
-                // Off the caller's path: it takes place when the caller waits next.
-                tokio::spawn(Arc::clone(&self.0).after(used));
+                // Off the caller's path: it takes place when the caller waits next. Whoever lives on this thread would wait for it then, so
+                // what takes longer goes to a thread that has nothing to do.
+                let after = Arc::clone(&self.0).after(used);
+                let here = match self.0.is_slow_to_make() {
+                    true => self.0.engine.guests().spawn_aside(after).err(),
+                    false => Some(after),
+                };
+                if let Some(after) = here {
+                    tokio::spawn(after);
+                }
                 processed
             }
             Ok(None) => lost("the engine is shutting down".to_owned()),
@@ -194,11 +206,12 @@ impl Bee {
                     return;
                 };
                 // The next call should come to this same thread and find its instance made, rather than wake another thread to
-                // make one.
-                drop(load);
+                // make one; unless it would wait for that longer than for a thread to wake.
+                let busy = bee.is_slow_to_make().then_some(load);
                 // The caller may be gone: then nobody minds.
                 let _ = answer.send(processed);
                 bee.after(used).await;
+                drop(busy);
             }
         });
         let mut stop = StopOnDrop(Some(task.abort_handle()));
@@ -298,8 +311,14 @@ impl Inner {
         }
     }
 
+    fn is_slow_to_make(&self) -> bool {
+        let made = Duration::from_micros(self.made_us.load(Ordering::Relaxed).into());
+        made > self.engine.settings().slow_to_make
+    }
+
     async fn make(&self) -> Result<Instance, Box<Processed>> {
         let time = self.time();
+        let began = Instant::now();
         let made = Box::pin(Instance::make(
             &self.code,
             self.host(),
@@ -308,7 +327,19 @@ impl Inner {
             self.turn(),
         ))
         .await;
+        let took = u32::try_from(began.elapsed().as_micros()).unwrap_or(u32::MAX);
+        self.made_us.store(took, Ordering::Relaxed);
         made.map_err(|(failure, store)| Box::new(failed(failure, store.data(), time)))
+    }
+
+    async fn warm(&self, instance: &mut Instance) -> bool {
+        let warmed = instance.warm(
+            self.settings.stage_digest,
+            self.engine.ticker(),
+            self.time(),
+            self.turn(),
+        );
+        Box::pin(warmed).await
     }
 
     fn host(&self) -> Host {
@@ -414,6 +445,9 @@ impl Inner {
             let _preparing = Preparing(self);
             // An instance that cannot be made is not a matter for now: the next call will tell its caller.
             let Ok(mut instance) = self.make().await else { return };
+            if self.is_slow_to_make() && !self.warm(&mut instance).await {
+                return self.end(instance);
+            }
             instance.place = Some(place);
             let mut spares = self.spares();
             spares.waiting.push_back(instance);

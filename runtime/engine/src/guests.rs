@@ -80,6 +80,28 @@ impl Guests {
         })
     }
 
+    /// Runs a task on a thread that has nothing to do and is not the calling one; gives it back where there is none. The thread counts as
+    /// busy until the task ends.
+    pub(crate) fn spawn_aside<F>(&self, task: F) -> Result<(), F>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let mine =
+            |thread: &&Thread| HERE.with_borrow(|here| here.as_ref().is_some_and(|h| Arc::ptr_eq(h, &thread.load)));
+        // Two that ask at once may take the same: then one waits for the other, as both would have here.
+        let idle = |thread: &&Thread| thread.load.load(Ordering::Relaxed) == 0 && !mine(thread);
+        let Some(thread) = self.threads.iter().find(idle) else {
+            return Err(task);
+        };
+        thread.load.fetch_add(1, Ordering::Relaxed);
+        let load = Load(Arc::clone(&thread.load));
+        thread.handle.spawn(async move {
+            task.await;
+            drop(load);
+        });
+        Ok(())
+    }
+
     pub(crate) fn handles(&self) -> Vec<Handle> {
         self.threads.iter().map(|thread| thread.handle.clone()).collect()
     }

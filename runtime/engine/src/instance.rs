@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use skep_model::id::Digest;
 use skep_model::limits::EPOCH_TICK_MS;
 use skep_model::step::{Batch, Disposition, Outcome, Processed};
 use wasmtime::component::{ComponentExportIndex, Func, InstancePre, TypedFunc};
@@ -62,6 +63,7 @@ pub(crate) struct Call<'a> {
 pub(crate) struct Instance {
     store: Store<Host>,
     process: Func,
+    bees: Func,
     pub(crate) made: Instant,
     pub(crate) used: Instant,
     pub(crate) calls: u32,
@@ -83,17 +85,17 @@ impl Instance {
         let made = guarded(time, turn, code.pre.instantiate_async(&mut store)).await;
         drop(running);
         let found = made.and_then(|instance| {
-            instance
-                .get_func(&mut store, code.process)
-                .context("the export `process` is gone")
-                .map_err(Failure::Wasm)
+            let mut export = |index| instance.get_func(&mut store, index);
+            let both = export(code.process).zip(export(code.bees));
+            both.context("an export is gone").map_err(Failure::Wasm)
         });
         match found {
-            Ok(process) => {
+            Ok((process, bees)) => {
                 let now = Instant::now();
                 Ok(Self {
                     store,
                     process,
+                    bees,
                     made: now,
                     used: now,
                     calls: 0,
@@ -102,6 +104,24 @@ impl Instance {
             }
             Err(failure) => Err((failure, store)),
         }
+    }
+
+    /// Lets the guest run before anybody waits for it, by asking once more for its Bees' names: what it touches then is not copied,
+    /// page by page, in its first call. `false`: it failed, and the instance is spoilt.
+    pub(crate) async fn warm(&mut self, stage: Digest, ticker: &Ticker, time: Time, turn: Turn) -> bool {
+        // SAFETY: as in `call`.
+        let bees: Bees = unsafe { TypedFunc::new_unchecked(self.bees) };
+        let host = self.store.data_mut();
+        host.ticks = 0;
+        host.ticks_max = time.ticks();
+        self.store.set_epoch_deadline(1);
+        let running = ticker.run();
+        let named = guarded(time, turn, bees.call_async(&mut self.store, ())).await;
+        drop(running);
+        // It said that to nobody: no message was there.
+        let _ = self.store.data().log.take();
+        self.restart(stage);
+        named.is_ok()
     }
 
     /// Calls the Bee. After a trap the instance is spoilt: the second value says whether it may be used again.
@@ -172,8 +192,8 @@ impl Instance {
         self.store.data().ceiling.used()
     }
 
-    /// Before the next call of a reused instance.
-    pub(crate) fn restart(&mut self, stage: skep_model::id::Digest) {
+    /// Before the next call of an instance in which the guest ran.
+    pub(crate) fn restart(&mut self, stage: Digest) {
         let host = self.store.data();
         host.sense.restart(stage);
         host.log.set_input(None);

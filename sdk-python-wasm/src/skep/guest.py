@@ -203,7 +203,8 @@ def ready() -> None:
         if not name.startswith("skep") and getattr(module, "__file__", None) and _is_users(module.__file__)
         for value in vars(module).values()
     )
-    _warm()
+    _WARMERS.extend(_warmers())
+    _warm(_TURNS)
     # What is here for good need not be looked at, nor its pages be written, by each instance's collections.
     gc.collect()
     gc.freeze()
@@ -222,12 +223,11 @@ class _NoNode(Node):
 
 #: CPython fits code to what it sees within fewer turns.
 _TURNS = 64
+#: What `_warm` runs: a Bee a form of payload.
+_WARMERS: list[registry.Bee] = []
 
 
-def _warm() -> None:
-    """Runs what every message runs. CPython writes into code that is new to it, and does not any more once the code has run: so instances
-    find it fitted, and share its pages instead of each copying its own."""
-
+def _warmers() -> list[registry.Bee]:
     def json_bee(swarm: Swarm, payload: Any, context: Any) -> None:
         swarm.state["n"] = swarm.state.get("n", 0) + 1
         swarm.publish(payload, context=context, key="k")
@@ -244,14 +244,22 @@ def _warm() -> None:
         for message in messages:
             swarm.publish(message.payload, context=message)
 
-    inputs = [Input_One(WireMessage(bytes(16), "k", [], b'{"a":1}', 1, 1)) for _ in range(_TURNS)]
+    return [registry.Bee("", function, None) for function in (json_bee, raw_bee, text_bee, batch_bee)]
+
+
+def _warm(turns: int) -> None:
+    """Runs what every message runs, so that no caller waits for what only the first one does.
+
+    At the build: CPython writes into code that is new to it, and does not any more once the code has run, so instances find it fitted, and
+    share its pages instead of each copying its own. In an instance: what is still written to is copied then, and not in its first call.
+    """
+    inputs = [Input_One(WireMessage(bytes(16), "k", [], b'{"a":1}', 1, 1)) for _ in range(turns)]
     swarm = Swarm(_NoNode())
-    kept = dict(registry.BEES)
-    for function in (json_bee, raw_bee, text_bee, batch_bee):
-        registry.BEES["warm"] = registry.Bee("warm", function, None)
-        process("warm", inputs, swarm, _ends)
-    registry.BEES.clear()
-    registry.BEES.update(kept)
+    for bee in _WARMERS:
+        # No Bee of a user has an empty name.
+        registry.BEES[""] = bee
+        process("", inputs, swarm, _ends)
+    del registry.BEES[""]
 
 
 def _is_users(path: str | None) -> bool:
@@ -260,6 +268,8 @@ def _is_users(path: str | None) -> bool:
 
 class Handler(exports.Handler):  # type: ignore[misc]
     def bees(self) -> Any:
+        # The node asks at an upload, and again in each instance that it prepares for a call to come.
+        _warm(1)
         return [Bee(name) for name in registry.BEES]
 
     def process(self, bee: str, inputs: Any) -> Any:

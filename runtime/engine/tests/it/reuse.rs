@@ -1,9 +1,10 @@
 use std::time::Duration;
 
-use skep_engine::BeeSettings;
+use skep_engine::{BeeSettings, CompilerLimits, Engine, Settings};
+use skep_model::id::Digest;
 use skep_model::swarm::Instances;
 
-use crate::zoo::{answers, batch, bee, message, plain, trap};
+use crate::zoo::{answers, batch, bee, compiler, message, plain, settings, trap, wasm};
 
 fn pooled(calls: u32, age_s: u32) -> BeeSettings {
     BeeSettings {
@@ -32,6 +33,48 @@ async fn instances_are_prepared_ahead_and_go_when_idle() {
     wait_for(|| fresh.spares() > 0).await;
     wait_for(|| fresh.spares() == 0).await;
     assert_eq!(count(&fresh).await, "0");
+}
+
+/// An engine that takes every instance for one that is slow to make.
+async fn slow(name: &str, config: &[(&str, &str)]) -> skep_engine::Bee {
+    let settings = Settings {
+        slow_to_make: Duration::ZERO,
+        spare_idle: Duration::from_secs(60),
+        ..settings()
+    };
+    let wasm = wasm();
+    let digest = Digest::of(&wasm);
+    let artifact = compiler(CompilerLimits::default()).compile(wasm).await.unwrap();
+    let module = Engine::new(settings).unwrap().load(digest, artifact).await.unwrap();
+    let config = config.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    let settings = BeeSettings { config, ..plain() };
+    module.bee(&name.parse().unwrap(), settings).unwrap()
+}
+
+#[tokio::test]
+async fn what_is_slow_to_make_is_warmed_and_nobody_can_tell_by_more_than_the_time() {
+    let named = slow("named", &[]).await;
+    // The first is made where the call waits for it: a turn of the guest more would be waited for as well.
+    assert_eq!(count(&named).await, "0");
+    wait_for(|| named.spares() == 2).await;
+    let processed = named.process(batch(vec![message(1, "x")])).await;
+    assert_eq!(processed.log, [], "what it said while nobody called is nobody's");
+    assert_eq!(answers(processed), ["1"]);
+
+    let random = slow("random", &[]).await;
+    let cold = count(&random).await;
+    wait_for(|| random.spares() == 2).await;
+    assert_eq!(count(&random).await, cold);
+}
+
+#[tokio::test]
+async fn what_cannot_be_warmed_is_made_for_each_call() {
+    let sour = slow("static", &[("sour", "")]).await;
+    for _ in 0..5 {
+        assert_eq!(count(&sour).await, "0");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(sour.spares(), 0);
+    }
 }
 
 async fn wait_for(what: impl Fn() -> bool) {

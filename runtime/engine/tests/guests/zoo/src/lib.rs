@@ -51,10 +51,20 @@ const BEES: &[&str] = &[
     "hoard",
     "host-panic",
     "abandon-other",
+    "named",
 ];
+
+/// How often this instance was asked for its Bees.
+static NAMED: AtomicU32 = AtomicU32::new(0);
 
 impl Guest for Zoo {
     fn bees() -> Vec<Bee> {
+        NAMED.fetch_add(1, Ordering::Relaxed);
+        getrandom(&mut [0u8; 16]);
+        println!("naming");
+        if wasi::config::store::get("sour").unwrap().is_some() {
+            panic!("asked again");
+        }
         BEES.iter()
             .map(|name| Bee {
                 name: (*name).to_owned(),
@@ -264,6 +274,7 @@ fn one(bee: &str, index: u32, input: Input) -> Outcome {
             static CALLS: AtomicU32 = AtomicU32::new(0);
             respond(CALLS.fetch_add(1, Ordering::Relaxed).to_string())
         }
+        "named" => respond(NAMED.load(Ordering::Relaxed).to_string()),
         "env" => respond(format!("{} {}", std::env::vars().count(), std::env::args().count())),
         "files" => respond(format!(
             "{} {} {}",
