@@ -12,6 +12,7 @@
 //! - [`span`]: finished spans, as values.
 //! - [`step`]: what crosses the boundary between a stage and a Bee, as values.
 //! - [`swarm`]: the graph that a manifest describes.
+//! - [`tensor`]: tensors, and what a model takes and gives.
 //! - [`manifest`]: YAML to [`swarm::Swarm`], every mistake at once with line and column.
 //! - [`condition`]: which messages an input takes, as the manifest says it.
 //! - [`diff`]: what an apply would change, and what it refuses.
@@ -38,5 +39,6 @@ pub mod scope;
 pub mod span;
 pub mod step;
 pub mod swarm;
+pub mod tensor;
 
 pub use bytes::Bytes;

@@ -353,6 +353,14 @@ pub const LOG_BYTES_PER_CALL_MAX: usize = 64 << 10;
 /// Log bytes kept per Bee, in memory, also of dead instances.
 pub const LOG_BYTES_KEPT_MAX: usize = 1 << 20;
 
+// --- models -----------------------------------------------------------------------------------------------------
+/// Dimensions of a tensor: video in batches has five.
+pub const TENSOR_RANK_MAX: usize = 8;
+/// One tensor: 64 coloured images of 512 × 512 as FP32 are 192 MiB, and are to be sent in parts.
+pub const TENSOR_BYTES_MAX: usize = 64 << 20;
+/// An input's or output's name: it stands in errors and metadata.
+pub const TENSOR_NAME_BYTES_MAX: usize = 256;
+
 // --- doors ------------------------------------------------------------------------------------------------------
 /// Calls under way at once on a node.
 pub const IN_FLIGHT_MAX: usize = 4_096;
