@@ -1,0 +1,29 @@
+//! `cargo run --release -p skep-inference --example measure -- FILE.onnx…`: every model on every backend there is.
+//! Set ORT_DYLIB_PATH to the path of libonnxruntime.so to have ONNX Runtime beside tract.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use skep_inference::backend::onnxruntime::{OnnxRuntime, PATH_VARIABLE};
+use skep_inference::backend::tract::Tract;
+use skep_inference::measure::{Question, measure};
+use skep_inference::{Backend, Threads};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let cores = std::thread::available_parallelism()?.get();
+    let question = Question {
+        threads: Threads::usual(cores),
+        ..Question::default()
+    };
+    let mut backends: Vec<Box<dyn Backend>> = vec![Box::new(Tract::new())];
+    if let Some(path) = std::env::var_os(PATH_VARIABLE) {
+        backends.push(Box::new(OnnxRuntime::open(Path::new(&path), question.threads)?));
+    }
+    for path in std::env::args().skip(1) {
+        let bytes = Bytes::from(std::fs::read(&path)?);
+        for backend in &backends {
+            println!("{}", measure(&path, &**backend, &bytes, &question)?);
+        }
+    }
+    Ok(())
+}
