@@ -23,7 +23,7 @@ pub use queue::{Bounds, Policy};
 pub use stats::{Counts, ROWS_BUCKETS, Reading, Stats, TIME_BUCKETS_US};
 
 use crate::backend::{InferError, Model, Named};
-use crate::limits::{BATCH_ROWS_MAX, INLINE_US_MAX};
+use crate::limits::{BATCH_ROWS_MAX, HERE_ROWS_MAX, INLINE_US_MAX};
 use crate::threads::{Again, Permit, Threads, Work};
 use queue::{Call, Next, Queue};
 
@@ -94,11 +94,11 @@ impl fmt::Debug for Batcher {
 }
 
 impl Batcher {
-    /// A model whose rows depend on each other is not batched, whatever the policy says.
+    /// A model whose rows depend on each other is not batched, whatever the policy says; nor one that takes longer for rows together.
     #[must_use]
     pub fn new(model: Model, policy: Policy, bounds: Bounds, threads: Arc<Threads>) -> Arc<Self> {
         let runs_max = if model.parallel() { threads.number() } else { 1 };
-        let policy = if model.batchable() { policy } else { Policy::off() };
+        let policy = if model.batching_pays() { policy } else { Policy::off() };
         Arc::new(Self {
             row_ns: AtomicU64::new(u64::try_from(model.tried().as_nanos()).unwrap_or(u64::MAX)),
             model,
@@ -139,13 +139,13 @@ impl Batcher {
 
     /// From the next run on.
     pub fn set_policy(&self, policy: Policy) {
-        if self.model.batchable() {
+        if self.model.batching_pays() {
             self.lock().queue.set_policy(policy);
         }
     }
 
-    /// Calls the model. Where it is idle and small (half a millisecond for all that waits) the run is right here; else this waits without holding
-    /// a thread. Before a run here others whose turn it is on this thread come first, once: so calls meet that one thread makes, and each
+    /// Calls the model. Where it is idle and small (half a millisecond for all that waits) the run is right here; else, or where many wait, this
+    /// waits without holding a thread. Before a run here others whose turn it is on this thread come first, once: so calls meet that one thread makes, and each
     /// of them would else be run before the next could begin. Dropped, a call is not run, unless it runs already.
     ///
     /// A call with a deadline needs a tokio runtime with its clock around it; one without needs no runtime.
@@ -163,7 +163,16 @@ impl Batcher {
             self.ended();
         } else if began {
             let began = Began(Some(self));
-            tokio::task::yield_now().await;
+            // As long as more come. Who is alone lets others come first once.
+            let (mut came, most) = (0, self.lock().queue.policy().max_rows);
+            loop {
+                tokio::task::yield_now().await;
+                let waiting = self.lock().queue.waiting().0;
+                if waiting <= came || waiting >= most {
+                    break;
+                }
+                came = waiting;
+            }
             // Ends what was begun and begins anew, with what came meanwhile.
             began.end();
             if let Some(permit) = self.threads.permit() {
@@ -178,7 +187,7 @@ impl Batcher {
                 let Some(waiting) = waiting else {
                     return self.run_here(&inputs, rows, permit);
                 };
-                if self.short(waiting + rows) {
+                if waiting < HERE_ROWS_MAX && self.short(waiting + rows) {
                     let id = self.push(subject, (inputs, rows), deadline, Reply::Async(reply), false)?;
                     self.run_waiting(permit);
                     return self.answered(id, answer, deadline).await;

@@ -359,7 +359,8 @@ impl Forest {
         let winner = match self.binary {
             Some(all_positive) => {
                 let score = scores[0];
-                (scores[0], scores[1]) = (if all_positive { 1.0 - score } else { -score }, score);
+                let probability = all_positive && self.after != After::Logistic;
+                (scores[0], scores[1]) = (if probability { 1.0 - score } else { -score }, score);
                 usize::from(score > if all_positive { 0.5 } else { 0.0 })
             }
             // Of equals the first.
@@ -367,8 +368,7 @@ impl Forest {
         };
         match self.after {
             After::Nothing => {}
-            // Two classes with one score: a probability is one already, and of one score there is no softmax.
-            After::Logistic if self.binary == Some(true) => {}
+            // Of one score for two classes there is no softmax.
             After::Softmax if self.binary.is_some() => {}
             After::Logistic => scores
                 .iter_mut()
@@ -493,4 +493,129 @@ impl TypedOp for Trees {
     }
 
     as_op!();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use bytes::Bytes;
+    use prost::Message as _;
+    use serde::Deserialize;
+    use skep_model::tensor::{Tensor as Values, TensorType};
+    use tract_onnx::pb;
+
+    use crate::backend::tract::Tract;
+    use crate::{Limits, Model};
+
+    #[derive(Deserialize)]
+    struct Expected {
+        shape: Vec<u64>,
+        data: Vec<Option<f32>>,
+        outputs: Vec<Output>,
+    }
+
+    #[derive(Deserialize)]
+    struct Output {
+        shape: Vec<u64>,
+        data: Vec<serde_json::Value>,
+    }
+
+    fn file(name: &str) -> Vec<u8> {
+        let path = format!("{}/tests/models/{name}", env!("CARGO_MANIFEST_DIR"));
+        std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
+    fn load(bytes: Vec<u8>) -> Result<Model, crate::Refusal> {
+        Model::load(&Tract::new(), &Bytes::from(bytes), &Limits::default())
+    }
+
+    /// Every kind of tree that converters write, and every way to compare, is as ONNX Runtime has it.
+    #[test]
+    fn trees_answer_as_onnx_runtime_does() {
+        let all: BTreeMap<String, Expected> = serde_json::from_slice(&file("expected.json")).unwrap();
+        assert!(all.len() >= 18);
+        for (name, expected) in all {
+            let model = load(file(&format!("{name}.onnx"))).unwrap_or_else(|error| panic!("{name}: {error}"));
+            let values: Vec<f32> = expected.data.iter().map(|value| value.unwrap_or(f32::NAN)).collect();
+            let input = Values::from_f32(expected.shape.clone(), &values).unwrap();
+            let answer = model
+                .run(&[(String::from("x"), input)])
+                .unwrap_or_else(|error| panic!("{name}: {error}"));
+            assert_eq!(answer.len(), expected.outputs.len(), "{name}");
+            for ((output, got), want) in answer.iter().zip(&expected.outputs) {
+                assert_eq!(got.shape(), want.shape, "{name}, {output}");
+                match got.kind() {
+                    TensorType::Fp32 => {
+                        for (at, (got, want)) in got.to_f32().unwrap().iter().zip(&want.data).enumerate() {
+                            let want = want.as_f64().unwrap() as f32;
+                            let far = (got - want).abs();
+                            assert!(
+                                far <= 2e-6 * (1.0 + want.abs()),
+                                "{name}, {output}, element {at}: {got}, expected {want}"
+                            );
+                        }
+                    }
+                    TensorType::I64 => {
+                        let want: Vec<i64> = want.data.iter().map(|value| value.as_i64().unwrap()).collect();
+                        assert_eq!(got.to_i64().unwrap(), want, "{name}, {output}");
+                    }
+                    TensorType::Bytes => {
+                        let want: Vec<&[u8]> = want
+                            .data
+                            .iter()
+                            .map(|value| value.as_str().unwrap().as_bytes())
+                            .collect();
+                        assert_eq!(got.contents().collect::<Vec<_>>(), want, "{name}, {output}");
+                    }
+                    other => panic!("{name}, {output}: {other}"),
+                }
+            }
+        }
+    }
+
+    fn changed(change: impl FnOnce(&mut pb::NodeProto)) -> Result<Model, crate::Refusal> {
+        let mut model = pb::ModelProto::decode(&*file("modes-0.onnx")).unwrap();
+        change(&mut model.graph.as_mut().unwrap().node[0]);
+        load(model.encode_to_vec())
+    }
+
+    fn ints<'a>(node: &'a mut pb::NodeProto, name: &str) -> &'a mut Vec<i64> {
+        &mut node
+            .attribute
+            .iter_mut()
+            .find(|attribute| attribute.name == name)
+            .unwrap()
+            .ints
+    }
+
+    #[test]
+    fn trees_that_are_none_are_refused() {
+        type Change = fn(&mut pb::NodeProto);
+        let cases: [(&str, Change); 9] = [
+            ("comes after itself", |node| ints(node, "nodes_truenodeids")[1] = 0),
+            ("comes after itself", |node| ints(node, "nodes_truenodeids")[1] = 1),
+            ("after two others", |node| ints(node, "nodes_truenodeids")[2] = 4),
+            ("node 77 of tree 0 is not there", |node| {
+                ints(node, "nodes_falsenodeids")[0] = 77
+            }),
+            ("nodes_featureids has 6 entries", |node| {
+                ints(node, "nodes_featureids").pop();
+            }),
+            ("a feature has a number", |node| ints(node, "nodes_featureids")[0] = -1),
+            ("two of its nodes", |node| ints(node, "nodes_nodeids")[6] = 5),
+            ("target that is not there", |node| ints(node, "target_ids")[0] = 9),
+            ("a weight is for node 99", |node| ints(node, "target_nodeids")[0] = 99),
+        ];
+        assert!(changed(|_| ()).is_ok());
+        for (says, change) in cases {
+            let error = changed(change).expect_err(says).to_string();
+            assert!(error.contains(says), "{says}: {error}");
+        }
+        // A feature that no row has is found when the first row comes: at load.
+        let error = changed(|node| ints(node, "nodes_featureids")[0] = 5)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("feature 5"), "{error}");
+    }
 }
