@@ -397,6 +397,25 @@ fn a_panic_ends_the_model_and_nothing_else() {
 }
 
 #[test]
+fn a_backend_is_chosen_or_it_is_said_why_not() {
+    assert_eq!(choose(Choice::Auto, None, 1).unwrap().name(), "tract");
+    assert_eq!(
+        choose(Choice::Tract, Some(Path::new("/nowhere")), 1).unwrap().name(),
+        "tract"
+    );
+    assert!(
+        choose(Choice::Auto, Some(Path::new("/nowhere")), 1)
+            .unwrap_err()
+            .contains("/nowhere")
+    );
+    assert!(
+        choose(Choice::OnnxRuntime, None, 1)
+            .unwrap_err()
+            .contains("no library is named")
+    );
+}
+
+#[test]
 fn a_library_that_is_none_is_refused() {
     let missing = OnnxRuntime::open(Path::new("/nowhere/libonnxruntime.so"), 1).unwrap_err();
     assert!(

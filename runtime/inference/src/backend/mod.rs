@@ -11,16 +11,45 @@ pub mod tract;
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::OnceLock;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use skep_model::error::ErrorKind;
 use skep_model::tensor::{Port, Signature, Tensor, TensorError, TensorType};
 use thiserror::Error;
 
 use crate::inspect::{Described, Refusal, inspect};
 use crate::limits::Limits;
+
+/// Which backend a node uses, as its settings say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Choice {
+    /// ONNX Runtime, if a library is named; else tract.
+    #[default]
+    Auto,
+    Tract,
+    OnnxRuntime,
+}
+
+/// The backend of a node. `library`: the path of libonnxruntime, from settings or from [`onnxruntime::PATH_VARIABLE`]; it is not looked for elsewhere,
+/// since a library is code that this process runs. `threads`: how many one run of ONNX Runtime may use.
+///
+/// # Errors
+/// ONNX Runtime is wanted, or a library is named, and it cannot be opened: tract in its stead would be a surprise.
+pub fn choose(choice: Choice, library: Option<&Path>, threads: usize) -> Result<Arc<dyn Backend>, String> {
+    match (choice, library) {
+        (Choice::Tract, _) | (Choice::Auto, None) => Ok(Arc::new(tract::Tract::new())),
+        (_, Some(path)) => Ok(Arc::new(onnxruntime::OnnxRuntime::open(path, threads)?)),
+        (Choice::OnnxRuntime, None) => Err(format!(
+            "ONNX Runtime is wanted, but no library is named: set its path, or {}",
+            onnxruntime::PATH_VARIABLE
+        )),
+    }
+}
 
 /// The tensors of a call, in or out, by name.
 pub type Named = Vec<(String, Tensor)>;

@@ -1,4 +1,4 @@
-"""Models of trees of every kind, small, with what ONNX Runtime in Python answers: the tests hold tract's side against it.
+"""Models of trees of every kind and of scalers, small, with what ONNX Runtime in Python answers: the tests hold tract's side against it.
 
     ../../../../samples/models/requirements.txt, then: python make.py
 """
@@ -21,6 +21,8 @@ from sklearn.ensemble import (
     GradientBoostingRegressor,
     RandomForestRegressor,
 )
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 HERE = Path(__file__).parent
@@ -38,6 +40,8 @@ models = {
     "boosted-three": (GradientBoostingClassifier(n_estimators=4, max_depth=2, random_state=1), iris),
     "regressor": (DecisionTreeRegressor(max_depth=4, random_state=1), diabetes),
     "regressors": (RandomForestRegressor(5, max_depth=4, random_state=1), diabetes),
+    "scaled": (make_pipeline(StandardScaler(), DecisionTreeRegressor(max_depth=3, random_state=1)), diabetes),
+    "scaled-only": (make_pipeline(StandardScaler(), MinMaxScaler()), diabetes),
     "boosted-regressor": (GradientBoostingRegressor(n_estimators=6, max_depth=2, random_state=1), diabetes),
 }
 

@@ -9,6 +9,7 @@
 //! for powers of two, padded, would cost a copy of the weights each and gain less than the padding loses. A model that cannot be
 //! prepared with symbols gets exact plans as they are needed, [`PLANS_MAX`] at most.
 
+mod scaler;
 mod trees;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -56,6 +57,7 @@ impl Tract {
     pub fn new() -> Self {
         let mut onnx = tract_onnx::onnx();
         trees::register(&mut onnx.op_register);
+        scaler::register(&mut onnx.op_register);
         Self { onnx }
     }
 

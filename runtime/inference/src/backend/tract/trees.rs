@@ -532,9 +532,9 @@ mod tests {
 
     /// Every kind of tree that converters write, and every way to compare, is as ONNX Runtime has it.
     #[test]
-    fn trees_answer_as_onnx_runtime_does() {
+    fn trees_and_scalers_answer_as_onnx_runtime_does() {
         let all: BTreeMap<String, Expected> = serde_json::from_slice(&file("expected.json")).unwrap();
-        assert!(all.len() >= 18);
+        assert!(all.len() >= 20);
         for (name, expected) in all {
             let model = load(file(&format!("{name}.onnx"))).unwrap_or_else(|error| panic!("{name}: {error}"));
             let values: Vec<f32> = expected.data.iter().map(|value| value.unwrap_or(f32::NAN)).collect();
