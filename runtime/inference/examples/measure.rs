@@ -9,6 +9,10 @@ use skep_inference::backend::tract::Tract;
 use skep_inference::measure::{Question, measure};
 use skep_inference::{Backend, Threads};
 
+/// As the node's binary has it: the system's allocator gives large blocks back to the system after each run, which costs as much as small models.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let cores = std::thread::available_parallelism()?.get();
     let question = Question {

@@ -39,8 +39,6 @@ pub const QUEUE_BYTES_MAX: usize = 256 << 20;
 /// A run that takes less, in microseconds, may be on a thread that serves connections: handing it over would cost a tenth of it, and more
 /// in time.
 pub const INLINE_US_MAX: u64 = 500;
-/// Rows that wait from which on a run is handed over: while it goes on the caller's thread gathers the next.
-pub const HERE_ROWS_MAX: u64 = 8;
 /// Threads that run models, at most.
 pub const THREADS_MAX: usize = 256;
 /// Stack of a thread that runs or loads models: backends walk graphs by calling themselves.

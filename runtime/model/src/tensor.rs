@@ -4,7 +4,6 @@
 //! from a socket to a model and back without being looked at. Only `BYTES` has elements of any length: each is its length, four bytes
 //! little-endian, then its content, as in the protocol's binary form.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -829,8 +828,7 @@ impl Signature {
     /// # Errors
     /// The first input that is wrong, by name, with what was expected and what was given.
     pub fn check(&self, inputs: &[(String, Tensor)]) -> Result<u64, TensorError> {
-        let mut seen = BTreeSet::new();
-        for (name, tensor) in inputs {
+        for (at, (name, tensor)) in inputs.iter().enumerate() {
             let Some(port) = self.inputs.iter().find(|port| port.name == *name) else {
                 let known: Vec<&str> = self.inputs.iter().map(|port| port.name.as_str()).collect();
                 return Err(TensorError::Unknown {
@@ -838,7 +836,8 @@ impl Signature {
                     known: known.join(", "),
                 });
             };
-            if !seen.insert(name.as_str()) {
+            // Few, and on the path of every call: a set would cost more.
+            if inputs[..at].iter().any(|(other, _)| other == name) {
                 return Err(TensorError::Twice { name: name.clone() });
             }
             let got = || format!("{} {}", tensor.kind, Shape(tensor.shape.clone()));
@@ -856,7 +855,11 @@ impl Signature {
                 });
             }
         }
-        if let Some(port) = self.inputs.iter().find(|port| !seen.contains(port.name.as_str())) {
+        if let Some(port) = self
+            .inputs
+            .iter()
+            .find(|port| inputs.iter().all(|(name, _)| *name != port.name))
+        {
             return Err(TensorError::Missing {
                 name: port.name.clone(),
                 expected: port.to_string(),

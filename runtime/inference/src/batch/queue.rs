@@ -1,6 +1,7 @@
 //! Which calls run together, and when: decided purely. Nothing here knows a thread or a clock.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 
 use serde::{Deserialize, Serialize};
 
@@ -97,6 +98,27 @@ pub struct Full<T> {
     pub bounds: Bounds,
 }
 
+/// Numbers that are counted here, and subjects, which are the results of a keyed hash already: nobody can choose them to fall together.
+#[derive(Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // 2⁶⁴ over the golden ratio: neighbours go far apart (Knuth, volume 3, 6.4).
+        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
+    }
+}
+
+type Map<V> = HashMap<u64, V, BuildHasherDefault<Spread>>;
+
 struct Entry<T> {
     call: Call<T>,
     /// When it must not be made to wait for others any more.
@@ -121,12 +143,12 @@ pub struct Queue<T> {
     /// Runs that may be under way at once, and are.
     runs_max: usize,
     runs: usize,
-    entries: HashMap<u64, Entry<T>>,
-    lanes: HashMap<u64, Lane>,
+    entries: Map<Entry<T>>,
+    lanes: Map<Lane>,
     /// Subjects that wait, by what they were given.
     order: BTreeSet<(u64, u64)>,
     /// Subjects that do not wait but were given more than others who do: they begin from there if they come back soon.
-    ahead: HashMap<u64, u64>,
+    ahead: Map<u64>,
     due: BTreeSet<(u64, u64)>,
     deadlines: BTreeSet<(u64, u64)>,
     rows: usize,
@@ -144,10 +166,10 @@ impl<T> Queue<T> {
             bounds,
             runs_max: runs_max.max(1),
             runs: 0,
-            entries: HashMap::new(),
-            lanes: HashMap::new(),
+            entries: Map::default(),
+            lanes: Map::default(),
             order: BTreeSet::new(),
-            ahead: HashMap::new(),
+            ahead: Map::default(),
             due: BTreeSet::new(),
             deadlines: BTreeSet::new(),
             rows: 0,
