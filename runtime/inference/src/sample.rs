@@ -53,7 +53,8 @@ pub fn expected() -> Vec<(&'static str, Expected)> {
 
 type Value<'a> = (&'a str, i32, &'a [Option<u64>]);
 
-/// A model of a few nodes. `GlobalMean` stands for the mean over the first axis, which takes an attribute.
+/// A model of a few nodes. `GlobalMean` stands for the mean over the first axis and `Double` for a concatenation along the second, which take
+/// an attribute.
 pub fn graph(nodes: &[(&str, &[&str], &[&str])], input: Value<'_>, output: Value<'_>) -> Bytes {
     use prost::Message;
     use tract_onnx::pb;
@@ -82,19 +83,37 @@ pub fn graph(nodes: &[(&str, &[&str], &[&str])], input: Value<'_>, output: Value
     };
     let texts = |names: &[&str]| names.iter().map(|name| (*name).into()).collect();
     let node = |(operator, inputs, outputs): &(&str, &[&str], &[&str])| {
-        let axes = pb::AttributeProto {
-            name: "axes".into(),
-            ints: vec![0],
-            r#type: 7,
-            ..pb::AttributeProto::default()
+        let (real, attribute) = match *operator {
+            "GlobalMean" => {
+                let axes = pb::AttributeProto {
+                    name: "axes".into(),
+                    ints: vec![0],
+                    r#type: 7,
+                    ..pb::AttributeProto::default()
+                };
+                ("ReduceMean", vec![axes])
+            }
+            "Double" => {
+                let axis = pb::AttributeProto {
+                    name: "axis".into(),
+                    i: 1,
+                    r#type: 2,
+                    ..pb::AttributeProto::default()
+                };
+                ("Concat", vec![axis])
+            }
+            other => (other, Vec::new()),
         };
-        let mean = *operator == "GlobalMean";
         pb::NodeProto {
-            name: format!("the {operator}"),
-            op_type: if mean { "ReduceMean" } else { operator }.into(),
+            name: if *operator == "Double" {
+                format!("to {}", outputs[0])
+            } else {
+                format!("the {operator}")
+            },
+            op_type: real.into(),
             input: texts(inputs),
             output: texts(outputs),
-            attribute: if mean { vec![axes] } else { Vec::new() },
+            attribute,
             ..pb::NodeProto::default()
         }
     };

@@ -187,6 +187,22 @@ fn a_run_that_would_take_too_much_is_not_begun() {
     }
 }
 
+/// Each node doubles what it is given, forty times: 1.8 KB that would be 70 TB.
+#[test]
+fn a_model_that_swells_is_refused_before_it_is_run() {
+    let names: Vec<String> = (0..=40).map(|at| format!("v{at}")).collect();
+    let inputs: Vec<[&str; 2]> = names.iter().map(|name| [name.as_str(); 2]).collect();
+    let outputs: Vec<[&str; 1]> = names.iter().map(|name| [name.as_str()]).collect();
+    let nodes: Vec<(&str, &[&str], &[&str])> = (0..40)
+        .map(|at| ("Double", &inputs[at][..], &outputs[at + 1][..]))
+        .collect();
+    let bytes = sample::graph(&nodes, ("v0", 1, &[None, Some(4)]), ("v40", 1, &[None, None]));
+    let error = Model::load(&Tract::new(), &bytes, &Limits::default())
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("bytes in a run of one row"), "{error}");
+}
+
 #[test]
 fn a_model_whose_sizes_are_in_its_tensors_is_refused() {
     for backend in backends() {

@@ -102,6 +102,13 @@ impl Backend for Tract {
             .and_then(|model| model.into_typed()?.into_decluttered())
             .map_err(load_error)?;
         let sizes = Sizes::of(&typed, described)?;
+        if sizes.least > limits.run_bytes {
+            return Err(Refusal::TooMuch {
+                what: "bytes in a run of one row",
+                got: sizes.least,
+                max: limits.run_bytes,
+            });
+        }
         let any = typed.clone().into_optimized().and_then(into_plan);
         let plans = match any {
             Ok(any) => {
