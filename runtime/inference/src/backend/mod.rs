@@ -35,8 +35,8 @@ pub enum Choice {
     OnnxRuntime,
 }
 
-/// The backend of a node. `library`: the path of libonnxruntime, from settings or from [`onnxruntime::PATH_VARIABLE`]; it is not looked for elsewhere,
-/// since a library is code that this process runs. `threads`: how many one run of ONNX Runtime may use.
+/// The backend of a node. `library`: the path of libonnxruntime, from settings or from [`onnxruntime::PATH_VARIABLE`]; it is not looked for
+/// elsewhere, since a library is code that this process runs. `threads`: how many one run of ONNX Runtime may use.
 ///
 /// # Errors
 /// ONNX Runtime is wanted, or a library is named, and it cannot be opened: tract in its stead would be a surprise.

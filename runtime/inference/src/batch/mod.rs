@@ -145,7 +145,8 @@ impl Batcher {
     }
 
     /// Calls the model. Where it is idle and small (half a millisecond for all that waits) the run is right here; else this waits without holding
-    /// a thread. (Handing joined runs to the model's threads, so that callers gather the next meanwhile, cost a quarter more CPU a call.) Before a run here others whose turn it is on this thread come first, once: so calls meet that one thread makes, and each
+    /// a thread. (Handing joined runs to the model's threads, so that callers gather the next meanwhile, cost a quarter more CPU a call.)
+    /// Before a run here others whose turn it is on this thread come first, once: so calls meet that one thread makes, and each
     /// of them would else be run before the next could begin. Dropped, a call is not run, unless it runs already.
     ///
     /// A call with a deadline needs a tokio runtime with its clock around it; one without needs no runtime.
