@@ -183,7 +183,7 @@ impl Bee {
                 // Off the caller's path: it takes place when the caller waits next. Whoever lives on this thread would wait for it then, so
                 // what takes longer goes to a thread that has nothing to do.
                 let after = Arc::clone(&self.0).after(used);
-                let here = match self.0.is_slow_to_make() {
+                let here = match self.0.makes_slowly() {
                     true => self.0.engine.guests().spawn_aside(after).err(),
                     false => Some(after),
                 };
@@ -207,7 +207,7 @@ impl Bee {
                 };
                 // The next call should come to this same thread and find its instance made, rather than wake another thread to
                 // make one; unless it would wait for that longer than for a thread to wake.
-                let busy = bee.is_slow_to_make().then_some(load);
+                let busy = bee.makes_slowly().then_some(load);
                 // The caller may be gone: then nobody minds.
                 let _ = answer.send(processed);
                 bee.after(used).await;
@@ -314,6 +314,11 @@ impl Inner {
     fn is_slow_to_make(&self) -> bool {
         let made = Duration::from_micros(self.made_us.load(Ordering::Relaxed).into());
         made > self.engine.settings().slow_to_make
+    }
+
+    /// Whether what follows a call takes its time. A warm instance is only put back, and the next call should find it there.
+    fn makes_slowly(&self) -> bool {
+        matches!(self.settings.instances, Instances::Fresh) && self.is_slow_to_make()
     }
 
     async fn make(&self) -> Result<Instance, Box<Processed>> {

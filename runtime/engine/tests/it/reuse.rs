@@ -36,7 +36,7 @@ async fn instances_are_prepared_ahead_and_go_when_idle() {
 }
 
 /// An engine that takes every instance for one that is slow to make.
-async fn slow(name: &str, config: &[(&str, &str)]) -> skep_engine::Bee {
+async fn slow(name: &str, instances: Instances, config: &[(&str, &str)]) -> skep_engine::Bee {
     let settings = Settings {
         slow_to_make: Duration::ZERO,
         spare_idle: Duration::from_secs(60),
@@ -47,13 +47,17 @@ async fn slow(name: &str, config: &[(&str, &str)]) -> skep_engine::Bee {
     let artifact = compiler(CompilerLimits::default()).compile(wasm).await.unwrap();
     let module = Engine::new(settings).unwrap().load(digest, artifact).await.unwrap();
     let config = config.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-    let settings = BeeSettings { config, ..plain() };
+    let settings = BeeSettings {
+        config,
+        instances,
+        ..plain()
+    };
     module.bee(&name.parse().unwrap(), settings).unwrap()
 }
 
 #[tokio::test]
 async fn what_is_slow_to_make_is_warmed_and_nobody_can_tell_by_more_than_the_time() {
-    let named = slow("named", &[]).await;
+    let named = slow("named", Instances::Fresh, &[]).await;
     // The first is made where the call waits for it: a turn of the guest more would be waited for as well.
     assert_eq!(count(&named).await, "0");
     wait_for(|| named.spares() == 2).await;
@@ -61,15 +65,32 @@ async fn what_is_slow_to_make_is_warmed_and_nobody_can_tell_by_more_than_the_tim
     assert_eq!(processed.log, [], "what it said while nobody called is nobody's");
     assert_eq!(answers(processed), ["1"]);
 
-    let random = slow("random", &[]).await;
+    let random = slow("random", Instances::Fresh, &[]).await;
     let cold = count(&random).await;
     wait_for(|| random.spares() == 2).await;
     assert_eq!(count(&random).await, cold);
 }
 
+/// What follows its call is short, so it happens on the thread of the call, before the next call of the same caller.
+#[tokio::test]
+async fn a_pooled_instance_is_there_for_the_next_call_however_slowly_it_was_made() {
+    let warm = slow(
+        "static",
+        Instances::Pooled {
+            calls: 1_000,
+            age_s: 60,
+        },
+        &[],
+    )
+    .await;
+    for n in 0..100 {
+        assert_eq!(count(&warm).await, n.to_string());
+    }
+}
+
 #[tokio::test]
 async fn what_cannot_be_warmed_is_made_for_each_call() {
-    let sour = slow("static", &[("sour", "")]).await;
+    let sour = slow("static", Instances::Fresh, &[("sour", "")]).await;
     for _ in 0..5 {
         assert_eq!(count(&sour).await, "0");
         tokio::time::sleep(Duration::from_millis(20)).await;
