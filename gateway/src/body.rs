@@ -1,5 +1,6 @@
 //! Bytes that no call holds a permit for: what of a call has arrived so far, and answers that their clients have not taken yet.
-//! Both count among the node's bytes under way, so that what many open streams keep here is bounded together.
+//! Both count among the bytes under way of the caller's tenant, and so among the node's: what many open streams keep here is bounded together,
+//! and no tenant's clients take the room of another's by sending or reading slowly.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -12,6 +13,7 @@ use futures::future::{self, Either, Map, Ready};
 use http_body::{Frame, SizeHint};
 use skep_model::Bytes;
 use skep_model::error::ErrorKind;
+use skep_model::scope::Scope;
 use tokio::time::Sleep;
 use tonic::Status;
 use tonic::body::Body;
@@ -21,7 +23,8 @@ use tonic::server::NamedService;
 use crate::admit::{Admit, Permit, Share};
 use crate::call::CallError;
 use crate::core::Core;
-use crate::error;
+use crate::purse::Purse;
+use crate::{door, error};
 
 /// A gRPC service whose bodies are counted, with the refusal of an overloaded node in front of the decoder.
 #[derive(Clone)]
@@ -65,10 +68,12 @@ where
             return Either::Left(future::ready(Ok(error::status(&overloaded, false).into_http())));
         }
         let awaited = self.unary.contains(&request.uri().path());
+        let payer = door::scope(request.extensions()).ok();
+        let payer = payer.and_then(|scope| self.core.purse(&scope));
         let arriving = |body| {
             Body::new(Arriving {
                 body,
-                share: self.core.admit().share(),
+                share: self.core.admit().share(payer),
                 message: Framing::default(),
                 awaited,
                 patience: Duration::from_millis(self.core.settings().body_timeout_ms),
@@ -184,31 +189,34 @@ pub(crate) fn slow(what: &str, patience: Duration) -> CallError {
 /// Counts an answer from when it is made until its last byte has left or its client is gone. Put into a response's extensions.
 #[derive(Clone)]
 pub(crate) struct Held {
-    admit: Arc<Admit>,
+    core: Arc<Core>,
+    scope: Scope,
     _permit: Option<Arc<Permit>>,
 }
 
 impl Held {
     /// Counts only what is encoded.
-    pub(crate) fn frames(admit: &Arc<Admit>) -> Self {
+    pub(crate) fn frames(core: &Arc<Core>, scope: &Scope) -> Self {
         Self {
             _permit: None,
-            admit: Arc::clone(admit),
+            core: Arc::clone(core),
+            scope: scope.clone(),
         }
     }
 
-    pub(crate) fn new(admit: &Arc<Admit>, bytes: usize) -> Self {
+    pub(crate) fn new(core: &Arc<Core>, scope: &Scope, bytes: usize) -> Self {
+        let permit = core.admit().hold(core.purse(scope).as_ref(), 1, bytes);
         Self {
-            _permit: Some(Arc::new(admit.hold(1, bytes))),
-            admit: Arc::clone(admit),
+            _permit: Some(Arc::new(permit)),
+            ..Self::frames(core, scope)
         }
     }
 }
 
 /// Bytes that are counted as long as anything refers to them, the queues of a connection included. `calls`: how many answers
 /// they are.
-pub(crate) fn counted(admit: &Arc<Admit>, calls: usize, bytes: Bytes) -> Bytes {
-    let _permit = admit.hold(calls, bytes.len());
+pub(crate) fn counted(admit: &Arc<Admit>, tenant: Option<&Arc<Purse>>, calls: usize, bytes: Bytes) -> Bytes {
+    let _permit = admit.hold(tenant, calls, bytes.len());
     Bytes::from_owner(Counted { bytes, _permit })
 }
 
@@ -242,7 +250,9 @@ impl http_body::Body for Leaving {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
         let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
-        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(|data| counted(&this.held.admit, 0, data)))))
+        let Held { core, scope, .. } = &this.held;
+        let count = |data| counted(core.admit(), core.purse(scope).as_ref(), 0, data);
+        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(count))))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -46,6 +46,14 @@ pub struct OutMessage {
     pub key: Option<String>,
 }
 
+impl OutMessage {
+    /// Bytes that it holds.
+    pub(crate) fn size(&self) -> usize {
+        let headers: usize = self.headers.iter().map(|(n, v)| n.len() + v.len()).sum();
+        self.payload.len() + headers + self.key.as_ref().map_or(0, String::len)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Submitted {
     /// Messages made durable by this call.

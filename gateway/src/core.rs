@@ -153,6 +153,12 @@ pub struct Session {
     trace: Option<TraceContext>,
 }
 
+impl Session {
+    pub(crate) fn scope(&self) -> &Scope {
+        &self.scope
+    }
+}
+
 /// Who sends an append: see [`Append::call`] and [`Append::queue`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sender {
@@ -215,6 +221,11 @@ impl Core {
     #[must_use]
     pub fn admit(&self) -> &Arc<Admit> {
         &self.admit
+    }
+
+    /// Who pays for what a caller's clients have not sent whole or not taken; `None`: its tenant has no subject here.
+    pub(crate) fn purse(&self, scope: &Scope) -> Option<Arc<Purse>> {
+        self.routes.borrow().purse(scope.tenant()).cloned()
     }
 
     pub(crate) fn waiters(&self) -> &Arc<Waiters> {
@@ -280,7 +291,7 @@ impl Core {
         };
         let lane = once == Once::No && route.lanes().is_some();
         if !lane {
-            route.purse.keep(size)?;
+            permit.keep(1, size)?;
         }
         let keyed = once != Once::No;
         let sent = OutMessage {
@@ -482,8 +493,8 @@ impl Core {
         check::idempotency_key(call.idempotency_key.as_deref())?;
         let size = check::messages(&call.messages, "submit")?;
         let route = self.route(scope, &call.subject, false)?;
-        let _permit = self.admit.enter(&route.purse, &route.load, call.messages.len(), size)?;
-        route.purse.keep(size)?;
+        let permit = self.admit.enter(&route.purse, &route.load, call.messages.len(), size)?;
+        permit.keep(call.messages.len(), size)?;
         let now_ms = self.clock.now_ms();
         let way = self.set_out("gateway submit", &route, call.trace, Uid::random(&*self.entropy));
         let once = match call.idempotency_key {
@@ -581,7 +592,7 @@ impl Core {
         // Looked up a frame: a Swarm deleted meanwhile takes no more.
         let route = self.route(&session.scope, &session.subject, false)?;
         let permit = self.admit.enter(&route.purse, &route.load, messages.len(), size)?;
-        route.purse.keep(size)?;
+        permit.keep(messages.len(), size)?;
         let now_ms = self.clock.now_ms();
         let to = self.fan_out(&route, std::mem::take(messages), now_ms, session.trace, Lists::Aligned)?;
         let once = Once::Session {

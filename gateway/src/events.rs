@@ -28,6 +28,7 @@ use crate::body::counted;
 use crate::call::CallError;
 use crate::core::Core;
 use crate::core::stream::{AnswerStream, Event};
+use crate::purse::Purse;
 use crate::{error, http};
 
 const EVENTS: &str = "text/event-stream";
@@ -65,7 +66,7 @@ pub(crate) async fn response(core: &Arc<Core>, mut answer: AnswerStream) -> Resu
                 Err(_) => b": still here\n\n".to_vec(),
             },
         };
-        let bytes = leaving(&admit, text);
+        let bytes = leaving(&admit, answer.purse(), text);
         Some((Ok::<_, std::convert::Infallible>(bytes), (answer, first, admit)))
     });
     let mut response = Response::new(Body::from_stream(body));
@@ -83,8 +84,8 @@ pub(crate) async fn response(core: &Arc<Core>, mut answer: AnswerStream) -> Resu
 }
 
 /// Counted until its last byte has left.
-fn leaving(admit: &Arc<Admit>, text: Vec<u8>) -> Bytes {
-    counted(admit, 0, text.into())
+fn leaving(admit: &Arc<Admit>, purse: &Arc<Purse>, text: Vec<u8>) -> Bytes {
+    counted(admit, Some(purse), 0, text.into())
 }
 
 fn encode(event: Event) -> Vec<u8> {

@@ -55,7 +55,7 @@ impl Gateway for Door {
         let keyed = call.idempotency_key.is_some();
         match self.core.request(&scope, call).await {
             Ok(answer) => {
-                let held = Held::new(self.core.admit(), answer.response.len());
+                let held = Held::new(&self.core, &scope, answer.response.len());
                 let mut response = Response::new(reply(id, Ok(answer)));
                 response.extensions_mut().insert(held);
                 Ok(response)
@@ -72,7 +72,7 @@ impl Gateway for Door {
     ) -> Result<Response<Self::RequestsStream>, Status> {
         let scope = scope(request.extensions())?;
         // Its answers hold their own permits until they are encoded; from then on they are counted as they leave.
-        let held = Held::frames(self.core.admit());
+        let held = Held::frames(&self.core, &scope);
         let answers = Pipeline::new(Arc::clone(&self.core), scope, request.into_inner());
         let mut response = Response::new(answers);
         response.extensions_mut().insert(held);
@@ -93,7 +93,7 @@ impl Gateway for Door {
         let failed = |e: CallError| error::status(&e, false);
         let answer = self.core.stream(&scope, call).await.map_err(failed)?;
         // What was taken from the window and has not left yet.
-        let held = Held::frames(self.core.admit());
+        let held = Held::frames(&self.core, &scope);
         let parts = futures::stream::unfold(answer, |mut answer| async move {
             let kind = match answer.next().await? {
                 Event::Part(part) => v1::stream_part::Kind::Part(part),

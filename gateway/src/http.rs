@@ -28,6 +28,7 @@ use skep_model::Bytes;
 use skep_model::error::{Certainty, ErrorKind};
 use skep_model::limits::{PAYLOAD_BYTES_MAX, SUBMIT_BYTES_MAX, SUBMIT_MESSAGES_MAX};
 use skep_model::message::{Hop, TraceContext};
+use skep_model::scope::Scope;
 
 use crate::body::{counted, slow};
 use crate::call::{CallError, OutMessage, RequestCall, SubmitCall};
@@ -109,7 +110,7 @@ async fn ask(
     let scope = door::scope(request.extensions())?;
     let (parts, body) = request.into_parts();
     let said = Said::read(&parts.headers, options)?;
-    let payload = read(core, &parts.headers, body, PAYLOAD_BYTES_MAX, "payload").await?;
+    let payload = read(core, &scope, &parts.headers, body, PAYLOAD_BYTES_MAX, "payload").await?;
     if said.json {
         check_json(&payload)?;
     }
@@ -129,7 +130,12 @@ async fn ask(
     }
     let answer = core.request(&scope, call).await?;
     let kind = if looks_like_json(&answer.response) { JSON } else { BYTES };
-    let mut response = Response::new(Body::from(counted(core.admit(), 1, answer.response)));
+    let mut response = Response::new(Body::from(counted(
+        core.admit(),
+        core.purse(&scope).as_ref(),
+        1,
+        answer.response,
+    )));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, kind);
     // The answer is whatever a Bee made of whatever a caller sent: no browser should guess at it.
@@ -153,7 +159,7 @@ async fn submit(
     } else {
         PAYLOAD_BYTES_MAX
     };
-    let body = read(core, &parts.headers, body, max, "body").await?;
+    let body = read(core, &scope, &parts.headers, body, max, "body").await?;
     if said.json {
         check_json(&body)?;
     }
@@ -271,7 +277,14 @@ fn utf8(name: &str, value: &HeaderValue) -> Result<String, CallError> {
 }
 
 /// Reads a body of at most `max` bytes. One that says beforehand that it is larger is not read at all.
-async fn read(core: &Arc<Core>, headers: &HeaderMap, body: Body, max: usize, what: &str) -> Result<Bytes, CallError> {
+async fn read(
+    core: &Arc<Core>,
+    scope: &Scope,
+    headers: &HeaderMap,
+    body: Body,
+    max: usize,
+    what: &str,
+) -> Result<Bytes, CallError> {
     core.admit().peek()?;
     let said: Option<u64> = headers
         .get(CONTENT_LENGTH)
@@ -283,14 +296,14 @@ async fn read(core: &Arc<Core>, headers: &HeaderMap, body: Body, max: usize, wha
         )));
     }
     let patience = Duration::from_millis(core.settings().body_timeout_ms);
-    tokio::time::timeout(patience, collect(core, body, max, what))
+    tokio::time::timeout(patience, collect(core, scope, body, max, what))
         .await
         .unwrap_or_else(|_| Err(slow(what, patience)))
 }
 
 /// Copies what comes in pieces, so that a client cannot keep large buffers here by small pieces of them.
-async fn collect(core: &Arc<Core>, mut body: Body, max: usize, what: &str) -> Result<Bytes, CallError> {
-    let mut share = core.admit().share();
+async fn collect(core: &Arc<Core>, scope: &Scope, mut body: Body, max: usize, what: &str) -> Result<Bytes, CallError> {
+    let mut share = core.admit().share(core.purse(scope));
     let (mut first, mut all) = (Bytes::new(), Vec::new());
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|e| CallError::invalid("bad-body", format!("the {what} broke off: {e}")))?;

@@ -182,7 +182,7 @@ where
         }
         while let Poll::Ready(Some((id, answer))) = Pin::new(&mut self.durable).poll_next(cx) {
             // Its own permit ended with it.
-            let permit = self.core.admit().hold(1, 0);
+            let permit = self.core.admit().hold(self.core.purse(&self.scope).as_ref(), 1, 0);
             self.out.push_back(Out::holding(grpc::reply(id, answer), permit));
         }
         while self.rings_at.is_some() && self.timer.as_mut().poll(cx).is_ready() {

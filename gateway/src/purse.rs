@@ -10,7 +10,7 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use skep_model::limits::RATE_BURST_MS;
+use skep_model::limits::{PAYLOAD_BYTES_MAX, RATE_BURST_MS};
 use skep_model::name::TenantId;
 use skep_model::quota::{Limits, Quota};
 
@@ -36,6 +36,10 @@ pub struct Purse {
     stored: AtomicU64,
     calls: AtomicUsize,
     bytes: AtomicUsize,
+    /// Answers that its clients have not taken yet.
+    answers: AtomicUsize,
+    /// Bytes of them, and of bodies that its clients have not sent whole yet.
+    waiting: AtomicUsize,
     counted: Counted,
 }
 
@@ -75,6 +79,8 @@ impl Purse {
             stored: AtomicU64::new(0),
             calls: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
+            answers: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
             counted: Counted::default(),
         }
     }
@@ -133,10 +139,44 @@ impl Purse {
         }
     }
 
-    /// Calls under way, and their bytes.
+    /// Calls under way, and bytes: theirs, and what its clients have not sent whole or not taken yet.
     #[must_use]
     pub fn in_flight(&self) -> (usize, usize) {
-        (self.calls.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+        (self.calls.load(Ordering::Relaxed), self.bytes_held())
+    }
+
+    /// Calls under way, and answers that wait for their clients.
+    pub(crate) fn calls_held(&self) -> usize {
+        self.calls.load(Ordering::Relaxed) + self.answers.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn bytes_held(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed) + self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// More of a body that has brought `has` so far.
+    ///
+    /// # Errors
+    /// Over the limit of bytes in flight, unless it is the only one. Nothing is taken then.
+    pub(crate) fn arrive(&self, has: usize, more: usize) -> Result<(), CallError> {
+        let most = self.bytes_max.load(Ordering::Relaxed);
+        let all = self.waiting.fetch_add(more, Ordering::Relaxed);
+        if all > has && (all as u64).saturating_add(more as u64) > most {
+            self.waiting.fetch_sub(more, Ordering::Relaxed);
+            self.counted.refused.fetch_add(1, Ordering::Relaxed);
+            return Err(self.over(Quota::InFlight, most, &unsent(all)));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn wait_for_client(&self, answers: usize, bytes: usize) {
+        self.answers.fetch_add(answers, Ordering::Relaxed);
+        self.waiting.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn taken_by_client(&self, answers: usize, bytes: usize) {
+        self.answers.fetch_sub(answers, Ordering::Relaxed);
+        self.waiting.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// # Errors
@@ -172,6 +212,13 @@ impl Purse {
             ));
         }
         let most = self.bytes_max.load(Ordering::Relaxed);
+        let waits = self.waiting.load(Ordering::Relaxed);
+        // An answer is counted until its last byte has left, a moment after its client may have sent the next call: one more of the largest
+        // bars nobody.
+        if waits as u64 > most.saturating_add(PAYLOAD_BYTES_MAX as u64) {
+            self.calls.fetch_sub(1, Ordering::Relaxed);
+            return Err(self.over(Quota::InFlight, most, &unsent(waits)));
+        }
         let own = self.bytes.fetch_add(bytes, Ordering::Relaxed);
         // One call alone always fits.
         if own > 0 && (own as u64).saturating_add(bytes as u64) > most {
@@ -219,6 +266,11 @@ impl Purse {
     /// A call that was admitted, and refused by the node: it is as if it had not come.
     pub(crate) fn undo(&self, messages: u64, bytes: usize) {
         self.give_back(bytes);
+        self.unpay(messages, bytes);
+    }
+
+    /// The same for one whose permit gives back the rest.
+    pub(crate) fn unpay(&self, messages: u64, bytes: usize) {
         let each = self.each_ns.load(Ordering::Relaxed).saturating_mul(messages);
         let _ = self.paid_ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |paid| {
             Some(paid.saturating_sub(each))
@@ -266,6 +318,10 @@ impl Purse {
             ),
         )
     }
+}
+
+fn unsent(bytes: usize) -> String {
+    format!("its clients have not read, or not sent whole, {bytes} bytes on this node")
 }
 
 impl Default for Purse {

@@ -79,6 +79,12 @@ impl RouteTable {
         self.tenants.get(tenant)?.get(subject)
     }
 
+    /// What a tenant may have, where it has a subject: the same for all of them.
+    #[must_use]
+    pub fn purse(&self, tenant: &TenantId) -> Option<&Arc<Purse>> {
+        self.tenants.get(tenant)?.values().next().map(|route| &route.purse)
+    }
+
     /// A tenant's own subjects, sorted.
     #[must_use]
     pub fn subjects(&self, tenant: &TenantId) -> Vec<&str> {

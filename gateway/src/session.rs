@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant, sleep_until};
 use tonic::Status;
 
+use crate::admit::Permit;
 use crate::call::{CallError, OutMessage};
 use crate::core::{Core, Frame, Session};
 use crate::{error, grpc};
@@ -120,6 +121,8 @@ struct Waiting {
     messages: Vec<OutMessage>,
     next: Instant,
     until: Instant,
+    /// Its bytes, while it waits: no call holds them yet.
+    held: Option<Permit>,
 }
 
 enum Offered {
@@ -130,10 +133,13 @@ enum Offered {
 impl Waiting {
     /// A streaming client is slowed down rather than refused: while its frame waits, nothing is read from it.
     fn offer(mut self, core: &Arc<Core>, session: &Session) -> Result<Offered, CallError> {
+        self.held = None;
         match core.submit_frame(session, self.first, &mut self.messages) {
             Ok(frame) => Ok(Offered::Taken(frame)),
             Err(e) if e.kind == ErrorKind::Overloaded && Instant::now() < self.until => {
                 self.next = Instant::now() + Duration::from_millis(RETRY_HINT_MS);
+                let bytes = self.messages.iter().map(OutMessage::size).sum();
+                self.held = Some(core.admit().hold(core.purse(session.scope()).as_ref(), 0, bytes));
                 Ok(Offered::Later(self))
             }
             Err(e) => Err(e),
@@ -163,6 +169,7 @@ fn read(
         messages: frame.messages.into_iter().map(grpc::out_message).collect(),
         next: now,
         until: now + PATIENCE,
+        held: None,
     }))
 }
 

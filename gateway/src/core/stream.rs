@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::{Core, Sender, Way, outcome};
 use crate::admit::Permit;
 use crate::call::{CallError, RequestCall};
+use crate::purse::Purse;
 
 /// What a caller gets. After the end nothing comes.
 #[derive(Debug)]
@@ -40,6 +41,7 @@ pub struct AnswerStream {
     until: Instant,
     /// Until the end.
     way: Option<Way>,
+    purse: Arc<Purse>,
     /// For the call and its window.
     _permit: Permit,
 }
@@ -77,6 +79,7 @@ impl Core {
             lane,
             until,
             way: Some(way),
+            purse: Arc::clone(&route.purse),
             _permit: permit,
         })
     }
@@ -86,6 +89,11 @@ impl AnswerStream {
     #[must_use]
     pub fn trace_id(&self) -> Option<[u8; 16]> {
         Some(self.way.as_ref()?.trace?.trace_id)
+    }
+
+    /// Who pays for what of it has not left yet.
+    pub(crate) fn purse(&self) -> &Arc<Purse> {
+        &self.purse
     }
 
     /// `None` after the end. Nothing is lost when the future is dropped.
@@ -98,9 +106,7 @@ impl AnswerStream {
         let certainty = if lane { Certainty::NotDone } else { Certainty::Unknown };
         let result = match heard {
             Ok(Heard::Part(part)) => {
-                if let Some(way) = &self.way {
-                    way.purse.answered(part.len());
-                }
+                self.purse.answered(part.len());
                 return Some(Event::Part(part));
             }
             Ok(Heard::End(Ok(reply))) => Ok(reply),

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use skep_gateway::door::{Door, Pass};
+use skep_gateway::purse::Purse;
 use skep_gateway::{Core, Feed, Route, RouteTable, Settings};
+use skep_model::access::{Caller, PeerKey, Role, Secret, TokenId};
 use skep_model::env::{OsEntropy, SystemClock};
 use skep_model::id::{CommitId, Incarnation, Token};
 use skep_model::message::{Reply, ReplyResult};
@@ -27,6 +30,7 @@ pub struct Node {
     pub stop: CancellationToken,
     pub served: tokio::task::JoinHandle<std::io::Result<()>>,
     pub routes: watch::Sender<Arc<RouteTable>>,
+    pub door: Arc<Door>,
     _stop: DropGuard,
 }
 
@@ -51,13 +55,14 @@ impl Node {
 
 /// Subjects: `echo` (pure, answers), `silent` (pure, never answers), `durable` (answers by commits), `keyed` (by `/user`, nobody
 /// reads), `tiny` (an inbox of ten, nobody reads), `leaving` (being deleted), `paused`, `draining`, `judge` (pure; `reject` and `fail`
-/// are what they say).
+/// are what they say). All of the tenant `default`; `acme` and `zeta` have an `echo` each.
 pub async fn node(settings: Settings) -> Node {
     let clock = Arc::new(SystemClock);
     let backend = Memory::new(clock.clone(), Arc::new(OsEntropy));
     let mut table = RouteTable::default();
     let tenant = TenantId::default_tenant();
     let scope = Scope::of(tenant.clone());
+    let purse: Arc<Purse> = Arc::default();
     let wide = Bound {
         messages: 100_000,
         bytes: 64 << 20,
@@ -122,9 +127,39 @@ pub async fn node(settings: Settings) -> Node {
                     _ => skep_gateway::Open::Yes,
                 },
                 load: Arc::default(),
-                purse: Arc::default(),
+                purse: Arc::clone(&purse),
             }),
         );
+    }
+    for name in ["acme", "zeta"] {
+        let tenant: TenantId = name.parse().unwrap();
+        let swarm = Scope::of(tenant.clone()).swarm(&"echo".parse().unwrap(), Incarnation::random(&OsEntropy));
+        let stage: StageName = "first".parse().unwrap();
+        let lane = Lane::new();
+        echo_lane(Arc::clone(&lane), Arc::clone(backend.waiters()), None);
+        let topic = Arc::new(TopicSpec {
+            id: swarm.topic(&stage),
+            born: 1,
+            partitions: 1,
+            inbox: wide,
+            dead_letters: wide,
+        });
+        let route = Route {
+            swarm,
+            subject: "echo".parse().unwrap(),
+            feeds: vec![Feed {
+                topic,
+                stage,
+                key: None,
+                lane: Some(lane),
+                when: None,
+            }],
+            pure: true,
+            open: skep_gateway::Open::Yes,
+            load: Arc::default(),
+            purse: Arc::new(Purse::new(tenant.clone())),
+        };
+        table.insert(&tenant, Arc::new(route));
     }
     let (routes, table) = watch::channel(Arc::new(table));
     let core = Core::new(
@@ -138,10 +173,11 @@ pub async fn node(settings: Settings) -> Node {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
+    let door = Door::open(Arc::new(SystemClock));
     let served = tokio::spawn(skep_gateway::serve(
         skep_gateway::Entrance {
             listener,
-            door: skep_gateway::Door::open(Arc::new(SystemClock)),
+            door: Arc::clone(&door),
             witness: None,
             tls: None,
         },
@@ -159,7 +195,25 @@ pub async fn node(settings: Settings) -> Node {
         stop,
         served,
         routes,
+        door,
     }
+}
+
+/// From now on only those with a token come in: one for each of these tenants, in their order.
+pub fn close<const N: usize>(node: &Node, tenants: [&str; N]) -> [String; N] {
+    let secrets = tenants.map(|tenant| (tenant, Secret::random(TokenId::random(&OsEntropy), &OsEntropy)));
+    let passes = secrets.iter().map(|(tenant, secret)| Pass {
+        hash: secret.hash(),
+        until_ms: None,
+        caller: Caller {
+            scope: Scope::of(tenant.parse().unwrap()),
+            role: Role::Invoke,
+            token: Some(secret.id),
+        },
+        name: "somebody".into(),
+    });
+    node.door.close(passes.collect(), PeerKey::random(&OsEntropy));
+    secrets.map(|(_, secret)| secret.text())
 }
 
 fn echo_lane(lane: Arc<Lane>, waiters: Arc<Waiters>, judge: Option<StageName>) {

@@ -25,15 +25,23 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 
 /// The head of a gRPC call, without compression.
 pub fn head(stream: u32, path: &str) -> Vec<u8> {
+    head_of(stream, path, None)
+}
+
+/// The same of somebody with a token.
+pub fn head_of(stream: u32, path: &str, token: Option<&str>) -> Vec<u8> {
     let mut block = Vec::new();
-    for (name, value) in [
+    let bearer = token.map(|token| format!("Bearer {token}"));
+    let bearer = bearer.as_deref().map(|bearer| ("authorization", bearer));
+    let plain = [
         (":method", "POST"),
         (":scheme", "http"),
         (":path", path),
         (":authority", "test"),
         ("content-type", "application/grpc"),
         ("te", "trailers"),
-    ] {
+    ];
+    for (name, value) in plain.into_iter().chain(bearer) {
         block.push(0);
         for text in [name, value] {
             block.push(u8::try_from(text.len()).unwrap());

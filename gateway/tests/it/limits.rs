@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 
 use prost::Message as _;
-use skep_client::Gateway;
+use skep_client::{Gateway, Login};
 use skep_gateway::Settings;
 use skep_proto::v1;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::fixture::{Node, node, quiet};
+use crate::fixture::{Node, close, node, quiet};
 use crate::frames;
 
 #[tokio::test]
@@ -212,7 +212,9 @@ async fn slow_bodies_are_cut_off() {
 const ROOM: usize = 2 << 20;
 const PIECE: usize = 200 << 10;
 
-/// As many as fit, and one call's worth beyond.
+/// What one tenant's clients may keep of it.
+const ITS: usize = ROOM * 4 / 5;
+
 async fn settled(node: &Node) -> usize {
     let mut before = usize::MAX;
     loop {
@@ -245,7 +247,7 @@ async fn what_arrives_is_bounded_before_it_is_a_call() {
         open.push(socket);
     }
     let http = settled(&node).await;
-    assert!((ROOM - PIECE..=ROOM).contains(&http), "{http}");
+    assert!((ITS - PIECE..=ITS + PIECE).contains(&http), "{http}");
     open.clear();
     quiet(&node).await;
     assert_eq!(settled(&node).await, 0);
@@ -261,13 +263,13 @@ async fn what_arrives_is_bounded_before_it_is_a_call() {
         socket.write_all(&call).await.unwrap();
     }
     let grpc = settled(&node).await;
-    assert!((ROOM - PIECE..=ROOM).contains(&grpc), "{grpc}");
+    assert!((ITS - PIECE..=ITS + PIECE).contains(&grpc), "{grpc}");
     let gateway = Gateway::connect(&node.url).await.unwrap();
     let full = gateway
         .request("echo", vec![b'x'; PIECE])
         .timeout(Duration::from_millis(80))
         .await;
-    assert_eq!(full.unwrap_err().reason, "in-flight-bytes");
+    assert_eq!(full.unwrap_err().reason, "tenant-share");
     drop(socket);
     assert_eq!(settled(&node).await, 0);
     assert!(gateway.request("echo", vec![b'x'; PIECE]).await.is_ok());
@@ -309,4 +311,104 @@ async fn answers_that_nobody_takes_are_bounded() {
     for _ in 0..30 {
         assert!(gateway.request("echo", vec![b'x'; PIECE]).await.is_ok());
     }
+}
+
+/// What a client of one tenant that sends or reads slowly, on as many streams as it may, leaves to another tenant: room.
+#[tokio::test]
+async fn one_tenant_s_slow_clients_take_nothing_from_another() {
+    let node = node(Settings {
+        in_flight_bytes: ROOM,
+        ..Settings::default()
+    })
+    .await;
+    let [hostile, honest, none] = close(&node, ["acme", "zeta", "homeless"]);
+    let login = Login::default().token(&honest).unwrap();
+    let good = Gateway::connect_with(node.url.clone(), login).await.unwrap();
+    let serves = async |what: &str| {
+        for _ in 0..10 {
+            let answer = good.request("echo", vec![b'x'; PIECE]).timeout(Duration::from_secs(5));
+            let answer = answer.await.unwrap_or_else(|e| panic!("beside {what}: {e}"));
+            assert_eq!(answer.text().len(), PIECE);
+        }
+    };
+    // The last byte of each never comes.
+    let mut uploads = frames::connect(node.address, 65_535).await;
+    for i in 0..15 {
+        let stream = 2 * i + 1;
+        let mut call = frames::head_of(stream, "/skep.v1.Gateway/Request", Some(&hostile));
+        let mut whole = frames::message(stream, &vec![0; PIECE]);
+        whole.truncate(whole.len() / (9 + (16 << 10)) * (9 + (16 << 10)));
+        call.extend(whole);
+        uploads.write_all(&call).await.unwrap();
+    }
+    let mut posts = Vec::new();
+    for _ in 0..15 {
+        let mut socket = TcpStream::connect(node.address).await.unwrap();
+        let head = format!(
+            "POST /v1/echo HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {hostile}\r\ncontent-length: {}\r\n\r\n",
+            PIECE + 1
+        );
+        let _ = socket.write_all(head.as_bytes()).await;
+        let _ = socket.write_all(&vec![b'x'; PIECE]).await;
+        posts.push(socket);
+    }
+    let held = settled(&node).await;
+    assert!((ITS - PIECE..=ITS + PIECE).contains(&held), "{held}");
+    serves("slow uploads").await;
+    let login = Login::default().token(&hostile).unwrap();
+    let own = Gateway::connect_with(node.url.clone(), login).await.unwrap();
+    let refused = own
+        .request("echo", vec![b'x'; PIECE])
+        .timeout(Duration::from_millis(80))
+        .await;
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.reason, "tenant-share");
+    assert!(
+        refused.message.contains("`acme`") && !refused.message.contains("zeta"),
+        "{refused}"
+    );
+    drop((uploads, posts));
+    assert_eq!(settled(&node).await, 0);
+
+    // Answers that nobody reads: many small calls that ask for much are not needed, an echo does.
+    let call = v1::RequestCall {
+        subject: "echo".into(),
+        payload: vec![b'x'; PIECE].into(),
+        ..Default::default()
+    }
+    .encode_to_vec();
+    for path in ["/skep.v1.Gateway/Request", "/skep.v1.Gateway/Requests"] {
+        let mut readers = Vec::new();
+        for _ in 0..3 {
+            let mut socket = frames::connect(node.address, 1).await;
+            for i in 0..10 {
+                let stream = 2 * i + 1;
+                let head = frames::head_of(stream, path, Some(&hostile));
+                socket
+                    .write_all(&[head, frames::message(stream, &call)].concat())
+                    .await
+                    .unwrap();
+            }
+            readers.push(socket);
+        }
+        let held = settled(&node).await;
+        assert!(held >= ROOM / 2, "{path}: {held}");
+        serves("answers that nobody reads").await;
+        drop(readers);
+        quiet(&node).await;
+        assert_eq!(settled(&node).await, 0, "{path}");
+    }
+
+    // Whose tenant has nothing to call here is bounded with all of that kind, and named.
+    let mut socket = TcpStream::connect(node.address).await.unwrap();
+    let body = vec![b'x'; PIECE];
+    let head = format!(
+        "POST /v1/echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer {none}\r\ncontent-length: {PIECE}\r\n\r\n"
+    );
+    socket.write_all(head.as_bytes()).await.unwrap();
+    let _ = socket.write_all(&body).await;
+    let mut answer = String::new();
+    let _ = socket.read_to_string(&mut answer).await;
+    assert!(answer.contains(" 404 "), "{answer}");
+    assert_eq!(settled(&node).await, 0);
 }

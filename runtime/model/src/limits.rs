@@ -365,8 +365,13 @@ pub const TENSOR_NAME_BYTES_MAX: usize = 256;
 /// Calls under way at once on a node.
 pub const IN_FLIGHT_MAX: usize = 4_096;
 pub const IN_FLIGHT_BYTES_MAX: usize = 256 << 20;
-/// How many times what is free of both one subject may have: so none, flooded, shuts out another.
+/// How many times what is free of both one tenant may have, what its clients have not sent whole or not read included: so none, whatever
+/// its clients do, shuts out another.
+pub const TENANT_SHARE: usize = 4;
+/// How many times what is free of its tenant's share one subject may have: so none, flooded, shuts out another of its tenant.
 pub const SUBJECT_SHARE: usize = 4;
+/// Bytes of bodies on their way to a node from callers whose tenant has no subject there, together: there is nothing that they could call.
+pub const UNROUTED_BYTES_MAX: usize = 4 << 20;
 /// Streams on one HTTP/2 connection.
 pub const HTTP2_STREAMS_MAX: u32 = 1_024;
 pub const CONNECTIONS_MAX: usize = 4_096;
