@@ -122,6 +122,13 @@ impl Purse {
         });
     }
 
+    /// Messages a second that this node lets in; `None`: as many as come.
+    #[must_use]
+    pub fn part_of_rate(&self) -> Option<u64> {
+        let each = self.each_ns.load(Ordering::Relaxed);
+        (each > 0).then(|| (1_000_000_000 + each / 2) / each)
+    }
+
     /// Bytes in its topics, as somebody counted them.
     pub fn note_stored(&self, bytes: u64) {
         self.stored.store(bytes, Ordering::Relaxed);

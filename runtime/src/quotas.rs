@@ -10,17 +10,16 @@
 //! forgotten with its heartbeat. Until a node has heard of what changed, about two seconds, the parts are those of before.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use skep_engine::Share;
 use skep_gateway::purse::Purse;
-use skep_model::Bytes;
 use skep_model::limits::QUOTA_DEMANDS_MAX;
 use skep_model::name::TenantId;
 use skep_model::quota::{Limits, Quota};
-use skep_model::step::{LogLevel, LogLine, Processed};
+use skep_model::step::{Batch, LogLevel, LogLine, Processed, Step};
 use skep_topic::Backend;
 use tokio_util::sync::CancellationToken;
 
@@ -79,10 +78,63 @@ impl Voice {
     }
 }
 
+/// The keys of a batch's inputs, and the sizes of what they had.
+#[derive(Debug)]
+pub(crate) struct Before {
+    keys: Vec<Option<String>>,
+    sizes: HashMap<String, BTreeMap<String, usize>>,
+}
+
+impl Before {
+    fn of(batch: &Batch) -> Self {
+        let sizes = batch.state.iter().map(|(key, values)| {
+            let sizes = values.iter().map(|(name, value)| (name.clone(), value.len()));
+            (key.clone(), sizes.collect())
+        });
+        Self {
+            keys: batch
+                .inputs
+                .iter()
+                .map(|input| input.key().map(str::to_owned))
+                .collect(),
+            sizes: sizes.collect(),
+        }
+    }
+
+    /// Bytes that its steps add to what is kept; below zero: what they free. What is written over what was there adds only what it is longer.
+    /// A key counts with its first value and goes with its last, as stores count it.
+    fn growth(mut self, steps: &[Step]) -> i64 {
+        let signed = |bytes: usize| i64::try_from(bytes).unwrap_or(i64::MAX);
+        let mut grown = 0;
+        for (key, step) in self.keys.iter().zip(steps) {
+            let Some(key) = key else { continue };
+            if step.state.is_empty() {
+                continue;
+            }
+            let values = self.sizes.entry(key.clone()).or_default();
+            let there = !values.is_empty();
+            for write in &step.state {
+                let had = match &write.value {
+                    Some(value) => {
+                        grown += signed(write.name.len() + value.len());
+                        values.insert(write.name.clone(), value.len())
+                    }
+                    None => values.remove(&write.name),
+                };
+                grown -= had.map_or(0, |had| signed(write.name.len() + had));
+            }
+            grown += (i64::from(!values.is_empty()) - i64::from(there)) * signed(key.len());
+        }
+        grown
+    }
+}
+
 #[derive(Debug, Default)]
 struct Now {
     voice: Voice,
     limits: Limits,
+    /// This node's part of the rate, as of the last look; `None`: there was none since the tenant has a rate.
+    part: Option<f64>,
     /// Offered until the last look, and a second since then.
     offered: u64,
     demand: f64,
@@ -143,19 +195,23 @@ impl Account {
         most.map_or(u64::MAX, |most| most.saturating_sub(now.state))
     }
 
+    /// What a batch starts from, as far as [`Self::note`] needs it.
+    #[must_use]
+    pub(crate) fn before(&self, batch: &Batch) -> Option<Before> {
+        let counted = self.limited.load(Ordering::Relaxed) && self.now().limits.get(Quota::State).is_some();
+        counted.then(|| Before::of(batch))
+    }
+
     /// What a batch wrote, and what it may say: log lines over the tenant's rate are dropped, which one line tells.
-    pub(crate) fn note(&self, processed: &mut Processed) {
+    pub(crate) fn note(&self, before: Option<Before>, processed: &mut Processed) {
         if !self.limited.load(Ordering::Relaxed) {
             return;
         }
         let mut now = self.now();
-        if now.limits.get(Quota::State).is_some() {
-            let steps = processed.result.as_deref().unwrap_or_default();
-            let writes = steps.iter().flat_map(|step| &step.state);
-            let bytes: usize = writes
-                .map(|write| write.name.len() + write.value.as_ref().map_or(0, Bytes::len))
-                .sum();
-            now.state += bytes as u64;
+        if let Some(before) = before {
+            now.state = now
+                .state
+                .saturating_add_signed(before.growth(processed.result.as_deref().unwrap_or_default()));
         }
         let Some(rate) = now.limits.get(Quota::LogRate) else {
             return;
@@ -192,6 +248,8 @@ impl Account {
 #[derive(Debug, Default)]
 pub struct Quotas {
     accounts: RwLock<HashMap<TenantId, Arc<Account>>>,
+    /// Nodes with doors beside this one, as of the last look.
+    others: AtomicUsize,
 }
 
 impl Quotas {
@@ -229,8 +287,10 @@ impl Quotas {
             if now.limits != limits {
                 account.limited.store(!limits.is_empty(), Ordering::Relaxed);
                 now.limits = limits;
-                // The part of the rate follows with the next look.
-                account.purse.limit(&now.limits, 1.0);
+                // The part that it had; where nothing is known of it yet, an equal one, so that all nodes together let in one rate from
+                // the first call on.
+                let equal = 1.0 / as_f64(self.others.load(Ordering::Relaxed) as u64 + 1);
+                account.purse.limit(&now.limits, now.part.unwrap_or(equal));
                 account.share.limit(&now.limits);
             }
         }
@@ -266,18 +326,20 @@ impl Quotas {
 
     /// Takes this node's part of each rate, by what the others were offered.
     fn share(&self, others: &[BTreeMap<String, u64>]) {
+        self.others.store(others.len(), Ordering::Relaxed);
         for (tenant, account) in self.all() {
-            let now = account.now();
+            let mut now = account.now();
             if now.limits.get(Quota::Rate).is_none() {
+                now.part = None;
                 continue;
             }
             let elsewhere = others
                 .iter()
                 .map(|d| d.get(tenant.as_str()).copied().unwrap_or(0))
                 .sum();
-            account
-                .purse
-                .limit(&now.limits, part(now.demand, elsewhere, others.len()));
+            let part = part(now.demand, elsewhere, others.len());
+            now.part = Some(part);
+            account.purse.limit(&now.limits, part);
         }
     }
 
@@ -311,17 +373,19 @@ impl Quotas {
     ) {
         let work = async {
             let mut last = Instant::now();
+            let others = || -> Vec<_> {
+                let others = members.others().into_iter();
+                others
+                    .filter(|n| n.member.takes_calls())
+                    .map(|n| n.member.demands)
+                    .collect()
+            };
+            self.share(&others());
             loop {
                 tokio::time::sleep(LOOK).await;
                 let passed = std::mem::replace(&mut last, Instant::now()).elapsed();
                 members.say_demands(self.measure(passed));
-                let others: Vec<_> = members
-                    .others()
-                    .into_iter()
-                    .filter(|n| n.member.takes_calls())
-                    .collect();
-                let others: Vec<_> = others.into_iter().map(|n| n.member.demands).collect();
-                self.share(&others);
+                self.share(&others());
                 self.count(&catalogs, backend.as_ref()).await;
             }
         };
@@ -407,6 +471,10 @@ pub async fn kept(catalogs: &Catalogs, backend: &dyn Backend, tenant: &TenantId)
 
 #[cfg(test)]
 mod tests {
+    use skep_model::Bytes;
+    use skep_model::id::Uid;
+    use skep_model::step::{Disposition, Due, Input, Outcome, StateWrite};
+
     use super::*;
 
     fn limits(quota: Quota, value: u64) -> Limits {
@@ -513,5 +581,82 @@ mod tests {
         assert!(quotas.measure(Duration::from_secs(1)).is_empty());
         quotas.of(&acme).now().demand = 40.0;
         assert_eq!(quotas.measure(Duration::from_secs(1)), [("acme".to_owned(), 20)].into());
+    }
+
+    #[test]
+    fn what_is_written_over_adds_only_what_it_is_longer() {
+        let message = |key: &str| {
+            Input::Timer(Due {
+                uid: Uid([0; 16]),
+                key: key.to_owned(),
+                name: "t".to_owned(),
+                at_ms: 0,
+                attempt: 1,
+            })
+        };
+        let step = |writes: &[(&str, Option<&'static str>)]| Step {
+            outcome: Outcome {
+                publish: Vec::new(),
+                respond: Vec::new(),
+                disposition: Disposition::Done,
+            },
+            state: (writes.iter())
+                .map(|(name, value)| StateWrite {
+                    name: (*name).to_owned(),
+                    value: value.map(|value| Bytes::from_static(value.as_bytes())),
+                })
+                .collect(),
+            timers: Vec::new(),
+        };
+        let held = [("k".to_owned(), [("n".to_owned(), Bytes::from_static(b"1234"))].into())];
+        let grows = |keys: &[&str], steps: &[Step]| {
+            let batch = Batch {
+                inputs: keys.iter().map(|key| message(key)).collect(),
+                state: held.clone().into(),
+                ..Batch::default()
+            };
+            Before::of(&batch).growth(steps)
+        };
+        assert_eq!(grows(&["k"], &[step(&[("n", Some("5678"))])]), 0, "as long as before");
+        assert_eq!(
+            grows(&["k", "k"], &[step(&[("n", Some("56"))]), step(&[("n", Some("5678"))])]),
+            0
+        );
+        assert_eq!(grows(&["k"], &[step(&[("n", Some("567890"))])]), 2);
+        assert_eq!(
+            grows(&["k"], &[step(&[("n", None)])]),
+            -6,
+            "the last value takes its key along"
+        );
+        assert_eq!(grows(&["k"], &[step(&[("n", None), ("n", Some("5678"))])]), 0);
+        assert_eq!(
+            grows(&["new"], &[step(&[("n", Some("1"))])]),
+            5,
+            "a key counts with its first value"
+        );
+        assert_eq!(grows(&["new"], &[step(&[("n", None)])]), 0);
+        assert_eq!(grows(&["k"], &[]), 0);
+    }
+
+    #[test]
+    fn a_limit_that_is_new_is_parted_from_the_first_call_on() {
+        let quotas = Quotas::default();
+        let acme: TenantId = "acme".parse().unwrap();
+        // Four nodes, of which this is one.
+        quotas.share(&[BTreeMap::new(), BTreeMap::new(), BTreeMap::new()]);
+        quotas.tell([(&acme, &limits(Quota::Rate, 1_000))]);
+        let parted = |quotas: &Quotas| {
+            let purse = Arc::clone(&quotas.of(&acme).purse);
+            purse.part_of_rate()
+        };
+        assert_eq!(parted(&quotas), Some(250));
+        quotas.of(&acme).now().demand = 1_000.0;
+        quotas.share(&[BTreeMap::new(), BTreeMap::new(), BTreeMap::new()]);
+        assert_eq!(parted(&quotas), Some(970));
+        // Another limit keeps the part that it has.
+        quotas.tell([(&acme, &limits(Quota::Rate, 100))]);
+        assert_eq!(parted(&quotas), Some(97));
+        quotas.tell([(&acme, &Limits::default())]);
+        assert_eq!(parted(&quotas), None);
     }
 }

@@ -494,7 +494,7 @@ impl Supervisor {
         let meter = account.meter(&format!("{}/{}", swarm.name(), stage.name));
         let settings = BeeSettings {
             secrets: self.vault.grant(swarm.tenant(), &stage.secrets),
-            http: egress(swarm.tenant(), stage),
+            http: egress(swarm.tenant(), stage, &account),
             share: Arc::clone(&account.share),
             meter: Arc::clone(&meter.engine),
             ..BeeSettings::of(stage, digest)
@@ -653,10 +653,13 @@ fn end_of(id: &SwarmId, stage: &Stage, born: u64, live: Option<&LiveStage>) -> E
 }
 
 /// Where a stage's Bee may send requests. What is private is the operator's network, which no other tenant's manifest opens.
-fn egress(tenant: &TenantId, stage: &Stage) -> Option<Arc<Egress>> {
+fn egress(tenant: &TenantId, stage: &Stage, account: &Account) -> Option<Arc<Egress>> {
     let grants: Vec<_> = stage.http.iter().cloned().collect();
     let own = *tenant == TenantId::default_tenant();
-    (!grants.is_empty()).then(|| Egress::new(grants, own, Arc::new(SystemResolver)))
+    (!grants.is_empty()).then(|| {
+        let resolver = Arc::new(SystemResolver);
+        Egress::new(grants, own, resolver, Arc::clone(&account.share))
+    })
 }
 
 fn bee_of(

@@ -76,7 +76,8 @@ pub fn listed(path: &str) -> Option<Asked> {
             changes: false,
         },
 
-        ("skep.v1.Access", "ListTenants") => once(Operator),
+        // Whoever is no operator sees the own one.
+        ("skep.v1.Access", "ListTenants") => once(Admin),
         ("skep.v1.Access", "CreateTenant" | "SetTenant" | "DeleteTenant") => change(Operator),
         ("skep.v1.Access", "ListTokens") => once(Admin),
         ("skep.v1.Access", "CreateToken" | "RevokeToken" | "RotateToken") => change(Admin),

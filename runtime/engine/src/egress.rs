@@ -10,8 +10,10 @@ mod send;
 
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
-use std::sync::{Arc, LazyLock};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -22,16 +24,19 @@ use skep_model::limits::{
     HTTP_PER_NODE_MAX, HTTP_PER_STAGE_MAX, HTTP_REQUESTS_PER_CALL_MAX, HTTP_URL_BYTES_MAX,
 };
 use skep_model::step::LogLevel;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpHooks};
 
 use crate::log::Log;
+use crate::share::Share;
 
 /// Connections of all Bees of this process.
-static NODE: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(HTTP_PER_NODE_MAX)));
+static NODE: LazyLock<Arc<Lines>> = LazyLock::new(|| Lines::new(HTTP_PER_NODE_MAX, |share| &share.connections));
 /// Names that are looked up for all of them.
-static LOOKUPS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(HTTP_LOOKUPS_PER_NODE_MAX)));
+static LOOKUPS: LazyLock<Arc<Lines>> = LazyLock::new(|| Lines::new(HTTP_LOOKUPS_PER_NODE_MAX, |share| &share.lookups));
+/// How many times what is free of either one tenant may have, as of places for instances: some is left for others, however many it wants.
+const BESIDE: u64 = 4;
 
 /// How names become addresses.
 #[async_trait]
@@ -58,17 +63,24 @@ pub struct Egress {
     /// Whether what it lists may be private: not where tenants are strangers to whoever runs the network.
     private: bool,
     resolver: Arc<dyn Resolver>,
+    /// Its tenant's.
+    share: Arc<Share>,
+    /// Whether an address is one of this machine.
+    own: fn(IpAddr) -> bool,
     connections: Arc<Semaphore>,
     lookups: Arc<Semaphore>,
 }
 
 impl Egress {
+    /// `private`: whether what is listed may be private. `share`: the tenant's, of whose Bees no one leaves nothing to other tenants.
     #[must_use]
-    pub fn new(grants: Vec<HttpGrant>, private: bool, resolver: Arc<dyn Resolver>) -> Arc<Self> {
+    pub fn new(grants: Vec<HttpGrant>, private: bool, resolver: Arc<dyn Resolver>, share: Arc<Share>) -> Arc<Self> {
         Arc::new(Self {
             grants,
             private,
             resolver,
+            share,
+            own: is_own,
             connections: Arc::new(Semaphore::new(HTTP_PER_STAGE_MAX)),
             lookups: Arc::new(Semaphore::new(HTTP_LOOKUPS_PER_STAGE_MAX)),
         })
@@ -79,7 +91,7 @@ impl Egress {
     async fn look_up(&self, name: &str) -> io::Result<Vec<IpAddr>> {
         let closed = |e| io::Error::other(format!("{e}"));
         let own = Arc::clone(&self.lookups).acquire_owned().await.map_err(closed)?;
-        let node = Arc::clone(&LOOKUPS).acquire_owned().await.map_err(closed)?;
+        let node = LOOKUPS.take(&self.share).await;
         let (resolver, name) = (Arc::clone(&self.resolver), name.to_owned());
         let looked = tokio::spawn(async move {
             let _permits = (own, node);
@@ -122,6 +134,13 @@ impl Egress {
                 ))
             };
             match reach(*address) {
+                // It may have been left open to this machine alone, as a metrics port is.
+                Reach::Public if (self.own)(*address) && !(self.private && exact) => {
+                    return prohibited(
+                        "which is this machine's own: only Bees of the tenant `default`, the operator's own, reach such, where that \
+                         address itself is listed",
+                    );
+                }
                 Reach::Public => {}
                 Reach::Never => return prohibited("where nobody can be reached"),
                 Reach::Private | Reach::Link if !self.private => {
@@ -140,6 +159,83 @@ impl Egress {
             }
         }
         Ok(found)
+    }
+}
+
+/// Whether an address is one of this machine: nothing else can be bound to. Where a system lets programs bind to any address, nothing is told
+/// from that, and every address counts as another's.
+fn is_own(address: IpAddr) -> bool {
+    /// Of the block for documentation (RFC 5737), which no machine has.
+    const NOBODY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+    static TELLS: LazyLock<bool> = LazyLock::new(|| UdpSocket::bind((NOBODY, 0)).is_err());
+    *TELLS && UdpSocket::bind((address, 0)).is_ok()
+}
+
+/// A number of things of the whole process, in shares of tenants. Who finds none waits: there are few that wait, for each stage has a bound
+/// of its own.
+#[derive(Debug)]
+struct Lines {
+    free: Mutex<u64>,
+    given_back: Notify,
+    /// The tenant's counter of them.
+    of: fn(&Share) -> &AtomicU64,
+}
+
+/// Given back when dropped.
+#[derive(Debug)]
+struct Line {
+    of: Arc<Lines>,
+    share: Arc<Share>,
+}
+
+impl Lines {
+    fn new(all: usize, of: fn(&Share) -> &AtomicU64) -> Arc<Self> {
+        Arc::new(Self {
+            free: Mutex::new(all as u64),
+            given_back: Notify::new(),
+            of,
+        })
+    }
+
+    fn free(&self) -> MutexGuard<'_, u64> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn take(self: &Arc<Self>, share: &Arc<Share>) -> Line {
+        loop {
+            let mut given_back = pin!(self.given_back.notified());
+            // Before the look, or what comes back between both is missed.
+            given_back.as_mut().enable();
+            if let Some(line) = self.try_take(share) {
+                return line;
+            }
+            given_back.await;
+        }
+    }
+
+    fn try_take(self: &Arc<Self>, share: &Arc<Share>) -> Option<Line> {
+        let mut free = self.free();
+        let own = (self.of)(share).load(Ordering::Relaxed);
+        if own >= BESIDE * *free {
+            return None;
+        }
+        *free -= 1;
+        (self.of)(share).store(own + 1, Ordering::Relaxed);
+        drop(free);
+        Some(Line {
+            of: Arc::clone(self),
+            share: Arc::clone(share),
+        })
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        let mut free = self.of.free();
+        *free += 1;
+        (self.of.of)(&self.share).fetch_sub(1, Ordering::Relaxed);
+        drop(free);
+        self.of.given_back.notify_waiters();
     }
 }
 

@@ -36,6 +36,9 @@ pub struct Share {
     /// The same of instances that wait for a call.
     pub(crate) spares: AtomicU64,
     pub(crate) spare_memory: AtomicU64,
+    /// Connections and lookups of its Bees' requests. Changed under the lock of `egress::Lines` only.
+    pub(crate) connections: AtomicU64,
+    pub(crate) lookups: AtomicU64,
     used: Meter,
 }
 
@@ -82,6 +85,8 @@ impl Default for Share {
             memory: AtomicU64::new(0),
             spares: AtomicU64::new(0),
             spare_memory: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
+            lookups: AtomicU64::new(0),
             used: Meter::default(),
         }
     }

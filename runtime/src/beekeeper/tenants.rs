@@ -148,7 +148,8 @@ impl Keeper {
         Ok(used.collect())
     }
 
-    /// One tenant, or all; the default one comes first and was not made.
+    /// One tenant, or all; the default one comes first and was not made. Who is no operator sees the own one: another is as one that nobody
+    /// has.
     pub(super) async fn tenants(&self, name: &str) -> Result<Vec<v1::Tenant>, Status> {
         let default = TenantId::default_tenant();
         let always = TenantRecord {
@@ -159,6 +160,9 @@ impl Keeper {
         let mut all = vec![(default, always)];
         let made = self.supervisor.catalogs.tenants().await.map_err(internal)?;
         all.extend(made.into_iter().map(|(tenant, found)| (tenant, found.record)));
+        if self.caller.role != Role::Operator {
+            all.retain(|(tenant, _)| tenant == self.catalog.tenant());
+        }
         if !name.is_empty() {
             let names: Vec<&str> = all.iter().map(|(tenant, _)| tenant.as_str()).collect();
             if !names.contains(&name) {

@@ -57,9 +57,10 @@ impl Bee for WasmBee {
         self.under_way.fetch_add(inputs, Ordering::Relaxed);
         let _busy = Busy(&self.under_way, inputs);
         self.meter.took(&batch);
+        let before = self.account.before(&batch);
         let mut processed = self.bee.process(batch).await;
         self.meter.gave(&processed);
-        self.account.note(&mut processed);
+        self.account.note(before, &mut processed);
         processed
     }
 }

@@ -87,6 +87,25 @@ async fn limits_are_set_shown_changed_and_refused_by_name() {
     let limits = serde_json::json!({ "cpu": 2_000, "memory": 256 << 20, "weight": 3 });
     assert_eq!(json["tenants"][0]["limits"], limits);
     assert_eq!(json["tenants"][0]["used"]["storage"], 0);
+    // A tenant's own admin sees its own, and of others not even that they are there; lesser roles nothing.
+    node.cli_ok_as(&operator, &["tenant", "create", "globex"]);
+    let token = |role| node.cli_ok_as(&operator, &["token", "create", "--tenant", "acme", "--role", role]);
+    let admin = token("admin").trim().to_owned();
+    let own = node.cli_ok_as(&admin, &["tenant", "show", "acme", "-o", "json"]);
+    let own: serde_json::Value = serde_json::from_str(&own).unwrap();
+    assert_eq!(own["tenants"][0]["limits"], limits);
+    let listed = node.cli_ok_as(&admin, &["tenant", "list"]);
+    assert!(
+        listed.contains("acme") && !listed.contains("globex") && !listed.contains("default"),
+        "{listed}"
+    );
+    let says = |who: &str, name: &str| {
+        let refused = node.cli_as(who, &["tenant", "show", name]);
+        assert!(!refused.status.success());
+        String::from_utf8_lossy(&refused.stderr).replace(name, "…")
+    };
+    assert_eq!(says(&admin, "globex"), says(&admin, "nobody"));
+    assert!(says(token("deploy").trim(), "acme").contains("`admin`"));
     // Nonsense: at the command line by its flag, at the door by its name.
     for (flag, value) in [
         ("--rate", "0/s"),

@@ -27,7 +27,7 @@ use tokio_rustls::TlsConnector;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody};
 
-use super::{Egress, Io, NODE, Refusal, Target, within};
+use super::{Egress, Io, Line, NODE, Refusal, Target, within};
 
 trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
@@ -36,7 +36,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 struct Places {
     _call: OwnedSemaphorePermit,
     _stage: OwnedSemaphorePermit,
-    _node: OwnedSemaphorePermit,
+    _node: Line,
 }
 
 pub(super) async fn send(
@@ -52,7 +52,9 @@ pub(super) async fn send(
     let places = Places {
         _call: call,
         _stage: free(by, &egress.connections, "this Bee").await?,
-        _node: free(by, &NODE, "this node").await?,
+        _node: timeout_at(by, NODE.take(&egress.share))
+            .await
+            .map_err(|_| crowded("this node, or this tenant on it,"))?,
     };
     let wire = timeout_at(by, connect(&egress, &target)).await.map_err(|_| late())??;
     let mut builder = http1::Builder::new();
@@ -115,10 +117,12 @@ pub(super) async fn send(
 
 async fn free(by: Instant, places: &Arc<Semaphore>, whose: &str) -> Result<OwnedSemaphorePermit, Refusal> {
     let place = timeout_at(by, Arc::clone(places).acquire_owned()).await;
-    place.ok().and_then(Result::ok).ok_or_else(|| {
-        let words = format!("{whose} has too many requests under way, and none ended in time");
-        Refusal::new(Error::ConnectionLimitReached, words)
-    })
+    place.ok().and_then(Result::ok).ok_or_else(|| crowded(whose))
+}
+
+fn crowded(whose: &str) -> Refusal {
+    let words = format!("{whose} has too many requests under way, and none ended in time");
+    Refusal::new(Error::ConnectionLimitReached, words)
 }
 
 fn broken(e: &hyper::Error) -> Refusal {

@@ -1,6 +1,5 @@
 use std::collections::HashMap;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -45,7 +44,7 @@ fn names(known: &[(&'static str, &[&[&'static str]])]) -> Arc<Names> {
 /// A Bee of the tenant `default`.
 fn outgoing(grants: &[&str], names: Arc<Names>) -> Outgoing {
     let grants = grants.iter().map(|grant| grant.parse().unwrap()).collect();
-    let mut out = Outgoing::new(Some(Egress::new(grants, true, names)), Log::default());
+    let mut out = Outgoing::new(Some(Egress::new(grants, true, names, Arc::default())), Log::default());
     out.begin_call();
     out
 }
@@ -247,7 +246,12 @@ async fn no_name_leads_home_but_one_of_home() {
     }
     // A stranger's Bee does not reach the operator's network by whatever it lists.
     let grants = [port80("127.0.0.1"), port80("svc.test")].map(|grant| grant.parse().unwrap());
-    let egress = Egress::new(grants.to_vec(), false, names(&[("svc.test", &[&["127.0.0.1"]])]));
+    let egress = Egress::new(
+        grants.to_vec(),
+        false,
+        names(&[("svc.test", &[&["127.0.0.1"]])]),
+        Arc::default(),
+    );
     let mut stranger = Outgoing::new(Some(egress), Log::default());
     stranger.begin_call();
     for host in ["127.0.0.1", "svc.test"] {
@@ -444,4 +448,54 @@ async fn a_body_beyond_its_bound_is_not_sent_to_its_end() {
         ask(&mut out, request).await,
         Err(Error::HttpRequestBodySize(_))
     ));
+}
+
+#[tokio::test]
+async fn this_machine_s_own_public_addresses_are_the_operator_s_alone() {
+    assert!(is_own("127.0.0.1".parse().unwrap()) && !is_own("203.0.114.1".parse().unwrap()));
+    let grants = ["http://203.0.114.7", "http://own.example.com"];
+    let known = names(&[("own.example.com", &[&["203.0.114.7"]])]);
+    for (private, url, allowed) in [
+        (false, "http://203.0.114.7/", false),
+        (false, "http://own.example.com/", false),
+        (true, "http://own.example.com/", false),
+        (true, "http://203.0.114.7/", true),
+    ] {
+        let listed = grants.map(|grant| grant.parse().unwrap()).to_vec();
+        let egress = Egress::new(listed, private, Arc::clone(&known) as Arc<dyn Resolver>, Arc::default());
+        let mut egress = Arc::into_inner(egress).unwrap();
+        egress.own = |address| address == IpAddr::from([203, 0, 114, 7]);
+        let host = grants[usize::from(url.contains("own"))]
+            .parse::<HttpGrant>()
+            .unwrap()
+            .host;
+        let found = egress.addresses(&host).await;
+        assert_eq!(found.is_ok(), allowed, "{url}");
+        if let Err(refused) = found {
+            assert!(refused.words.contains("this machine's own"), "{}", refused.words);
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_tenant_s_connections_leave_some_to_another() {
+    let lines = Lines::new(20, |share| &share.connections);
+    let (many, other): (Arc<Share>, Arc<Share>) = Default::default();
+    let mut held: Vec<_> = std::iter::from_fn(|| lines.try_take(&many)).collect();
+    assert_eq!(held.len(), 16);
+    let waits = tokio::spawn({
+        let (lines, many) = (Arc::clone(&lines), Arc::clone(&many));
+        async move { lines.take(&many).await }
+    });
+    tokio::task::yield_now().await;
+    let beside = lines.try_take(&other).expect("a fifth is left to others");
+    assert!(!waits.is_finished());
+    drop(beside);
+    held.pop();
+    let late = tokio::time::timeout(Duration::from_secs(5), waits)
+        .await
+        .unwrap()
+        .unwrap();
+    drop((held, late));
+    assert_eq!((*lines.free(), many.connections.load(Ordering::Relaxed)), (20, 0));
 }
