@@ -31,6 +31,8 @@ pub use book::{Book, Entry, Kind, Sound};
 const PLATFORM: &str = "platform";
 const DENIED: &str = "denied";
 const TENANT: &str = "tenant-";
+/// Kinds of refusals that are told apart of one tenant's people in a window.
+const KINDS_OF_TENANT_MAX: usize = AUDIT_DENIED_KINDS_MAX / 4;
 /// Pages of records held while books are read one after the other.
 const READ_AHEAD_PAGES: usize = 8;
 /// How often what was written is made durable, and windows are looked at.
@@ -49,7 +51,16 @@ struct Inner {
     /// Refusals of the window that began then.
     window_ms: u64,
     denied: HashMap<Denied, Counted>,
-    /// Refusals beyond the kinds that are told apart.
+    strangers: Kinds,
+    /// Of tenants and operators whose tokens are good and may not do what they tried: strangers, of whom there may be any number, do not
+    /// drive them out.
+    known: HashMap<String, Kinds>,
+}
+
+/// How many kinds of refusals are told apart, and how many refusals came beyond those that may be.
+#[derive(Debug, Default)]
+struct Kinds {
+    told: usize,
     others: u64,
 }
 
@@ -155,7 +166,8 @@ impl Audit {
     /// A record for each kind of refusal that came more than once, and a new window.
     fn settle(&self, inner: &mut Inner, now_ms: u64) -> anyhow::Result<()> {
         inner.window_ms = now_ms;
-        let others = std::mem::take(&mut inner.others);
+        let strangers = std::mem::take(&mut inner.strangers);
+        let known = std::mem::take(&mut inner.known);
         let mut counted: Vec<Counted> = std::mem::take(&mut inner.denied)
             .into_values()
             .filter(|c| c.more > 0)
@@ -170,10 +182,15 @@ impl Audit {
             };
             self.write(inner, DENIED, summary)?;
         }
-        if others > 0 {
+        let mut beyond: Vec<_> = known.into_iter().map(|(tenant, kinds)| (Some(tenant), kinds)).collect();
+        beyond.sort_by(|(a, _), (b, _)| a.cmp(b));
+        beyond.push((None, strangers));
+        for (tenant, kinds) in beyond.into_iter().filter(|(_, kinds)| kinds.others > 0) {
+            let most = most_kinds(tenant.is_some());
             let summary = Entry {
-                times: others,
-                note: format!("refusals beyond the {AUDIT_DENIED_KINDS_MAX} kinds that are told apart"),
+                times: kinds.others,
+                tenant,
+                note: format!("refusals beyond the {most} kinds that are told apart"),
                 ..Entry::new(Kind::Denied, now_ms)
             };
             self.write(inner, DENIED, summary)?;
@@ -345,10 +362,17 @@ impl Witness for Audit {
             counted.more += 1;
             return;
         }
-        if inner.denied.len() >= AUDIT_DENIED_KINDS_MAX {
-            inner.others += 1;
+        let whose = deed.who.as_ref().map(|who| who.caller.scope.tenant().to_string());
+        let most = most_kinds(whose.is_some());
+        let kinds = match whose {
+            Some(tenant) => inner.known.entry(tenant).or_default(),
+            None => &mut inner.strangers,
+        };
+        if kinds.told >= most {
+            kinds.others += 1;
             return;
         }
+        kinds.told += 1;
         let entry = Entry {
             outcome: why.to_owned(),
             ..entry(Kind::Denied, deed, now_ms)
@@ -363,6 +387,15 @@ impl Witness for Audit {
 fn complain(written: anyhow::Result<()>) {
     if let Err(error) = written {
         tracing::error!(error = format!("{error:#}"), "the audit misses a record");
+    }
+}
+
+/// Of strangers together, or of one tenant's people.
+fn most_kinds(known: bool) -> usize {
+    if known {
+        KINDS_OF_TENANT_MAX
+    } else {
+        AUDIT_DENIED_KINDS_MAX
     }
 }
 

@@ -317,6 +317,45 @@ fn a_flood_of_refusals_is_a_few_records_and_drives_out_nothing_else() {
 }
 
 #[test]
+fn who_has_a_token_is_told_by_name_however_many_strangers_and_other_tenants_are_refused() {
+    let place = Place::new();
+    let audit = place.open();
+    let from = |n: u32| format!("10.{}.{}.{}:7", n >> 16, (n >> 8) & 255, n & 255);
+    for n in 0..10_000_u32 {
+        let stranger = Deed {
+            who: None,
+            objects: Vec::new(),
+            ..deed("acme", Role::Invoke, &from(n))
+        };
+        audit.denied(&stranger, "unauthenticated");
+        audit.denied(&deed("globex", Role::Invoke, &from(n)), "forbidden");
+    }
+    audit.denied(&deed("acme", Role::Invoke, "10.9.9.9:7"), "forbidden");
+    audit.look(true);
+    let told = all(&audit, None);
+    let of = |tenant: Option<&str>| -> Vec<_> {
+        let denied = told.iter().filter(|(book, _)| book == DENIED).map(|(_, entry)| entry);
+        denied.filter(|entry| entry.tenant.as_deref() == tenant).collect()
+    };
+    assert_eq!(
+        (of(Some("acme")).len(), of(Some("acme"))[0].from.as_str()),
+        (1, "10.9.9.9:7")
+    );
+    assert_eq!(of(Some("globex")).len(), KINDS_OF_TENANT_MAX + 1);
+    assert_eq!(of(None).len(), AUDIT_DENIED_KINDS_MAX + 1);
+    for whose in [None, Some("globex")] {
+        assert_eq!(
+            of(whose).iter().map(|entry| entry.times).sum::<u64>(),
+            10_000,
+            "every one is counted"
+        );
+    }
+    // A new window begins with all its kinds.
+    audit.denied(&deed("globex", Role::Invoke, "10.8.8.8:7"), "forbidden");
+    assert!(all(&audit, None).iter().any(|(_, entry)| entry.from == "10.8.8.8:7"));
+}
+
+#[test]
 fn what_cannot_be_recorded_is_refused() {
     let place = Place::new();
     let audit = place.open();
