@@ -2,7 +2,7 @@
 
 use super::names::{Field, Fields, Form};
 
-/// One field that is held to be read: names are far shorter. A longer one is passed over.
+/// One field that is held to be read: names are far shorter. Of a longer one its length is told.
 const FIELD_BYTES_MAX: usize = 4 << 10;
 /// What is kept of one name.
 const NAME_BYTES_MAX: usize = 200;
@@ -144,7 +144,13 @@ impl Scan {
                     Ok(0) => self.next(),
                     _ if value > self.left => Step::Done,
                     Ok(bytes) if wanted && bytes <= FIELD_BYTES_MAX => Step::Take(number, bytes),
-                    _ => Step::Skip(value),
+                    _ => {
+                        // Or a record would say that the call named nothing.
+                        for field in self.fields.iter().filter(|field| field.at[0] == number) {
+                            add(&mut self.found, field.what, format!("({value} bytes, not read)"));
+                        }
+                        Step::Skip(value)
+                    }
                 }
             }
             _ => Step::Done,
@@ -343,6 +349,16 @@ mod tests {
         };
         let (found, _) = scan(names::of("/skep.v1.Access/CreateTenant").0, &framed(&long), 64);
         assert!(found[0].1.len() <= NAME_BYTES_MAX && !found[0].1.contains('\n'));
+        // A name that is none is not passed over in silence.
+        let huge = v1::CreateTenantRequest {
+            name: "x".repeat(FIELD_BYTES_MAX + 1),
+            limits: Vec::new(),
+        };
+        let (found, done) = scan(names::of("/skep.v1.Access/CreateTenant").0, &framed(&huge), 64);
+        assert_eq!(
+            (found, done),
+            (vec![("tenant", "(4097 bytes, not read)".to_owned())], true)
+        );
     }
 
     proptest! {
