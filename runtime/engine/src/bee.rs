@@ -179,7 +179,7 @@ impl Bee {
         let ran = AssertUnwindSafe(Arc::clone(&self.0).run(batch)).catch_unwind().await;
         drop(load);
         match ran {
-            Ok(Some((processed, used))) => {
+            Ok(Ok((processed, used))) => {
                 // Off the caller's path: it takes place when the caller waits next. Whoever lives on this thread would wait for it then, so
                 // what takes longer goes to a thread that has nothing to do.
                 let after = Arc::clone(&self.0).after(used);
@@ -192,7 +192,7 @@ impl Bee {
                 }
                 processed
             }
-            Ok(None) => lost("the engine is shutting down".to_owned()),
+            Ok(Err(processed)) => *processed,
             Err(panic) => lost(format!("the host panicked: {}", message(&*panic))),
         }
     }
@@ -202,8 +202,13 @@ impl Bee {
         let task = self.0.engine.guests().spawn(|load| {
             let bee = Arc::clone(&self.0);
             async move {
-                let Some((processed, used)) = Arc::clone(&bee).run(batch).await else {
-                    return;
+                let (processed, used) = match Arc::clone(&bee).run(batch).await {
+                    Ok(ran) => ran,
+                    Err(processed) => {
+                        drop(load);
+                        let _ = answer.send(*processed);
+                        return;
+                    }
                 };
                 // The next call should come to this same thread and find its instance made, rather than wake another thread to
                 // make one; unless it would wait for that longer than for a thread to wake.
@@ -262,9 +267,17 @@ impl Inner {
         }
     }
 
-    /// One call. `None` when the engine ends.
-    async fn run(self: Arc<Self>, batch: Batch) -> Option<(Processed, Used)> {
-        let place = self.engine.places().take(&self.settings.share, self.memory()).await?;
+    /// One call.
+    ///
+    /// # Errors
+    /// It had no place.
+    async fn run(self: Arc<Self>, batch: Batch) -> Result<(Processed, Used), Box<Processed>> {
+        let Some(place) = self.engine.places().take(&self.settings.share, self.memory()).await else {
+            return Err(Box::new(lost(format!(
+                "too many calls wait for an instance: this node holds {} of them, and one tenant has its share of that",
+                limits::GUEST_CALLS_WAITING_MAX
+            ))));
+        };
         let instance = match self.take_spare() {
             Some(spare) => Ok(spare),
             None => self.make().await,
@@ -276,7 +289,7 @@ impl Inner {
             Ok(instance) => instance,
             Err(processed) => {
                 let used = Used { instance: None, place };
-                return Some((*processed, used));
+                return Ok((*processed, used));
             }
         };
         let call = Call {
@@ -293,7 +306,7 @@ impl Inner {
         let call = instance.call(call, self.engine.ticker(), self.time(), self.turn());
         let (processed, sound) = Box::pin(call).await;
         let instance = Some((instance, sound));
-        Some((processed, Used { instance, place }))
+        Ok((processed, Used { instance, place }))
     }
 
     /// What follows a call and its caller need not wait for.
