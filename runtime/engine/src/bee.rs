@@ -113,7 +113,7 @@ pub(crate) struct Inner {
     settings: BeeSettings,
     config: Arc<BTreeMap<String, String>>,
     spares: Mutex<Spares>,
-    /// What making the last instance took, us.
+    /// The least that making an instance took, us: what one took longer, it waited for others. At first the greatest number there is.
     made_us: AtomicU32,
 }
 
@@ -154,7 +154,7 @@ impl Bee {
             settings,
             config,
             spares: Mutex::default(),
-            made_us: AtomicU32::new(0),
+            made_us: AtomicU32::new(u32::MAX),
         }))
     }
 
@@ -325,8 +325,8 @@ impl Inner {
     }
 
     fn is_slow_to_make(&self) -> bool {
-        let made = Duration::from_micros(self.made_us.load(Ordering::Relaxed).into());
-        made > self.engine.settings().slow_to_make
+        let made = self.made_us.load(Ordering::Relaxed);
+        made < u32::MAX && Duration::from_micros(made.into()) > self.engine.settings().slow_to_make
     }
 
     /// Whether what follows a call takes its time. A warm instance is only put back, and the next call should find it there.
@@ -346,7 +346,7 @@ impl Inner {
         ))
         .await;
         let took = u32::try_from(began.elapsed().as_micros()).unwrap_or(u32::MAX);
-        self.made_us.store(took, Ordering::Relaxed);
+        self.made_us.fetch_min(took, Ordering::Relaxed);
         made.map_err(|(failure, store)| Box::new(failed(failure, store.data(), time)))
     }
 

@@ -3,7 +3,7 @@
 //! It is C++ in this process, so a model must have passed inspection (nothing outside of the file, ONNX's own operators only), and must not let its
 //! caller choose how large a value is: ONNX Runtime has no bound for it, and what tract proves by symbols is judged by [`Described::grows`] here.
 //!
-//! Nothing is downloaded, at build or later. The library is opened by path; the wheel `onnxruntime` of PyPI carries one.
+//! Nothing is downloaded, at build or later. The library is opened by path; the Python wheel `onnxruntime` carries one.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
