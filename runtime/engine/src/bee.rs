@@ -113,7 +113,7 @@ pub(crate) struct Inner {
     settings: BeeSettings,
     config: Arc<BTreeMap<String, String>>,
     spares: Mutex<Spares>,
-    /// The least that making an instance took, us: what one took longer, it waited for others. At first the greatest number there is.
+    /// The least CPU time that making an instance took, us: what one took longer, it had cold caches. At first the greatest number there is.
     made_us: AtomicU32,
 }
 
@@ -336,7 +336,6 @@ impl Inner {
 
     async fn make(&self) -> Result<Instance, Box<Processed>> {
         let time = self.time();
-        let began = Instant::now();
         let made = Box::pin(Instance::make(
             &self.code,
             self.host(),
@@ -345,8 +344,10 @@ impl Inner {
             self.turn(),
         ))
         .await;
-        let took = u32::try_from(began.elapsed().as_micros()).unwrap_or(u32::MAX);
-        self.made_us.fetch_min(took, Ordering::Relaxed);
+        if let Ok(instance) = &made {
+            let took = u32::try_from(instance.cost.as_micros()).unwrap_or(u32::MAX);
+            self.made_us.fetch_min(took, Ordering::Relaxed);
+        }
         made.map_err(|(failure, store)| Box::new(failed(failure, store.data(), time)))
     }
 

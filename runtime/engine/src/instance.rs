@@ -64,6 +64,8 @@ pub(crate) struct Instance {
     store: Store<Host>,
     process: Func,
     bees: Func,
+    /// CPU time of its making.
+    pub(crate) cost: Duration,
     pub(crate) made: Instant,
     pub(crate) used: Instant,
     pub(crate) calls: u32,
@@ -78,11 +80,11 @@ impl Instance {
         host: Host,
         ticker: &Ticker,
         time: Time,
-        turn: Turn,
+        mut turn: Turn,
     ) -> Result<Self, (Failure, Store<Host>)> {
         let mut store = host.into_store(code.pre.engine(), time.ticks());
         let running = ticker.run();
-        let made = guarded(time, turn, code.pre.instantiate_async(&mut store)).await;
+        let made = guarded(time, &mut turn, code.pre.instantiate_async(&mut store)).await;
         drop(running);
         let found = made.and_then(|instance| {
             let mut export = |index| instance.get_func(&mut store, index);
@@ -96,6 +98,7 @@ impl Instance {
                     store,
                     process,
                     bees,
+                    cost: turn.used(),
                     made: now,
                     used: now,
                     calls: 0,
@@ -108,7 +111,7 @@ impl Instance {
 
     /// Lets the guest run before anybody waits for it, by asking once more for its Bees' names: what it touches then is not copied,
     /// page by page, in its first call. `false`: it failed, and the instance is spoilt.
-    pub(crate) async fn warm(&mut self, stage: Digest, ticker: &Ticker, time: Time, turn: Turn) -> bool {
+    pub(crate) async fn warm(&mut self, stage: Digest, ticker: &Ticker, time: Time, mut turn: Turn) -> bool {
         // SAFETY: as in `call`.
         let bees: Bees = unsafe { TypedFunc::new_unchecked(self.bees) };
         let host = self.store.data_mut();
@@ -116,7 +119,7 @@ impl Instance {
         host.ticks_max = time.ticks();
         self.store.set_epoch_deadline(1);
         let running = ticker.run();
-        let named = guarded(time, turn, bees.call_async(&mut self.store, ())).await;
+        let named = guarded(time, &mut turn, bees.call_async(&mut self.store, ())).await;
         drop(running);
         // It said that to nobody: no message was there.
         let _ = self.store.data().log.take();
@@ -125,7 +128,13 @@ impl Instance {
     }
 
     /// Calls the Bee. After a trap the instance is spoilt: the second value says whether it may be used again.
-    pub(crate) async fn call(&mut self, call: Call<'_>, ticker: &Ticker, time: Time, turn: Turn) -> (Processed, bool) {
+    pub(crate) async fn call(
+        &mut self,
+        call: Call<'_>,
+        ticker: &Ticker,
+        time: Time,
+        mut turn: Turn,
+    ) -> (Processed, bool) {
         self.calls += 1;
         let Call {
             bee,
@@ -152,7 +161,7 @@ impl Instance {
             // with this same type (see `Module::load`).
             let process: Process<'_> = unsafe { TypedFunc::new_unchecked(self.process) };
             let running = ticker.run();
-            let outcomes = guarded(time, turn, process.call_async(&mut self.store, (bee, &params))).await;
+            let outcomes = guarded(time, &mut turn, process.call_async(&mut self.store, (bee, &params))).await;
             drop(running);
             outcomes
         };
@@ -233,7 +242,7 @@ pub(crate) fn failed(failure: Failure, host: &Host, time: Time) -> Processed {
 /// for its turns is not its time.
 pub(crate) async fn guarded<T>(
     time: Time,
-    mut turn: Turn,
+    turn: &mut Turn,
     call: impl Future<Output = wasmtime::Result<T>>,
 ) -> Result<T, Failure> {
     let mut call = pin!(call);

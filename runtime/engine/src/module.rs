@@ -142,7 +142,7 @@ async fn names(engine: &Engine, code: &Code, digest: Digest) -> Result<Vec<BeeNa
     // Nobody's: it is done once a module and node.
     let turn = || Turn::new(&Arc::default(), &Arc::default());
     let running = engine.ticker().run();
-    let instance = guarded(BEES_TIME, turn(), code.pre.instantiate_async(&mut store)).await;
+    let instance = guarded(BEES_TIME, &mut turn(), code.pre.instantiate_async(&mut store)).await;
     let instance = instance.map_err(|failure| ended(failure, store.data()))?;
     // This check of both types is what `Instance::call` relies upon.
     let bees: Bees = instance
@@ -151,7 +151,7 @@ async fn names(engine: &Engine, code: &Code, digest: Digest) -> Result<Vec<BeeNa
     let _: Process<'_> = instance
         .get_typed_func(&mut store, code.process)
         .map_err(|e| Error::Export(format!("`process`: {}", e.root_cause())))?;
-    let named = guarded(BEES_TIME, turn(), bees.call_async(&mut store, ())).await;
+    let named = guarded(BEES_TIME, &mut turn(), bees.call_async(&mut store, ())).await;
     drop(running);
     let (named,) = named.map_err(|failure| ended(failure, store.data()))?;
 

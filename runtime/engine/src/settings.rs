@@ -31,7 +31,7 @@ pub struct Settings {
     pub spare_per_bee: u32,
     /// A spare instance that was not used for this long is dropped, so idle memory returns.
     pub spare_idle: Duration,
-    /// An instance that takes longer to make than this is made where no call waits: on a thread that has nothing to do, of which a wake-up
+    /// An instance that takes more CPU time to make than this is made where no call waits: on a thread that has nothing to do, of which a wake-up
     /// costs 30 to 50 us. Rust takes 15 to 60 us, CPython 250 and more. It is warmed, too: the guest runs once before its first call, which
     /// then need not copy the pages that it writes.
     pub slow_to_make: Duration,

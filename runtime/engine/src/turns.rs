@@ -224,6 +224,11 @@ impl Turn {
         }
     }
 
+    /// CPU time of its guest so far.
+    pub(crate) fn used(&self) -> Duration {
+        Duration::from_nanos(self.used_ns)
+    }
+
     /// How long it waited for others. That is no time of its own.
     pub(crate) fn waited(&self) -> Duration {
         self.waited + self.since.map_or(Duration::ZERO, |since| since.elapsed())
