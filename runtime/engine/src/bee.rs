@@ -113,7 +113,7 @@ pub(crate) struct Inner {
     settings: BeeSettings,
     config: Arc<BTreeMap<String, String>>,
     spares: Mutex<Spares>,
-    /// The least CPU time that making an instance took, us: what one took longer, it had cold caches. At first the greatest number there is.
+    /// The least CPU time that preparing an instance took, us: what one took longer, it had cold caches. At first the greatest number there is.
     made_us: AtomicU32,
 }
 
@@ -324,14 +324,11 @@ impl Inner {
         }
     }
 
-    fn is_slow_to_make(&self) -> bool {
-        let made = self.made_us.load(Ordering::Relaxed);
-        made < u32::MAX && Duration::from_micros(made.into()) > self.engine.settings().slow_to_make
-    }
-
     /// Whether what follows a call takes its time. A warm instance is only put back, and the next call should find it there.
     fn makes_slowly(&self) -> bool {
-        matches!(self.settings.instances, Instances::Fresh) && self.is_slow_to_make()
+        let made = self.made_us.load(Ordering::Relaxed);
+        let slow = made < u32::MAX && Duration::from_micros(made.into()) > self.engine.settings().slow_to_make;
+        slow && matches!(self.settings.instances, Instances::Fresh)
     }
 
     async fn make(&self) -> Result<Instance, Box<Processed>> {
@@ -344,10 +341,6 @@ impl Inner {
             self.turn(),
         ))
         .await;
-        if let Ok(instance) = &made {
-            let took = u32::try_from(instance.cost.as_micros()).unwrap_or(u32::MAX);
-            self.made_us.fetch_min(took, Ordering::Relaxed);
-        }
         made.map_err(|(failure, store)| Box::new(failed(failure, store.data(), time)))
     }
 
@@ -464,9 +457,11 @@ impl Inner {
             let _preparing = Preparing(self);
             // An instance that cannot be made is not a matter for now: the next call will tell its caller.
             let Ok(mut instance) = self.make().await else { return };
-            if self.is_slow_to_make() && !self.warm(&mut instance).await {
+            if !self.warm(&mut instance).await {
                 return self.end(instance);
             }
+            let cost = u32::try_from(instance.cost.as_micros()).unwrap_or(u32::MAX);
+            self.made_us.fetch_min(cost, Ordering::Relaxed);
             instance.place = Some(place);
             let mut spares = self.spares();
             spares.waiting.push_back(instance);

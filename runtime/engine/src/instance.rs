@@ -64,7 +64,7 @@ pub(crate) struct Instance {
     store: Store<Host>,
     process: Func,
     bees: Func,
-    /// CPU time of its making.
+    /// CPU time of its making, and of its warming.
     pub(crate) cost: Duration,
     pub(crate) made: Instant,
     pub(crate) used: Instant,
@@ -121,6 +121,7 @@ impl Instance {
         let running = ticker.run();
         let named = guarded(time, &mut turn, bees.call_async(&mut self.store, ())).await;
         drop(running);
+        self.cost += turn.used();
         // It said that to nobody: no message was there.
         let _ = self.store.data().log.take();
         self.restart(stage);

@@ -31,9 +31,9 @@ pub struct Settings {
     pub spare_per_bee: u32,
     /// A spare instance that was not used for this long is dropped, so idle memory returns.
     pub spare_idle: Duration,
-    /// An instance that takes more CPU time to make than this is made where no call waits: on a thread that has nothing to do, of which a wake-up
-    /// costs 30 to 50 us. Rust takes 15 to 60 us, CPython 250 and more. It is warmed, too: the guest runs once before its first call, which
-    /// then need not copy the pages that it writes.
+    /// An instance that takes more CPU time to prepare than this is prepared where no call waits: on a thread that has nothing to do, of which
+    /// a wake-up costs 30 to 50 us. To prepare is to make and to warm: the guest runs once, so that its first call need not copy the pages
+    /// that it writes. Rust takes 15 to 60 us, CPython 500 and more.
     pub slow_to_make: Duration,
     /// The largest memory that any Bee may be given, bytes.
     pub memory_bytes_max: usize,
@@ -55,7 +55,7 @@ impl Settings {
             spare: 64,
             spare_per_bee: 2,
             spare_idle: Duration::from_secs(5),
-            slow_to_make: Duration::from_micros(120),
+            slow_to_make: Duration::from_micros(200),
             memory_bytes_max: limits::MEMORY_BYTES_MAX,
             threads: 0,
             compiler: CompilerLimits::default(),

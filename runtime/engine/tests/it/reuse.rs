@@ -56,7 +56,7 @@ async fn slow(name: &str, instances: Instances, config: &[(&str, &str)]) -> skep
 }
 
 #[tokio::test]
-async fn what_is_slow_to_make_is_warmed_and_nobody_can_tell_by_more_than_the_time() {
+async fn what_is_prepared_is_warmed_and_nobody_can_tell_by_more_than_the_time() {
     let named = slow("named", Instances::Fresh, &[]).await;
     // The first is made where the call waits for it: a turn of the guest more would be waited for as well.
     assert_eq!(count(&named).await, "0");
