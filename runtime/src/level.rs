@@ -63,6 +63,11 @@ const RELEASED: Build = Build {
             level: 2,
             used: Swarm::sends_http,
         },
+        Feature {
+            name: "models",
+            level: 2,
+            used: Swarm::calls_models,
+        },
     ],
 };
 

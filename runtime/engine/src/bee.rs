@@ -11,6 +11,7 @@ use skep_model::env::SystemClock;
 use skep_model::id::Digest;
 use skep_model::limits;
 use skep_model::name::BeeName;
+use skep_model::predict::ModelAccess;
 use skep_model::step::{Batch, Processed, Trap, TrapKind};
 use skep_model::swarm::{GuestClock, Instances, Stage};
 use tokio::sync::oneshot;
@@ -50,6 +51,8 @@ pub struct BeeSettings {
     pub secrets: Option<Arc<dyn Secrets>>,
     /// `None`: it sends no HTTP requests.
     pub http: Option<Arc<Egress>>,
+    /// `None`: it calls no models.
+    pub models: Option<Arc<ModelAccess>>,
     pub clock: GuestClock,
     pub instances: Instances,
     /// Seeds the guest's random numbers until the first `begin`.
@@ -61,7 +64,7 @@ pub struct BeeSettings {
 }
 
 impl BeeSettings {
-    /// As the manifest says, but for its secrets and requests, which are the node's to give.
+    /// As the manifest says, but for its secrets, requests and models, which are the node's to give.
     #[must_use]
     pub fn of(stage: &Stage, stage_digest: Digest) -> Self {
         Self {
@@ -73,6 +76,7 @@ impl BeeSettings {
             config: stage.config.clone(),
             secrets: None,
             http: None,
+            models: None,
             clock: stage.clock,
             instances: stage.instances,
             stage_digest,
@@ -93,6 +97,7 @@ impl BeeSettings {
             config: BTreeMap::new(),
             secrets: None,
             http: None,
+            models: None,
             clock: GuestClock::Recorded,
             instances: Instances::Fresh,
             stage_digest,

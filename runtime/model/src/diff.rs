@@ -184,6 +184,7 @@ fn settings(stage: &Stage) -> BTreeMap<String, String> {
         config,
         secrets,
         http,
+        models,
         clock,
         exit,
         skip,
@@ -273,6 +274,10 @@ fn settings(stage: &Stage) -> BTreeMap<String, String> {
     if !http.is_empty() {
         let hosts: Vec<String> = http.iter().map(ToString::to_string).collect();
         out.insert("http".to_owned(), hosts.join(", "));
+    }
+    if !models.is_empty() {
+        let names: Vec<String> = models.iter().map(ToString::to_string).collect();
+        out.insert("models".to_owned(), names.join(", "));
     }
     out.extend(
         config

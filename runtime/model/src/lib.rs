@@ -9,6 +9,7 @@
 //! - [`key`]: the key of a message, as a stage's `key:` takes it.
 //! - [`message`]: what users send, and what a reply says.
 //! - [`part`]: parts of a response, sent while a Bee works.
+//! - [`predict`]: how models are called, whoever has them.
 //! - [`span`]: finished spans, as values.
 //! - [`step`]: what crosses the boundary between a stage and a Bee, as values.
 //! - [`swarm`]: the graph that a manifest describes.
@@ -34,6 +35,7 @@ pub mod message;
 pub mod name;
 pub mod part;
 pub mod permission;
+pub mod predict;
 pub mod quota;
 pub mod scope;
 pub mod span;

@@ -354,6 +354,8 @@ pub const LOG_BYTES_PER_CALL_MAX: usize = 64 << 10;
 pub const LOG_BYTES_KEPT_MAX: usize = 1 << 20;
 
 // --- models -----------------------------------------------------------------------------------------------------
+/// Models that one stage may call.
+pub const MODELS_PER_STAGE_MAX: usize = 32;
 /// Dimensions of a tensor: video in batches has five.
 pub const TENSOR_RANK_MAX: usize = 8;
 /// One tensor: 64 coloured images of 512 × 512 as FP32 are 192 MiB, and are to be sent in parts.

@@ -17,8 +17,8 @@ pub enum BadName {
     TooLong(usize),
     #[error("`{0}` is not a name: use a-z, 0-9 and `-`, first and last a letter or digit (a DNS label)")]
     NotALabel(String),
-    #[error("`{0}` is not a module reference: use NAME, NAME:TAG or NAME@sha256:DIGEST")]
-    NotAModuleRef(String),
+    #[error("`{0}` is not a {1} reference: use NAME, NAME:TAG or NAME@sha256:DIGEST")]
+    NotARef(String, &'static str),
 }
 
 fn check_label(s: &str) -> Result<(), BadName> {
@@ -109,7 +109,11 @@ label! {
     ModuleName
 }
 label! {
-    /// A movable tag of a module.
+    /// A model's name inside a tenant.
+    ModelName
+}
+label! {
+    /// A movable tag of a module or model.
     Tag
 }
 label! {
@@ -129,47 +133,81 @@ impl TenantId {
     }
 }
 
-/// How a manifest names a module: `name`, `name:tag` or `name@sha256:…`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ModuleRef {
-    pub name: ModuleName,
-    pub version: ModuleVersion,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ModuleVersion {
-    /// `latest` when the manifest says nothing.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Version {
+    /// `latest` where nothing is said.
     Tag(Tag),
     Digest(Digest),
 }
 
-impl FromStr for ModuleRef {
-    type Err = BadName;
-
-    fn from_str(s: &str) -> Result<Self, BadName> {
-        let bad = || BadName::NotAModuleRef(s.to_owned());
-        if let Some((name, digest)) = s.split_once('@') {
-            let digest = digest.strip_prefix("sha256:").ok_or_else(bad)?;
-            return Ok(Self {
-                name: name.parse()?,
-                version: ModuleVersion::Digest(digest.parse().map_err(|_| bad())?),
-            });
-        }
-        let (name, tag) = s.split_once(':').unwrap_or((s, "latest"));
-        Ok(Self {
-            name: name.parse()?,
-            version: ModuleVersion::Tag(tag.parse()?),
-        })
+impl Default for Version {
+    fn default() -> Self {
+        Self::Tag(Tag("latest".into()))
     }
 }
 
-impl fmt::Display for ModuleRef {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.version {
-            ModuleVersion::Tag(tag) => write!(f, "{}:{tag}", self.name),
-            ModuleVersion::Digest(digest) => write!(f, "{}@{digest}", self.name),
+macro_rules! reference {
+    ($(#[$doc:meta])* $name:ident, $of:ident, $what:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name {
+            pub name: $of,
+            pub version: Version,
         }
-    }
+
+        impl FromStr for $name {
+            type Err = BadName;
+
+            fn from_str(s: &str) -> Result<Self, BadName> {
+                let bad = || BadName::NotARef(s.to_owned(), $what);
+                if let Some((name, digest)) = s.split_once('@') {
+                    let digest = digest.strip_prefix("sha256:").ok_or_else(bad)?;
+                    return Ok(Self {
+                        name: name.parse()?,
+                        version: Version::Digest(digest.parse().map_err(|_| bad())?),
+                    });
+                }
+                let (name, version) = match s.split_once(':') {
+                    Some((name, tag)) => (name, Version::Tag(tag.parse()?)),
+                    None => (s, Version::default()),
+                };
+                Ok(Self {
+                    name: name.parse()?,
+                    version,
+                })
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                match &self.version {
+                    Version::Tag(tag) => write!(f, "{}:{tag}", self.name),
+                    Version::Digest(digest) => write!(f, "{}@{digest}", self.name),
+                }
+            }
+        }
+
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.collect_str(self)
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+
+reference! {
+    /// How a manifest names a module: `name`, `name:tag` or `name@sha256:…`.
+    ModuleRef, ModuleName, "module"
+}
+reference! {
+    /// How a manifest, a Bee or a client names a model: as a module is named. A tag is read anew for each call, a digest stays.
+    ModelRef, ModelName, "model"
 }
 
 #[cfg(test)]
@@ -218,6 +256,7 @@ mod tests {
             "a/b",
         ] {
             assert!(bad.parse::<ModuleRef>().is_err(), "{bad}");
+            assert!(bad.parse::<ModelRef>().is_err(), "{bad}");
         }
     }
 

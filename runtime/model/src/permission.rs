@@ -4,19 +4,21 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::egress::HttpGrant;
-use crate::name::{SecretName, StageName};
+use crate::name::{ModelRef, SecretName, StageName};
 use crate::swarm::{Stage, Swarm};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Permission {
     Secret(SecretName),
     Http(HttpGrant),
+    Model(ModelRef),
 }
 
 impl Permission {
     fn of(stage: &Stage) -> impl Iterator<Item = Self> {
         let secrets = stage.secrets.iter().cloned().map(Self::Secret);
-        secrets.chain(stage.http.iter().cloned().map(Self::Http))
+        let http = stage.http.iter().cloned().map(Self::Http);
+        secrets.chain(http).chain(stage.models.iter().cloned().map(Self::Model))
     }
 }
 
@@ -25,12 +27,13 @@ impl fmt::Display for Permission {
         match self {
             Self::Secret(name) => write!(f, "secret:{name}"),
             Self::Http(host) => write!(f, "http:{host}"),
+            Self::Model(model) => write!(f, "model:{model}"),
         }
     }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{what}` is nothing that is granted: write `http:api.example.com` or `secret:NAME`{why}")]
+#[error("`{what}` is nothing that is granted: write `http:api.example.com`, `model:NAME` or `secret:NAME`{why}")]
 pub struct NoPermission {
     what: String,
     why: String,
@@ -46,6 +49,7 @@ impl FromStr for Permission {
         };
         match text.split_once(':') {
             Some(("secret", name)) => name.parse().map(Self::Secret).map_err(|e| bad(format!(": {e}"))),
+            Some(("model", model)) => model.parse().map(Self::Model).map_err(|e| bad(format!(": {e}"))),
             Some(("http", host)) => host.parse().map(Self::Http).map_err(|e| bad(format!(": {e}"))),
             _ => Err(bad(String::new())),
         }
@@ -85,6 +89,10 @@ mod tests {
             gained(&none, &some),
             ["a secret:k", "b http:https://a.com", "b http:https://b.com"]
         );
+        assert_eq!(
+            gained(&none, &swarm(", models: [digits]", "")),
+            ["a model:digits:latest"]
+        );
         assert_eq!(gained(&some, &none), [""; 0]);
         assert_eq!(gained(&some, &some), [""; 0]);
         // What another Bee has is not this one's, and a wider host is another.
@@ -96,11 +104,16 @@ mod tests {
 
     #[test]
     fn permissions_read_as_they_show() {
-        for text in ["secret:api-key", "http:https://a.com", "http:http://[::1]:8080"] {
+        for text in [
+            "secret:api-key",
+            "http:https://a.com",
+            "http:http://[::1]:8080",
+            "model:digits:v1",
+        ] {
             assert_eq!(text.parse::<Permission>().unwrap().to_string(), text);
         }
         assert_eq!("http:a.com:443".parse::<Permission>(), "http:https://a.com".parse());
-        for bad in ["", "http", "http:", "secret:", "secret:A", "model:x", "all"] {
+        for bad in ["", "http", "http:", "secret:", "secret:A", "model:X", "all"] {
             assert!(bad.parse::<Permission>().is_err(), "{bad}");
         }
     }

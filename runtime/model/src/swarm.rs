@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::condition::{self, Condition, Take};
 use crate::egress::HttpGrant;
 use crate::limits;
-use crate::name::{BeeName, OutputName, SecretName, StageName, Subject, SwarmName};
+use crate::name::{BeeName, ModelRef, OutputName, SecretName, StageName, Subject, SwarmName};
 
 /// A validated Swarm: names are unique, inputs exist, and each circle is closed by an input that is marked as a loop.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +49,9 @@ pub struct Stage {
     /// Where the Bee may send HTTP requests.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub http: BTreeSet<HttpGrant>,
+    /// Models of the tenant that the Bee may call.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub models: BTreeSet<ModelRef>,
     pub clock: GuestClock,
     /// A message for which it holds is not given to the Bee: its payload is the caller's answer, and it goes no further.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -489,6 +492,12 @@ impl Swarm {
     #[must_use]
     pub fn sends_http(&self) -> bool {
         self.stages.iter().any(|stage| !stage.http.is_empty())
+    }
+
+    /// Whether some of its Bees may call models.
+    #[must_use]
+    pub fn calls_models(&self) -> bool {
+        self.stages.iter().any(|stage| !stage.models.is_empty())
     }
 
     /// A subject is *pure* when no stage on its path keeps anything or asks others for anything: its requests may travel the in-memory lane,

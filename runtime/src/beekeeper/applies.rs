@@ -6,7 +6,7 @@ use skep_model::diff;
 use skep_model::id::{Digest, Incarnation};
 use skep_model::limits::{CONCURRENCY_MAX, MANIFEST_BYTES_MAX, PARTITIONS_MAX, SWARM_PARTITIONS_MAX, SWARMS_MAX};
 use skep_model::manifest::{self, Modules};
-use skep_model::name::{BeeName, ModuleName, ModuleRef, ModuleVersion as Wanted, StageName, SwarmName};
+use skep_model::name::{BeeName, ModuleName, ModuleRef, StageName, SwarmName, Version as Wanted};
 use skep_model::permission::{self, Permission};
 use skep_model::swarm::Swarm;
 use skep_proto::v1;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use skep_model::limits::{MODULE_LOOSE_VERSIONS_MAX, MODULE_TAGS_MAX, MODULES_MAX};
-use skep_model::name::{ModuleName, ModuleRef, ModuleVersion as Wanted, SwarmName};
+use skep_model::name::{ModuleName, ModuleRef, SwarmName, Version as Wanted};
 use skep_model::quota::Quota;
 use skep_proto::v1;
 use tonic::{Response, Status};

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use skep_model::id::Digest;
 use skep_model::manifest;
-use skep_model::name::{ModuleRef, ModuleVersion};
+use skep_model::name::{ModuleRef, Version};
 use skep_model::swarm::Swarm;
 
 use super::args::{self, NODE_DEFAULT};
@@ -279,7 +279,7 @@ fn plan(swarm: &Swarm, built: &[Built], dir: &Path) -> Outcome<Plan> {
             continue;
         };
         // A digest names bytes that are on the node already.
-        let ModuleVersion::Tag(tag) = &reference.version else {
+        let Version::Tag(tag) = &reference.version else {
             continue;
         };
         let same = built.iter().find(|b| b.name == reference.name.as_str());

@@ -10,7 +10,7 @@ use super::{ModulePaths, Modules, condition, join};
 use crate::condition::Take;
 use crate::egress::HttpGrant;
 use crate::limits;
-use crate::name::{BeeName, ModuleRef, OutputName, SecretName, StageName, Subject};
+use crate::name::{BeeName, ModelRef, ModuleRef, OutputName, SecretName, StageName, Subject};
 use crate::swarm::{
     BatchPolicy, Bound, GuestClock, Instances, Join, Keep, KeySource, Order, Refresh, RetryBudget, RetryPolicy, Stage,
     Ttl,
@@ -166,6 +166,7 @@ pub(super) fn read<'a>(value: &Value<'a>, context: &Context<'_>) -> Option<Draft
     let config = fields.get("config").and_then(config).unwrap_or_default();
     let secrets = fields.get("secrets").map(secrets).unwrap_or_default();
     let http = fields.get("http").map(http).unwrap_or_default();
+    let models = fields.get("models").map(models).unwrap_or_default();
     let exit = fields.get("exit").and_then(condition::read);
     let skip = fields.get("skip").and_then(condition::read);
 
@@ -196,6 +197,7 @@ pub(super) fn read<'a>(value: &Value<'a>, context: &Context<'_>) -> Option<Draft
             config,
             secrets,
             http,
+            models,
             clock: clock.unwrap_or_default(),
             exit,
             skip,
@@ -680,6 +682,37 @@ fn http(value: &Value<'_>) -> BTreeSet<HttpGrant> {
             "{} hosts are too many: at most {}",
             items.len(),
             limits::HTTP_GRANTS_MAX
+        );
+        value.mistake(message, None);
+    }
+    out
+}
+
+/// Whether there are such models is seen when they are called: they come and go, and a Swarm may be applied before its models are pushed.
+fn models(value: &Value<'_>) -> BTreeSet<ModelRef> {
+    let mut out = BTreeSet::new();
+    let Data::List(items) = &value.node.data else {
+        value.mistake("expected a list of models", Some("write `models: [NAME]`"));
+        return out;
+    };
+    for item in value.items(items) {
+        let Some(text) = item.text() else { continue };
+        match text.parse::<ModelRef>() {
+            Ok(model) if !out.insert(model.clone()) => {
+                item.mistake(format!("{model} is listed twice"), Some("leave one out"));
+            }
+            Ok(_) => {}
+            Err(e) => item.mistake(
+                e.to_string(),
+                Some("write `digits`, `digits:v1` or `digits@sha256:DIGEST`"),
+            ),
+        }
+    }
+    if items.len() > limits::MODELS_PER_STAGE_MAX {
+        let message = format!(
+            "{} models are too many: at most {}",
+            items.len(),
+            limits::MODELS_PER_STAGE_MAX
         );
         value.mistake(message, None);
     }

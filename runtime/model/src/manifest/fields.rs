@@ -34,10 +34,10 @@ pub(super) const BEE: Shape = Shape {
         "config",
         "secrets",
         "http",
+        "models",
         "clock",
         "exit",
         "skip",
-        "models",
         "dirs",
         "was",
     ],
@@ -45,7 +45,7 @@ pub(super) const BEE: Shape = Shape {
 
 /// Known, so that a manifest of a later version gets a better answer than "unknown field"; refused, so that nobody believes in
 /// a grant that does not exist.
-pub(super) const LATER: &[&str] = &["models", "dirs", "was"];
+pub(super) const LATER: &[&str] = &["dirs", "was"];
 
 pub(super) const STATE: Shape = Shape {
     what: "`state`",

@@ -209,6 +209,15 @@ fn bee() -> Value {
                     "items": { "type": "string" },
                 }),
             ),
+            "models": described(
+                "Models of the tenant that the Bee may call: `digits` (its tag `latest`), `digits:v1`, `digits@sha256:…`.",
+                &json!({
+                    "type": "array",
+                    "maxItems": limits::MODELS_PER_STAGE_MAX,
+                    "uniqueItems": true,
+                    "items": { "type": "string" },
+                }),
+            ),
             "clock": { "enum": ["recorded", "real"] },
             "exit": described(
                 "A message for which it holds answers its caller as it is, and goes no further.",
@@ -218,8 +227,6 @@ fn bee() -> Value {
                 "A message for which it holds passes this Bee by, as it is.",
                 &json!({ "$ref": "#/$defs/condition" }),
             ),
-            "http": later(),
-            "models": later(),
             "dirs": later(),
             "was": later(),
         },

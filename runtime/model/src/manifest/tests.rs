@@ -47,6 +47,7 @@ bees:
     config: { lang: en, level: '3' }
     secrets: [token, api-key]
     http: [api.example.com, 'https://*.example.org:8443', 'http://127.0.0.1:9000']
+    models: [digits, fraud:v2]
     clock: real
   - name: c
     module: m
@@ -115,6 +116,8 @@ fn every_field_arrives() {
     assert_eq!(b.config["level"], "3");
     let secrets: Vec<&str> = b.secrets.iter().map(crate::name::SecretName::as_str).collect();
     assert_eq!(secrets, ["api-key", "token"]);
+    let models: Vec<String> = b.models.iter().map(ToString::to_string).collect();
+    assert_eq!(models, ["digits:latest", "fraud:v2"]);
     let http: Vec<String> = b.http.iter().map(ToString::to_string).collect();
     assert_eq!(
         http,
@@ -251,14 +254,24 @@ fn single_mistakes_name_place_and_remedy() {
             "bees[0].http[1]: write a host and perhaps a port",
         ),
         ("    http: [127.1]\n", "expected text"),
+        (
+            "    models: digits\n",
+            "bees[0].models: expected a list of models; write `models: [NAME]`",
+        ),
+        (
+            "    models: [digits, 'digits:latest']\n",
+            "bees[0].models[1]: digits:latest is listed twice",
+        ),
+        ("    models: [Digits]\n", "write `digits`, `digits:v1`"),
+        ("    models: [7]\n", "expected text"),
         ("    http: ['127.1']\n", "write an address as 192.0.2.1"),
         (
             "    http: [a.com, 'https://a.com:443']\n",
             "https://a.com is listed twice",
         ),
         (
-            "    models: [example]\n",
-            "6:5: bees[0].models: not available in this version",
+            "    dirs: [example]\n",
+            "6:5: bees[0].dirs: not available in this version",
         ),
         ("    was: old\n", "not available in this version"),
         ("    name: b\n", "bees[0].name: given twice, first at 3:5"),

@@ -65,6 +65,7 @@ pub(super) fn stage(key: Option<KeySource>, order: Order) -> Stage {
         config: BTreeMap::new(),
         secrets: BTreeSet::new(),
         http: BTreeSet::new(),
+        models: BTreeSet::new(),
         clock: GuestClock::Recorded,
         exit: None,
         skip: None,

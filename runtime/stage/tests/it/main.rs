@@ -208,6 +208,7 @@ fn stage(spec: &TopicSpec, keyed: bool) -> Stage {
         config: BTreeMap::new(),
         secrets: BTreeSet::new(),
         http: BTreeSet::new(),
+        models: BTreeSet::new(),
         clock: GuestClock::Recorded,
         exit: None,
         skip: None,
