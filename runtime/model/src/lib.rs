@@ -8,6 +8,7 @@
 //! - [`scope`]: what one tenant may name; topic names can be made from a scope only.
 //! - [`key`]: the key of a message, as a stage's `key:` takes it.
 //! - [`message`]: what users send, and what a reply says.
+//! - [`oip`]: calls of models as the Open Inference Protocol v2 writes them, and as plain JSON.
 //! - [`part`]: parts of a response, sent while a Bee works.
 //! - [`predict`]: how models are called, whoever has them.
 //! - [`span`]: finished spans, as values.
@@ -33,6 +34,7 @@ pub mod limits;
 pub mod manifest;
 pub mod message;
 pub mod name;
+pub mod oip;
 pub mod part;
 pub mod permission;
 pub mod predict;

@@ -362,6 +362,14 @@ pub const TENSOR_RANK_MAX: usize = 8;
 pub const TENSOR_BYTES_MAX: usize = 64 << 20;
 /// An input's or output's name: it stands in errors and metadata.
 pub const TENSOR_NAME_BYTES_MAX: usize = 256;
+/// Inputs or outputs of one call by the Open Inference Protocol: the widest exports of tables have a column each.
+pub const CALL_TENSORS_MAX: usize = 1_024;
+/// Parameters of such a call, or of one tensor of it.
+pub const CALL_PARAMETERS_MAX: usize = 64;
+/// The JSON of such a call or answer. Text takes some five times its tensor and is read on the node's CPU: what is larger goes in binary.
+pub const CALL_JSON_BYTES_MAX: usize = 16 << 20;
+/// All of such a call or answer: the largest tensor, and its JSON.
+pub const CALL_BYTES_MAX: usize = TENSOR_BYTES_MAX + (1 << 20);
 
 // --- doors ------------------------------------------------------------------------------------------------------
 /// Calls under way at once on a node.

@@ -320,31 +320,21 @@ impl Tensor {
     /// The elements as numbers, if they are FP32: for tests and for the ensemble's arithmetic. Bytes need not be aligned.
     #[must_use]
     pub fn to_f32(&self) -> Option<Vec<f32>> {
-        (self.kind == TensorType::Fp32).then(|| self.numbers(f32::from_le_bytes).collect())
+        (self.kind == TensorType::Fp32).then(|| numbers(&self.bytes, f32::from_le_bytes).collect())
     }
 
     #[must_use]
     pub fn to_i64(&self) -> Option<Vec<i64>> {
-        (self.kind == TensorType::I64).then(|| self.numbers(i64::from_le_bytes).collect())
+        (self.kind == TensorType::I64).then(|| numbers(&self.bytes, i64::from_le_bytes).collect())
     }
 
     /// Contents of a tensor of `BYTES`, in order; none of another type.
     pub fn contents(&self) -> impl Iterator<Item = &[u8]> {
-        let mut rest: &[u8] = if self.kind == TensorType::Bytes {
+        contents(if self.kind == TensorType::Bytes {
             &self.bytes
         } else {
             &[]
-        };
-        std::iter::from_fn(move || {
-            let (length, tail) = rest.split_first_chunk()?;
-            let (content, tail) = tail.split_at_checked(u32::from_le_bytes(*length) as usize)?;
-            rest = tail;
-            Some(content)
         })
-    }
-
-    fn numbers<const N: usize, T>(&self, read: impl Fn([u8; N]) -> T) -> impl Iterator<Item = T> {
-        self.bytes.as_chunks::<N>().0.iter().map(move |chunk| read(*chunk))
     }
 
     /// Rows `from..from + rows` of the first dimension, sharing the bytes of this tensor.
@@ -435,7 +425,8 @@ impl Tensor {
     /// `from` is anything that serde reads, so JSON text is read into bytes without a tree between them.
     ///
     /// Numbers must be in the type's range; fractions are taken for floating-point types only, which round as usual. BOOL takes
-    /// `true`, `false`, `1` and `0`; BYTES takes text. JSON has no word for NaN and infinities: send such tensors in binary.
+    /// `true`, `false`, `1` and `0`; BYTES takes text. JSON has no word for NaN and infinities, and fractions of FP64 are read to within a unit
+    /// in their last place: send tensors in binary where that counts.
     ///
     /// # Errors
     /// As [`Tensor::new`]; and what was found where something else was expected.
@@ -479,8 +470,36 @@ impl Tensor {
     /// has no word, and on contents of BYTES that are not UTF-8; better than a `null` that reads as a result.
     #[must_use]
     pub fn data(&self) -> TensorData<'_> {
-        TensorData(self)
+        TensorData {
+            kind: self.kind,
+            shape: &self.shape,
+            bytes: &self.bytes,
+            nested: false,
+        }
     }
+
+    /// The same as lists in lists, as the shape says; without dimensions, the element itself.
+    #[must_use]
+    pub fn nested(&self) -> TensorData<'_> {
+        TensorData {
+            nested: true,
+            ..self.data()
+        }
+    }
+}
+
+fn numbers<const N: usize, T>(bytes: &[u8], read: impl Fn([u8; N]) -> T) -> impl Iterator<Item = T> {
+    bytes.as_chunks::<N>().0.iter().map(move |chunk| read(*chunk))
+}
+
+/// Contents of elements of `BYTES`.
+fn contents(mut rest: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let (length, tail) = rest.split_first_chunk()?;
+        let (content, tail) = tail.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+        rest = tail;
+        Some(content)
+    })
 }
 
 fn element_length(bytes: &[u8], at: usize) -> usize {
@@ -704,38 +723,41 @@ fn is_float(kind: TensorType) -> bool {
     )
 }
 
-/// A tensor's elements, to be serialized as a flat list: see [`Tensor::data`].
+/// A tensor's elements, to be serialized: see [`Tensor::data`] and [`Tensor::nested`].
 #[derive(Debug, Clone, Copy)]
-pub struct TensorData<'a>(&'a Tensor);
+pub struct TensorData<'a> {
+    kind: TensorType,
+    shape: &'a [u64],
+    bytes: &'a [u8],
+    nested: bool,
+}
 
-impl Serialize for TensorData<'_> {
-    fn serialize<S: Serializer>(&self, into: S) -> Result<S::Ok, S::Error> {
-        let tensor = self.0;
-        let mut list = into.serialize_seq(Some(tensor.elements()))?;
+impl TensorData<'_> {
+    fn put_all<P: Put>(&self, into: &mut P) -> Result<(), P::Error> {
         macro_rules! whole {
             ($type:ty) => {
-                for value in tensor.numbers(<$type>::from_le_bytes) {
-                    list.serialize_element(&value)?;
+                for value in numbers(self.bytes, <$type>::from_le_bytes) {
+                    into.put(&value)?;
                 }
             };
         }
         macro_rules! fraction {
             ($type:ty, $as:ty) => {
-                for (at, value) in tensor.numbers(<$type>::from_le_bytes).enumerate() {
+                for (at, value) in numbers(self.bytes, <$type>::from_le_bytes).enumerate() {
                     let value = <$as>::from(value);
                     if !value.is_finite() {
-                        return Err(S::Error::custom(format!(
+                        return Err(P::Error::custom(format!(
                             "element {at} is {value}, for which JSON has no word: ask for binary data"
                         )));
                     }
-                    list.serialize_element(&value)?;
+                    into.put(&value)?;
                 }
             };
         }
-        match tensor.kind {
+        match self.kind {
             TensorType::Bool => {
-                for value in &tensor.bytes {
-                    list.serialize_element(&(*value != 0))?;
+                for value in self.bytes {
+                    into.put(&(*value != 0))?;
                 }
             }
             TensorType::U8 => whole!(u8),
@@ -751,15 +773,86 @@ impl Serialize for TensorData<'_> {
             TensorType::Fp32 => fraction!(f32, f32),
             TensorType::Fp64 => fraction!(f64, f64),
             TensorType::Bytes => {
-                for (at, content) in tensor.contents().enumerate() {
-                    let text = std::str::from_utf8(content);
-                    let text =
-                        text.map_err(|_| S::Error::custom(format!("element {at} is not UTF-8: ask for binary data")))?;
-                    list.serialize_element(text)?;
+                for (at, content) in contents(self.bytes).enumerate() {
+                    let text = std::str::from_utf8(content)
+                        .map_err(|_| P::Error::custom(format!("element {at} is not UTF-8: ask for binary data")))?;
+                    into.put(text)?;
                 }
             }
         }
-        list.end()
+        Ok(())
+    }
+}
+
+impl Serialize for TensorData<'_> {
+    fn serialize<S: Serializer>(&self, into: S) -> Result<S::Ok, S::Error> {
+        match self.shape {
+            [] if self.nested => {
+                let mut one = One {
+                    into: Some(into),
+                    done: None,
+                };
+                self.put_all(&mut one)?;
+                one.done.ok_or_else(|| S::Error::custom("a tensor without its element"))
+            }
+            [rows, row @ ..] if self.nested && !row.is_empty() => {
+                let elements = row.iter().product::<u64>() as usize;
+                let mut list = into.serialize_seq(Some(*rows as usize))?;
+                let mut rest = self.bytes;
+                for _ in 0..*rows {
+                    let length = self.kind.size().map_or_else(
+                        || (0..elements).fold(0, |at, _| at + 4 + element_length(rest, at)),
+                        |size| size * elements,
+                    );
+                    let (bytes, tail) = rest.split_at(length);
+                    rest = tail;
+                    list.serialize_element(&Self {
+                        shape: row,
+                        bytes,
+                        ..*self
+                    })?;
+                }
+                list.end()
+            }
+            _ => {
+                let mut list = Listed(into.serialize_seq(Some(self.shape.iter().product::<u64>() as usize))?);
+                self.put_all(&mut list)?;
+                list.0.end()
+            }
+        }
+    }
+}
+
+/// Where elements are serialized to, one by one.
+trait Put {
+    type Error: serde::ser::Error;
+    fn put<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Self::Error>;
+}
+
+struct Listed<L>(L);
+
+impl<L: SerializeSeq> Put for Listed<L> {
+    type Error = L::Error;
+
+    fn put<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), L::Error> {
+        self.0.serialize_element(value)
+    }
+}
+
+/// A single element without a list around it.
+struct One<S: Serializer> {
+    into: Option<S>,
+    done: Option<S::Ok>,
+}
+
+impl<S: Serializer> Put for One<S> {
+    type Error = S::Error;
+
+    fn put<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), S::Error> {
+        let into = self.into.take();
+        let into = into.ok_or_else(|| S::Error::custom("more than one element"))?;
+        self.done = Some(value.serialize(into)?);
+        Ok(())
     }
 }
 
@@ -1017,6 +1110,19 @@ mod tests {
     }
 
     #[test]
+    fn nested_data_is_written_as_the_shape_says() {
+        let nested = |tensor: &Tensor| serde_json::to_string(&tensor.nested()).unwrap();
+        let numbers = |shape: &[u64], values: &[i64]| nested(&Tensor::from_i64(shape.to_vec(), values).unwrap());
+        assert_eq!(numbers(&[2, 3], &[1, 2, 3, 4, 5, 6]), "[[1,2,3],[4,5,6]]");
+        assert_eq!(numbers(&[1, 2, 1], &[1, 2]), "[[[1],[2]]]");
+        assert_eq!(numbers(&[2], &[1, 2]), "[1,2]");
+        assert_eq!(numbers(&[], &[7]), "7");
+        assert_eq!(numbers(&[2, 0], &[]), "[[],[]]");
+        let text = Tensor::from_contents(vec![2, 2], [&b"a"[..], b"", b"bc", b"d"]).unwrap();
+        assert_eq!(nested(&text), r#"[["a",""],["bc","d"]]"#);
+    }
+
+    #[test]
     fn a_call_is_checked_by_name_type_and_shape() {
         let signature = Signature {
             inputs: vec![
@@ -1078,6 +1184,13 @@ mod tests {
             let text = serde_json::to_string(&tensor.data()).unwrap();
             prop_assert_eq!(&json(tensor.kind(), tensor.shape(), &text).unwrap(), &tensor);
             let tree: serde_json::Value = serde_json::from_str(&text).unwrap();
+            let nested = serde_json::to_string(&tensor.nested()).unwrap();
+            if tensor.shape().is_empty() {
+                prop_assert_eq!(format!("[{nested}]"), text.clone());
+            } else if !tensor.shape().contains(&0) {
+                prop_assert_eq!(&json(tensor.kind(), tensor.shape(), &nested).unwrap(), &tensor);
+                prop_assert_eq!(nested.starts_with("[["), tensor.shape().len() > 1);
+            }
             prop_assert_eq!(Tensor::from_data(tensor.kind(), tensor.shape().to_vec(), &tree).unwrap(), tensor);
         }
 
