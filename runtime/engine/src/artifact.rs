@@ -59,7 +59,7 @@ impl Artifact {
 
 /// A memory file that can no longer change.
 #[derive(Debug)]
-pub(crate) struct Sealed {
+pub struct Sealed {
     file: File,
     len: u64,
 }

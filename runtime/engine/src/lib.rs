@@ -18,6 +18,7 @@ mod bee;
 mod cache;
 mod ceiling;
 mod compile;
+pub mod confined;
 mod effects;
 pub mod egress;
 mod engine;

@@ -6,6 +6,8 @@ use std::time::Duration;
 use skep_model::limits;
 use wasmtime::{Config, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, Strategy};
 
+use crate::confined::Bounds;
+
 /// Core instances in one component, over all: a Python Bee has 64, a Rust Bee 26.
 const CORE_INSTANCES_PER_COMPONENT: u32 = 200;
 /// Core instances kept for each component instance, on average.
@@ -108,6 +110,17 @@ pub struct CompilerLimits {
     pub memory_image_bytes: u64,
     /// Initial elements of all tables.
     pub table_elements: u64,
+}
+
+impl CompilerLimits {
+    pub(crate) fn bounds(&self) -> Bounds {
+        Bounds {
+            memory_bytes: self.memory_bytes,
+            cpu_s: self.cpu_s,
+            wall_s: self.wall_s,
+            answer_bytes: self.artifact_bytes,
+        }
+    }
 }
 
 impl Default for CompilerLimits {

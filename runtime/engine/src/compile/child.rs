@@ -7,7 +7,8 @@ use wasmtime::component::Component;
 
 use super::libraries::{self, CODE, Linked};
 use super::refusal::{Code, CompileError};
-use super::{LIMITS_VARIABLE, PART_VARIABLE, Part, REFUSED_STATUS, UNCONFINED_STATUS, confine, inspect};
+use super::{LIMITS_VARIABLE, PART_VARIABLE, Part, inspect};
+use crate::confined::{REFUSED_STATUS, UNCONFINED_STATUS, confine};
 use crate::host;
 use crate::settings::{CompilerLimits, compiler_config};
 
@@ -24,7 +25,7 @@ pub fn child_main() -> ExitCode {
         .and_then(|json| serde_json::from_str(&json).ok())
         .unwrap_or_default();
     let part = Part::of(&std::env::var(PART_VARIABLE).unwrap_or_default());
-    if let Err(error) = confine::confine(&limits) {
+    if let Err(error) = confine(&limits.bounds()) {
         eprintln!("cannot limit the compiler process: {error}");
         return ExitCode::from(UNCONFINED_STATUS);
     }
@@ -43,7 +44,7 @@ pub fn child_main() -> ExitCode {
         }
         Err(refusal) => (
             [serde_json::to_vec(&refusal).unwrap_or_default(), Vec::new(), Vec::new()],
-            ExitCode::from(u8::try_from(REFUSED_STATUS).unwrap_or(1)),
+            ExitCode::from(REFUSED_STATUS),
         ),
     };
     let mut out = std::io::stdout().lock();

@@ -109,7 +109,7 @@ fn attempt() {
     let what = std::env::var(ATTEMPT).expect("run by the tests beside it");
     if let Some(errno) = what.strip_prefix("kernel-answers-") {
         answer_filters_with(errno.parse().unwrap());
-        end(match (confine(&CompilerLimits::default()), missing()) {
+        end(match (confine(&Bounds::default()), missing()) {
             (Ok(()), Some(_)) => CONFINED_WITHOUT,
             (Err(e), None) if e.to_string().contains("takes no filter") => REFUSED,
             (Ok(()), None) => 0,
@@ -149,7 +149,7 @@ fn answer_filters_with(errno: u32) {
 
 fn confine_unless_free() {
     if std::env::var_os(FREE).is_none() {
-        confine(&CompilerLimits::default()).unwrap();
+        confine(&Bounds::default()).unwrap();
     }
 }
 
@@ -158,7 +158,7 @@ fn run(what: &str, free: bool) -> ExitStatus {
     command
         .args([
             "--exact",
-            "compile::confine::tests::attempt",
+            "confined::confine::tests::attempt",
             "--ignored",
             "--nocapture",
         ])

@@ -1,17 +1,20 @@
-//! The child limits itself before it looks at a byte of the upload.
+//! The process limits itself before it looks at a byte of the upload.
 
 use std::io;
 
 use landlock::{ABI, Access as _, AccessFs, AccessNet, Ruleset, RulesetAttr as _, RulesetStatus, Scope};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use super::syscalls;
-use crate::settings::CompilerLimits;
+use super::{Bounds, syscalls};
 
 /// Standard streams, and room for what the runtime and allocator open.
 const OPEN_FILES_MAX: u64 = 16;
 
-pub(super) fn confine(limits: &CompilerLimits) -> io::Result<()> {
+/// Limits this process for good: memory, CPU time, files, network, system calls. To be called first, by a process that was started for it.
+///
+/// # Errors
+/// A limit was not taken. Nothing may be looked at then: end with [`super::UNCONFINED_STATUS`].
+pub fn confine(bounds: &Bounds) -> io::Result<()> {
     let set = |resource, max: u64| {
         let limit = Rlimit {
             current: Some(max),
@@ -20,16 +23,16 @@ pub(super) fn confine(limits: &CompilerLimits) -> io::Result<()> {
         setrlimit(resource, limit).map_err(io::Error::from)
     };
     set(Resource::Core, 0)?;
-    set(Resource::As, limits.memory_bytes)?;
+    set(Resource::As, bounds.memory_bytes)?;
     // The soft limit's signal tells why; the hard one would be a bare kill.
     let cpu = Rlimit {
-        current: Some(limits.cpu_s),
-        maximum: Some(limits.cpu_s + 1),
+        current: Some(bounds.cpu_s),
+        maximum: Some(bounds.cpu_s + 1),
     };
     setrlimit(Resource::Cpu, cpu)?;
     set(Resource::Nofile, OPEN_FILES_MAX)?;
-    // The artifact goes to a memory file, which this bounds as well.
-    set(Resource::Fsize, limits.artifact_bytes)?;
+    // The answer goes to a memory file, which this bounds as well.
+    set(Resource::Fsize, bounds.answer_bytes)?;
     // Best effort: the limits above make a busy compiler harmless, what follows makes a broken one so.
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
     let _ = rustix::process::nice(5);
@@ -42,7 +45,7 @@ pub(super) fn confine(limits: &CompilerLimits) -> io::Result<()> {
     Ok(())
 }
 
-/// What this kernel cannot do for the compiler's confinement, for the node to tell.
+/// What this kernel cannot do for the confinement, for the node to tell.
 pub(super) fn missing() -> Option<&'static str> {
     (!syscalls::offered()).then_some(
         "this kernel has no seccomp filters: a compiler that an upload takes over is held by Landlock and limits only",
