@@ -148,7 +148,10 @@ pub fn refusals(before: &Swarm, after: &Swarm, rescale: bool) -> Vec<String> {
 }
 
 fn source(stage: &Stage) -> String {
-    format!("{} of module {}", stage.bee, stage.module)
+    match stage.builtin {
+        Some(_) => stage.module.clone(),
+        None => format!("{} of module {}", stage.bee, stage.module),
+    }
 }
 
 fn key(key: Option<&KeySource>) -> String {
@@ -156,6 +159,7 @@ fn key(key: Option<&KeySource>) -> String {
         None => "none".to_owned(),
         Some(KeySource::Message) => "message".to_owned(),
         Some(KeySource::Origin) => "origin".to_owned(),
+        Some(KeySource::All) => "all".to_owned(),
         Some(KeySource::Header(name)) => format!("header:{name}"),
         Some(KeySource::Json(pointer)) => format!("json:{pointer}"),
     }
@@ -189,6 +193,8 @@ fn settings(stage: &Stage) -> BTreeMap<String, String> {
         exit,
         skip,
         join,
+        // Said by `module`.
+        builtin: _,
     } = stage;
     let mut inputs: Vec<String> = inputs.iter().map(|i| i.shown(" output ")).collect();
     inputs.sort();

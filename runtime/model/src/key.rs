@@ -44,6 +44,7 @@ pub fn extract(
 ) -> Result<String, KeyError> {
     let found = match source {
         KeySource::Origin => return Ok(origin.to_string()),
+        KeySource::All => return Ok("all".to_owned()),
         KeySource::Message => key.ok_or(KeyError::NoMessageKey)?.to_owned(),
         KeySource::Header(name) => headers
             .iter()

@@ -354,6 +354,18 @@ pub const LOG_BYTES_PER_CALL_MAX: usize = 64 << 10;
 pub const LOG_BYTES_KEPT_MAX: usize = 1 << 20;
 
 // --- models -----------------------------------------------------------------------------------------------------
+/// Names of models of a tenant, tags of one of them, and versions of it without a tag: what a push leaves for a way back.
+pub const MODELS_MAX: usize = 1_000;
+pub const MODEL_TAGS_MAX: usize = 100;
+pub const MODEL_LOOSE_VERSIONS_MAX: usize = 3;
+/// Uploads of models that a node receives at once: each may hold the largest model in memory.
+pub const MODEL_UPLOADS_MAX: usize = 2;
+/// What names of models mean, as a node remembers it between two changes of the catalog.
+pub const MODEL_NAMES_KEPT_MAX: usize = 10_000;
+/// Messages that a built-in `batch` puts together, and how long the first waits.
+pub const GATHER_SIZE_MAX: u32 = 10_000;
+pub const GATHER_WAIT_MS_DEFAULT: u64 = 1_000;
+pub const GATHER_WAIT_MS_MAX: u64 = 24 * 3_600_000;
 /// Models that one stage may call.
 pub const MODELS_PER_STAGE_MAX: usize = 32;
 /// Dimensions of a tensor: video in batches has five.
@@ -517,6 +529,8 @@ pub const STORE_PART_BYTES: usize = 8 << 20;
 pub const STORE_PARTS_AT_ONCE_MAX: usize = 4;
 /// Copies of components that lie in a remote store, on the node's disk: some fifty of Python, thousands of Rust.
 pub const MODULE_COPIES_BYTES_MAX: u64 = 1 << 30;
+/// … and of models.
+pub const MODEL_COPIES_BYTES_MAX: u64 = 4 << 30;
 pub const STORE_CONNECT_MS: u64 = 5_000;
 /// How long an answer may stand still.
 pub const STORE_QUIET_MS: u64 = 20_000;

@@ -1,6 +1,7 @@
 //! YAML (of which JSON is a part) to a [`Swarm`]. Every mistake is reported at once, each with its line and column.
 
 mod bee;
+mod builtin;
 mod condition;
 mod fields;
 mod graph;
@@ -11,7 +12,7 @@ mod reader;
 mod schema;
 #[cfg(test)]
 mod tests;
-pub(crate) mod units;
+pub mod units;
 
 pub use mistake::{Mistake, Mistakes};
 pub use schema::json_schema;

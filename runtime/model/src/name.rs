@@ -146,6 +146,15 @@ impl Default for Version {
     }
 }
 
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tag(tag) => write!(f, "{tag}"),
+            Self::Digest(digest) => write!(f, "{digest}"),
+        }
+    }
+}
+
 macro_rules! reference {
     ($(#[$doc:meta])* $name:ident, $of:ident, $what:literal) => {
         $(#[$doc])*

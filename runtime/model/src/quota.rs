@@ -34,7 +34,7 @@ pub enum Quota {
     Storage,
     /// Bytes of its keyed state.
     State,
-    /// Bytes of its modules.
+    /// Bytes of its modules and models.
     Modules,
     /// Lines a second that its Bees may log, on each node.
     LogRate,

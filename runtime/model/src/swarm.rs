@@ -1,12 +1,14 @@
 //! The graph that a manifest describes, validated.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::condition::{self, Condition, Take};
 use crate::egress::HttpGrant;
 use crate::limits;
+use crate::manifest::units::show_duration;
 use crate::name::{BeeName, ModelRef, OutputName, SecretName, StageName, Subject, SwarmName};
 
 /// A validated Swarm: names are unique, inputs exist, and each circle is closed by an input that is marked as a loop.
@@ -20,7 +22,8 @@ pub struct Swarm {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stage {
     pub name: StageName,
-    /// As written: `name`, `name:tag`, `name@sha256:…` or, in `skep up` only, a local path.
+    /// As written: `name`, `name:tag`, `name@sha256:…` or, in `skep up` only, a local path. Of a built-in stage, what it is, which is no
+    /// such reference.
     pub module: String,
     pub bee: BeeName,
     pub inputs: Vec<StageInput>,
@@ -62,6 +65,49 @@ pub struct Stage {
     /// The Bee gets one message of each input together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub join: Option<Join>,
+    /// It runs no module.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub builtin: Option<Builtin>,
+}
+
+/// What a stage does that runs no module. What it gives goes to the stage's readers, or answers the caller where there are none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Builtin {
+    /// Calls a model with each message.
+    Model(ModelRef),
+    /// Puts messages together: their payloads as one JSON list.
+    Batch {
+        /// So many at most.
+        size: u32,
+        /// How long the first waits for the last, milliseconds.
+        wait_ms: u64,
+    },
+    /// Answers the caller with the message's payload.
+    Respond,
+    /// The mean of what models gave, of a join.
+    WeightedAverage {
+        /// Of sides of the join, in thousandths. A side that is not here weighs one.
+        weights: BTreeMap<String, u32>,
+    },
+}
+
+impl fmt::Display for Builtin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Model(model) => write!(f, "built-in model {model}"),
+            Self::Batch { size, wait_ms } => write!(f, "built-in batch of {size} within {}", show_duration(*wait_ms)),
+            Self::Respond => f.write_str("built-in respond"),
+            Self::WeightedAverage { weights } => {
+                f.write_str("built-in weighted average")?;
+                for (at, (side, weight)) in weights.iter().enumerate() {
+                    let between = if at == 0 { " with" } else { "," };
+                    write!(f, "{between} {side} {}", f64::from(*weight) / 1_000.0)?;
+                }
+                Ok(())
+            }
+        }
+    }
 }
 
 /// How long, and how much, a stage keeps in its state.
@@ -187,6 +233,8 @@ pub enum KeySource {
     Message,
     /// The uid of the message that a client sent: what comes of one message has one key. Of joins only.
     Origin,
+    /// All messages have one key. Of built-in stages only.
+    All,
     Header(String),
     /// A JSON pointer (RFC 6901) into the payload.
     Json(String),
@@ -498,6 +546,12 @@ impl Swarm {
     #[must_use]
     pub fn calls_models(&self) -> bool {
         self.stages.iter().any(|stage| !stage.models.is_empty())
+    }
+
+    /// Whether some of its stages run no module.
+    #[must_use]
+    pub fn has_builtins(&self) -> bool {
+        self.stages.iter().any(|stage| stage.builtin.is_some())
     }
 
     /// A subject is *pure* when no stage on its path keeps anything or asks others for anything: its requests may travel the in-memory lane,

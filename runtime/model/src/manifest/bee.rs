@@ -12,8 +12,8 @@ use crate::egress::HttpGrant;
 use crate::limits;
 use crate::name::{BeeName, ModelRef, ModuleRef, OutputName, SecretName, StageName, Subject};
 use crate::swarm::{
-    BatchPolicy, Bound, GuestClock, Instances, Join, Keep, KeySource, Order, Refresh, RetryBudget, RetryPolicy, Stage,
-    Ttl,
+    BatchPolicy, Bound, Builtin, GuestClock, Instances, Join, Keep, KeySource, Order, Refresh, RetryBudget,
+    RetryPolicy, Stage, Ttl,
 };
 
 /// A Bee as far as it could be read. What was wrong is reported already and `None` here, so that the graph is still checked.
@@ -69,7 +69,14 @@ pub(super) fn read<'a>(value: &Value<'a>, context: &Context<'_>) -> Option<Draft
         _ => None,
     });
     let name: Option<StageName> = name_value.and_then(Value::name);
-    let (module, known_bees) = module(&fields, context);
+    let builtin = super::builtin::is(&fields);
+    if !builtin {
+        super::builtin::none(&fields);
+    }
+    let (module, known_bees) = match builtin {
+        true => (None, None),
+        false => module(&fields, context),
+    };
     let bee = match (fields.get("bee"), &name) {
         (Some(v), _) => v.name::<BeeName>(),
         // The same grammar: cannot fail.
@@ -94,6 +101,7 @@ pub(super) fn read<'a>(value: &Value<'a>, context: &Context<'_>) -> Option<Draft
         join::alone(&fields);
     }
     let joins = joined.is_some();
+    let builtin = builtin.then(|| super::builtin::read(&fields, &inputs, joins));
     let own_key = fields.get("key").and_then(key);
     let keyed = fields.get("key").is_some() || joins;
     let (state, keep) = fields.get("state").map(state).unwrap_or_default();
@@ -174,11 +182,21 @@ pub(super) fn read<'a>(value: &Value<'a>, context: &Context<'_>) -> Option<Draft
         Some((by, join)) => (Some(by), Some(join)),
         None => (own_key, None),
     };
-    let state = state || joins;
+    let gathers = matches!(builtin, Some(Some(Builtin::Batch { .. })));
+    let key = key.or_else(|| gathers.then_some(KeySource::All));
+    let state = state || joins || gathers;
     let stage = || {
+        let builtin = match builtin {
+            Some(read) => Some(read?),
+            None => None,
+        };
+        let models = builtin.as_ref().map_or(models, super::builtin::models);
         Some(Stage {
             name: name?,
-            module: module?,
+            module: match &builtin {
+                Some(builtin) => builtin.to_string(),
+                None => module?,
+            },
             bee: bee?,
             inputs: Vec::new(),
             key,
@@ -202,6 +220,7 @@ pub(super) fn read<'a>(value: &Value<'a>, context: &Context<'_>) -> Option<Draft
             exit,
             skip,
             join,
+            builtin,
         })
     };
     let place = name_value.map_or(value.node.place, |v| v.node.place);
@@ -688,7 +707,7 @@ fn http(value: &Value<'_>) -> BTreeSet<HttpGrant> {
     out
 }
 
-/// Whether there are such models is seen when they are called: they come and go, and a Swarm may be applied before its models are pushed.
+/// Whether there are such models the node says, at apply.
 fn models(value: &Value<'_>) -> BTreeSet<ModelRef> {
     let mut out = BTreeSet::new();
     let Data::List(items) = &value.node.data else {

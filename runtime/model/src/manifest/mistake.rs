@@ -111,11 +111,11 @@ pub(super) fn nearest<'a>(text: &str, candidates: impl Iterator<Item = &'a str>)
         return None;
     }
     candidates
-        .map(|c| (distance(text, c), c))
-        .filter(|(d, c)| *d > 0 && *d <= (c.chars().count().max(text.chars().count()) / 3).max(1))
-        // Of several as near, the first by name: the same manifest is told the same each time.
+        .map(|c| (distance(text, c), !c.starts_with(text), c))
+        .filter(|(d, _, c)| *d > 0 && *d <= (c.chars().count().max(text.chars().count()) / 3).max(1))
+        // Of several as near, one that was not typed to its end, then the first by name: the same manifest is told the same each time.
         .min()
-        .map(|(_, c)| c)
+        .map(|(.., c)| c)
 }
 
 pub(super) fn did_you_mean<'a>(text: &str, candidates: impl Iterator<Item = &'a str>) -> Option<String> {

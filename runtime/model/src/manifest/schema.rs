@@ -82,11 +82,49 @@ fn later() -> Value {
     json!({ "not": {}, "description": "Not available in this version." })
 }
 
+/// The fields of what is built in.
+fn builtin() -> Value {
+    json!({
+        "type": {
+            "enum": ["model", "batch", "respond", "weighted-average", "weighted-average-ensemble"],
+            "description": "Instead of `module`: what is built in.",
+        },
+        "model": {
+            "type": "string",
+            "description": "A built-in stage that calls this model: `digits`, `digits:v1`, `digits@sha256:…`.",
+        },
+        "size": {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": limits::GATHER_SIZE_MAX,
+            "description": "Of `type: batch`: how many messages become one.",
+        },
+        "wait": described("Of `type: batch`: how long the first waits for the last.", &json!({ "$ref": "#/$defs/duration" })),
+        "weights": {
+            "type": "object",
+            "additionalProperties": { "type": "number", "minimum": 0.001, "maximum": 1000 },
+            "description": "Of `type: weighted-average`: what each side of the join weighs; one where it is not said.",
+        },
+    })
+}
+
 fn bee() -> Value {
+    let mut bee = bee_of_module();
+    if let (Some(fields), Value::Object(more)) = (bee["properties"].as_object_mut(), builtin()) {
+        fields.extend(more);
+    }
+    bee
+}
+
+fn bee_of_module() -> Value {
     let label = json!({ "$ref": "#/$defs/label" });
     json!({
         "type": "object",
-        "required": ["name", "module", "input"],
+        "required": ["name", "input"],
+        "oneOf": [
+            { "required": ["module"], "properties": { "type": false, "model": false } },
+            { "anyOf": [{ "required": ["type"] }, { "required": ["model"] }], "properties": { "module": false } },
+        ],
         "additionalProperties": false,
         "dependentRequired": { "order": ["key"] },
         "if": { "properties": { "state": { "not": { "const": false } } }, "required": ["state"] },

@@ -574,3 +574,96 @@ bees:
     assert_eq!(changes.len(), 1);
     assert!(changes[0].before.contains("loop 5") && changes[0].after.contains("loop 6"));
 }
+
+#[test]
+fn what_is_built_in_needs_no_module() {
+    let text = "\
+name: ensemble
+bees:
+  - { name: tree, model: tree, input: { gateway: scores } }
+  - { name: net, type: model, model: net:v2, input: { gateway: scores } }
+  - { name: mean, type: weighted-average-ensemble, weights: { tree: 2, net: 0.5 }, input: { join: [tree, net] } }
+  - { name: gather, type: batch, size: 10, wait: 2s, input: { bee: mean } }
+  - { name: answer, type: respond, input: { bee: mean } }
+";
+    let swarm = parse(text).unwrap_or_else(|e| panic!("{e}"));
+    let modules: Vec<&str> = swarm.stages.iter().map(|stage| stage.module.as_str()).collect();
+    assert_eq!(
+        modules,
+        [
+            "built-in model tree:latest",
+            "built-in model net:v2",
+            "built-in weighted average with net 0.5, tree 2",
+            "built-in batch of 10 within 2s",
+            "built-in respond"
+        ]
+    );
+    assert!(
+        swarm
+            .stages
+            .iter()
+            .all(|stage| stage.module.parse::<crate::name::ModuleRef>().is_err())
+    );
+    assert_eq!(swarm.stages[0].models.first().unwrap().to_string(), "tree:latest");
+    let gather = &swarm.stages[3];
+    assert_eq!(
+        (gather.key.clone(), gather.state),
+        (Some(crate::swarm::KeySource::All), true)
+    );
+    let json = serde_json::to_string(&swarm).unwrap();
+    assert_eq!(serde_json::from_str::<crate::swarm::Swarm>(&json).unwrap(), swarm);
+}
+
+#[test]
+fn mistakes_of_what_is_built_in_are_told() {
+    let head = "name: w\nbees:\n  - { name: a, model: a, input: { gateway: g } }\n  - { name: b, model: b, input: { gateway: g } }\n";
+    for (bee, says) in [
+        ("type: python, module: m, input: { bee: a }", "name the Bee's module"),
+        ("type: respnd, input: { bee: a }", "did you mean `respond`?"),
+        ("type: model, input: { bee: a }", "which model it calls"),
+        ("model: A, input: { bee: a }", "write `digits`"),
+        (
+            "model: m, module: m, input: { bee: a }",
+            "`module` beside a built-in type",
+        ),
+        ("model: m, size: 3, input: { bee: a }", "`size` goes with `type: batch`"),
+        ("model: m, key: message, input: { bee: a }", "keeps nothing by key"),
+        ("model: m, input: { join: [a, b] }", "one message at a time"),
+        ("type: batch, input: { bee: a }", "how many messages"),
+        ("type: batch, size: 0, input: { bee: a }", "out of bounds"),
+        (
+            "type: batch, size: 5, wait: never, input: { bee: a }",
+            "expected a duration",
+        ),
+        ("type: weighted-average, input: { bee: a }", "sides of a join"),
+        (
+            "type: weighted-average, weights: { c: 1 }, input: { join: [a, b] }",
+            "`c` is no side",
+        ),
+        (
+            "type: weighted-average, weights: { a: 0 }, input: { join: [a, b] }",
+            "expected a weight",
+        ),
+        (
+            "type: weighted-average, weights: { a: 0.12345 }, input: { join: [a, b] }",
+            "expected a weight",
+        ),
+        (
+            "type: weighted-average, weights: { a: heavy }, input: { join: [a, b] }",
+            "expected a weight",
+        ),
+        (
+            "type: respond, secrets: [s], input: { bee: a }",
+            "`secrets` beside a built-in type",
+        ),
+        (
+            "module: m, weights: { a: 1 }, input: { bee: a }",
+            "goes with a built-in `type`",
+        ),
+    ] {
+        let told = parse(&format!("{head}  - {{ name: x, {bee} }}\n"))
+            .unwrap_err()
+            .to_string();
+        assert!(told.contains(says), "{bee}: {told}");
+    }
+}

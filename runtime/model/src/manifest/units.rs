@@ -17,7 +17,7 @@ pub(super) fn duration_ms(text: &str) -> Option<u64> {
 }
 
 /// `64MiB`, `512KiB`, `1GiB`, `100KB`, `10B` in bytes.
-pub(crate) fn size_bytes(text: &str) -> Option<u64> {
+pub fn size_bytes(text: &str) -> Option<u64> {
     let (number, unit) = split(text)?;
     let unit_bytes = match unit {
         "B" => 1,

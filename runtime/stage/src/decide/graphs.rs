@@ -218,6 +218,7 @@ impl Sim {
                 key: match &plan.stage.key {
                     None => None,
                     Some(KeySource::Origin) => Some(uid.to_string()),
+                    Some(KeySource::All) => Some("all".to_owned()),
                     Some(_) => Some(key.clone()),
                 },
                 headers: Vec::new(),

@@ -213,6 +213,7 @@ fn stage(spec: &TopicSpec, keyed: bool) -> Stage {
         exit: None,
         skip: None,
         join: None,
+        builtin: None,
     }
 }
 
