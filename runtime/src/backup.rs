@@ -1,7 +1,7 @@
 //! The file of a backup: everything that a platform keeps, in a form that no store has for itself.
 //!
 //! ```text
-//!   "skepback"  Head  { Life Piece… LifeEnd }…  { Module Chunk… }…  Record…  End
+//!   "skepback"  Head  { Life Piece… LifeEnd }…  { File Chunk… }…  Record…  End
 //!
 //!   each:  kind: u8   length: u32   crc32: u32 of number, kind and body   body
 //! ```
@@ -16,7 +16,7 @@ use skep_model::scope::SwarmId;
 use skep_proto::v1;
 use skep_topic::record::Piece;
 
-pub use reader::{At, Bad, Contents, LifeAt, ModuleAt, Reader, scan};
+pub use reader::{At, Bad, Contents, FileAt, LifeAt, Reader, scan};
 pub use writer::Writer;
 
 pub const MAGIC: [u8; 8] = *b"skepback";
@@ -35,8 +35,8 @@ pub enum Kind {
     /// [`skep_topic::record::encode_piece`].
     Piece = 3,
     LifeEnd = 4,
-    /// A component's digest, 32 bytes, and its length, 8.
-    Module = 5,
+    /// The digest of a component or a model, 32 bytes, and its length, 8. Records say which it is, and whose.
+    File = 5,
     Chunk = 6,
     /// A catalog record: the key's length in two bytes, the key, the value.
     Record = 7,
@@ -51,7 +51,7 @@ impl Kind {
             Kind::Life,
             Kind::Piece,
             Kind::LifeEnd,
-            Kind::Module,
+            Kind::File,
             Kind::Chunk,
             Kind::Record,
             Kind::End,
@@ -74,7 +74,8 @@ pub struct Head {
 pub struct Counts {
     pub lives: u64,
     pub pieces: u64,
-    pub modules: u64,
+    #[serde(rename = "modules")]
+    pub files: u64,
     pub records: u64,
 }
 

@@ -9,6 +9,7 @@ mod deletion;
 mod failure;
 mod letters;
 mod logs;
+mod models;
 mod modules;
 mod nodes;
 mod pauses;
@@ -37,6 +38,7 @@ use skep_proto::v1;
 use skep_proto::v1::access_server::AccessServer;
 use skep_proto::v1::audit_server::AuditServer;
 use skep_proto::v1::beekeeper_server::{Beekeeper, BeekeeperServer};
+use skep_proto::v1::models_server::ModelsServer;
 use skep_proto::v1::secrets_server::SecretsServer;
 use skep_topic::Backend;
 use tokio_util::sync::CancellationToken;
@@ -46,6 +48,7 @@ use crate::access::Registry;
 use crate::catalog::{Catalog, SwarmRecord, Versioned};
 use crate::level::Build;
 use crate::members::Members;
+use crate::models::Lookout;
 use crate::peer::Here;
 use crate::peer::ask::Asking;
 use crate::store::ModuleStore;
@@ -110,6 +113,11 @@ impl Desk {
     }
 
     #[must_use]
+    pub fn models(self) -> ModelsServer<Self> {
+        ModelsServer::new(self)
+    }
+
+    #[must_use]
     pub fn audit(self) -> AuditServer<Self> {
         AuditServer::new(self)
     }
@@ -143,6 +151,7 @@ pub struct Parts {
     pub here: Here,
     pub asking: Asking,
     pub registry: Arc<Registry>,
+    pub lookout: Lookout,
     pub clock: Arc<dyn Clock>,
     pub entropy: Arc<dyn Entropy>,
     pub data: String,

@@ -9,9 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
+use skep_inference::{Described, Policy};
 use skep_model::condition::Condition;
 use skep_model::id::{Digest, Incarnation};
-use skep_model::name::{ModuleName, SecretName, StageName, SwarmName, TenantId};
+use skep_model::name::{ModelName, ModuleName, SecretName, StageName, SwarmName, TenantId};
 use skep_model::quota::Limits;
 use skep_model::scope::{Scope, SwarmId};
 use skep_model::swarm::{Reader, Stage, Swarm};
@@ -43,6 +44,25 @@ pub struct ModuleVersion {
     pub sends_http: bool,
 }
 
+/// A model's name with its tags and the versions of it that are kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelRecord {
+    pub tags: BTreeMap<String, String>,
+    /// By lower-case hex digest.
+    pub versions: BTreeMap<String, ModelKept>,
+    #[serde(default)]
+    pub batching: Policy,
+}
+
+/// One version of a model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelKept {
+    pub size: u64,
+    pub pushed_ms: u64,
+    /// As the confined process found it.
+    pub described: Described,
+}
+
 /// A Swarm's current revision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SwarmRecord {
@@ -53,7 +73,8 @@ pub struct SwarmRecord {
     pub applied_ms: u64,
     pub manifest: String,
     pub swarm: Swarm,
-    /// What each stage's module reference meant when it was applied, as hex digest: a revision is immutable, a tag is not.
+    /// What each stage's module reference meant when it was applied, as hex digest: a revision is immutable, a tag is not. Of a built-in
+    /// stage, the digest of what it is.
     pub modules: BTreeMap<StageName, String>,
     pub deleting: bool,
     /// The node that deletes it. Once that one is gone another brings the deletion to an end.
@@ -106,8 +127,11 @@ impl DrainingStage {
 impl SwarmRecord {
     /// Every module that the Swarm runs, as hex digest.
     pub fn digests(&self) -> impl Iterator<Item = &str> {
-        let draining = self.draining.values().map(|d| d.module.as_str());
-        self.modules.values().map(String::as_str).chain(draining)
+        let draining = self.draining.values().filter(|d| d.stage.builtin.is_none());
+        let draining = draining.map(|d| d.module.as_str());
+        let builtin = |name: &StageName| self.swarm.stage(name).is_some_and(|stage| stage.builtin.is_some());
+        let modules = self.modules.iter().filter(move |(name, _)| !builtin(name));
+        modules.map(|(_, hex)| hex.as_str()).chain(draining)
     }
 
     /// Of all stages, draining ones included.
@@ -226,6 +250,7 @@ pub struct TenantRecord {
 pub enum Read {
     Swarm(TenantId, Box<SwarmRecord>),
     Module(TenantId, ModuleName, ModuleRecord),
+    Model(TenantId, ModelName, ModelRecord),
     Secret(TenantId, SecretName, SecretRecord),
     Tenant(TenantId, TenantRecord),
 }
@@ -259,12 +284,24 @@ impl Catalog {
         format!("module/{}/{name}", self.tenant())
     }
 
+    fn model_key(&self, name: &str) -> String {
+        format!("model/{}/{name}", self.tenant())
+    }
+
     fn swarm_key(&self, name: &str) -> String {
         format!("swarm/{}/{name}", self.tenant())
     }
 
     pub async fn modules(&self) -> anyhow::Result<BTreeMap<ModuleName, ModuleRecord>> {
         self.named(&self.module_key("")).await
+    }
+
+    pub async fn models(&self) -> anyhow::Result<BTreeMap<ModelName, ModelRecord>> {
+        self.named(&self.model_key("")).await
+    }
+
+    pub async fn model(&self, name: &ModelName) -> anyhow::Result<Option<Versioned<ModelRecord>>> {
+        self.all.get(&self.model_key(name.as_str())).await
     }
 
     pub async fn swarms(&self) -> anyhow::Result<BTreeMap<SwarmName, SwarmRecord>> {
@@ -292,28 +329,50 @@ impl Catalog {
     pub async fn change_module<T>(
         &self,
         name: &ModuleName,
-        mut change: impl FnMut(&mut ModuleRecord, &BTreeMap<SwarmName, SwarmRecord>) -> anyhow::Result<T>,
+        change: impl FnMut(&mut ModuleRecord, &BTreeMap<SwarmName, SwarmRecord>) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
         let key = self.module_key(name.as_str());
+        self.change(&key, |record| record.versions.is_empty(), change).await
+    }
+
+    /// The same of a model.
+    pub async fn change_model<T>(
+        &self,
+        name: &ModelName,
+        change: impl FnMut(&mut ModelRecord, &BTreeMap<SwarmName, SwarmRecord>) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let key = self.model_key(name.as_str());
+        self.change(&key, |record| record.versions.is_empty(), change).await
+    }
+
+    async fn change<R, T>(
+        &self,
+        key: &str,
+        is_empty: impl Fn(&R) -> bool,
+        mut change: impl FnMut(&mut R, &BTreeMap<SwarmName, SwarmRecord>) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T>
+    where
+        R: Default + Serialize + for<'a> Deserialize<'a>,
+    {
         for _ in 0..RACES_MAX {
             let seen = self.number().await?;
             let swarms = self.swarms().await?;
-            let (version, mut record) = match self.all.get::<ModuleRecord>(&key).await? {
+            let (version, mut record) = match self.all.get::<R>(key).await? {
                 Some(found) => (found.version, found.record),
-                None => (0, ModuleRecord::default()),
+                None => (0, R::default()),
             };
             let told = change(&mut record, &swarms)?;
-            let lost = if record.versions.is_empty() {
-                let delete = self.all.backend.catalog_delete_if(&key, version, Some(seen));
+            let lost = if is_empty(&record) {
+                let delete = self.all.backend.catalog_delete_if(key, version, Some(seen));
                 version != 0 && self.all.kept(delete.await?).await?.is_err()
             } else {
-                self.all.put(&key, version, Some(seen), &record).await?.is_err()
+                self.all.put(key, version, Some(seen), &record).await?.is_err()
             };
             if !lost {
                 return Ok(told);
             }
         }
-        bail!("module `{name}` is being changed by too many at once: try again")
+        bail!("`{key}` is being changed by too many at once: try again")
     }
 
     /// `Err(current)` when the record is not at version `expect` any more.
@@ -360,6 +419,15 @@ impl Catalog {
     /// Writes a module's record over whatever is there.
     pub async fn restore_module(&self, name: &ModuleName, restored: &ModuleRecord) -> anyhow::Result<()> {
         self.change_module(name, |record, _| {
+            record.clone_from(restored);
+            Ok(())
+        })
+        .await
+    }
+
+    /// The same of a model.
+    pub async fn restore_model(&self, name: &ModelName, restored: &ModelRecord) -> anyhow::Result<()> {
+        self.change_model(name, |record, _| {
             record.clone_from(restored);
             Ok(())
         })

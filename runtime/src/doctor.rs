@@ -10,6 +10,7 @@ use skep_topic::redis::{Finding, Severity};
 
 use crate::settings::{ArtifactSettings, BackendSettings, Settings};
 use crate::store::{Access, Place, probe};
+use crate::wording::count;
 
 /// A finding and what it is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +47,7 @@ impl Report {
 const BACKEND: &str = "backend";
 const ARTIFACTS: &str = "artifacts";
 const DATA: &str = "data";
+const MODELS: &str = "models";
 
 /// Asks everything that there is to ask. What fails is a finding.
 pub async fn examine(settings: &Settings, access: Access) -> Report {
@@ -58,6 +60,7 @@ pub async fn examine(settings: &Settings, access: Access) -> Report {
     }
     backend(settings, &mut report).await;
     artifacts(settings, access, &mut report).await;
+    models(settings, &mut report);
     match settings.data.clone() {
         Some(dir) => {
             let looked = tokio::task::spawn_blocking(move || folder(&dir)).await;
@@ -120,6 +123,28 @@ async fn artifacts(settings: &Settings, access: Access, report: &mut Report) {
             report.say(ARTIFACTS, Severity::Fine, what, "");
         }
         Err(trouble) => report.say(ARTIFACTS, Severity::Refuse, trouble.what, &trouble.remedy),
+    }
+}
+
+fn models(settings: &Settings, report: &mut Report) {
+    let models = &settings.models;
+    match models.open() {
+        Ok(backend) => {
+            let what = format!(
+                "{} {}, {}, {} MiB for what is loaded",
+                backend.name(),
+                backend.version(),
+                count(models.threads() as u64, "thread"),
+                models.memory_bytes >> 20
+            );
+            report.say(MODELS, Severity::Fine, what, "");
+        }
+        Err(why) => report.say(
+            MODELS,
+            Severity::Refuse,
+            why,
+            "name the file libonnxruntime.so.* of a version from 1.22 on with --onnxruntime, or leave it out",
+        ),
     }
 }
 

@@ -68,6 +68,11 @@ const RELEASED: Build = Build {
             level: 2,
             used: Swarm::calls_models,
         },
+        Feature {
+            name: "built-in stages",
+            level: 2,
+            used: Swarm::has_builtins,
+        },
     ],
 };
 

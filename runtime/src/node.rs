@@ -9,6 +9,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 use skep_engine::{ArtifactCache, Compiler, Engine};
 use skep_gateway::RouteTable;
+use skep_inference::Threads;
+use skep_inference::backend::{self, Choice};
+use skep_inference::limits::MODELS_BYTES_DEFAULT;
+use skep_inference::shelf::{self, Shelf};
 use skep_model::env::{Clock, Entropy, OsEntropy, SystemClock};
 use skep_model::id::NodeId;
 use skep_model::limits::UPLOAD_MS;
@@ -34,6 +38,7 @@ use crate::level::Build;
 use crate::logs::LogKeep;
 use crate::members::{self, Member, Members};
 use crate::mirror::Mirror;
+use crate::models::{Lookout, ModelMetrics, NodeModels};
 use crate::owner;
 use crate::peer::Here;
 use crate::peer::ask::Asking;
@@ -79,6 +84,49 @@ pub struct NodeSettings {
     pub secrets_key_file: Option<PathBuf>,
     /// Also where others may listen in, or come in.
     pub allow_insecure: bool,
+    pub models: ModelSettings,
+}
+
+/// How a node runs models.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelSettings {
+    pub backend: Choice,
+    /// Where libonnxruntime is.
+    pub library: Option<PathBuf>,
+    /// 0: half of the cores.
+    pub threads: usize,
+    /// What loaded models may take together.
+    pub memory_bytes: u64,
+}
+
+impl Default for ModelSettings {
+    fn default() -> Self {
+        Self {
+            backend: Choice::Auto,
+            library: None,
+            threads: 0,
+            memory_bytes: MODELS_BYTES_DEFAULT,
+        }
+    }
+}
+
+impl ModelSettings {
+    /// Threads that run models, so many runs at once.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        match self.threads {
+            0 => Threads::usual(std::thread::available_parallelism().map_or(1, usize::from)),
+            some => some,
+        }
+    }
+
+    /// What runs models. A run of ONNX Runtime has one thread: several runs go on beside each other.
+    ///
+    /// # Errors
+    /// The library that is named cannot be used.
+    pub fn open(&self) -> Result<Arc<dyn skep_inference::Backend>, String> {
+        backend::choose(self.backend, self.library.as_deref(), 1)
+    }
 }
 
 impl NodeSettings {
@@ -102,6 +150,7 @@ impl NodeSettings {
             bootstrap_token: None,
             secrets_key_file: None,
             allow_insecure: false,
+            models: ModelSettings::default(),
         })
     }
 }
@@ -118,6 +167,7 @@ pub struct Node {
     supervisor: Arc<Supervisor>,
     usage: Arc<Usage>,
     following: TaskTracker,
+    model_threads: Arc<Threads>,
     spans: Option<Arc<OtlpSpans>>,
     stop: CancellationToken,
     /// Until it has ended.
@@ -202,7 +252,23 @@ impl Node {
         let modules = Modules::new(store.clone(), engine, compiler, cache);
         let works = settings.roles.worker;
         let quotas = Arc::clone(&registry.quotas);
-        let held = (vault, Arc::clone(&quotas));
+        let model_threads = Threads::start(settings.models.threads()).context("start threads for models")?;
+        let shelf = Shelf::new(
+            settings.models.open().map_err(anyhow::Error::msg)?,
+            Arc::clone(&model_threads),
+            shelf::Settings {
+                budget_bytes: settings.models.memory_bytes,
+                ..shelf::Settings::default()
+            },
+        );
+        stats.collect(Box::new(ModelMetrics(Arc::clone(&shelf))));
+        let models = NodeModels::new(catalogs.clone(), store.models(), shelf);
+        let lookout = Lookout::new(
+            settings.compiler.clone(),
+            settings.models.backend,
+            settings.models.library.clone(),
+        );
+        let held = (vault, Arc::clone(&quotas), models);
         let supervisor = Supervisor::new(
             catalogs.clone(),
             modules,
@@ -268,6 +334,7 @@ impl Node {
                 tls: tls.clone(),
             },
             registry: Arc::clone(&registry),
+            lookout,
             clock: Arc::clone(&clock),
             entropy,
             data: settings.data.display().to_string(),
@@ -283,6 +350,7 @@ impl Node {
                 .add_service(desk.clone().access())
                 .add_service(desk.clone().secrets())
                 .add_service(desk.clone().audit())
+                .add_service(desk.clone().models())
                 .add_service(desk.service());
         }
         let entrance = skep_gateway::Entrance {
@@ -317,6 +385,7 @@ impl Node {
             supervisor,
             usage,
             following,
+            model_threads,
             spans,
             stop,
             doors: Some(doors),
@@ -370,6 +439,8 @@ impl Node {
             None => Ok(()),
         };
         self.supervisor.stop().await;
+        // After whoever calls models.
+        self.model_threads.stop();
         self.following.wait().await;
         // After the last Bee: what it used counts.
         if let Err(error) = self.usage.write().await {

@@ -435,6 +435,7 @@ pub struct Kept {
     /// In topics: unread, to be retried, dead letters.
     pub storage: u64,
     pub state: u64,
+    /// And models.
     pub modules: u64,
 }
 
@@ -465,6 +466,9 @@ pub async fn kept(catalogs: &Catalogs, backend: &dyn Backend, tenant: &TenantId)
     }
     for module in catalog.modules().await?.into_values() {
         kept.modules += module.versions.values().map(|version| version.size).sum::<u64>();
+    }
+    for model in catalog.models().await?.into_values() {
+        kept.modules += model.versions.values().map(|version| version.size).sum::<u64>();
     }
     Ok(kept)
 }

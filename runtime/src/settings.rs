@@ -9,10 +9,13 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use serde::Deserialize;
+use skep_inference::backend::Choice;
+use skep_inference::limits::THREADS_MAX;
 use skep_model::limits::{CONFIG_FILE_BYTES_MAX, GATE_TIMEOUT_MS, NODE_NAME_BYTES_MAX, REPLICAS_MAX, UPLOAD_MS};
+use skep_model::manifest::units::size_bytes;
 use skep_topic::redis::{Gate, RedisOptions};
 
-use crate::node::NodeSettings;
+use crate::node::{ModelSettings, NodeSettings};
 use crate::tls::TlsFiles;
 use crate::wording::instead;
 
@@ -140,6 +143,23 @@ pub enum LogFormat {
     Json,
 }
 
+/// What runs models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Inference {
+    /// ONNX Runtime, if its library is named; else tract
+    #[default]
+    Auto,
+    /// In skep itself
+    Tract,
+    /// The library that --onnxruntime names
+    Onnxruntime,
+}
+
+/// What models may take at least, and at most, for a slip to be told.
+const MODEL_MEMORY_MIN: u64 = 1 << 20;
+const MODEL_MEMORY_MAX: u64 = 1 << 40;
+
 /// A word that may be secret: it is not shown.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
@@ -183,10 +203,14 @@ pub struct Layer {
     pub secrets_key_file: Option<PathBuf>,
     #[serde(default)]
     pub allow_insecure: bool,
+    pub inference: Option<Inference>,
+    pub onnxruntime: Option<PathBuf>,
+    pub model_threads: Option<usize>,
+    pub model_memory: Option<String>,
 }
 
 /// The keys of [`Layer`]; a test compares.
-const KEYS: [&str; 18] = [
+const KEYS: [&str; 22] = [
     "data",
     "listen",
     "admin",
@@ -205,6 +229,10 @@ const KEYS: [&str; 18] = [
     "bootstrap-token",
     "secrets-key-file",
     "allow-insecure",
+    "inference",
+    "onnxruntime",
+    "model-threads",
+    "model-memory",
 ];
 
 impl Layer {
@@ -236,6 +264,10 @@ impl Layer {
             bootstrap_token: self.bootstrap_token.or(below.bootstrap_token),
             secrets_key_file: self.secrets_key_file.or(below.secrets_key_file),
             allow_insecure: self.allow_insecure || below.allow_insecure,
+            inference: self.inference.or(below.inference),
+            onnxruntime: self.onnxruntime.or(below.onnxruntime),
+            model_threads: self.model_threads.or(below.model_threads),
+            model_memory: self.model_memory.or(below.model_memory),
         }
     }
 }
@@ -272,6 +304,7 @@ pub struct Settings {
     pub bootstrap_token: Option<PathBuf>,
     pub secrets_key_file: Option<PathBuf>,
     pub allow_insecure: bool,
+    pub models: ModelSettings,
     /// What is allowed and not good.
     pub warnings: Vec<String>,
 }
@@ -335,6 +368,12 @@ pub fn resolve(flags: Layer, file: Option<&Path>) -> Result<Settings, Wrong> {
         bootstrap_token: layer.bootstrap_token,
         secrets_key_file: layer.secrets_key_file,
         allow_insecure: layer.allow_insecure,
+        models: models(
+            layer.inference,
+            layer.onnxruntime,
+            layer.model_threads,
+            layer.model_memory.as_deref(),
+        )?,
         warnings,
     })
 }
@@ -365,9 +404,64 @@ impl Settings {
             bootstrap_token: self.bootstrap_token,
             secrets_key_file: self.secrets_key_file,
             allow_insecure: self.allow_insecure,
+            models: self.models,
             ..NodeSettings::local(data)?
         })
     }
+}
+
+fn models(
+    inference: Option<Inference>,
+    library: Option<PathBuf>,
+    threads: Option<usize>,
+    memory: Option<&str>,
+) -> Result<ModelSettings, Wrong> {
+    let default = ModelSettings::default();
+    let backend = match inference.unwrap_or_default() {
+        Inference::Auto => Choice::Auto,
+        Inference::Tract => Choice::Tract,
+        Inference::Onnxruntime => Choice::OnnxRuntime,
+    };
+    match (backend, &library) {
+        (Choice::Tract, Some(path)) => {
+            return wrong(
+                format!("`inference` is tract, and `onnxruntime` names {}", path.display()),
+                "leave one out",
+            );
+        }
+        (Choice::OnnxRuntime, None) => {
+            return wrong(
+                "`inference` is onnxruntime, and no library is named",
+                "name it with `onnxruntime`: the file libonnxruntime.so.*, as the Python package onnxruntime carries it",
+            );
+        }
+        _ => {}
+    }
+    let threads = threads.unwrap_or(default.threads);
+    if threads > THREADS_MAX {
+        return wrong(
+            format!("`model-threads` is {threads}"),
+            &*format!("give at most {THREADS_MAX}, or 0 for half of the cores"),
+        );
+    }
+    let memory_bytes = match memory {
+        None => default.memory_bytes,
+        Some(text) => match size_bytes(text) {
+            Some(bytes) if (MODEL_MEMORY_MIN..=MODEL_MEMORY_MAX).contains(&bytes) => bytes,
+            _ => {
+                return wrong(
+                    format!("`model-memory` is `{text}`"),
+                    "give a size with its unit, from 1MiB to 1024GiB: `512MiB`, `2GiB`",
+                );
+            }
+        },
+    };
+    Ok(ModelSettings {
+        backend,
+        library,
+        threads,
+        memory_bytes,
+    })
 }
 
 const EMBEDDED: &str = "embedded";

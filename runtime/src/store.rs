@@ -1,4 +1,4 @@
-//! Modules in object storage: content-addressed, created once, verified on every read.
+//! Modules and models in object storage: content-addressed, created once, verified on every read.
 //!
 //! A folder of the node's own, a folder that nodes share, or S3 with local copies of what this node runs.
 
@@ -11,9 +11,12 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, WriteMultipart};
+use skep_inference::limits::MODEL_BYTES_MAX;
 use skep_model::Bytes;
 use skep_model::id::Digest;
-use skep_model::limits::{MODULE_COPIES_BYTES_MAX, STORE_PART_BYTES, STORE_PARTS_AT_ONCE_MAX, UPLOAD_BYTES_MAX};
+use skep_model::limits::{
+    MODEL_COPIES_BYTES_MAX, MODULE_COPIES_BYTES_MAX, STORE_PART_BYTES, STORE_PARTS_AT_ONCE_MAX, UPLOAD_BYTES_MAX,
+};
 use skep_model::name::TenantId;
 
 use crate::settings::ArtifactSettings;
@@ -26,12 +29,46 @@ use copies::Copies;
 pub use probe::{Probe, probe};
 pub use trouble::{Access, Trouble};
 
+/// What lies in a store, each kind in a folder of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Module,
+    Model,
+}
+
+impl Kind {
+    fn noun(self) -> &'static str {
+        match self {
+            Self::Module => "module",
+            Self::Model => "model",
+        }
+    }
+
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Module => "modules",
+            Self::Model => "models",
+        }
+    }
+
+    /// Bytes of the largest.
+    fn most(self) -> u64 {
+        match self {
+            Self::Module => UPLOAD_BYTES_MAX as u64,
+            Self::Model => MODEL_BYTES_MAX as u64,
+        }
+    }
+}
+
+/// A tenant's modules, or its models.
 #[derive(Clone)]
 pub struct ModuleStore {
     place: Place,
     tenant: TenantId,
+    kind: Kind,
     /// Of what lies elsewhere.
     copies: Option<Arc<Copies>>,
+    model_copies: Option<Arc<Copies>>,
 }
 
 /// An object store and what it is called.
@@ -175,7 +212,9 @@ impl ModuleStore {
         Ok(Self {
             place,
             tenant,
+            kind: Kind::Module,
             copies: None,
+            model_copies: None,
         })
     }
 
@@ -194,14 +233,43 @@ impl ModuleStore {
         if *settings != ArtifactSettings::Own {
             probe(&place).await?;
         }
-        let copies = match place.remote() {
-            true => Some(Arc::new(
-                Copies::open(data.join("module-copies"), MODULE_COPIES_BYTES_MAX)
-                    .context("open the copies of modules")?,
-            )),
-            false => None,
+        let copies = |folder: &str, most| match place.remote() {
+            true => Copies::open(data.join(folder), most)
+                .with_context(|| format!("open {folder}"))
+                .map(|copies| Some(Arc::new(copies))),
+            false => Ok(None),
         };
-        Ok(Self { place, tenant, copies })
+        let (modules, models) = (
+            copies("module-copies", MODULE_COPIES_BYTES_MAX)?,
+            copies("model-copies", MODEL_COPIES_BYTES_MAX)?,
+        );
+        Ok(Self {
+            place,
+            tenant,
+            kind: Kind::Module,
+            copies: modules,
+            model_copies: models,
+        })
+    }
+
+    /// The tenant's models instead of its modules.
+    #[must_use]
+    pub fn models(&self) -> Self {
+        Self {
+            kind: Kind::Model,
+            ..self.clone()
+        }
+    }
+
+    fn copies(&self) -> Option<&Arc<Copies>> {
+        match self.kind {
+            Kind::Module => self.copies.as_ref(),
+            Kind::Model => self.model_copies.as_ref(),
+        }
+    }
+
+    fn trouble(&self, doing: &str, e: &object_store::Error) -> Trouble {
+        self.place.trouble(&format!("{doing} the {}", self.kind.noun()), e)
     }
 
     /// The same for another tenant. Copies on disk are named by digest and shared: they are read for a tenant whose records name it.
@@ -220,10 +288,10 @@ impl ModuleStore {
     }
 
     fn path(&self, digest: &Digest) -> Path {
-        Path::from_iter(["modules", self.tenant.as_str(), &digest.to_hex()])
+        Path::from_iter([self.kind.folder(), self.tenant.as_str(), &digest.to_hex()])
     }
 
-    /// Stores a component under its digest. Whoever comes second finds it there. A damaged copy is replaced.
+    /// Stores a file under its digest. Whoever comes second finds it there. A damaged copy is replaced.
     ///
     /// # Errors
     /// [`Trouble`]: it is not known to be stored. Storing it again is safe.
@@ -256,7 +324,7 @@ impl ModuleStore {
         match self.place.store.put_opts(&path, bytes.into(), create).await {
             Ok(_) => Ok(true),
             Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
-            Err(e) => Err(self.place.trouble("store the module", &e).into()),
+            Err(e) => Err(self.trouble("store", &e).into()),
         }
     }
 
@@ -267,7 +335,7 @@ impl ModuleStore {
     /// Over whatever is there.
     async fn write(&self, digest: &Digest, bytes: Bytes) -> anyhow::Result<()> {
         let path = self.path(digest);
-        let told = |e: object_store::Error| self.place.trouble("store the module", &e);
+        let told = |e: object_store::Error| self.trouble("store", &e);
         if !self.in_parts(&bytes) {
             self.place.store.put(&path, bytes.into()).await.map_err(told)?;
             return Ok(());
@@ -306,23 +374,26 @@ impl ModuleStore {
         match self.place.store.head(&self.path(digest)).await {
             Ok(_) => Ok(true),
             Err(object_store::Error::NotFound { .. }) => Ok(false),
-            Err(e) => Err(self.place.trouble("look for the module", &e).into()),
+            Err(e) => Err(self.trouble("look for", &e).into()),
         }
     }
 
     /// From the store itself.
     async fn fetch(&self, digest: &Digest) -> anyhow::Result<Bytes> {
-        let told = |e: object_store::Error| self.place.trouble("read the module", &e);
+        let told = |e: object_store::Error| self.trouble("read", &e);
         let found = match self.place.store.get(&self.path(digest)).await {
             Ok(found) => found,
             Err(e @ object_store::Error::NotFound { .. }) if !trouble::no_bucket(&e) => {
-                bail!("module {digest} is not in the module store: push it again")
+                bail!(
+                    "{} {digest} is not in the module store: push it again",
+                    self.kind.noun()
+                )
             }
             Err(e) => return Err(told(e).into()),
         };
         // What is larger than any upload is not read to find that out.
         let mut bytes = Vec::new();
-        if found.meta.size <= UPLOAD_BYTES_MAX as u64 {
+        if found.meta.size <= self.kind.most() {
             bytes.reserve_exact(usize::try_from(found.meta.size)?);
             let mut stream = found.into_stream();
             while let Some(part) = stream.try_next().await.map_err(told)? {
@@ -331,7 +402,10 @@ impl ModuleStore {
         }
         let bytes = Bytes::from(bytes);
         if Digest::of(&bytes) != *digest {
-            bail!("module {digest} is damaged in the module store: push it again");
+            bail!(
+                "{} {digest} is damaged in the module store: push it again",
+                self.kind.noun()
+            );
         }
         Ok(bytes)
     }
@@ -341,33 +415,37 @@ impl ModuleStore {
     /// # Errors
     /// [`Trouble`]: it may be there still.
     pub async fn remove(&self, digest: &Digest) -> anyhow::Result<()> {
-        if let Some(copies) = &self.copies {
+        if let Some(copies) = self.copies() {
             let (copies, digest) = (Arc::clone(copies), *digest);
             let _ = tokio::task::spawn_blocking(move || copies.remove(digest)).await;
         }
         match self.place.store.delete(&self.path(digest)).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(e) => Err(self.place.trouble("remove the module", &e).into()),
+            Err(e) => Err(self.trouble("remove", &e).into()),
         }
     }
 
     async fn copied(&self, digest: Digest) -> Option<Bytes> {
-        let copies = Arc::clone(self.copies.as_ref()?);
-        let found = tokio::task::spawn_blocking(move || copies.get(digest)).await.ok()?;
+        let copies = Arc::clone(self.copies()?);
+        let (noun, most) = (self.kind.noun(), self.kind.most());
+        let found = tokio::task::spawn_blocking(move || copies.get(digest, most))
+            .await
+            .ok()?;
         found.unwrap_or_else(|e| {
-            tracing::warn!(%digest, error = %e, "cannot read the copy of a module");
+            tracing::warn!(%digest, error = %e, "cannot read the copy of a {noun}");
             None
         })
     }
 
     /// A copy saves a download, nothing else: without one the module is fetched again.
     async fn copy(&self, digest: Digest, bytes: Bytes) {
-        let Some(copies) = self.copies.clone() else {
+        let Some(copies) = self.copies().cloned() else {
             return;
         };
+        let noun = self.kind.noun();
         let kept = tokio::task::spawn_blocking(move || copies.put(digest, &bytes)).await;
         if let Ok(Err(e)) = kept {
-            tracing::warn!(%digest, error = %e, "cannot keep a copy of a module");
+            tracing::warn!(%digest, error = %e, "cannot keep a copy of a {noun}");
         }
     }
 }

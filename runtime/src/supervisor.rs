@@ -22,6 +22,7 @@ use skep_engine::{BeeSettings, Egress, Module};
 use skep_gateway::{Feed, Open, Route, RouteTable};
 use skep_model::id::{CommitId, Digest};
 use skep_model::name::{StageName, TenantId};
+use skep_model::predict::Models;
 use skep_model::scope::{Scope, SwarmId, SwarmPath};
 use skep_model::swarm::{Stage, Swarm};
 use skep_stage::{Bee, Running, Seams};
@@ -32,12 +33,14 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::builtin::BuiltinBee;
 use crate::catalog::{Catalogs, Hold, SwarmRecord};
+use crate::models::NodeModels;
 use crate::quotas::{Account, Quotas};
 use crate::secrets::Vault;
 use crate::stats::Stats;
 use crate::usage::BeeMeter;
-use plans::{End, Ends, Nobody, UnderWay, WasmBee, plan};
+use plans::{End, Ends, Metered, Nobody, UnderWay, WasmBee, plan};
 
 pub use drain::Remains;
 pub use modules::{Modules, Refused};
@@ -49,6 +52,7 @@ const MEND_EVERY: Duration = Duration::from_secs(5);
 pub struct Supervisor {
     pub catalogs: Catalogs,
     pub modules: Modules,
+    pub models: Arc<NodeModels>,
     pub vault: Arc<Vault>,
     quotas: Arc<Quotas>,
     /// Held by whoever reads the catalog, decides and writes: apply, push, deletions, the end of a drain.
@@ -177,7 +181,7 @@ impl Supervisor {
     pub fn new(
         catalogs: Catalogs,
         modules: Modules,
-        (vault, quotas): (Arc<Vault>, Arc<Quotas>),
+        (vault, quotas, models): (Arc<Vault>, Arc<Quotas>, Arc<NodeModels>),
         seams: Arc<Seams>,
         stats: Arc<Stats>,
         routes: watch::Sender<Arc<RouteTable>>,
@@ -188,6 +192,7 @@ impl Supervisor {
             modules,
             vault,
             quotas,
+            models,
             writes: Mutex::default(),
             seams,
             stats,
@@ -207,6 +212,7 @@ impl Supervisor {
     /// When the catalog cannot be read.
     pub async fn reconcile(self: &Arc<Self>) -> anyhow::Result<()> {
         self.vault.look().await?;
+        self.models.look().await?;
         let mut names: BTreeSet<SwarmPath> = self.catalogs.swarms().await?.into_keys().collect();
         names.extend(self.fleet.lock().await.swarms.keys().cloned());
         for name in names {
@@ -376,7 +382,9 @@ impl Supervisor {
         for stage in &record.swarm.stages {
             let digest = record.digest(&stage.name)?;
             let under_way = fleet.under_way(name, &stage.name);
-            bees.insert(stage.name.clone(), self.bee_of(name, stage, digest, loaded, under_way)?);
+            let read = !record.swarm.readers(&stage.name).is_empty();
+            let bee = self.bee_of(name, (stage, read), digest, loaded, under_way)?;
+            bees.insert(stage.name.clone(), bee);
         }
         let id = record.id(&Scope::of(name.tenant().clone()))?;
         let old = match fleet.swarms.remove(name) {
@@ -434,10 +442,10 @@ impl Supervisor {
             }
             let live = match before.remove(name) {
                 Some(live) => live,
-                None => match left
-                    .digest()
-                    .and_then(|digest| self.bee_of(&id.path(), &left.stage, digest, loaded, UnderWay::default()))
-                {
+                None => match left.digest().and_then(|digest| {
+                    let stage = (&left.stage, !left.readers.is_empty());
+                    self.bee_of(&id.path(), stage, digest, loaded, UnderWay::default())
+                }) {
                     Ok((digest, bee, under_way)) => {
                         let plan = plan(
                             &left.stage,
@@ -485,16 +493,30 @@ impl Supervisor {
     fn bee_of(
         &self,
         swarm: &SwarmPath,
-        stage: &Stage,
+        (stage, read): (&Stage, bool),
         digest: Digest,
         loaded: &Loaded,
         under_way: UnderWay,
     ) -> anyhow::Result<(Digest, Arc<dyn Bee>, UnderWay)> {
         let account = self.quotas.of(swarm.tenant());
         let meter = account.meter(&format!("{}/{}", swarm.name(), stage.name));
+        if self.works {
+            let models = Arc::clone(&self.models) as Arc<dyn Models>;
+            let clock = Arc::clone(&self.seams.clock);
+            if let Some(builtin) = BuiltinBee::of(stage, swarm.tenant(), read, models, clock) {
+                let bee = Metered {
+                    bee: builtin,
+                    under_way: Arc::clone(&under_way),
+                    meter,
+                    account,
+                };
+                return Ok((digest, Arc::new(bee), under_way));
+            }
+        }
         let settings = BeeSettings {
             secrets: self.vault.grant(swarm.tenant(), &stage.secrets),
             http: egress(swarm.tenant(), stage, &account),
+            models: self.models.grant(swarm.tenant(), &stage.models),
             share: Arc::clone(&account.share),
             meter: Arc::clone(&meter.engine),
             ..BeeSettings::of(stage, digest)
@@ -678,8 +700,8 @@ fn bee_of(
     let bee = module
         .bee(&stage.bee, settings)
         .with_context(|| format!("stage `{}`", stage.name))?;
-    let bee = WasmBee {
-        bee,
+    let bee = Metered {
+        bee: WasmBee(bee),
         under_way: Arc::clone(&under_way),
         meter,
         account,

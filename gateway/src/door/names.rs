@@ -129,6 +129,29 @@ pub fn of(path: &str) -> (Fields, Fields) {
             &const { [text("token", &[1])] },
             &const { [text("tenant", &[1, 2]), text("name", &[1, 4])] },
         ),
+        "/skep.v1.Models/PushModel" => (
+            &const { [text("model", &[1, 1]), text("tag", &[1, 2])] },
+            &const { [text("digest", &[1, 1])] },
+        ),
+        "/skep.v1.Models/TagModel" => (
+            &const { [text("model", &[1]), text("tag", &[2]), text("version", &[3])] },
+            &const { [text("digest", &[1])] },
+        ),
+        "/skep.v1.Models/DeleteModel" => (
+            &const { [text("model", &[1]), text("tag", &[2]), flag("force", &[3])] },
+            &const { [text("digest", &[2])] },
+        ),
+        "/skep.v1.Models/SetBatching" => (
+            &const {
+                [
+                    text("model", &[1]),
+                    flag("off", &[2, 1]),
+                    number("rows", &[2, 2]),
+                    number("wait_us", &[2, 3]),
+                ]
+            },
+            &[],
+        ),
         "/skep.v1.Secrets/SetSecret" => (&const { [text("secret", &[1])] }, &const { [number("version", &[2])] }),
         "/skep.v1.Secrets/DeleteSecret" => (&const { [text("secret", &[1]), flag("force", &[2])] }, &[]),
         "/skep.v1.Secrets/ResealSecrets" => (&[], &const { [number("resealed", &[1])] }),

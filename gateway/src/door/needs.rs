@@ -90,6 +90,10 @@ pub fn listed(path: &str) -> Option<Asked> {
             changes: false,
         },
 
+        ("skep.v1.Models", "ListModels") => once(Read),
+        ("skep.v1.Models", "PushModel") => changes(Deploy),
+        ("skep.v1.Models", "TagModel" | "DeleteModel" | "SetBatching") => change(Deploy),
+
         ("skep.v1.Secrets", "ListSecrets") => once(Read),
         ("skep.v1.Secrets", "SetSecret" | "DeleteSecret") => change(Admin),
         ("skep.v1.Secrets", "ResealSecrets") => change(Operator),
@@ -177,6 +181,7 @@ mod tests {
         "Access/ListTenants",
         "Access/Usage",
         "Access/ListTokens",
+        "Models/ListModels",
         "Secrets/ListSecrets",
         "Audit/ListAudit",
         "Audit/VerifyAudit",

@@ -20,6 +20,7 @@ fn main() -> anyhow::Result<()> {
         "skep/v1/access.proto",
         "skep/v1/secrets.proto",
         "skep/v1/audit.proto",
+        "skep/v1/models.proto",
     ];
     let set = protox::compile(files, [proto]).context("compile proto/skep/v1")?;
     // Reflection serves this; without source info it is a tenth of the size.

@@ -5,6 +5,7 @@ use std::io::{self, BufReader, Read};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
+use skep_inference::limits::MODEL_BYTES_MAX;
 use skep_model::Bytes;
 use skep_model::id::{Digest, Incarnation};
 use skep_model::limits::{BACKUP_FRAME_BYTES_MAX, UPLOAD_BYTES_MAX};
@@ -65,7 +66,7 @@ pub struct LifeAt {
 }
 
 #[derive(Debug, Clone)]
-pub struct ModuleAt {
+pub struct FileAt {
     pub digest: Digest,
     pub at: At,
     size: usize,
@@ -76,7 +77,7 @@ pub struct ModuleAt {
 pub struct Contents {
     pub head: Head,
     pub lives: Vec<LifeAt>,
-    pub modules: Vec<ModuleAt>,
+    pub files: Vec<FileAt>,
     pub records: Vec<(String, At)>,
     pub bytes: u64,
 }
@@ -144,23 +145,23 @@ impl Reader {
         decode_piece(body).map_err(|e| self.damaged(e))
     }
 
-    /// The component that it stands in.
+    /// The component or model that it stands in.
     ///
     /// # Errors
     /// The file is not what it was.
-    pub fn module(&mut self, of: &ModuleAt) -> Result<Bytes, Bad> {
+    pub fn file(&mut self, of: &FileAt) -> Result<Bytes, Bad> {
         let mut bytes = Vec::with_capacity(of.size);
         while bytes.len() < of.size {
             match self.next()? {
                 (Kind::Chunk, chunk) if bytes.len() + chunk.len() <= of.size && !chunk.is_empty() => {
                     bytes.extend_from_slice(&chunk);
                 }
-                _ => return Err(self.damaged("no chunk of a component")),
+                _ => return Err(self.damaged("no chunk of a file")),
             }
         }
         let bytes = Bytes::from(bytes);
         if Digest::of(&bytes) != of.digest {
-            return Err(self.damaged("a component is not what its digest names"));
+            return Err(self.damaged("a file is not what its digest names"));
         }
         Ok(bytes)
     }
@@ -213,7 +214,7 @@ pub fn scan(file: &Arc<File>, mut judge: impl FnMut(&str, &Bytes) -> Result<(), 
         (Kind::Head, body) => head(&reader, &body)?,
         _ => return Err(reader.damaged("it does not begin with its head")),
     };
-    let (mut counts, mut lives, mut modules, mut records) = (Counts::default(), Vec::new(), Vec::new(), Vec::new());
+    let (mut counts, mut lives, mut files, mut records) = (Counts::default(), Vec::new(), Vec::new(), Vec::new());
     loop {
         let before = reader.at;
         match reader.next()? {
@@ -227,22 +228,22 @@ pub fn scan(file: &Arc<File>, mut judge: impl FnMut(&str, &Bytes) -> Result<(), 
                 counts.lives += 1;
                 lives.push(LifeAt { swarm, at, tally });
             }
-            (Kind::Module, body) => {
-                let bad = || reader.damaged("a component without digest");
+            (Kind::File, body) => {
+                let bad = || reader.damaged("a file without digest");
                 let digest = body.get(..32).and_then(|b| b.try_into().ok()).ok_or_else(bad)?;
                 let size = body.get(32..40).and_then(|b| b.try_into().ok()).ok_or_else(bad)?;
                 let size = usize::try_from(u64::from_le_bytes(size)).map_err(|_| bad())?;
-                if size > UPLOAD_BYTES_MAX {
-                    return Err(reader.damaged("a component is larger than any"));
+                if size > UPLOAD_BYTES_MAX.max(MODEL_BYTES_MAX) {
+                    return Err(reader.damaged("a file is larger than any"));
                 }
-                let module = ModuleAt {
+                let file = FileAt {
                     digest: Digest(digest),
                     at: reader.at,
                     size,
                 };
-                reader.module(&module)?;
-                counts.modules += 1;
-                modules.push(module);
+                reader.file(&file)?;
+                counts.files += 1;
+                files.push(file);
             }
             (Kind::Record, body) => {
                 let (key, value) = reader.parted(&body)?;
@@ -258,7 +259,7 @@ pub fn scan(file: &Arc<File>, mut judge: impl FnMut(&str, &Bytes) -> Result<(), 
                 return Ok(Contents {
                     head,
                     lives,
-                    modules,
+                    files,
                     records,
                     bytes,
                 });
@@ -310,7 +311,7 @@ mod tests {
         }
         writer.life_end(&mut out);
         let bytes = [3; 1_000];
-        writer.module(Digest::of(&bytes), bytes.len(), &mut out);
+        writer.file(Digest::of(&bytes), bytes.len(), &mut out);
         bytes.chunks(300).for_each(|chunk| writer.chunk(chunk, &mut out));
         writer.record("swarm/default/s", b"{}", &mut out);
         writer.end(&mut out);
@@ -327,7 +328,7 @@ mod tests {
     fn a_whole_file_is_read_and_none_that_is_anything_less() {
         let bytes = whole();
         let contents = scanned(&bytes).unwrap();
-        assert_eq!((contents.lives.len(), contents.modules.len()), (1, 1));
+        assert_eq!((contents.lives.len(), contents.files.len()), (1, 1));
         assert_eq!((contents.lives[0].tally.calls, contents.records.len()), (3, 1));
         for cut in 0..bytes.len() {
             assert!(scanned(&bytes[..cut]).is_err(), "cut at {cut}");

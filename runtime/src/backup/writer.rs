@@ -43,11 +43,11 @@ impl Writer {
     }
 
     /// Its chunks follow.
-    pub fn module(&mut self, digest: Digest, bytes: usize, out: &mut Vec<u8>) {
-        self.counts.modules += 1;
+    pub fn file(&mut self, digest: Digest, bytes: usize, out: &mut Vec<u8>) {
+        self.counts.files += 1;
         let mut body = digest.0.to_vec();
         body.extend_from_slice(&(bytes as u64).to_le_bytes());
-        self.frame(Kind::Module, &body, out);
+        self.frame(Kind::File, &body, out);
     }
 
     pub fn chunk(&mut self, chunk: &[u8], out: &mut Vec<u8>) {

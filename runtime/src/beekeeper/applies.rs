@@ -184,6 +184,7 @@ impl Keeper {
         let current = catalog.swarm(&name).await.map_err(internal)?;
         check_subjects(&swarms, &swarm)?;
         self.check_secrets(&swarm).await?;
+        self.check_models(&swarm).await?;
         self.check_requests(&swarm, &digests).await?;
         if let Some(found) = &current
             && found.record.deleting
@@ -317,6 +318,10 @@ impl Keeper {
         let swarm = manifest::parse_with(manifest, &known).map_err(invalid)?;
         let mut digests = Digests::new();
         for stage in &swarm.stages {
+            if stage.builtin.is_some() {
+                digests.insert(stage.name.clone(), Digest::of(stage.module.as_bytes()).to_hex());
+                continue;
+            }
             let wanted: ModuleRef = stage.module.parse().map_err(invalid)?;
             let (digest, _) = known
                 .resolve(&wanted)

@@ -21,6 +21,7 @@ use super::failure::{internal, topic_error};
 use super::{Keeper, Out, Reply};
 use crate::backup::{FORMAT, Head, Tally, Writer};
 use crate::catalog::{Read, read};
+use crate::store::ModuleStore;
 
 /// One at a time: each needs disk and holds Swarms still on Redis.
 static BACKUPS: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(1);
@@ -135,17 +136,21 @@ impl Outgoing {
             }
             records.push((key, record.value));
         }
-        for (hex, tenant) in digests {
-            let digest: Digest = hex
-                .parse()
-                .map_err(|_| Status::internal(format!("the catalog names a module `{hex}`")))?;
-            let bytes = keeper.stores.of(&tenant).get(&digest).await.map_err(internal)?;
-            self.writer.module(digest, bytes.len(), &mut self.ready);
-            for chunk in bytes.chunks(UPLOAD_CHUNK_BYTES) {
-                self.writer.chunk(chunk, &mut self.ready);
-                self.send(false).await?;
+        let mut models: BTreeMap<String, TenantId> = BTreeMap::new();
+        for (key, record) in catalogs.stored_models().await.map_err(internal)? {
+            if let Read::Model(tenant, _, model) = read(&key, &record.value).map_err(internal)? {
+                let of = |hex| (hex, tenant.clone());
+                models.extend(model.versions.into_keys().map(of));
             }
+            records.push((key, record.value));
+        }
+        for (hex, tenant) in digests {
+            self.file(&hex, &keeper.stores.of(&tenant)).await?;
             contents.modules += 1;
+        }
+        for (hex, tenant) in models {
+            self.file(&hex, &keeper.stores.of(&tenant).models()).await?;
+            contents.models += 1;
         }
         for (key, value) in records {
             self.writer.record(&key, &value, &mut self.ready);
@@ -155,6 +160,20 @@ impl Outgoing {
         self.send(true).await?;
         contents.bytes = self.bytes;
         self.put(Part::Contents(contents)).await
+    }
+
+    /// A component, or a model.
+    async fn file(&mut self, hex: &str, store: &ModuleStore) -> Result<(), End> {
+        let digest: Digest = hex
+            .parse()
+            .map_err(|_| Status::internal(format!("the catalog names a file `{hex}`")))?;
+        let bytes = store.get(&digest).await.map_err(internal)?;
+        self.writer.file(digest, bytes.len(), &mut self.ready);
+        for chunk in bytes.chunks(UPLOAD_CHUNK_BYTES) {
+            self.writer.chunk(chunk, &mut self.ready);
+            self.send(false).await?;
+        }
+        Ok(())
     }
 
     async fn put(&self, part: Part) -> Result<(), End> {

@@ -9,8 +9,10 @@ use skep_proto::v1;
 use tonic::{Response, Status};
 
 use super::failure::{internal, invalid, refused};
+use super::uploads::Upload;
 use super::{Keeper, Reply, uploads};
 use crate::catalog::{ModuleRecord, ModuleVersion, SwarmRecord};
+use crate::store::ModuleStore;
 use crate::wording::instead;
 
 /// As a manifest names them.
@@ -44,13 +46,10 @@ impl Keeper {
         Ok(out)
     }
 
-    pub(super) async fn push(&self, upload: uploads::Upload) -> Reply<v1::PushModuleReply> {
-        let uploads::Upload {
-            name,
-            tag,
-            digest,
-            bytes,
-        } = upload;
+    pub(super) async fn push(&self, upload: Upload<v1::PushHeader>) -> Reply<v1::PushModuleReply> {
+        let Upload { header, digest, bytes } = upload;
+        let name: ModuleName = header.name.parse().map_err(invalid)?;
+        let tag = uploads::tag(&header)?;
         let size = bytes.len() as u64;
         let began = std::time::Instant::now();
         // Before the work, and again where nobody else can come between.
@@ -140,21 +139,27 @@ impl Keeper {
         }))
     }
 
-    /// Whether the tenant may have so much more of modules. What it has under any name already takes no more room.
-    async fn room_for(&self, hex: &str, size: u64) -> Result<(), Status> {
+    /// Whether the tenant may have so much more of modules and models. What it has under any name already takes no more room.
+    pub(super) async fn room_for(&self, hex: &str, size: u64) -> Result<(), Status> {
         let limits = self.registry.quotas.of(self.catalog.tenant()).limits();
         let Some(most) = limits.get(Quota::Modules) else {
             return Ok(());
         };
         let modules = self.catalog.modules().await.map_err(internal)?;
-        let versions = || modules.values().flat_map(|module| &module.versions);
-        let has: u64 = versions().map(|(_, version)| version.size).sum();
-        if versions().any(|(known, _)| known == hex) || has.saturating_add(size) <= most {
+        let models = self.catalog.models().await.map_err(internal)?;
+        let files = || {
+            let modules = modules.values().flat_map(|module| &module.versions);
+            let models = models.values().flat_map(|model| &model.versions);
+            let modules = modules.map(|(known, version)| (known, version.size));
+            modules.chain(models.map(|(known, version)| (known, version.size)))
+        };
+        let has: u64 = files().map(|(_, size)| size).sum();
+        if files().any(|(known, _)| known == hex) || has.saturating_add(size) <= most {
             return Ok(());
         }
         Err(Status::resource_exhausted(format!(
-            "tenant `{}` has reached its limit `{}` of {}: its modules have {has} bytes, and this one has {size}; remove one with `skep \
-             delete-module`",
+            "tenant `{}` has reached its limit `{}` of {}: its modules and models have {has} bytes, and this one has {size}; remove one with \
+             `skep delete-module` or `skep model delete`",
             self.catalog.tenant(),
             Quota::Modules,
             Quota::Modules.show(most),
@@ -166,27 +171,34 @@ impl Keeper {
     /// Other nodes share catalog and store and not `writes`. Whoever pushes writes the record and then looks for the bytes; whoever drops
     /// removes the bytes and then looks for a record: one of the two sees the other and puts them back.
     pub(super) async fn drop_bytes(&self, dropped: Vec<String>) -> Result<(), Status> {
-        if dropped.is_empty() {
-            return Ok(());
-        }
-        let left = self.catalog.modules().await.map_err(internal)?;
+        self.drop_files(&self.store, dropped).await
+    }
+
+    /// Files that a record of a module or a model lost, and none names.
+    pub(super) async fn drop_files(&self, store: &ModuleStore, dropped: Vec<String>) -> Result<(), Status> {
         for hex in dropped {
-            if left.values().any(|m| m.versions.contains_key(&hex)) {
-                continue;
-            }
             let Ok(digest) = hex.parse() else {
                 continue;
             };
-            let bytes = self.store.get(&digest).await.ok();
-            self.store.remove(&digest).await.map_err(internal)?;
-            let left = self.catalog.modules().await.map_err(internal)?;
+            if self.is_named(&hex).await? {
+                continue;
+            }
+            let bytes = store.get(&digest).await.ok();
+            store.remove(&digest).await.map_err(internal)?;
             if let Some(bytes) = bytes
-                && left.values().any(|m| m.versions.contains_key(&hex))
+                && self.is_named(&hex).await?
             {
-                self.store.put(&digest, bytes).await.map_err(internal)?;
+                store.put(&digest, bytes).await.map_err(internal)?;
             }
         }
         Ok(())
+    }
+
+    async fn is_named(&self, hex: &str) -> Result<bool, Status> {
+        let modules = self.catalog.modules().await.map_err(internal)?;
+        let models = self.catalog.models().await.map_err(internal)?;
+        Ok(modules.values().any(|module| module.versions.contains_key(hex))
+            || models.values().any(|model| model.versions.contains_key(hex)))
     }
 
     pub(super) async fn remove_module(&self, asked: v1::DeleteModuleRequest) -> Reply<v1::DeleteModuleReply> {
@@ -277,9 +289,9 @@ fn superseded(record: &mut ModuleRecord, swarms: &BTreeMap<SwarmName, SwarmRecor
 
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct TooMany(String);
+pub(super) struct TooMany(pub String);
 
-fn told(e: anyhow::Error) -> Status {
+pub(super) fn told(e: anyhow::Error) -> Status {
     if let Some(no) = e.downcast_ref::<NoSuch>() {
         return Status::not_found(no.to_string());
     }
@@ -294,11 +306,11 @@ fn told(e: anyhow::Error) -> Status {
 
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct NoSuch(String);
+pub(super) struct NoSuch(pub String);
 
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct InUse(String);
+pub(super) struct InUse(pub String);
 
 fn users(swarms: &BTreeMap<SwarmName, SwarmRecord>, hex: &str) -> Vec<String> {
     swarms

@@ -95,22 +95,24 @@ impl Keeper {
         let catalog = &self.catalog;
         let left = catalog.restoring().await.map_err(internal)?;
         let catalogs = &self.supervisor.catalogs;
-        let (swarms, modules) = (
+        let (swarms, modules, models) = (
             catalogs.swarms().await.map_err(internal)?.len(),
             catalogs.modules().await.map_err(internal)?.len(),
+            catalogs.models().await.map_err(internal)?.len(),
         );
         let theirs = match left {
-            None => swarms + modules == 0,
+            None => swarms + modules + models == 0,
             Some(left) => swarms == 0 || left.record.whole,
         };
         if theirs {
             return Ok(());
         }
         Err(Status::failed_precondition(format!(
-            "this platform is not empty: it has {} and {}; restore into one that is: `skep serve` with another --data or another \
-             Redis database, or delete them with `skep delete` and `skep delete-module`",
+            "this platform is not empty: it has {}, {} and {}; restore into one that is: `skep serve` with another --data or another \
+             Redis database, or delete them with `skep delete`, `skep delete-module` and `skep model delete`",
             count(swarms as u64, "Swarm"),
             count(modules as u64, "module"),
+            count(models as u64, "model"),
         )))
     }
 
@@ -216,23 +218,35 @@ impl Keeper {
         }
         // Each tenant keeps its own copy.
         let mut owners: BTreeMap<String, BTreeSet<TenantId>> = BTreeMap::new();
+        let mut model_owners: BTreeMap<String, BTreeSet<TenantId>> = BTreeMap::new();
         for (key, at) in &restore.contents.records {
             let (tenant, digests) = match restore.read(key, *at).await? {
                 Read::Swarm(tenant, record) => (tenant, record.digests().map(str::to_owned).collect::<Vec<_>>()),
                 Read::Module(tenant, _, record) => (tenant, record.versions.into_keys().collect()),
+                Read::Model(tenant, _, record) => {
+                    for hex in record.versions.into_keys() {
+                        model_owners.entry(hex).or_default().insert(tenant.clone());
+                    }
+                    continue;
+                }
                 Read::Tenant(..) | Read::Secret(..) => continue,
             };
             for hex in digests {
                 owners.entry(hex).or_default().insert(tenant.clone());
             }
         }
-        for module in &restore.contents.modules {
-            let (file, at) = (Arc::clone(&restore.file), module.at);
-            let of = module.clone();
-            let bytes = blocking(move || Reader::new(&file, at).module(&of)).await?;
-            for tenant in owners.get(&module.digest.to_hex()).into_iter().flatten() {
-                let store = self.stores.of(tenant);
-                store.put(&module.digest, bytes.clone()).await.map_err(internal)?;
+        for found in &restore.contents.files {
+            let (file, at) = (Arc::clone(&restore.file), found.at);
+            let of = found.clone();
+            let bytes = blocking(move || Reader::new(&file, at).file(&of)).await?;
+            let hex = found.digest.to_hex();
+            let modules = owners.get(&hex).into_iter().flatten();
+            let models = model_owners.get(&hex).into_iter().flatten();
+            let stores = modules
+                .map(|tenant| self.stores.of(tenant))
+                .chain(models.map(|tenant| self.stores.of(tenant).models()));
+            for store in stores {
+                store.put(&found.digest, bytes.clone()).await.map_err(internal)?;
             }
         }
         let _writes = self.supervisor.writes.lock().await;
@@ -245,6 +259,10 @@ impl Keeper {
                 }
                 Read::Module(tenant, name, record) => {
                     let restored = catalogs.of(&tenant).restore_module(&name, &record).await;
+                    restored.map_err(internal)?;
+                }
+                Read::Model(tenant, name, record) => {
+                    let restored = catalogs.of(&tenant).restore_model(&name, &record).await;
                     restored.map_err(internal)?;
                 }
                 Read::Secret(tenant, name, record) => {
@@ -271,8 +289,10 @@ impl Keeper {
             }
         }
         // Modules' records are written last, and stay with their bytes: another restore overwrites them.
-        let left = self.supervisor.catalogs.modules().await;
-        if left.is_ok_and(|modules| modules.is_empty())
+        let catalogs = &self.supervisor.catalogs;
+        let (modules, models) = (catalogs.modules().await, catalogs.models().await);
+        if modules.is_ok_and(|modules| modules.is_empty())
+            && models.is_ok_and(|models| models.is_empty())
             && let Err(error) = self.catalog.delete_restoring(restore.version).await
         {
             tracing::warn!(
@@ -285,10 +305,12 @@ impl Keeper {
     /// One Swarm after the other comes in service.
     async fn serve(&self, restore: Restore) -> Result<v1::BackupContents, Status> {
         let catalog = &self.catalog;
+        let models = restore.models().await?;
         let mut told = v1::BackupContents {
             taken_ms: restore.contents.head.taken_ms,
             version: restore.contents.head.version.clone(),
-            modules: restore.contents.modules.len() as u64,
+            modules: restore.contents.files.len() as u64 - models,
+            models,
             bytes: restore.contents.bytes,
             ..v1::BackupContents::default()
         };
@@ -338,6 +360,19 @@ impl Keeper {
 }
 
 impl Restore {
+    /// How many of its files are models.
+    async fn models(&self) -> Result<u64, Status> {
+        let mut digests = BTreeSet::new();
+        for (key, at) in &self.contents.records {
+            if key.starts_with("model/")
+                && let Read::Model(_, _, record) = self.read(key, *at).await?
+            {
+                digests.extend(record.versions.into_keys());
+            }
+        }
+        Ok((digests.len() as u64).min(self.contents.files.len() as u64))
+    }
+
     async fn read(&self, key: &str, at: At) -> Result<Read, Status> {
         let file = Arc::clone(&self.file);
         let (_, value) = blocking(move || Reader::new(&file, at).record()).await?;

@@ -87,6 +87,7 @@ impl Keeper {
             deleting: record.deleting,
             swarms: catalog.swarms().await.map_err(internal)?.len() as u64,
             modules: catalog.modules().await.map_err(internal)?.len() as u64,
+            models: catalog.models().await.map_err(internal)?.len() as u64,
             tokens: own.count() as u64,
             limits: record
                 .limits
@@ -255,7 +256,7 @@ impl Keeper {
                 continue;
             };
             let told = self.told(tenant, &found.record).await?;
-            if !purge && told.swarms + told.modules > 0 {
+            if !purge && told.swarms + told.modules + told.models > 0 {
                 return Err(not_empty(&told));
             }
             found.record.deleting = true;
@@ -275,11 +276,10 @@ impl Keeper {
     }
 
     async fn has_nothing(&self) -> Result<bool, Status> {
-        let (swarms, modules) = (
-            self.catalog.swarms().await.map_err(internal)?,
-            self.catalog.modules().await.map_err(internal)?,
-        );
-        Ok(swarms.is_empty() && modules.is_empty())
+        let catalog = &self.catalog;
+        Ok(catalog.swarms().await.map_err(internal)?.is_empty()
+            && catalog.modules().await.map_err(internal)?.is_empty()
+            && catalog.models().await.map_err(internal)?.is_empty())
     }
 
     /// Everything that its own deletions would take, with what Swarms keep.
@@ -317,6 +317,15 @@ impl Keeper {
             let _writes = self.supervisor.writes.lock().await;
             self.drop_bytes(dropped).await?;
         }
+        for name in self.catalog.models().await.map_err(internal)?.into_keys() {
+            let emptied = self.catalog.change_model(&name, |record, _| {
+                record.tags.clear();
+                Ok(std::mem::take(&mut record.versions).into_keys().collect())
+            });
+            let dropped = emptied.await.map_err(internal)?;
+            let _writes = self.supervisor.writes.lock().await;
+            self.drop_model_bytes(dropped).await?;
+        }
         Ok(())
     }
 }
@@ -345,9 +354,10 @@ fn amount(quota: Quota, value: u64) -> v1::Limit {
 
 fn not_empty(told: &v1::Tenant) -> Status {
     Status::failed_precondition(format!(
-        "tenant `{}` has {} and {}: delete them first, or give --purge to delete it with all that it has, messages and state included",
+        "tenant `{}` has {}, {} and {}: delete them first, or give --purge to delete it with all that it has, messages and state included",
         told.name,
         count(told.swarms, "Swarm"),
         count(told.modules, "module"),
+        count(told.models, "model"),
     ))
 }

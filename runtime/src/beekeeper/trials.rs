@@ -50,6 +50,12 @@ impl Keeper {
                 stage.name
             )));
         }
+        if stage.builtin.is_some() {
+            return Err(Status::failed_precondition(format!(
+                "stage `{}` is built in, so there is no module to try: redrive the dead letter instead",
+                stage.name
+            )));
+        }
         let (module, digest) = if asked.module.is_empty() {
             (stage.module.clone(), record.digest(&stage.name).map_err(internal)?)
         } else {
@@ -65,6 +71,7 @@ impl Keeper {
         let settings = BeeSettings {
             share: Arc::clone(&account.share),
             secrets: self.supervisor.vault.grant(self.catalog.tenant(), &stage.secrets),
+            models: self.supervisor.models.grant(self.catalog.tenant(), &stage.models),
             ..BeeSettings::of(stage, digest)
         };
         let bee = code

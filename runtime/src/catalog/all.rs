@@ -6,11 +6,11 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
 use skep_model::Bytes;
-use skep_model::name::{ModuleName, TenantId};
+use skep_model::name::{ModelName, ModuleName, TenantId};
 use skep_model::scope::{Scope, SwarmPath};
 use skep_topic::{Backend, CatalogRecord};
 
-use super::{Catalog, FORMAT, ModuleRecord, Read, Stored, SwarmRecord, TenantRecord, Versioned, decode};
+use super::{Catalog, FORMAT, ModelRecord, ModuleRecord, Read, Stored, SwarmRecord, TenantRecord, Versioned, decode};
 use crate::mirror::Mirror;
 
 /// The catalog of all tenants: for the node itself and its operators.
@@ -112,6 +112,20 @@ impl Catalogs {
         Ok(out)
     }
 
+    /// The models of all tenants.
+    ///
+    /// # Errors
+    /// As [`Catalogs::swarms`].
+    pub async fn models(&self) -> anyhow::Result<Vec<(TenantId, ModelName, ModelRecord)>> {
+        let mut out = Vec::new();
+        for (key, record) in self.stored_models().await? {
+            if let Read::Model(tenant, name, model) = read(&key, &record.value)? {
+                out.push((tenant, name, model));
+            }
+        }
+        Ok(out)
+    }
+
     pub(crate) async fn stored(&self, prefix: &str) -> anyhow::Result<Vec<(String, CatalogRecord)>> {
         Ok(self.backend.catalog_list(prefix).await?)
     }
@@ -119,6 +133,11 @@ impl Catalogs {
     /// All modules' records, as stored.
     pub async fn stored_modules(&self) -> anyhow::Result<Vec<(String, CatalogRecord)>> {
         Ok(self.backend.catalog_list("module/").await?)
+    }
+
+    /// All models' records, as stored.
+    pub async fn stored_models(&self) -> anyhow::Result<Vec<(String, CatalogRecord)>> {
+        Ok(self.backend.catalog_list("model/").await?)
     }
 
     /// All tenants' records, as stored.
@@ -230,11 +249,11 @@ impl Catalogs {
 fn owner(key: &str) -> Option<&str> {
     let (kind, rest) = key.split_once('/')?;
     let (tenant, _) = rest.split_once('/')?;
-    let owned = matches!(kind, "module" | "swarm" | "secret");
+    let owned = matches!(kind, "module" | "model" | "swarm" | "secret");
     (owned && tenant != TenantId::default_tenant().as_str()).then_some(tenant)
 }
 
-/// What a stored record says, of a Swarm, a module, a secret or a tenant.
+/// What a stored record says, of a Swarm, a module, a model, a secret or a tenant.
 ///
 /// # Errors
 /// It is damaged, newer than this skep, or none of these.
@@ -251,10 +270,13 @@ pub fn read(key: &str, value: &[u8]) -> anyhow::Result<Read> {
         (Some("module"), Some(tenant), Some(name)) => {
             Ok(Read::Module(tenant.parse()?, name.parse()?, decode(key, value)?))
         }
+        (Some("model"), Some(tenant), Some(name)) => {
+            Ok(Read::Model(tenant.parse()?, name.parse()?, decode(key, value)?))
+        }
         (Some("secret"), Some(tenant), Some(name)) => {
             Ok(Read::Secret(tenant.parse()?, name.parse()?, decode(key, value)?))
         }
         (Some("tenant"), Some(tenant), None) => Ok(Read::Tenant(tenant.parse()?, decode(key, value)?)),
-        _ => bail!("`{key}` is no record of a module, a Swarm, a secret or a tenant"),
+        _ => bail!("`{key}` is no record of a module, a model, a Swarm, a secret or a tenant"),
     }
 }

@@ -12,7 +12,7 @@ use skep_model::quota::{BadQuota, Quota};
 use skep_model::name::SecretName;
 
 use super::failure::EXIT_CODES;
-use crate::settings::{Hidden, Layer, LogFormat};
+use crate::settings::{Hidden, Inference, Layer, LogFormat};
 
 pub const NODE_DEFAULT: &str = "http://127.0.0.1:4020";
 
@@ -91,6 +91,9 @@ pub enum Command {
     /// The limited process in which a node checks and compiles an upload
     #[command(name = "compile-module", hide = true)]
     CompileModule,
+    /// The limited process in which a node looks at a model that was uploaded
+    #[command(name = "inspect-model", hide = true)]
+    InspectModel,
 
     /// Upload a module (a WebAssembly component with Bees)
     Push(Push),
@@ -150,6 +153,8 @@ pub enum Command {
     Usage(Usage),
     /// Make, list, revoke and rotate tokens
     Token(Token),
+    /// Upload, list, tag and delete models
+    Model(Model),
     /// Set, list and delete secrets that Bees may read
     Secret(Secret),
     /// Show who changed what and who was refused, and whether those records are whole
@@ -206,6 +211,81 @@ pub struct Login {
 pub struct Tenant {
     #[command(subcommand)]
     pub what: TenantCommand,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A Bee calls what its manifest grants: `models: [digits]`. A tag means what it means at the time of a call, so moving one takes effect at once;
+calls under way end on the version that they began with.
+
+Examples:
+  skep model push digits.onnx --name digits --tag v2
+  skep model show digits
+  skep model tag digits:v2 latest
+  skep model batching digits --rows 32 --wait 2ms")]
+pub struct Model {
+    #[command(subcommand)]
+    pub what: ModelCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ModelCommand {
+    /// Upload a model (an ONNX file)
+    Push {
+        /// The .onnx file
+        file: PathBuf,
+        /// The model's name; by default the file's, with `_` as `-`
+        #[arg(long)]
+        name: Option<String>,
+        /// What names this version
+        #[arg(long, default_value = "latest")]
+        tag: String,
+        #[command(flatten)]
+        batching: Batching,
+    },
+    /// List the models
+    List,
+    /// Show a model's inputs, outputs and versions
+    Show {
+        /// NAME, or NAME:TAG for one version
+        name: String,
+    },
+    /// Make a tag mean a version, or make a new one
+    Tag {
+        /// The version: NAME:TAG or NAME@sha256:DIGEST
+        version: String,
+        /// The tag
+        tag: String,
+    },
+    /// Delete a model, or one tag of it with the version that only it names
+    Delete {
+        /// NAME for all of it, or NAME:TAG
+        name: String,
+        /// Even if a Swarm is granted it
+        #[arg(long)]
+        force: bool,
+    },
+    /// Say how concurrent calls of a model become one run
+    Batching {
+        /// Which model
+        name: String,
+        #[command(flatten)]
+        batching: Batching,
+    },
+}
+
+/// How calls of a model are put together.
+#[derive(Debug, Clone, Args)]
+pub struct Batching {
+    /// Rows of one run, at most; 64 by default
+    #[arg(long, value_name = "N")]
+    pub rows: Option<u32>,
+    /// How long a call may be made to wait for others while the model is idle; not at all by default
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub wait: Option<Duration>,
+    /// Each call is a run of its own
+    #[arg(long, conflicts_with_all = ["rows", "wait"])]
+    pub no_batching: bool,
 }
 
 #[derive(Debug, Args)]
@@ -593,6 +673,18 @@ pub struct Serve {
     /// Listen where other machines can reach it even without TLS or tokens
     #[arg(long, env = "SKEP_ALLOW_INSECURE", hide_env_values = true)]
     pub allow_insecure: bool,
+    /// What runs models; auto by default
+    #[arg(long, env = "SKEP_INFERENCE", hide_env_values = true, value_enum)]
+    pub inference: Option<Inference>,
+    /// The library of ONNX Runtime, libonnxruntime.so.*: faster than what is built in for large models
+    #[arg(long, env = "SKEP_ONNXRUNTIME", hide_env_values = true, value_name = "FILE")]
+    pub onnxruntime: Option<PathBuf>,
+    /// Threads that run models; half of the cores by default
+    #[arg(long, env = "SKEP_MODEL_THREADS", hide_env_values = true, value_name = "N")]
+    pub model_threads: Option<usize>,
+    /// What loaded models may take together; 2GiB by default. The one used longest ago goes first
+    #[arg(long, env = "SKEP_MODEL_MEMORY", hide_env_values = true, value_name = "SIZE")]
+    pub model_memory: Option<String>,
     /// How the node's own log is written on stderr; text by default
     #[arg(long, env = "SKEP_LOG_FORMAT", hide_env_values = true, value_enum)]
     pub log_format: Option<LogFormat>,
@@ -624,6 +716,10 @@ impl Serve {
             bootstrap_token: self.bootstrap_token,
             secrets_key_file: self.secrets_key_file,
             allow_insecure: self.allow_insecure,
+            inference: self.inference,
+            onnxruntime: self.onnxruntime,
+            model_threads: self.model_threads,
+            model_memory: self.model_memory,
             ..stores
         };
         (config, layer)

@@ -172,7 +172,7 @@ fn as_json(contents: &v1::BackupContents) -> Value {
         })
     });
     json!({
-        "taken_ms": contents.taken_ms, "version": contents.version, "modules": contents.modules,
+        "taken_ms": contents.taken_ms, "version": contents.version, "modules": contents.modules, "models": contents.models,
         "bytes": contents.bytes, "swarms": swarms.collect::<Vec<_>>(),
     })
 }

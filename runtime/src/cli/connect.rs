@@ -6,6 +6,7 @@ use skep_client::{Gateway, Kind, Login};
 use skep_proto::v1::access_client::AccessClient;
 use skep_proto::v1::audit_client::AuditClient;
 use skep_proto::v1::beekeeper_client::BeekeeperClient;
+use skep_proto::v1::models_client::ModelsClient;
 use skep_proto::v1::secrets_client::SecretsClient;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
@@ -37,6 +38,11 @@ pub async fn access_with(node: &str, login: Login) -> Outcome<AccessClient<Wire>
 
 pub async fn secrets(node: &str) -> Outcome<SecretsClient<Wire>> {
     Ok(SecretsClient::new(wire(node, login::login(node)?).await?))
+}
+
+pub async fn models(node: &str) -> Outcome<ModelsClient<Wire>> {
+    let wire = wire(node, login::login(node)?).await?;
+    Ok(ModelsClient::new(wire).max_decoding_message_size(DECODE_BYTES_MAX))
 }
 
 pub async fn audit(node: &str) -> Outcome<AuditClient<Wire>> {

@@ -14,6 +14,7 @@ mod files;
 mod filter;
 mod letters;
 mod login;
+mod models;
 mod modules;
 mod new;
 mod nodes;
@@ -66,6 +67,9 @@ pub fn main() -> ExitCode {
     // Before any thread exists: this process limits itself, and limits are for the whole of it.
     if matches!(cli.command, Command::CompileModule) {
         return skep_engine::child_main();
+    }
+    if matches!(cli.command, Command::InspectModel) {
+        return crate::models::child_main();
     }
     let json = cli.global.output == args::Format::Json;
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -134,7 +138,7 @@ async fn run(cli: Cli, seen: Option<String>) -> Outcome {
             Box::pin(up::run(args, node, Printer::stderr(&cli.global))).await
         }
         // Taken care of before the runtime.
-        Command::CompileModule => Ok(()),
+        Command::CompileModule | Command::InspectModel => Ok(()),
         Command::Push(args) => modules::push(args, node, out).await,
         Command::Apply(args) => swarms::apply(args, node, out).await,
         Command::Request(args) => call::request(*args, node, out).await,
@@ -157,6 +161,7 @@ async fn run(cli: Cli, seen: Option<String>) -> Outcome {
         Command::Tenant(args) => tenants::tenant(args, node, out).await,
         Command::Usage(args) => tenants::usage(args, node, out).await,
         Command::Token(args) => tokens::token(args, node, out).await,
+        Command::Model(args) => models::run(args, node, out).await,
         Command::Secret(args) => secrets::run(args, node, out).await,
         Command::Audit(args) => audit::run(args, node, out).await,
         Command::Login(args) => login::run(args, out).await,

@@ -136,7 +136,7 @@ fn as_json(tenant: &v1::Tenant) -> Value {
     };
     json!({
         "name": tenant.name, "created_ms": tenant.created_ms, "deleting": tenant.deleting, "swarms": tenant.swarms,
-        "modules": tenant.modules, "tokens": tenant.tokens, "limits": amounts(&tenant.limits), "used": amounts(&tenant.used),
+        "modules": tenant.modules, "models": tenant.models, "tokens": tenant.tokens, "limits": amounts(&tenant.limits), "used": amounts(&tenant.used),
     })
 }
 

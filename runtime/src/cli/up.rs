@@ -120,6 +120,7 @@ impl Project {
             .swarm
             .iter()
             .flat_map(|swarm| &swarm.stages)
+            .filter(|stage| stage.builtin.is_none())
             .map(|stage| self.dir.join(stage.module.as_str()))
             .filter(|path| python::is_python(path))
             .collect();
@@ -247,7 +248,8 @@ struct Plan {
 /// Which of the built components are which of the manifest's modules.
 fn plan(swarm: &Swarm, built: &[Built], dir: &Path) -> Outcome<Plan> {
     let mut plan = Plan::default();
-    let written: BTreeSet<&str> = swarm.stages.iter().map(|s| s.module.as_str()).collect();
+    let of_modules = swarm.stages.iter().filter(|stage| stage.builtin.is_none());
+    let written: BTreeSet<&str> = of_modules.map(|stage| stage.module.as_str()).collect();
     let names: BTreeSet<String> = written
         .iter()
         .filter_map(|m| m.parse::<ModuleRef>().ok())

@@ -10,7 +10,6 @@ use std::time::SystemTime;
 
 use skep_model::Bytes;
 use skep_model::id::Digest;
-use skep_model::limits::UPLOAD_BYTES_MAX;
 
 /// A file that is being written begins so.
 const NEW: &str = ".new-";
@@ -38,17 +37,17 @@ impl Copies {
         self.dir.join(digest.to_hex())
     }
 
-    /// `None` also for a damaged one, which is deleted.
-    pub fn get(&self, digest: Digest) -> io::Result<Option<Bytes>> {
+    /// `None` also for a damaged one, which is deleted. `most`: bytes of the largest that can be.
+    pub fn get(&self, digest: Digest, most: u64) -> io::Result<Option<Bytes>> {
         let file = match File::open(self.path(digest)) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e),
         };
         let mut bytes = Vec::new();
-        (&file).take(UPLOAD_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
+        (&file).take(most + 1).read_to_end(&mut bytes)?;
         if Digest::of(&bytes) != digest {
-            tracing::warn!(%digest, "the copy of a module is damaged; it is fetched again");
+            tracing::warn!(%digest, "a copy is damaged; it is fetched again");
             self.remove(digest)?;
             return Ok(None);
         }
@@ -123,14 +122,17 @@ mod tests {
             at(&copies, *digest, 100 - i as u64);
         }
         // The oldest is used, so the second is the oldest now.
-        assert!(copies.get(all[0].0).unwrap().is_some());
+        assert!(copies.get(all[0].0, 1_000).unwrap().is_some());
         fs::write(dir.path().join("copies/.new-left"), b"half").unwrap();
         drop(copies);
         let copies = Copies::open(dir.path().join("copies"), 300).unwrap();
         assert!(!dir.path().join("copies/.new-left").exists());
         copies.put(all[3].0, &all[3].1).unwrap();
-        let there =
-            |copies: &Copies| -> Vec<bool> { all.iter().map(|(d, _)| copies.get(*d).unwrap().is_some()).collect() };
+        let there = |copies: &Copies| -> Vec<bool> {
+            all.iter()
+                .map(|(d, _)| copies.get(*d, 1_000).unwrap().is_some())
+                .collect()
+        };
         assert_eq!(there(&copies), [true, false, true, true]);
         drop(copies);
         // A smaller bound holds from the start.
@@ -145,9 +147,9 @@ mod tests {
         let (digest, bytes) = component(1);
         for damage in [&b"other"[..], b""] {
             copies.put(digest, &bytes).unwrap();
-            assert_eq!(copies.get(digest).unwrap(), Some(bytes.clone()));
+            assert_eq!(copies.get(digest, 1_000).unwrap(), Some(bytes.clone()));
             fs::write(copies.path(digest), damage).unwrap();
-            assert_eq!(copies.get(digest).unwrap(), None);
+            assert_eq!(copies.get(digest, 1_000).unwrap(), None);
             assert!(!copies.path(digest).exists());
         }
         copies.remove(digest).unwrap();

@@ -32,8 +32,18 @@ pub(super) type Ends = BTreeMap<StageName, End>;
 pub(super) type UnderWay = Arc<AtomicUsize>;
 
 /// Joins engine and stage.
-pub(super) struct WasmBee {
-    pub bee: skep_engine::Bee,
+pub(super) struct WasmBee(pub skep_engine::Bee);
+
+#[async_trait]
+impl Bee for WasmBee {
+    async fn process(&self, batch: Batch) -> Processed {
+        self.0.process(batch).await
+    }
+}
+
+/// Counts what a Bee takes and gives, for its stage and its tenant.
+pub(super) struct Metered<B> {
+    pub bee: B,
     pub under_way: UnderWay,
     pub meter: Arc<BeeMeter>,
     /// Its tenant's.
@@ -50,7 +60,7 @@ impl Drop for Busy<'_> {
 }
 
 #[async_trait]
-impl Bee for WasmBee {
+impl<B: Bee> Bee for Metered<B> {
     async fn process(&self, mut batch: Batch) -> Processed {
         let inputs = batch.inputs.len();
         batch.room.bytes = batch.room.bytes.min(self.account.state_room());

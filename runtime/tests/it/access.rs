@@ -286,7 +286,7 @@ async fn two_tenants_share_a_node_and_see_nothing_of_each_other() {
     );
 }
 
-fn reqwest_text(url: &str) -> String {
+pub fn reqwest_text(url: &str) -> String {
     let address = url.trim_start_matches("http://").split('/').next().unwrap().to_owned();
     let mut stream = TcpStream::connect(address).unwrap();
     stream

@@ -18,6 +18,7 @@ mod letters;
 mod lifecycle;
 mod loops;
 mod losses;
+mod models;
 mod node;
 mod overload;
 mod pauses;

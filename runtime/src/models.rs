@@ -1,0 +1,305 @@
+//! The models of this node: what names mean for a tenant, loaded on first use, called by whoever may.
+//!
+//! What a tenant's names mean is read from the catalog once and forgotten whenever the catalog changes. Files and memory are by
+//! digest, so tenants that pushed the same bytes share what is loaded, and their calls run together. How calls run together is each tenant's own
+//! choice though, and one must not be made to wait for another's: a model whose batching is not the default is loaded for that choice apart.
+
+mod child;
+mod look;
+mod metrics;
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use skep_inference::{InferError, Lease, Policy, Shelf, Subject};
+use skep_model::error::ErrorKind;
+use skep_model::id::Digest;
+use skep_model::limits::MODEL_NAMES_KEPT_MAX;
+use skep_model::name::{ModelName, ModelRef, TenantId, Version};
+use skep_model::predict::{Later, ModelAccess, ModelVersion, Models, PredictError, Tensors};
+
+use crate::catalog::{Catalogs, ModelRecord};
+use crate::store::ModuleStore;
+use crate::wording::instead;
+
+pub use child::child_main;
+pub use look::{LookError, Lookout};
+pub use metrics::ModelMetrics;
+
+/// The models of all tenants, as this node has them.
+pub struct NodeModels {
+    catalogs: Catalogs,
+    /// Of whatever tenant: [`ModuleStore::of`].
+    store: ModuleStore,
+    shelf: Arc<Shelf>,
+    known: Mutex<Known>,
+}
+
+/// As of one state of the catalog.
+#[derive(Default)]
+struct Known {
+    /// Another each time that all is forgotten: what was read before is not remembered after.
+    look: u64,
+    number: u64,
+    models: HashMap<TenantId, HashMap<ModelName, Option<Arc<Meaning>>>>,
+    count: usize,
+}
+
+/// What a name means.
+struct Meaning {
+    tags: HashMap<String, Arc<ModelVersion>>,
+    versions: HashMap<Digest, Arc<ModelVersion>>,
+    newest: Option<Arc<ModelVersion>>,
+    batching: Policy,
+}
+
+impl Meaning {
+    fn of(name: &ModelName, record: &ModelRecord) -> Self {
+        let mut versions = HashMap::new();
+        let mut newest: Option<(u64, Arc<ModelVersion>)> = None;
+        for (hex, kept) in &record.versions {
+            let Ok(digest) = hex.parse() else { continue };
+            let tags = record.tags.iter().filter(|(_, to)| *to == hex);
+            let version = Arc::new(ModelVersion {
+                name: name.clone(),
+                digest,
+                tags: tags.map(|(tag, _)| tag.clone()).collect(),
+                signature: kept.described.signature.clone(),
+            });
+            if newest.as_ref().is_none_or(|(at, _)| *at <= kept.pushed_ms) {
+                newest = Some((kept.pushed_ms, Arc::clone(&version)));
+            }
+            versions.insert(digest, version);
+        }
+        let tags = record.tags.iter().filter_map(|(tag, hex)| {
+            let version = versions.get(&hex.parse().ok()?)?;
+            Some((tag.clone(), Arc::clone(version)))
+        });
+        Self {
+            tags: tags.collect(),
+            newest: newest.map(|(_, version)| version),
+            batching: record.batching.clamped(),
+            versions,
+        }
+    }
+
+    fn version(&self, wanted: &Version) -> Option<&Arc<ModelVersion>> {
+        match wanted {
+            Version::Tag(tag) => self.tags.get(tag.as_str()),
+            Version::Digest(digest) => self.versions.get(digest),
+        }
+    }
+
+    fn presented(&self) -> Option<&Arc<ModelVersion>> {
+        self.version(&Version::default()).or(self.newest.as_ref())
+    }
+}
+
+impl fmt::Debug for NodeModels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.shelf)
+    }
+}
+
+/// What a model is under on the shelf: its digest, or, where its calls are put together in a way of their own, one of both.
+fn place(digest: Digest, batching: Policy) -> Digest {
+    if batching == Policy::default() {
+        return digest;
+    }
+    let mut both = digest.0.to_vec();
+    both.extend_from_slice(&(batching.max_rows as u64).to_le_bytes());
+    both.extend_from_slice(&batching.max_wait_us.to_le_bytes());
+    both.push(batching.off.into());
+    Digest::of(&both)
+}
+
+fn told(error: &InferError) -> PredictError {
+    PredictError::new(error.kind(), error.to_string())
+}
+
+impl NodeModels {
+    #[must_use]
+    pub fn new(catalogs: Catalogs, store: ModuleStore, shelf: Arc<Shelf>) -> Arc<Self> {
+        Arc::new(Self {
+            catalogs,
+            store,
+            shelf,
+            known: Mutex::default(),
+        })
+    }
+
+    #[must_use]
+    pub fn shelf(&self) -> &Arc<Shelf> {
+        &self.shelf
+    }
+
+    /// Whether a version is in memory here.
+    #[must_use]
+    pub fn is_loaded(&self, digest: Digest, batching: Policy) -> bool {
+        let place = place(digest, batching.clamped());
+        self.shelf.stats().models.iter().any(|model| model.digest == place)
+    }
+
+    /// Forgets what names mean, if the catalog has changed.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub async fn look(&self) -> anyhow::Result<()> {
+        let number = self.catalogs.number().await?;
+        let mut known = self.known();
+        if known.number != number {
+            let look = known.look + 1;
+            *known = Known {
+                look,
+                number,
+                ..Known::default()
+            };
+        }
+        Ok(())
+    }
+
+    /// Lets go of a version that nobody of this tenant can name any more.
+    pub fn forget(&self, digest: Digest, batching: Policy) {
+        self.shelf.forget(place(digest, batching.clamped()));
+    }
+
+    /// What a stage may call. `None`: nothing.
+    #[must_use]
+    pub fn grant(self: &Arc<Self>, tenant: &TenantId, granted: &BTreeSet<ModelRef>) -> Option<Arc<ModelAccess>> {
+        (!granted.is_empty()).then(|| {
+            Arc::new(ModelAccess {
+                models: Arc::clone(self) as Arc<dyn Models>,
+                tenant: tenant.clone(),
+                granted: granted.clone(),
+            })
+        })
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn meaning(&self, tenant: &TenantId, name: &ModelName) -> Result<Option<Arc<Meaning>>, PredictError> {
+        let look = {
+            let known = self.known();
+            if let Some(meaning) = known.models.get(tenant).and_then(|of| of.get(name)) {
+                return Ok(meaning.clone());
+            }
+            known.look
+        };
+        let found = self.catalogs.of(tenant).model(name).await;
+        let found = found.map_err(|e| unavailable(&format!("the catalog cannot be read: {e:#}")))?;
+        let meaning = found.map(|found| Arc::new(Meaning::of(name, &found.record)));
+        let mut known = self.known();
+        if known.look == look {
+            if known.count >= MODEL_NAMES_KEPT_MAX {
+                known.models.clear();
+                known.count = 0;
+            }
+            let before = known
+                .models
+                .entry(tenant.clone())
+                .or_default()
+                .insert(name.clone(), meaning.clone());
+            known.count += usize::from(before.is_none());
+        }
+        Ok(meaning)
+    }
+
+    async fn absent(&self, tenant: &TenantId, model: &ModelRef, meaning: Option<&Meaning>) -> PredictError {
+        let text = match (meaning, &model.version) {
+            (None, _) => {
+                let known = self.catalogs.of(tenant).models().await.unwrap_or_default();
+                let names: Vec<&str> = known.keys().map(ModelName::as_str).collect();
+                let hint = instead(
+                    model.name.as_str(),
+                    &names,
+                    "there is none yet: `skep model push FILE.onnx --name NAME`",
+                );
+                format!("no model `{}`; {hint}", model.name)
+            }
+            (Some(meaning), Version::Tag(tag)) => {
+                let mut tags: Vec<&str> = meaning.tags.keys().map(String::as_str).collect();
+                tags.sort_unstable();
+                let hint = instead(tag.as_str(), &tags, "it has none: `skep model tag`");
+                format!("model `{}` has no tag `{tag}`; {hint}", model.name)
+            }
+            (Some(_), Version::Digest(digest)) => {
+                format!(
+                    "model `{}` has no version {digest}: it was deleted, or never pushed",
+                    model.name
+                )
+            }
+        };
+        PredictError::new(ErrorKind::NotFound, text)
+    }
+
+    /// The right to call a version, which is loaded now if it is not.
+    async fn lease(&self, tenant: &TenantId, model: &ModelVersion) -> Result<Lease, PredictError> {
+        let meaning = self.meaning(tenant, &model.name).await?;
+        let Some(meaning) = meaning.filter(|meaning| meaning.versions.contains_key(&model.digest)) else {
+            return Err(PredictError::new(
+                ErrorKind::NotFound,
+                format!("this version of model `{}` was deleted ({})", model.name, model.digest),
+            ));
+        };
+        let place = place(model.digest, meaning.batching);
+        if let Some(lease) = self.shelf.loaded(place) {
+            return Ok(lease);
+        }
+        let (store, digest) = (self.store.of(tenant), model.digest);
+        let read = move || async move { store.get(&digest).await.map_err(|e| format!("{e:#}")) };
+        let loaded = self.shelf.model(place, meaning.batching, read).await;
+        loaded.map_err(|e| told(&e))
+    }
+}
+
+fn unavailable(text: &str) -> PredictError {
+    PredictError::new(ErrorKind::Unavailable, text)
+}
+
+impl Models for NodeModels {
+    fn find<'a>(&'a self, tenant: &'a TenantId, model: &'a ModelRef) -> Later<'a, Arc<ModelVersion>> {
+        Box::pin(async move {
+            let meaning = self.meaning(tenant, &model.name).await?;
+            match meaning.as_ref().and_then(|meaning| meaning.version(&model.version)) {
+                Some(version) => Ok(Arc::clone(version)),
+                None => Err(self.absent(tenant, model, meaning.as_deref()).await),
+            }
+        })
+    }
+
+    fn list<'a>(&'a self, tenant: &'a TenantId) -> Later<'a, Vec<Arc<ModelVersion>>> {
+        Box::pin(async move {
+            let models = self.catalogs.of(tenant).models().await;
+            let models = models.map_err(|e| unavailable(&format!("the catalog cannot be read: {e:#}")))?;
+            let meanings = models.iter().map(|(name, record)| Meaning::of(name, record));
+            Ok(meanings.filter_map(|meaning| meaning.presented().cloned()).collect())
+        })
+    }
+
+    fn load<'a>(&'a self, tenant: &'a TenantId, model: &'a ModelVersion) -> Later<'a, ()> {
+        Box::pin(async move { self.lease(tenant, model).await.map(drop) })
+    }
+
+    fn predict<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        model: &'a ModelVersion,
+        inputs: Tensors,
+        deadline: Option<Instant>,
+    ) -> Later<'a, Tensors> {
+        Box::pin(async move {
+            // Before it may have to be loaded.
+            model
+                .signature
+                .check(&inputs)
+                .map_err(|e| told(&InferError::Input(e)))?;
+            let lease = self.lease(tenant, model).await?;
+            let answer = lease.infer(Subject::named(tenant.as_str()), inputs, deadline).await;
+            answer.map_err(|e| told(&e))
+        })
+    }
+}
