@@ -30,7 +30,7 @@ mod bindings {
     });
 }
 
-use bindings::skep::bee::{reply, secrets, state, step, timers, types};
+use bindings::skep::bee::{models, reply, secrets, state, step, timers, types};
 use bindings::wasi::config::store;
 use bindings::wasi::logging::logging;
 
@@ -86,6 +86,26 @@ impl reply::Host for Host {
 impl secrets::Host for Host {
     fn get(&mut self, _: String) -> Result<Vec<u8>, secrets::Error> {
         Err(secrets::Error::NotGranted)
+    }
+}
+
+impl models::Host for Host {
+    fn describe(&mut self, _: String) -> Result<models::Signature, models::Error> {
+        Err(no_models())
+    }
+    fn predict(
+        &mut self,
+        _: String,
+        _: Vec<(String, models::Tensor)>,
+    ) -> Result<Vec<(String, models::Tensor)>, models::Error> {
+        Err(no_models())
+    }
+}
+
+fn no_models() -> models::Error {
+    models::Error {
+        kind: models::Trouble::NotGranted,
+        text: String::new(),
     }
 }
 

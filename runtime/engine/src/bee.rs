@@ -371,6 +371,7 @@ impl Inner {
             self.settings.share.memory_of(self.settings.memory_bytes),
             Arc::clone(&self.config),
             self.settings.http.clone(),
+            self.settings.models.clone(),
         )
     }
 

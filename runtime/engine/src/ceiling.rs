@@ -1,4 +1,4 @@
-//! What one instance may take of the host: memory, tables, instances.
+//! What one instance may take of the host: memory, tables, instances. What the host keeps for it counts as memory of its own.
 
 use wasmtime::ResourceLimiter;
 
@@ -13,6 +13,8 @@ pub(crate) struct Ceiling {
     /// Bytes, all memories of the instance together.
     max: usize,
     used: usize,
+    /// Bytes that the host keeps for the guest, in tensors.
+    held: usize,
     /// What the guest asked for in vain: a later trap is its consequence.
     refused: Option<usize>,
 }
@@ -22,6 +24,7 @@ impl Ceiling {
         Self {
             max,
             used: 0,
+            held: 0,
             refused: None,
         }
     }
@@ -32,11 +35,24 @@ impl Ceiling {
 
     /// How much of the limit is in use.
     pub(crate) fn percent(&self) -> usize {
-        self.used.saturating_mul(100) / self.max.max(1)
+        (self.used + self.held).saturating_mul(100) / self.max.max(1)
     }
 
     pub(crate) fn used(&self) -> u64 {
         self.used as u64
+    }
+
+    /// Counts what the host keeps for the guest, if there is room for it.
+    pub(crate) fn hold(&mut self, bytes: usize) -> bool {
+        let fits = bytes <= self.max.saturating_sub(self.used).saturating_sub(self.held);
+        if fits {
+            self.held += bytes;
+        }
+        fits
+    }
+
+    pub(crate) fn release(&mut self, bytes: usize) {
+        self.held = self.held.saturating_sub(bytes);
     }
 
     pub(crate) fn max(&self) -> usize {
@@ -47,7 +63,7 @@ impl Ceiling {
 impl ResourceLimiter for Ceiling {
     fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
         let wanted = self.used.saturating_add(desired.saturating_sub(current));
-        if wanted > self.max {
+        if wanted > self.max.saturating_sub(self.held) {
             self.refused = Some(wanted);
             return Ok(false);
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use skep_model::id::Digest;
 use skep_model::part::{NoPart, Parts};
+use skep_model::predict::ModelAccess;
 use skep_model::step::LogLevel;
 use wasmtime::component::{Linker, LinkerInstance, ResourceTable};
 use wasmtime::{Store, StoreContextMut, UpdateDeadline};
@@ -16,6 +17,7 @@ use crate::ceiling::Ceiling;
 use crate::effects::{Effects, Fault, Refusal, TooMuchWritten};
 use crate::egress::{Egress, Outgoing};
 use crate::log::{Log, Standard, Stream};
+use crate::outside::Outside;
 use crate::secret::Granted;
 use crate::time::{Sense, insecure_seed};
 
@@ -30,10 +32,15 @@ const RANDOM_BYTES_MAX: u64 = 64 << 10;
 pub(crate) const OFFERED: &[(&str, &[&str], Versions)] = &[
     (
         "skep:bee",
-        &["types", "step", "state", "timers", "reply", "secrets"],
+        &["types", "step", "state", "timers", "reply", "secrets", "models"],
         Versions::Exactly("0.1.0"),
     ),
     ("wasi:http", &["types", "outgoing-handler"], Versions::Wasi02),
+    (
+        "wasi:nn",
+        &["errors", "tensor", "graph", "inference"],
+        Versions::Exactly("0.2.0-rc-2024-10-28"),
+    ),
     ("wasi:config", &["store"], Versions::Exactly("0.2.0-rc.1")),
     ("wasi:logging", &["logging"], Versions::Exactly("0.1.0-draft")),
     (
@@ -101,12 +108,16 @@ pub(crate) const HANDLER: &str = "skep:bee/handler@0.1.0";
 /// What lives in the store of one instance.
 pub(crate) struct Host {
     wasi: WasiCtx,
-    table: ResourceTable,
+    pub(crate) table: ResourceTable,
     pub(crate) ceiling: Ceiling,
     pub(crate) log: Log,
     pub(crate) sense: Sense,
     pub(crate) effects: Effects,
     pub(crate) http: Outgoing,
+    pub(crate) models: Option<Arc<ModelAccess>>,
+    pub(crate) outside: Outside,
+    /// Objects of `wasi:nn` that the guest holds.
+    pub(crate) nn_held: usize,
     config: Arc<BTreeMap<String, String>>,
     /// Of the present call.
     pub(crate) secrets: Arc<Granted>,
@@ -124,6 +135,7 @@ impl Host {
         memory_bytes: usize,
         config: Arc<BTreeMap<String, String>>,
         http: Option<Arc<Egress>>,
+        models: Option<Arc<ModelAccess>>,
     ) -> Self {
         let log = Log::default();
         let stream = |stream| Standard {
@@ -150,6 +162,9 @@ impl Host {
             table,
             ceiling: Ceiling::new(memory_bytes),
             http: Outgoing::new(http, log.clone()),
+            models,
+            outside: Outside::default(),
+            nn_held: 0,
             log,
             sense,
             effects: Effects::default(),
@@ -212,6 +227,8 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Host>
     timers(&mut linker.instance("skep:bee/timers@0.1.0")?)?;
     reply(&mut linker.instance("skep:bee/reply@0.1.0")?)?;
     secrets(&mut linker.instance("skep:bee/secrets@0.1.0")?)?;
+    crate::models::link(&mut linker.instance("skep:bee/models@0.1.0")?)?;
+    crate::nn::link(&mut linker)?;
     config(&mut linker.instance("wasi:config/store@0.2.0-rc.1")?)?;
     logging(&mut linker.instance("wasi:logging/logging@0.1.0-draft")?)?;
     Ok(linker)

@@ -16,6 +16,7 @@ use crate::abi::{BeeResult, InputParam, OutcomeResult};
 use crate::effects::Effects;
 use crate::host::{HOSTCALL_BYTES_MAX, Host};
 use crate::log::Log;
+use crate::outside::Outside;
 use crate::places::SparePlace;
 use crate::secret::Granted;
 use crate::ticker::Ticker;
@@ -83,8 +84,9 @@ impl Instance {
         mut turn: Turn,
     ) -> Result<Self, (Failure, Store<Host>)> {
         let mut store = host.into_store(code.pre.engine(), time.ticks());
+        let outside = store.data().outside.clone();
         let running = ticker.run();
-        let made = guarded(time, &mut turn, code.pre.instantiate_async(&mut store)).await;
+        let made = guarded(time, &mut turn, &outside, code.pre.instantiate_async(&mut store)).await;
         drop(running);
         let found = made.and_then(|instance| {
             let mut export = |index| instance.get_func(&mut store, index);
@@ -117,9 +119,10 @@ impl Instance {
         let host = self.store.data_mut();
         host.ticks = 0;
         host.ticks_max = time.ticks();
+        let outside = host.outside.clone();
         self.store.set_epoch_deadline(1);
         let running = ticker.run();
-        let named = guarded(time, &mut turn, bees.call_async(&mut self.store, ())).await;
+        let named = guarded(time, &mut turn, &outside, bees.call_async(&mut self.store, ())).await;
         drop(running);
         self.cost += turn.used();
         // It said that to nobody: no message was there.
@@ -154,6 +157,7 @@ impl Instance {
         host.secrets = Arc::clone(&secrets);
         host.ticks = 0;
         host.ticks_max = time.ticks();
+        let outside = host.outside.clone();
         self.store.set_epoch_deadline(1);
 
         let outcomes = {
@@ -162,7 +166,8 @@ impl Instance {
             // with this same type (see `Module::load`).
             let process: Process<'_> = unsafe { TypedFunc::new_unchecked(self.process) };
             let running = ticker.run();
-            let outcomes = guarded(time, &mut turn, process.call_async(&mut self.store, (bee, &params))).await;
+            let called = process.call_async(&mut self.store, (bee, &params));
+            let outcomes = guarded(time, &mut turn, &outside, called).await;
             drop(running);
             outcomes
         };
@@ -240,40 +245,68 @@ pub(crate) fn failed(failure: Failure, host: &Host, time: Time) -> Processed {
 }
 
 /// Runs a call of the guest, a turn after the other, until it ends, its wall time is over, or one of our host calls panics. What it waits
-/// for its turns is not its time.
+/// for its turns is not its time; what it waits for outside of them is.
 pub(crate) async fn guarded<T>(
     time: Time,
     turn: &mut Turn,
+    outside: &Outside,
     call: impl Future<Output = wasmtime::Result<T>>,
 ) -> Result<T, Failure> {
     let mut call = pin!(call);
     let mut end = pin!(tokio::time::sleep(Duration::from_millis(time.wall_ms)));
     let mut forgiven = Duration::ZERO;
+    let mut awaited = None;
     std::future::poll_fn(|cx| {
-        let polled = turn.poll(cx, |cx| {
-            match std::panic::catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx))) {
-                Ok(Poll::Pending) => Poll::Pending,
-                Ok(Poll::Ready(done)) => Poll::Ready(done.map_err(Failure::Wasm)),
-                Err(panic) => Poll::Ready(Err(Failure::HostPanic(message(&*panic)))),
+        loop {
+            if let Some(work) = &mut awaited {
+                match caught(|| Future::poll(std::pin::Pin::as_mut(work), cx)) {
+                    Poll::Ready(Ok(())) => awaited = None,
+                    Poll::Ready(Err(panic)) => return Poll::Ready(Err(panic)),
+                    Poll::Pending => {}
+                }
             }
-        });
-        if polled.is_ready() {
-            return polled;
-        }
-        while end.as_mut().poll(cx).is_ready() {
-            let waited = turn.waited();
-            if waited.saturating_sub(forgiven) < FORGIVEN_LEAST {
-                return Poll::Ready(Err(Failure::TimedOut {
-                    computing: turn.computes(),
-                }));
+            // A guest that waits has no use for a turn.
+            if awaited.is_none() {
+                let polled = turn.poll(cx, |cx| {
+                    match caught(|| call.as_mut().poll(cx).map_err(Failure::Wasm)) {
+                        Poll::Ready(done) => Poll::Ready(done.and_then(|done| done)),
+                        Poll::Pending => Poll::Pending,
+                    }
+                });
+                if polled.is_ready() {
+                    return polled;
+                }
             }
-            let later = end.deadline() + (waited - forgiven);
-            forgiven = waited;
-            end.as_mut().reset(later);
+            while end.as_mut().poll(cx).is_ready() {
+                let waited = turn.waited();
+                if waited.saturating_sub(forgiven) < FORGIVEN_LEAST {
+                    return Poll::Ready(Err(Failure::TimedOut {
+                        computing: turn.computes(),
+                        outside: awaited.is_some(),
+                    }));
+                }
+                let later = end.deadline() + (waited - forgiven);
+                forgiven = waited;
+                end.as_mut().reset(later);
+            }
+            if awaited.is_some() {
+                return Poll::Pending;
+            }
+            awaited = outside.begin(|| end.deadline().into_std() + turn.waited().saturating_sub(forgiven));
+            if awaited.is_none() {
+                return Poll::Pending;
+            }
         }
-        Poll::Pending
     })
     .await
+}
+
+/// Polls, and makes a panic of ours a failure.
+fn caught<T>(poll: impl FnOnce() -> Poll<T>) -> Poll<Result<T, Failure>> {
+    match std::panic::catch_unwind(AssertUnwindSafe(poll)) {
+        Ok(polled) => polled.map(Ok),
+        Err(panic) => Poll::Ready(Err(Failure::HostPanic(message(&*panic)))),
+    }
 }
 
 /// The text of a panic.

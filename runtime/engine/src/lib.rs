@@ -27,7 +27,10 @@ mod guests;
 mod host;
 mod instance;
 mod log;
+mod models;
 mod module;
+mod nn;
+mod outside;
 mod places;
 #[cfg(test)]
 mod planted;

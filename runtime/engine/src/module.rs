@@ -137,12 +137,14 @@ async fn names(engine: &Engine, code: &Code, digest: Digest) -> Result<Vec<BeeNa
         BEES_MEMORY_BYTES.min(engine.settings().memory_bytes_max),
         Arc::default(),
         None,
+        None,
     );
     let mut store = host.into_store(code.pre.engine(), BEES_TIME.ticks());
     // Nobody's: it is done once a module and node.
     let turn = || Turn::new(&Arc::default(), &Arc::default());
     let running = engine.ticker().run();
-    let instance = guarded(BEES_TIME, &mut turn(), code.pre.instantiate_async(&mut store)).await;
+    let outside = store.data().outside.clone();
+    let instance = guarded(BEES_TIME, &mut turn(), &outside, code.pre.instantiate_async(&mut store)).await;
     let instance = instance.map_err(|failure| ended(failure, store.data()))?;
     // This check of both types is what `Instance::call` relies upon.
     let bees: Bees = instance
@@ -151,7 +153,7 @@ async fn names(engine: &Engine, code: &Code, digest: Digest) -> Result<Vec<BeeNa
     let _: Process<'_> = instance
         .get_typed_func(&mut store, code.process)
         .map_err(|e| Error::Export(format!("`process`: {}", e.root_cause())))?;
-    let named = guarded(BEES_TIME, &mut turn(), bees.call_async(&mut store, ())).await;
+    let named = guarded(BEES_TIME, &mut turn(), &outside, bees.call_async(&mut store, ())).await;
     drop(running);
     let (named,) = named.map_err(|failure| ended(failure, store.data()))?;
 

@@ -6,6 +6,7 @@ use wasmtime_wasi::I32Exit;
 use crate::ceiling::Ceiling;
 use crate::effects::{TooMuchWritten, Violation};
 use crate::host::HOSTCALL_BYTES_MAX;
+use crate::nn::TooMuchHeld;
 
 /// Longest detail, bytes.
 const DETAIL_BYTES_MAX: usize = 1 << 10;
@@ -19,6 +20,8 @@ pub(crate) enum Failure {
     /// The wall clock ran out, while the guest computed or while it waited.
     TimedOut {
         computing: bool,
+        /// For what is done outside of its turns: a model.
+        outside: bool,
     },
     /// A panic of ours.
     HostPanic(String),
@@ -36,10 +39,14 @@ pub(crate) fn trap(failure: Failure, limits: &Limits<'_>, stderr: String) -> Tra
         Failure::Violation(violation) => (TrapKind::Contract, violation.to_string()),
         Failure::HostPanic(message) => (TrapKind::Host, format!("a host call panicked: {message}")),
         // Where CPU and wall limit are the same, a loop meets the wall first.
-        Failure::TimedOut { computing: true } => cpu(limits),
-        Failure::TimedOut { computing: false } => (
+        Failure::TimedOut { computing: true, .. } => cpu(limits),
+        Failure::TimedOut { outside, .. } => (
             TrapKind::WallTime,
-            format!("the call did not end within {} ms", limits.wall_ms),
+            format!(
+                "the call did not end within {} ms{}",
+                limits.wall_ms,
+                if outside { ": it waited for a model" } else { "" }
+            ),
         ),
         Failure::Wasm(error) => wasm(&error, limits, &stderr),
     };
@@ -63,6 +70,9 @@ fn wasm(error: &wasmtime::Error, limits: &Limits<'_>, stderr: &str) -> (TrapKind
     }
     if let Some(too_much) = error.downcast_ref::<TooMuchWritten>() {
         return (TrapKind::Output, too_much.to_string());
+    }
+    if let Some(held) = error.downcast_ref::<TooMuchHeld>() {
+        return (TrapKind::Memory, held.to_string());
     }
     if let Some(I32Exit(code)) = error.downcast_ref::<I32Exit>() {
         return (

@@ -382,6 +382,8 @@ pub const CALL_PARAMETERS_MAX: usize = 64;
 pub const CALL_JSON_BYTES_MAX: usize = 16 << 20;
 /// All of such a call or answer: the largest tensor, and its JSON.
 pub const CALL_BYTES_MAX: usize = TENSOR_BYTES_MAX + (1 << 20);
+/// Objects of `wasi:nn` (tensors, graphs, contexts, errors) that one instance holds. Their bytes count as the instance's memory.
+pub const NN_OBJECTS_MAX: usize = 1_024;
 
 // --- doors ------------------------------------------------------------------------------------------------------
 /// Calls under way at once on a node.

@@ -10,8 +10,8 @@ pub fn target() -> PathBuf {
     exe.ancestors().nth(3).map(Path::to_owned).unwrap()
 }
 
-/// The component of the zoo, built when it is stale.
-pub fn zoo() -> Vec<u8> {
+/// A component of `tests/guests`, built when it is stale.
+pub fn guest(name: &str) -> Vec<u8> {
     let guests = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/guests");
     let out = target().join("engine-guests");
     let build = || {
@@ -27,7 +27,7 @@ pub fn zoo() -> Vec<u8> {
     if !build() {
         let added = Command::new("rustup").args(["target", "add", "wasm32-wasip2"]).status();
         assert!(added.is_ok_and(|s| s.success()), "cannot add the target wasm32-wasip2");
-        assert!(build(), "the zoo does not build");
+        assert!(build(), "the guests do not build");
     }
-    std::fs::read(out.join("wasm32-wasip2/release/zoo.wasm")).unwrap()
+    std::fs::read(out.join(format!("wasm32-wasip2/release/{name}.wasm"))).unwrap()
 }

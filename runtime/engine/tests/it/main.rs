@@ -8,6 +8,7 @@ mod kept;
 mod languages;
 mod libraries;
 mod limits;
+mod nn;
 mod reuse;
 mod sense;
 mod shares;

@@ -18,7 +18,7 @@ pub const CHILD: &str = env!("CARGO_BIN_EXE_skep-compile-child");
 /// The zoo's component, built when it is stale.
 pub fn wasm() -> Bytes {
     static WASM: OnceLock<Bytes> = OnceLock::new();
-    WASM.get_or_init(|| built::zoo().into()).clone()
+    WASM.get_or_init(|| built::guest("zoo").into()).clone()
 }
 
 pub fn compiler(limits: CompilerLimits) -> Compiler {
