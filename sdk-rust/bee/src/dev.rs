@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
+use std::rc::Rc;
 
 use crate::emit::{Emit, Payload};
 use crate::joined::Joined;
 use crate::message::Message;
+use crate::model::{ModelError, Outputs, Tensor, native};
 use crate::reply::ReplyError;
 use crate::secret::SecretError;
 use crate::state::StateError;
@@ -57,6 +59,7 @@ const TIMERS_PER_KEY_MAX: usize = 1_000;
 #[derive(Debug, Default)]
 pub struct DevSwarm {
     swarm: Swarm,
+    models: Vec<native::Registered>,
 }
 
 impl DevSwarm {
@@ -87,6 +90,27 @@ impl DevSwarm {
     #[must_use]
     pub fn with_secret(mut self, name: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
         self.swarm.host.secrets.insert(name.into(), value.into());
+        self
+    }
+
+    /// Grants a model to whatever runs on this thread as long as this `DevSwarm` lives: a function of the inputs, which answers the outputs.
+    /// ```
+    /// # use skep::{DevSwarm, Tensor};
+    /// let swarm = DevSwarm::new().with_model("digits", |inputs| {
+    ///     assert_eq!(inputs.get("image")?.shape(), [1, 784]);
+    ///     Ok(vec![("label".to_owned(), Tensor::i64([1], &[7]))])
+    /// });
+    /// # let image = Tensor::f32([1, 784], &[0.0; 784]);
+    /// # assert_eq!(skep::model("digits")?.predict([("image", image)])?.get("label")?.i64s()?, [7]);
+    /// # Ok::<(), skep::ModelError>(())
+    /// ```
+    #[must_use]
+    pub fn with_model(
+        mut self,
+        name: impl Into<String>,
+        function: impl Fn(&Outputs) -> Result<Vec<(String, Tensor)>, ModelError> + 'static,
+    ) -> Self {
+        self.models.push(native::register(name.into(), Rc::new(function)));
         self
     }
 

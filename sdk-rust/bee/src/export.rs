@@ -5,6 +5,7 @@
 
 use std::sync::Once;
 
+use crate::model::{Kind, ModelError, ModelErrorKind, Port, Signature};
 use crate::process;
 use crate::reply::ReplyError;
 use crate::secret::SecretError;
@@ -22,7 +23,7 @@ mod bindings {
 }
 
 use bindings::exports::skep::bee::handler;
-pub use bindings::skep::bee::types;
+pub use bindings::skep::bee::{models, types};
 use bindings::skep::bee::{reply, secrets, state, step, timers};
 use bindings::wasi::config::store;
 use bindings::wasi::logging::logging;
@@ -101,6 +102,40 @@ impl Host {
             }
         })
     }
+}
+
+/// Apart from [`Host`], which a Bee's function borrows: a model is called from wherever it is needed.
+pub fn describe(name: &str) -> Result<Signature, ModelError> {
+    let models::Signature { inputs, outputs } = models::describe(name).map_err(model_error)?;
+    let port = |models::Port { name, kind, shape }| match Kind::named(&kind) {
+        Some(kind) => Ok(Port { name, kind, shape }),
+        None => Err(ModelError::new(
+            ModelErrorKind::Invalid,
+            format!("{name:?} of the model is of type {kind}, which this SDK does not know: build with a newer one"),
+        )),
+    };
+    Ok(Signature {
+        inputs: inputs.into_iter().map(port).collect::<Result<_, _>>()?,
+        outputs: outputs.into_iter().map(port).collect::<Result<_, _>>()?,
+    })
+}
+
+pub fn predict(name: &str, inputs: &[(String, models::Tensor)]) -> Result<Vec<(String, models::Tensor)>, ModelError> {
+    models::predict(name, inputs).map_err(model_error)
+}
+
+fn model_error(models::Error { kind, text }: models::Error) -> ModelError {
+    let kind = match kind {
+        models::Trouble::NotGranted => ModelErrorKind::NotGranted,
+        models::Trouble::NotFound => ModelErrorKind::NotFound,
+        models::Trouble::Invalid => ModelErrorKind::Invalid,
+        models::Trouble::Busy => ModelErrorKind::Busy,
+        models::Trouble::Timeout => ModelErrorKind::Timeout,
+        models::Trouble::Unavailable => ModelErrorKind::Unavailable,
+        models::Trouble::Failed => ModelErrorKind::Failed,
+        models::Trouble::NoStep => ModelErrorKind::NoStep,
+    };
+    ModelError::new(kind, text)
 }
 
 fn state_error(error: state::Error) -> StateError {

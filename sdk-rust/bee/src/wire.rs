@@ -6,11 +6,17 @@
 
 #[cfg(target_arch = "wasm32")]
 pub use crate::export::{
-    Host,
+    Host, describe,
+    models::Tensor,
+    predict,
     types::{Disposition, Due, Emit, Failure, Input, Message, Outcome, PartOf},
 };
 #[cfg(not(target_arch = "wasm32"))]
-pub use {crate::dev::Host, mirror::*};
+pub use {
+    crate::dev::Host,
+    crate::model::native::{describe, predict},
+    mirror::*,
+};
 
 #[cfg(not(target_arch = "wasm32"))]
 mod mirror {
@@ -66,6 +72,13 @@ mod mirror {
         RetryAfter(u64),
         Reject(String),
         Fail(Failure),
+    }
+
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Tensor {
+        pub kind: String,
+        pub shape: Vec<u64>,
+        pub data: Vec<u8>,
     }
 
     #[derive(Debug, Clone, PartialEq, Eq)]
