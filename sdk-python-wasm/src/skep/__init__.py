@@ -20,6 +20,7 @@ from ._version import VERSION as __version__
 from .dev import DevSwarm
 from .errors import BeeError, CallerGone, Reject, Retry
 from .message import Emit, Message, Timer
+from .models import BadInput, Model, ModelBusy, ModelError, Tensor, model
 from .payload import Text
 from .registry import on_start, register_bee
 from .swarm import Config, State, Swarm, Timers
@@ -71,20 +72,26 @@ def __getattr__(name: str) -> Any:
 
 # Without the client's names: `from skep import *` stands in Bees too.
 __all__ = [
+    "BadInput",
     "BeeError",
     "CallerGone",
     "Config",
     "DevSwarm",
     "Emit",
     "Message",
+    "Model",
+    "ModelBusy",
+    "ModelError",
     "Reject",
     "Retry",
     "State",
     "Swarm",
+    "Tensor",
     "Text",
     "Timer",
     "Timers",
     "__version__",
+    "model",
     "on_start",
     "register_bee",
 ]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import Any
 
+from . import models as _models
 from . import registry
 from .errors import PART_BYTES_MAX, QUOTA, UNKEYED, BeeError, Reject, Retry
 from .message import Emit, Message, Timer
+from .models import Signature, Tensor, model_error
 from .payload import JSON, encode
 from .process import Ends, process
 from .report import Report
@@ -55,6 +58,9 @@ class DevSwarm(Swarm):
         hello(swarm, {"name": "Bee"}, None)
         assert swarm.published == [{"greeting": "Hello Bee"}]
 
+    ``models={"digits": "digits.onnx"}`` grants models: the path of a file, which ``onnxruntime`` then runs, or a function that takes a dict of
+    :class:`skep.Tensor` by name and answers another, of tensors or lists.
+
     :meth:`deliver` and :meth:`run` do more, and do it as a node would: payloads are bytes, state and timers belong to the message's
     key, and an exception drops what its message did.
     """
@@ -67,9 +73,10 @@ class DevSwarm(Swarm):
         *,
         config: Mapping[str, str] | None = None,
         secrets: Mapping[str, str] | None = None,
+        models: Mapping[str, Any] | None = None,
         now_ms: int = 0,
     ) -> None:
-        self._memory = Memory(dict(config or {}), dict(secrets or {}))
+        self._memory = Memory(dict(config or {}), dict(secrets or {}), dict(models or {}))
         super().__init__(self._memory)
         #: What was published and responded, as it was given, in order.
         self.published: list[Any] = []
@@ -79,7 +86,8 @@ class DevSwarm(Swarm):
         self.responses: list[bytes] = []
         self._outcomes: list[Outcome] = []
         self._failures: list[BaseException | None] = []
-        # For plain calls.
+        # For plain calls: `skep.model` has no Swarm at hand, so the DevSwarm made last, or running, has the models.
+        _models.use(self._memory)
         message: Message[Any] = Message(key=key, accepted_ms=now_ms)
         self._memory.begin(0, message)
         self._current = message
@@ -139,6 +147,7 @@ class DevSwarm(Swarm):
 
     def _process(self, bee: str, inputs: list[Any]) -> None:
         self._outcomes, self._failures = [], []
+        _models.use(self._memory)
         plain = (self._current, self._effects, self._form, self._memory.key)
         try:
             process(bee, inputs, self, _Recorder(self))
@@ -235,9 +244,11 @@ class _Recorder(Ends):
 class Memory:
     """The node's side, in memory."""
 
-    def __init__(self, config: dict[str, str], secrets: dict[str, str]) -> None:
+    def __init__(self, config: dict[str, str], secrets: dict[str, str], models: dict[str, Any]) -> None:
         self._config = config
         self._secrets = secrets
+        #: Functions, files, and what was made of files.
+        self._models = models
         self.key: str | None = None
         self.state: dict[str, dict[str, bytes]] = {}
         self.timers: dict[str, dict[str, int]] = {}
@@ -299,6 +310,32 @@ class Memory:
         if name in self._secrets:
             return self._secrets[name]
         raise not_granted(name)
+
+    def _model(self, name: str) -> Any:
+        if name not in self._models:
+            raise model_error(
+                "not-granted",
+                f"model {name!r} is not granted: add it to the Bee's `models: [...]` in the manifest (DevSwarm: models={{{name!r}: ...}})",
+            )
+        found = self._models[name]
+        if isinstance(found, (str, PathLike)):
+            from .onnx import Onnx
+
+            found = self._models[name] = Onnx(name, found)
+        elif not callable(found):
+            raise TypeError(f"DevSwarm(models=): {name!r} is a function or the path of an .onnx file, not {type(found).__name__}")
+        return found
+
+    def describe(self, name: str) -> Signature:
+        return getattr(self._model(name), "signature", None) or Signature()
+
+    def predict(self, name: str, inputs: list[_models.Wire]) -> list[_models.Wire]:
+        found = self._model(name)
+        answer = found({name: Tensor._of(dtype, shape, data) for name, dtype, shape, data in inputs})
+        if not isinstance(answer, Mapping):
+            raise TypeError(f"the function for model {name!r} answers a dict of its outputs by name, not {type(answer).__name__}")
+        outputs = [(name, Tensor(value)) for name, value in answer.items()]
+        return [(name, tensor.dtype, tensor.shape, tensor._data) for name, tensor in outputs]
 
     def emit(self, payload: Any, data: bytes, to: str | None, key: str | None, headers: Any) -> Emit:
         return Emit(payload, data, to, key, headers)

@@ -19,6 +19,7 @@ from wit_world.exports.handler import Bee
 from wit_world.imports import (
     logging as node_log,
 )
+from wit_world.imports import models as node_models
 from wit_world.imports import reply, secrets, state, step, store, timers
 from wit_world.imports.types import (
     Disposition_Done,
@@ -33,9 +34,10 @@ from wit_world.imports.types import (
     Outcome,
 )
 
-from . import registry, watch
+from . import models, registry, watch
 from .errors import NO_CALLER, QUOTA, UNKEYED, BeeError, CallerGone
 from .message import Message
+from .models import Port, Signature, Wire
 from .process import Ends, process
 from .report import Report, report
 from .swarm import Swarm, no_such_secret, not_granted
@@ -49,6 +51,15 @@ def _refused(error: Err) -> Exception:
     if kind == "Error_TooLarge":
         return ValueError(f"a name or value in state has at most {error.value.value} bytes")
     return BeeError(QUOTA)
+
+
+def _no_prediction(error: Err) -> Exception:
+    kind = error.value.kind.name.lower().replace("_", "-")
+    return models.model_error(kind, error.value.text)
+
+
+def _ports(ports: Any) -> tuple[Port, ...]:
+    return tuple(Port(port.name, port.kind, tuple(port.shape)) for port in ports)
 
 
 class Node:
@@ -119,6 +130,21 @@ class Node:
                 raise no_such_secret(name) from None
             raise not_granted(name) from None
         return value.decode()
+
+    def describe(self, name: str) -> Signature:
+        try:
+            found = node_models.describe(name)
+        except Err as e:
+            raise _no_prediction(e) from None
+        return Signature(_ports(found.inputs), _ports(found.outputs))
+
+    def predict(self, name: str, inputs: list[Wire]) -> list[Wire]:
+        given = [(name, node_models.Tensor(kind, list(shape), data)) for name, kind, shape, data in inputs]
+        try:
+            answer = node_models.predict(name, given)
+        except Err as e:
+            raise _no_prediction(e) from None
+        return [(name, tensor.kind, tensor.shape, tensor.data) for name, tensor in answer]
 
     @staticmethod
     def emit(payload: Any, data: bytes, to: str | None, key: str | None, headers: Any) -> Any:
@@ -275,6 +301,7 @@ class Handler(exports.Handler):  # type: ignore[misc]
     def process(self, bee: str, inputs: Any) -> Any:
         global _started
         if not _started:
+            models.use(_node)
             try:
                 for start in registry.STARTS:
                     start()

@@ -32,6 +32,7 @@ GUEST = (
     "errors.py",
     "guest.py",
     "message.py",
+    "models.py",
     "payload.py",
     "process.py",
     "registry.py",
