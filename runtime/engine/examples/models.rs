@@ -24,6 +24,8 @@ use skep_model::tensor::{Tensor, TensorType};
 
 const ROUNDS: usize = 9;
 const SPAN: Duration = Duration::from_millis(150);
+/// Inferences in one call of a Bee: componentize-py gives what a call handed over back when the call ends.
+const PER_CALL: u32 = 128;
 
 /// One model, loaded.
 #[derive(Debug)]
@@ -193,12 +195,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 began.elapsed().as_secs_f64() / f64::from(count),
             ));
             for (label, asked) in &bees {
-                let nothing = asked.call(0).await;
-                let all = asked.call(count).await;
-                found.push((
-                    label.clone(),
-                    (all.saturating_sub(nothing)).as_secs_f64() / f64::from(count),
-                ));
+                let (mut took, mut left) = (Duration::ZERO, count);
+                while left > 0 {
+                    let some = left.min(PER_CALL);
+                    let nothing = asked.call(0).await;
+                    took += asked.call(some).await.saturating_sub(nothing);
+                    left -= some;
+                }
+                found.push((label.clone(), took.as_secs_f64() / f64::from(count)));
             }
             Ok::<_, PredictError>(())
         })?;
