@@ -1,4 +1,4 @@
-//! Generates `proto/src/gen` from `proto/skep/v1/*.proto` with pure-Rust tools, so that nobody installs protoc.
+//! Generates `proto/src/gen` from `proto/skep/v1/*.proto` and `proto/inference` with pure-Rust tools, so that nobody installs protoc.
 //!
 //! `ci/gen` runs it; `ci/check` runs it again and fails if the tree changed.
 
@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use prost::Message as _;
+use prost_types::FileDescriptorSet;
 
 fn main() -> anyhow::Result<()> {
     let proto = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -22,17 +23,31 @@ fn main() -> anyhow::Result<()> {
         "skep/v1/audit.proto",
         "skep/v1/models.proto",
     ];
-    let set = protox::compile(files, [proto]).context("compile proto/skep/v1")?;
-    // Reflection serves this; without source info it is a tenth of the size.
-    let mut bare = set.clone();
-    for file in &mut bare.file {
-        file.source_code_info = None;
-    }
-    std::fs::write(out.join("descriptor.bin"), bare.encode_to_vec())?;
+    let set = compile(proto, &files, &out.join("descriptor.bin"))?;
     tonic_prost_build::configure()
         .out_dir(&out)
         .bytes(".skep.v1")
         .compile_fds(set)
         .context("generate Rust")?;
+    // A door only: its clients are other people's.
+    let set = compile(proto, &["inference/inference.proto"], &out.join("inference.bin"))?;
+    tonic_prost_build::configure()
+        .out_dir(&out)
+        .bytes(".inference")
+        .build_client(false)
+        .codec_path("crate::bounded::Codec")
+        .compile_fds(set)
+        .context("generate Rust")?;
     Ok(())
+}
+
+/// Compiles, and writes what reflection serves; without source info it is a tenth of the size.
+fn compile(proto: &Path, files: &[&str], descriptor: &Path) -> anyhow::Result<FileDescriptorSet> {
+    let set = protox::compile(files, [proto]).with_context(|| format!("compile {}", files.join(", ")))?;
+    let mut bare = set.clone();
+    for file in &mut bare.file {
+        file.source_code_info = None;
+    }
+    std::fs::write(descriptor, bare.encode_to_vec())?;
+    Ok(set)
 }
