@@ -33,6 +33,8 @@ pub struct Bounded<S> {
     core: Arc<Core>,
     /// Paths of the methods that take one message: it must come in time, however long a stream may be silent.
     unary: &'static [&'static str],
+    /// See [`Self::announced`].
+    announced: usize,
 }
 
 impl<S> Bounded<S> {
@@ -41,7 +43,14 @@ impl<S> Bounded<S> {
             inner,
             core: Arc::clone(core),
             unary,
+            announced: 0,
         }
+    }
+
+    /// A message of up to `max` bytes counts in full as soon as its length is known: the decoder takes memory for it then. For messages so
+    /// large that callers who only announce them would take a node's.
+    pub(crate) fn announced(self, max: usize) -> Self {
+        Self { announced: max, ..self }
     }
 }
 
@@ -75,6 +84,7 @@ where
                 body,
                 share: self.core.admit().share(payer),
                 message: Framing::default(),
+                announced: self.announced,
                 awaited,
                 patience: Duration::from_millis(self.core.settings().body_timeout_ms),
                 timer: None,
@@ -91,6 +101,7 @@ struct Arriving {
     body: Body,
     share: Share,
     message: Framing,
+    announced: usize,
     /// No message has come, and one must.
     awaited: bool,
     patience: Duration,
@@ -110,6 +121,15 @@ struct Framing {
 }
 
 impl Framing {
+    /// Bytes that are held for the message that is not whole yet.
+    fn held(&self, announced: usize) -> usize {
+        if self.head == 5 && self.length as usize <= announced {
+            self.length as usize + 5
+        } else {
+            self.partial
+        }
+    }
+
     fn pass(&mut self, mut data: &[u8]) {
         while let Some((first, rest)) = data.split_first() {
             if self.head < 5 {
@@ -151,7 +171,7 @@ impl http_body::Body for Arriving {
                         this.awaited = false;
                         this.timer = None;
                     }
-                    if let Err(overloaded) = this.share.set(this.message.partial) {
+                    if let Err(overloaded) = this.share.set(this.message.held(this.announced)) {
                         return Poll::Ready(Some(Err(error::status(&overloaded, false))));
                     }
                 }
@@ -289,5 +309,15 @@ mod tests {
         let mut framing = Framing::default();
         framing.pass(&[0, 0xff, 0xff, 0xff, 0xff, 1, 2, 3]);
         assert_eq!((framing.whole, framing.partial), (0, 8));
+        assert_eq!(
+            framing.held(1_000),
+            8,
+            "what is too long is refused behind us, before memory is taken for it"
+        );
+        let mut framing = Framing::default();
+        framing.pass(&[0, 0, 0, 1]);
+        assert_eq!(framing.held(1_000), 4);
+        framing.pass(&[0, 7]);
+        assert_eq!((framing.held(1_000), framing.held(0)), (261, 6));
     }
 }

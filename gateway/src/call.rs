@@ -130,3 +130,6 @@ impl CallError {
 /// Reasons to which [`crate::error`] gives a status of their own.
 pub(crate) const TOO_LARGE: &str = "too-large";
 pub(crate) const KEY_REUSED: &str = "key-reused";
+/// Known, and not done here.
+pub(crate) const UNSUPPORTED: &str = "unsupported";
+pub(crate) const BAD_ENCODING: &str = "bad-encoding";

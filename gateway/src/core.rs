@@ -1,7 +1,7 @@
 //! The calls, as every kind of Gateway makes them.
 
 mod check;
-mod outcome;
+pub(crate) mod outcome;
 pub mod stream;
 
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::admit::{Admit, Permit};
+use crate::admit::{Admit, Load, Permit};
 use crate::append::{Append, Pending};
 use crate::call::{Answer, CallError, OutMessage, RequestCall, SubmitCall, Submitted, Traced};
 use crate::purse::Purse;
@@ -124,12 +124,40 @@ pub(crate) struct Way {
     span: Option<OpenSpan>,
 }
 
+/// A call of what is no subject: see [`Core::visit`].
+pub(crate) struct Visit {
+    since: Instant,
+    way: Way,
+    /// Held until the call ends.
+    permit: Permit,
+}
+
+impl Visit {
+    /// When it is to be over. `timeout_ms`: as its caller says.
+    ///
+    /// # Errors
+    /// The timeout is no good one.
+    pub(crate) fn until(&self, timeout_ms: Option<u64>) -> Result<Instant, CallError> {
+        Ok(self.since + Duration::from_millis(check::timeout(timeout_ms)?))
+    }
+
+    /// What it takes in memory is more than what it came in with.
+    pub(crate) fn cover(&mut self, bytes: usize) {
+        self.permit.cover(bytes);
+    }
+
+    pub(crate) fn trace_id(&self) -> Option<[u8; 16]> {
+        self.way.trace.map(|trace| trace.trace_id)
+    }
+}
+
 struct OpenSpan {
     name: &'static str,
     parent: Option<[u8; 8]>,
     start_us: u64,
     since: Instant,
-    subject: String,
+    /// What was called, as the span's attribute.
+    of: (&'static str, String),
 }
 
 /// What goes to each inbox that a subject feeds.
@@ -249,20 +277,7 @@ impl Core {
 
     /// All checks of a request, its messages, and its admission.
     pub(crate) fn prepare(&self, scope: &Scope, call: RequestCall) -> Result<Prepared, CallError> {
-        let timeout_ms = call.timeout_ms.unwrap_or(REQUEST_DEADLINE_MS_DEFAULT);
-        if timeout_ms > REQUEST_DEADLINE_MS_MAX {
-            return Err(CallError::invalid(
-                "bad-timeout",
-                format!("a timeout of {timeout_ms} ms is asked, at most {REQUEST_DEADLINE_MS_MAX} ms are allowed"),
-            ));
-        }
-        if timeout_ms == 0 {
-            return Err(CallError::not_done(
-                ErrorKind::DeadlineExceeded,
-                "deadline",
-                "the deadline had passed when the call arrived",
-            ));
-        }
+        let timeout_ms = check::timeout(call.timeout_ms)?;
         let size = check::message(&call.payload, &call.headers, call.key.as_deref())?;
         check::idempotency_key(call.idempotency_key.as_deref())?;
         let route = self.route(scope, &call.subject, true)?;
@@ -276,7 +291,8 @@ impl Core {
         let now_ms = self.clock.now_ms();
         let uid = Uid::random(&*self.entropy);
         let request = self.request_id(uid);
-        let way = self.set_out("gateway request", &route, call.trace, uid);
+        let subject = || ("skep.subject", route.subject.to_string());
+        let way = self.set_out("gateway request", &route.purse, subject, call.trace, uid);
         let once = match call.idempotency_key {
             None => Once::No,
             Some(key) => Once::Key {
@@ -471,6 +487,53 @@ impl Core {
             .expect_err("an error stays one")
     }
 
+    // --------------------------------------------------------------------------------------------------------- visit
+
+    /// Lets in a call of something on this node that is no subject, as a model is. `of`: what is called, as the span says it.
+    ///
+    /// # Errors
+    /// Overloaded.
+    pub(crate) fn visit(
+        &self,
+        purse: &Arc<Purse>,
+        load: &Arc<Load>,
+        bytes: usize,
+        trace: Option<TraceContext>,
+        of: impl FnOnce() -> (&'static str, String),
+    ) -> Result<Visit, CallError> {
+        let permit = self.admit.enter(purse, load, 1, bytes)?;
+        let uid = Uid::random(&*self.entropy);
+        Ok(Visit {
+            since: Instant::now(),
+            way: self.set_out("gateway model", purse, of, trace, uid),
+            permit,
+        })
+    }
+
+    /// Ends a visit: its span, what its tenant is told of it. `bytes`: of the answer.
+    pub(crate) fn leave<T>(
+        &self,
+        visit: Visit,
+        result: Result<T, CallError>,
+        bytes: impl FnOnce(&T) -> usize,
+    ) -> Result<T, CallError> {
+        let trace_id = visit.way.trace.map(|trace| trace.trace_id);
+        let purse = Arc::clone(&visit.way.purse);
+        self.close(visit.way, result.as_ref().err());
+        if let Ok(answer) = &result {
+            purse.answered(bytes(answer));
+        }
+        result.map_err(|error| CallError {
+            trace: trace_id.map(|id| {
+                Box::new(Traced {
+                    hops: Vec::new(),
+                    trace_id: Some(id),
+                })
+            }),
+            ..error
+        })
+    }
+
     // -------------------------------------------------------------------------------------------------------- submit
 
     /// Appends messages and waits until they are durable: all of them or none.
@@ -496,7 +559,9 @@ impl Core {
         let permit = self.admit.enter(&route.purse, &route.load, call.messages.len(), size)?;
         permit.keep(call.messages.len(), size)?;
         let now_ms = self.clock.now_ms();
-        let way = self.set_out("gateway submit", &route, call.trace, Uid::random(&*self.entropy));
+        let subject = || ("skep.subject", route.subject.to_string());
+        let uid = Uid::random(&*self.entropy);
+        let way = self.set_out("gateway submit", &route.purse, subject, call.trace, uid);
         let once = match call.idempotency_key {
             None => Once::No,
             Some(key) => Once::Key {
@@ -616,15 +681,31 @@ impl Core {
         RequestId(id)
     }
 
-    /// `waits`: for an answer.
-    fn route(&self, scope: &Scope, subject: &str, waits: bool) -> Result<Arc<Route>, CallError> {
-        if !self.settings.takes_calls {
-            return Err(CallError::not_done(
-                ErrorKind::Unavailable,
-                "not-a-gateway",
-                "this node has not the role `gateway`: call another (`skep nodes` lists them)",
-            ));
+    /// # Errors
+    /// This node is no Gateway.
+    pub(crate) fn takes_calls(&self) -> Result<(), CallError> {
+        if self.settings.takes_calls {
+            return Ok(());
         }
+        Err(CallError::not_done(
+            ErrorKind::Unavailable,
+            "not-a-gateway",
+            "this node has not the role `gateway`: call another (`skep nodes` lists them)",
+        ))
+    }
+
+    /// A tenant's own subjects, sorted, with what their Swarms let in.
+    pub(crate) fn subjects(&self, scope: &Scope) -> Vec<(String, Open)> {
+        let table = self.routes.borrow();
+        let tenant = scope.tenant();
+        let all = table.subjects(tenant).into_iter();
+        all.filter_map(|name| Some((name.to_owned(), table.get(tenant, name)?.open)))
+            .collect()
+    }
+
+    /// `waits`: for an answer.
+    pub(crate) fn route(&self, scope: &Scope, subject: &str, waits: bool) -> Result<Arc<Route>, CallError> {
+        self.takes_calls()?;
         let found = {
             let table = self.routes.borrow();
             match table.get(scope.tenant(), subject) {
@@ -694,8 +775,14 @@ impl Core {
     }
 
     /// Head sampling: a caller's decision stands, a new trace is sampled by chance.
-    fn set_out(&self, name: &'static str, route: &Route, caller: Option<TraceContext>, uid: Uid) -> Way {
-        let purse = &route.purse;
+    fn set_out(
+        &self,
+        name: &'static str,
+        purse: &Arc<Purse>,
+        of: impl FnOnce() -> (&'static str, String),
+        caller: Option<TraceContext>,
+        uid: Uid,
+    ) -> Way {
         let (trace_id, parent) = match caller {
             Some(trace) if !trace.sampled => {
                 return Way {
@@ -732,7 +819,7 @@ impl Core {
                 parent,
                 start_us: self.clock.now_us(),
                 since: Instant::now(),
-                subject: route.subject.to_string(),
+                of: of(),
             }),
         }
     }
@@ -748,7 +835,7 @@ impl Core {
                 kind: SpanKind::Server,
                 start_us: span.start_us,
                 end_us: span.start_us.saturating_add(took_us),
-                attributes: vec![("skep.subject", span.subject)],
+                attributes: vec![span.of],
                 error: error.map(|e| e.message.clone()),
             });
         }

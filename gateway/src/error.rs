@@ -9,7 +9,7 @@ use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use crate::call::{CallError, KEY_REUSED, TOO_LARGE};
+use crate::call::{BAD_ENCODING, CallError, KEY_REUSED, TOO_LARGE, UNSUPPORTED};
 
 /// The domain of `google.rpc.ErrorInfo`.
 const DOMAIN: &str = "skep";
@@ -19,6 +19,7 @@ pub fn grpc_code(error: &CallError) -> Code {
     match error.kind {
         // A rejected message is wrong whatever the state of the system: gRPC's rule for this code. The outcome tells a Bee's
         // refusal (done) from the door's (not done).
+        ErrorKind::Invalid if error.reason == UNSUPPORTED => Code::Unimplemented,
         ErrorKind::Invalid | ErrorKind::Rejected => Code::InvalidArgument,
         ErrorKind::NotFound => Code::NotFound,
         ErrorKind::Conflict => Code::AlreadyExists,
@@ -37,6 +38,8 @@ pub fn grpc_code(error: &CallError) -> Code {
 pub fn http_status(error: &CallError) -> StatusCode {
     match (error.kind, error.reason.as_str()) {
         (ErrorKind::Invalid, TOO_LARGE) => StatusCode::PAYLOAD_TOO_LARGE,
+        (ErrorKind::Invalid, UNSUPPORTED) => StatusCode::NOT_IMPLEMENTED,
+        (ErrorKind::Invalid, BAD_ENCODING) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         (ErrorKind::Invalid, _) => StatusCode::BAD_REQUEST,
         (ErrorKind::NotFound, _) => StatusCode::NOT_FOUND,
         (ErrorKind::Unauthenticated, _) => StatusCode::UNAUTHORIZED,

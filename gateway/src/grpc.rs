@@ -209,11 +209,11 @@ fn trace(metadata: &MetadataMap) -> Option<TraceContext> {
 }
 
 /// Whose call it is, as the door found out.
-fn scope(extensions: &tonic::Extensions) -> Result<Scope, Status> {
+pub(crate) fn scope(extensions: &tonic::Extensions) -> Result<Scope, Status> {
     door::scope(extensions).map_err(|e| error::status(&e, false))
 }
 
-fn sooner(a: Option<u64>, b: Option<u64>) -> Option<u64> {
+pub(crate) fn sooner(a: Option<u64>, b: Option<u64>) -> Option<u64> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
@@ -221,7 +221,7 @@ fn sooner(a: Option<u64>, b: Option<u64>) -> Option<u64> {
 }
 
 /// gRPC's own deadline: up to eight digits and a unit. Rounded down to ms; longer than allowed counts as the longest.
-fn grpc_timeout_ms(metadata: &MetadataMap) -> Option<u64> {
+pub(crate) fn grpc_timeout_ms(metadata: &MetadataMap) -> Option<u64> {
     let text = metadata.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {

@@ -30,6 +30,7 @@ use skep_model::limits::{PAYLOAD_BYTES_MAX, SUBMIT_BYTES_MAX, SUBMIT_MESSAGES_MA
 use skep_model::message::{Hop, TraceContext};
 use skep_model::scope::Scope;
 
+use crate::admit::Share;
 use crate::body::{counted, slow};
 use crate::call::{CallError, OutMessage, RequestCall, SubmitCall};
 use crate::core::Core;
@@ -66,7 +67,7 @@ async fn ready(State(core): State<Arc<Core>>) -> (StatusCode, &'static str) {
 /// What query parameters may say instead of headers.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-struct Options {
+pub(crate) struct Options {
     idempotency_key: Option<String>,
     skep_key: Option<String>,
     skep_timeout_ms: Option<u64>,
@@ -186,12 +187,12 @@ async fn submit(
 }
 
 /// What the headers and the query say of a call.
-struct Said {
-    headers: Vec<(String, String)>,
-    key: Option<String>,
-    timeout_ms: Option<u64>,
-    idempotency_key: Option<String>,
-    trace: Option<TraceContext>,
+pub(crate) struct Said {
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) key: Option<String>,
+    pub(crate) timeout_ms: Option<u64>,
+    pub(crate) idempotency_key: Option<String>,
+    pub(crate) trace: Option<TraceContext>,
     json: bool,
     /// One message a line.
     lines: bool,
@@ -218,7 +219,7 @@ impl Said {
         Ok(payloads.into_iter().map(message).collect())
     }
 
-    fn read(headers: &HeaderMap, options: Options) -> Result<Self, CallError> {
+    pub(crate) fn read(headers: &HeaderMap, options: Options) -> Result<Self, CallError> {
         let text = |name: &str| -> Result<Option<String>, CallError> {
             let mut values = headers.get_all(name).iter();
             let Some(value) = values.next() else {
@@ -285,6 +286,20 @@ async fn read(
     max: usize,
     what: &str,
 ) -> Result<Bytes, CallError> {
+    read_counted(core, scope, headers, body, max, what)
+        .await
+        .map(|(body, _)| body)
+}
+
+/// The same, with the share that counts it.
+pub(crate) async fn read_counted(
+    core: &Arc<Core>,
+    scope: &Scope,
+    headers: &HeaderMap,
+    body: Body,
+    max: usize,
+    what: &str,
+) -> Result<(Bytes, Share), CallError> {
     core.admit().peek()?;
     let said: Option<u64> = headers
         .get(CONTENT_LENGTH)
@@ -302,7 +317,13 @@ async fn read(
 }
 
 /// Copies what comes in pieces, so that a client cannot keep large buffers here by small pieces of them.
-async fn collect(core: &Arc<Core>, scope: &Scope, mut body: Body, max: usize, what: &str) -> Result<Bytes, CallError> {
+async fn collect(
+    core: &Arc<Core>,
+    scope: &Scope,
+    mut body: Body,
+    max: usize,
+    what: &str,
+) -> Result<(Bytes, Share), CallError> {
     let mut share = core.admit().share(core.purse(scope));
     let (mut first, mut all) = (Bytes::new(), Vec::new());
     while let Some(frame) = body.frame().await {
@@ -322,7 +343,7 @@ async fn collect(core: &Arc<Core>, scope: &Scope, mut body: Body, max: usize, wh
             all.extend_from_slice(&data);
         }
     }
-    Ok(if all.is_empty() { first } else { all.into() })
+    Ok((if all.is_empty() { first } else { all.into() }, share))
 }
 
 fn check_json(payload: &[u8]) -> Result<(), CallError> {
@@ -463,6 +484,7 @@ pub(crate) async fn unknown_path(headers: HeaderMap, uri: Uri) -> Response {
     problem(&CallError::not_done(
         ErrorKind::NotFound,
         "unknown-path",
-        "no such path; there are POST /v1/SUBJECT, POST /v1/SUBJECT:submit, GET /healthz and GET /readyz",
+        "no such path; there are POST /v1/SUBJECT, POST /v1/SUBJECT:submit, GET /v2/models/NAME, POST /v2/models/NAME/infer, GET /healthz and \
+         GET /readyz",
     ))
 }

@@ -12,6 +12,7 @@
 //! - [`route`]: which subject feeds what; [`core`]: the calls; [`admit`]: how many at once; [`purse`]: what one tenant may have of it;
 //!   [`append`]: many calls in one step; `body`: what is on its way in and out.
 //! - [`grpc`], [`pipeline`], [`session`]: the gRPC kind, its request stream and its submit stream; [`http`]: the HTTP/JSON kind.
+//! - `oip`: the Open Inference Protocol v2 kind, over both; it reaches the node's models too.
 //! - [`mod@serve`]: one port for both.
 
 pub mod admit;
@@ -24,6 +25,7 @@ pub mod error;
 mod events;
 pub mod grpc;
 pub mod http;
+mod oip;
 mod pipeline;
 pub mod purse;
 pub mod route;
@@ -41,6 +43,7 @@ pub use serve::{Entrance, serve};
 pub enum Kind {
     Grpc,
     Http,
+    Oip,
 }
 
 impl Kind {
@@ -49,6 +52,7 @@ impl Kind {
         match self {
             Self::Grpc => "grpc",
             Self::Http => "http",
+            Self::Oip => "oip",
         }
     }
 }

@@ -17,6 +17,8 @@ use crate::purse::Purse;
 #[derive(Debug, Clone, Default)]
 pub struct RouteTable {
     tenants: HashMap<TenantId, HashMap<String, Arc<Route>>>,
+    /// Of tenants that have something else to call, as a model.
+    purses: HashMap<TenantId, Arc<Purse>>,
 }
 
 /// Where a subject's messages go.
@@ -79,10 +81,16 @@ impl RouteTable {
         self.tenants.get(tenant)?.get(subject)
     }
 
-    /// What a tenant may have, where it has a subject: the same for all of them.
+    /// A tenant that may be called without a subject, for it has models. `purse`: the same as in its routes.
+    pub fn welcome(&mut self, tenant: &TenantId, purse: Arc<Purse>) {
+        self.purses.insert(tenant.clone(), purse);
+    }
+
+    /// What a tenant may have, where it has a subject or is welcome without: the same for all of them.
     #[must_use]
     pub fn purse(&self, tenant: &TenantId) -> Option<&Arc<Purse>> {
-        self.tenants.get(tenant)?.values().next().map(|route| &route.purse)
+        let of_routes = self.tenants.get(tenant).and_then(|routes| routes.values().next());
+        of_routes.map(|route| &route.purse).or_else(|| self.purses.get(tenant))
     }
 
     /// A tenant's own subjects, sorted.

@@ -1,4 +1,4 @@
-//! One port for gRPC and HTTP/JSON, with bounds on what a connection may cost before it has asked for anything.
+//! One port for gRPC and HTTP, with bounds on what a connection may cost before it has asked for anything.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,6 +16,8 @@ use skep_model::limits::{
     GATEWAY_MESSAGE_BYTES_MAX, HTTP_HEADERS_BYTES_MAX, HTTP2_RESETS_MAX, HTTP2_STREAMS_MAX, KEEP_ALIVE_EVERY_MS,
     KEEP_ALIVE_TIMEOUT_MS,
 };
+use skep_model::predict::Models;
+use skep_proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
 use skep_proto::v1::gateway_server::GatewayServer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -26,7 +28,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::core::Core;
 use crate::door::{Door, Guarded, Witness};
-use crate::{grpc, http};
+use crate::oip::Oip;
+use crate::{grpc, http, oip};
 
 /// After a failed accept, e.g. for want of file handles.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -43,6 +46,8 @@ pub struct Entrance {
     pub door: Arc<Door>,
     /// Who keeps records of what was changed and refused; `None`: nobody.
     pub witness: Option<Arc<dyn Witness>>,
+    /// The node's models; `None`: it has none.
+    pub models: Option<Arc<dyn Models>>,
     /// With certificates as they are now; `None`: in the clear.
     pub tls: Option<watch::Receiver<Arc<rustls::ServerConfig>>>,
 }
@@ -60,27 +65,35 @@ pub async fn serve(
 ) -> io::Result<()> {
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<GatewayServer<grpc::Door>>().await;
+    health
+        .set_serving::<GrpcInferenceServiceServer<oip::grpc::Door>>()
+        .await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(skep_proto::DESCRIPTOR)
+        .register_encoded_file_descriptor_set(skep_proto::INFERENCE_DESCRIPTOR)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()
         .map_err(io::Error::other)?;
+    let Entrance {
+        listener,
+        door,
+        witness,
+        models,
+        tls,
+    } = at;
+    let oip = Oip::new(Arc::clone(&core), models);
     let app: Router = extra
         .add_service(grpc::service(&core))
+        .add_service(oip::grpc::service(&oip))
         .add_service(health_service)
         .add_service(reflection)
         .prepare()
         .into_axum_router()
         .reset_fallback()
         .merge(http::router(&core))
+        .merge(oip::http::router(&oip))
         .fallback(http::unknown_path);
 
-    let Entrance {
-        listener,
-        door,
-        witness,
-        tls,
-    } = at;
     let app = Guarded::new(app, door, witness);
     let closing = CancellationToken::new();
     let permits = Arc::new(Semaphore::new(core.settings().connections));
@@ -121,6 +134,9 @@ pub async fn serve(
     }
     drop(listener);
     health.set_not_serving::<GatewayServer<grpc::Door>>().await;
+    health
+        .set_not_serving::<GrpcInferenceServiceServer<oip::grpc::Door>>()
+        .await;
     core.stopping().cancel();
     closing.cancel();
     let ended = tokio::time::timeout(grace, async { while connections.join_next().await.is_some() {} }).await;

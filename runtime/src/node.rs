@@ -357,6 +357,7 @@ impl Node {
             listener,
             door: Arc::clone(&registry.door),
             witness: Some(audit),
+            models: None,
             tls: tls.as_ref().map(|tls| tls.server()),
         };
         let doors = tokio::spawn(skep_gateway::serve(

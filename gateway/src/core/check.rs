@@ -2,15 +2,32 @@
 
 use skep_model::Bytes;
 use skep_model::condition::Facts;
+use skep_model::error::ErrorKind;
 use skep_model::id::{Digest, Uid};
 use skep_model::key;
 use skep_model::limits::{
-    HEADERS_BYTES_MAX, HEADERS_MAX, IDEMPOTENCY_KEY_BYTES_MAX, KEY_BYTES_MAX, PAYLOAD_BYTES_MAX, SUBMIT_BYTES_MAX,
-    SUBMIT_MESSAGES_MAX,
+    HEADERS_BYTES_MAX, HEADERS_MAX, IDEMPOTENCY_KEY_BYTES_MAX, KEY_BYTES_MAX, PAYLOAD_BYTES_MAX,
+    REQUEST_DEADLINE_MS_DEFAULT, REQUEST_DEADLINE_MS_MAX, SUBMIT_BYTES_MAX, SUBMIT_MESSAGES_MAX,
 };
 
 use crate::call::{CallError, OutMessage};
 use crate::route::{Feed, Route};
+
+/// How long a call may take, in ms. `None`: the default.
+pub(super) fn timeout(asked_ms: Option<u64>) -> Result<u64, CallError> {
+    match asked_ms.unwrap_or(REQUEST_DEADLINE_MS_DEFAULT) {
+        0 => Err(CallError::not_done(
+            ErrorKind::DeadlineExceeded,
+            "deadline",
+            "the deadline had passed when the call arrived",
+        )),
+        ms if ms > REQUEST_DEADLINE_MS_MAX => Err(CallError::invalid(
+            "bad-timeout",
+            format!("a timeout of {ms} ms is asked, at most {REQUEST_DEADLINE_MS_MAX} ms are allowed"),
+        )),
+        ms => Ok(ms),
+    }
+}
 
 /// Checks one message's bounds. Returns its bytes.
 pub(super) fn message(

@@ -39,7 +39,7 @@ pub(super) fn full(stage: &StageName, reason: &str, what: &str) -> CallError {
     CallError::overloaded(reason, format!("{what} of stage `{stage}` is full: try again later"))
 }
 
-pub(super) fn expired(certainty: Certainty) -> CallError {
+pub(crate) fn expired(certainty: Certainty) -> CallError {
     let message = match certainty {
         Certainty::Unknown => "the deadline passed before the answer came: retry with the same idempotency key only",
         _ => "the deadline passed before the answer came: a retry is safe",
@@ -47,7 +47,7 @@ pub(super) fn expired(certainty: Certainty) -> CallError {
     CallError::not_done(ErrorKind::DeadlineExceeded, "deadline", message).with_certainty(certainty)
 }
 
-pub(super) fn stopping(certainty: Certainty) -> CallError {
+pub(crate) fn stopping(certainty: Certainty) -> CallError {
     CallError::not_done(ErrorKind::Unavailable, "stopping", "the node is stopping").with_certainty(certainty)
 }
 

@@ -23,7 +23,7 @@ use tonic::codegen::Service;
 use super::deed::{Act, method};
 use super::{Deed, Door, Who, Witness, needs, unknown};
 use crate::call::CallError;
-use crate::{error, events, http};
+use crate::{error, events, http, oip};
 
 #[derive(Clone)]
 pub(crate) struct Guarded {
@@ -75,7 +75,7 @@ impl Service<Request<Incoming>> for Guarded {
                     };
                     witness.denied(&deed, &refused.why.reason);
                 }
-                let refusal = refusal(is_grpc(request.headers()), &refused.why);
+                let refusal = refusal(Words::of(&request), &refused.why);
                 return Either::Right(std::future::ready(Ok(refusal)).boxed());
             }
         };
@@ -89,13 +89,13 @@ impl Service<Request<Incoming>> for Guarded {
         if let Some(caller) = entered.caller {
             request.extensions_mut().insert(caller);
         }
-        let grpc = is_grpc(request.headers());
+        let words = Words::of(&request);
         let end = entered.end.filter(|_| asked.streams);
         let Some(act) = act else {
             let answer = self.app.call(request);
             return match end {
                 None => Either::Left(answer),
-                Some(end) => Either::Right(as_long_as(end, grpc, answer).boxed()),
+                Some(end) => Either::Right(as_long_as(end, words, answer).boxed()),
             };
         };
         let answer = self.app.call(request.map(|body| act.request(body)));
@@ -103,7 +103,7 @@ impl Service<Request<Incoming>> for Guarded {
             async move {
                 let response = match end {
                     None => answer.await?,
-                    Some(end) => as_long_as(end, grpc, answer).await?,
+                    Some(end) => as_long_as(end, words, answer).await?,
                 };
                 Ok(act.response(response))
             }
@@ -118,11 +118,32 @@ fn is_grpc(headers: &HeaderMap) -> bool {
         .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
-fn refusal(grpc: bool, refused: &CallError) -> Response<Body> {
-    if grpc {
-        return error::status(refused, false).into_http();
+/// In whose words a refusal is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Words {
+    Grpc,
+    Http,
+    Oip,
+}
+
+impl Words {
+    fn of<B>(request: &Request<B>) -> Self {
+        if is_grpc(request.headers()) {
+            Self::Grpc
+        } else if oip::http::is_own(request.uri().path()) {
+            Self::Oip
+        } else {
+            Self::Http
+        }
     }
-    let mut response = http::problem(refused);
+}
+
+fn refusal(words: Words, refused: &CallError) -> Response<Body> {
+    let mut response = match words {
+        Words::Grpc => return error::status(refused, false).into_http(),
+        Words::Http => http::problem(refused),
+        Words::Oip => oip::http::failure(refused),
+    };
     if refused.kind == ErrorKind::Unauthenticated {
         let how = HeaderValue::from_static("Bearer realm=\"skep\"");
         response.headers_mut().insert(WWW_AUTHENTICATE, how);
@@ -131,10 +152,10 @@ fn refusal(grpc: bool, refused: &CallError) -> Response<Body> {
 }
 
 /// Ends an upload, or an answer that goes on, when its token is no longer good.
-async fn as_long_as(end: CancellationToken, grpc: bool, answer: RouteFuture<Infallible>) -> Answer {
+async fn as_long_as(end: CancellationToken, words: Words, answer: RouteFuture<Infallible>) -> Answer {
     let response = tokio::select! {
         biased;
-        () = end.cancelled() => return Ok(refusal(grpc, &unknown())),
+        () = end.cancelled() => return Ok(refusal(words, &unknown())),
         answer = answer => answer?,
     };
     let end = Box::pin(end.cancelled_owned());
@@ -142,7 +163,7 @@ async fn as_long_as(end: CancellationToken, grpc: bool, answer: RouteFuture<Infa
         Body::new(Ending {
             body,
             end,
-            grpc,
+            grpc: words == Words::Grpc,
             ended: false,
         })
     }))

@@ -22,6 +22,12 @@ pub struct Asked {
     pub changes: bool,
 }
 
+const NOTHING: Asked = Asked {
+    need: Need::Nothing,
+    streams: false,
+    changes: false,
+};
+
 const fn once(role: Role) -> Asked {
     Asked {
         need: Need::Role(role),
@@ -60,6 +66,17 @@ pub fn listed(path: &str) -> Option<Asked> {
     Some(match (service, method) {
         ("skep.v1.Gateway", "Request" | "Submit") => once(Invoke),
         ("skep.v1.Gateway", "Requests" | "RequestStream" | "SubmitStream") => stream(Invoke),
+
+        // As a prober asks: see `/readyz`.
+        ("inference.GRPCInferenceService", "ServerLive" | "ServerReady") => NOTHING,
+        ("inference.GRPCInferenceService", "ServerMetadata") => Asked {
+            need: Need::Token,
+            ..NOTHING
+        },
+        ("inference.GRPCInferenceService", "ModelInfer" | "ModelReady" | "ModelMetadata" | "RepositoryIndex") => {
+            once(Invoke)
+        }
+        ("inference.GRPCInferenceService", "ModelStreamInfer") => stream(Invoke),
 
         ("skep.v1.Beekeeper", "ListModules" | "ListSwarms" | "DescribeSwarm") => once(Read),
         ("skep.v1.Beekeeper", "ListDeadLetters" | "GetState") => once(Read),
@@ -122,9 +139,10 @@ pub fn of(path: &str, takes_events: bool) -> Asked {
         return asked;
     }
     let (need, streams) = match path {
-        "/healthz" | "/readyz" => (Need::Nothing, false),
+        "/healthz" | "/readyz" | "/v2/health/live" | "/v2/health/ready" => (Need::Nothing, false),
         _ if path.starts_with("/grpc.health.v1.Health/") => (Need::Nothing, false),
         _ if path.starts_with("/v1/") => (Need::Role(Role::Invoke), takes_events),
+        _ if path.starts_with("/v2/") => (Need::Role(Role::Invoke), false),
         _ if path.starts_with("/skep.v1.") => (Need::Role(Role::Operator), true),
         // Reflection, and what is not there.
         _ => (Need::Token, true),
@@ -139,15 +157,20 @@ pub fn of(path: &str, takes_events: bool) -> Asked {
 #[cfg(test)]
 mod tests {
     use prost::Message as _;
-    use prost_types::FileDescriptorSet;
+    use prost_types::{FileDescriptorProto, FileDescriptorSet};
 
     use super::*;
 
+    fn files() -> Vec<FileDescriptorProto> {
+        let sets = [skep_proto::DESCRIPTOR, skep_proto::INFERENCE_DESCRIPTOR];
+        let files = sets.map(|set| FileDescriptorSet::decode(set).unwrap().file);
+        files.into_iter().flatten().collect()
+    }
+
     #[test]
     fn every_method_has_its_need_and_says_whether_it_streams() {
-        let set = FileDescriptorSet::decode(skep_proto::DESCRIPTOR).unwrap();
         let mut seen = 0;
-        for file in &set.file {
+        for file in &files() {
             for service in &file.service {
                 for method in &service.method {
                     let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
@@ -185,6 +208,14 @@ mod tests {
         "Secrets/ListSecrets",
         "Audit/ListAudit",
         "Audit/VerifyAudit",
+        "GRPCInferenceService/ServerLive",
+        "GRPCInferenceService/ServerReady",
+        "GRPCInferenceService/ServerMetadata",
+        "GRPCInferenceService/ModelReady",
+        "GRPCInferenceService/ModelMetadata",
+        "GRPCInferenceService/ModelInfer",
+        "GRPCInferenceService/ModelStreamInfer",
+        "GRPCInferenceService/RepositoryIndex",
         "Peer/Counts",
         "Peer/Said",
         "Peer/Recorded",
@@ -193,12 +224,15 @@ mod tests {
 
     #[test]
     fn every_method_that_changes_something_is_recorded() {
-        let set = FileDescriptorSet::decode(skep_proto::DESCRIPTOR).unwrap();
-        for service in set.file.iter().flat_map(|file| &file.service) {
+        let files = files();
+        let services = files
+            .iter()
+            .flat_map(|file| file.service.iter().map(move |service| (file, service)));
+        for (file, service) in services {
             for method in &service.method {
                 let name = format!("{}/{}", service.name(), method.name());
                 let unrecorded = UNRECORDED.contains(&name.as_str());
-                let changes = listed(&format!("/skep.v1.{name}")).unwrap().changes;
+                let changes = listed(&format!("/{}.{name}", file.package())).unwrap().changes;
                 assert_ne!(
                     changes, unrecorded,
                     "{name}: is it recorded, or does it leave everything as it is?"
@@ -218,7 +252,20 @@ mod tests {
             need("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"),
             Need::Token
         );
-        for odd in ["", "/", "//v1/orders", "/V1/orders", "/healthz/", "/v1"] {
+        assert_eq!(need("/v2/models/m/infer"), Need::Role(Role::Invoke));
+        assert_eq!(need("/v2/health/ready"), Need::Nothing);
+        assert_eq!(need("/inference.GRPCInferenceService/ServerLive"), Need::Nothing);
+        assert_eq!(need("/v2/health/ready/"), Need::Role(Role::Invoke));
+        for odd in [
+            "",
+            "/",
+            "//v1/orders",
+            "/V1/orders",
+            "/healthz/",
+            "/v1",
+            "/v2",
+            "/v2x/models",
+        ] {
             assert_eq!(need(odd), Need::Token, "{odd}");
         }
         assert_eq!(need("/healthz"), Need::Nothing);

@@ -11,6 +11,7 @@ use skep_model::env::{OsEntropy, SystemClock};
 use skep_model::id::{CommitId, Incarnation, Token};
 use skep_model::message::{Reply, ReplyResult};
 use skep_model::name::{StageName, TenantId};
+use skep_model::predict::Models;
 use skep_model::scope::{PartitionId, Scope};
 use skep_model::span::NoSpans;
 use skep_model::swarm::{Bound, KeySource};
@@ -55,8 +56,13 @@ impl Node {
 
 /// Subjects: `echo` (pure, answers), `silent` (pure, never answers), `durable` (answers by commits), `keyed` (by `/user`, nobody
 /// reads), `tiny` (an inbox of ten, nobody reads), `leaving` (being deleted), `paused`, `draining`, `judge` (pure; `reject` and `fail`
-/// are what they say). All of the tenant `default`; `acme` and `zeta` have an `echo` each.
+/// are what they say). To a message with the header `show-headers` the pure ones that answer show its headers. All of the tenant `default`; `acme` and `zeta` have an `echo` each.
 pub async fn node(settings: Settings) -> Node {
+    node_with(settings, None).await
+}
+
+/// The same with models.
+pub async fn node_with(settings: Settings, models: Option<Arc<dyn Models>>) -> Node {
     let clock = Arc::new(SystemClock);
     let backend = Memory::new(clock.clone(), Arc::new(OsEntropy));
     let mut table = RouteTable::default();
@@ -179,6 +185,7 @@ pub async fn node(settings: Settings) -> Node {
             listener,
             door: Arc::clone(&door),
             witness: None,
+            models,
             tls: None,
         },
         Arc::clone(&core),
@@ -226,6 +233,16 @@ fn echo_lane(lane: Arc<Lane>, waiters: Arc<Waiters>, judge: Option<StageName>) {
         loop {
             for taken in lane.take(256, 1 << 20) {
                 let Some(request) = taken.message.request else { continue };
+                let headers = &taken.message.headers;
+                if headers.iter().any(|(name, _)| name == "show-headers") {
+                    let shown = serde_json::to_vec(headers).unwrap();
+                    waiters.deliver(Reply {
+                        request: request.id,
+                        result: ReplyResult::Response(shown.into()),
+                        hops: Vec::new(),
+                    });
+                    continue;
+                }
                 let word = String::from_utf8_lossy(&taken.message.payload).into_owned();
                 let failed = judge
                     .clone()
@@ -323,6 +340,23 @@ pub struct Plain {
     pub status: u16,
     pub head: String,
     pub body: String,
+    /// The body as it came.
+    pub bytes: Vec<u8>,
+}
+
+impl Plain {
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {} {}", self.head, self.body))
+    }
+
+    /// A header's value.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let lines = self.head.lines().filter_map(|line| line.split_once(": "));
+        lines
+            .into_iter()
+            .find(|(key, _)| key.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value)
+    }
 }
 
 /// Sends `head` lines and a body on a connection of its own.
@@ -341,11 +375,16 @@ pub async fn http(node: &Node, request: &str, headers: &[(&str, &str)], body: &[
     let _ = socket.write_all(body).await;
     let mut all = Vec::new();
     let _ = socket.read_to_end(&mut all).await;
-    let all = String::from_utf8_lossy(&all).into_owned();
-    let (head, body) = all.split_once("\r\n\r\n").expect("a whole answer");
+    let end = all
+        .windows(4)
+        .position(|four| four == b"\r\n\r\n")
+        .expect("a whole answer");
+    let head = String::from_utf8_lossy(&all[..end]).into_owned();
+    let bytes = all.split_off(end + 4);
     Plain {
         status: head.split(' ').nth(1).unwrap().parse().unwrap(),
-        head: head.to_owned(),
-        body: body.to_owned(),
+        head,
+        body: String::from_utf8_lossy(&bytes).into_owned(),
+        bytes,
     }
 }

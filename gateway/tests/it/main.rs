@@ -6,4 +6,6 @@ mod frames;
 mod grpc;
 mod http;
 mod limits;
+mod models;
+mod oip;
 mod submit;

@@ -380,6 +380,8 @@ pub const CALL_TENSORS_MAX: usize = 1_024;
 pub const CALL_PARAMETERS_MAX: usize = 64;
 /// The JSON of such a call or answer. Text takes some five times its tensor and is read on the node's CPU: what is larger goes in binary.
 pub const CALL_JSON_BYTES_MAX: usize = 16 << 20;
+/// JSON of a call or answer that is read or written beside other calls; more of it has a thread for itself, since it takes milliseconds.
+pub const CALL_JSON_BESIDE_BYTES: usize = 256 << 10;
 /// All of such a call or answer: the largest tensor, and its JSON.
 pub const CALL_BYTES_MAX: usize = TENSOR_BYTES_MAX + (1 << 20);
 /// Objects of `wasi:nn` (tensors, graphs, contexts, errors) that one instance holds. Their bytes count as the instance's memory.

@@ -198,25 +198,14 @@ impl Request {
             };
             OipError::Invalid(format!("the request is no JSON of an inference request: {error}{hint}"))
         })?;
-        for name in ["sequence_id", "sequence_start", "sequence_end"] {
-            match head.parameters.get(name) {
-                // What clients send where nobody asked for a sequence.
-                None | Some(Parameter::Int(0) | Parameter::Bool(false)) => {}
-                Some(Parameter::Text(text)) if text.is_empty() => {}
-                Some(_) => {
-                    return Err(OipError::Unsupported(format!(
-                        "the parameter {name:?} is not supported: calls of a model are independent; state is kept by a stage with a `key`"
-                    )));
-                }
-            }
-        }
+        refuse_call_extensions(&head.parameters)?;
         let binary_all = flag("the request", BINARY_ALL, head.parameters.remove(BINARY_ALL))?.unwrap_or(false);
         let inputs = tensors("input", head.inputs, body, json.len())?;
         let mut outputs: Vec<Wanted> = Vec::with_capacity(head.outputs.len());
         for mut wanted in head.outputs {
             let name = checked_name("output", wanted.name)?;
             let what = format!("output {name:?}");
-            refuse_extensions(&what, &wanted.parameters)?;
+            refuse_tensor_extensions(&what, &wanted.parameters)?;
             if outputs.iter().any(|other| other.name == name) {
                 return Err(OipError::Invalid(format!("output {name:?} is asked for twice")));
             }
@@ -247,17 +236,37 @@ impl Request {
         if self.outputs.is_empty() {
             return Ok(outputs);
         }
+        self.check_outputs(outputs.iter().map(|(name, _)| name.as_str()))?;
         let mut selected = Tensors::with_capacity(self.outputs.len());
         for wanted in &self.outputs {
-            let Some(at) = outputs.iter().position(|(name, _)| *name == wanted.name) else {
-                let left = outputs.iter().chain(&selected);
-                let mut known: Vec<&str> = left.map(|(name, _)| name.as_str()).collect();
-                known.sort_unstable();
-                return Err(no_such_output(&wanted.name, &known));
-            };
-            selected.push(outputs.swap_remove(at));
+            // Each is asked for once, so none is missed.
+            if let Some(at) = outputs.iter().position(|(name, _)| *name == wanted.name) {
+                selected.push(outputs.swap_remove(at));
+            }
         }
         Ok(selected)
+    }
+
+    /// That no other outputs are asked for than there are: to be asked before the work is done.
+    ///
+    /// # Errors
+    /// The first that there is not.
+    pub fn check_outputs<'a>(&self, known: impl Iterator<Item = &'a str> + Clone) -> Result<(), OipError> {
+        let unknown = self
+            .outputs
+            .iter()
+            .find(|wanted| !known.clone().any(|name| name == wanted.name));
+        match unknown {
+            None => Ok(()),
+            Some(wanted) => {
+                let known: Vec<&str> = known.collect();
+                Err(OipError::Invalid(format!(
+                    "there is no output {:?}: the outputs are {}",
+                    wanted.name,
+                    known.join(", ")
+                )))
+            }
+        }
     }
 
     /// How long the caller waits, in milliseconds, rounded up: the parameter `timeout` is in microseconds, and 0 says nothing.
@@ -428,14 +437,11 @@ fn too_much_json(bytes: usize) -> OipError {
     ))
 }
 
-fn no_such_output(name: &str, known: &[&str]) -> OipError {
-    OipError::Invalid(format!(
-        "there is no output {name:?}: the outputs are {}",
-        known.join(", ")
-    ))
-}
-
-fn checked_name(what: &str, name: String) -> Result<String, OipError> {
+/// A tensor's name, if it may be one. `what`: `input` or `output`.
+///
+/// # Errors
+/// It is empty or too long.
+pub fn checked_name(what: &str, name: String) -> Result<String, OipError> {
     if name.is_empty() || name.len() > TENSOR_NAME_BYTES_MAX {
         return Err(OipError::Invalid(format!(
             "an {what}'s name has {} bytes: from 1 to {TENSOR_NAME_BYTES_MAX} are allowed",
@@ -445,8 +451,31 @@ fn checked_name(what: &str, name: String) -> Result<String, OipError> {
     Ok(name)
 }
 
-/// Extensions that change what a tensor is.
-fn refuse_extensions(what: &str, parameters: &Parameters) -> Result<(), OipError> {
+/// That a call asks for no sequence: its parameters.
+///
+/// # Errors
+/// [`OipError::Unsupported`].
+pub fn refuse_call_extensions(parameters: &Parameters) -> Result<(), OipError> {
+    for name in ["sequence_id", "sequence_start", "sequence_end"] {
+        match parameters.get(name) {
+            // What clients send where nobody asked for a sequence.
+            None | Some(Parameter::Int(0) | Parameter::Bool(false)) => {}
+            Some(Parameter::Text(text)) if text.is_empty() => {}
+            Some(_) => {
+                return Err(OipError::Unsupported(format!(
+                    "the parameter {name:?} is not supported: calls of a model are independent; state is kept by a stage with a `key`"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// That a tensor is what it is called: neither in shared memory nor a classification. `what` names it in the error.
+///
+/// # Errors
+/// [`OipError::Unsupported`].
+pub fn refuse_tensor_extensions(what: &str, parameters: &Parameters) -> Result<(), OipError> {
     let unsupported = |why: &str| Err(OipError::Unsupported(format!("{what}: {why}")));
     if parameters.keys().any(|name| name.starts_with("shared_memory_")) {
         return unsupported("shared memory is not supported: send the tensor, in binary where it is large");
@@ -478,7 +507,7 @@ fn tensors(what: &str, heads: Vec<TensorHead<'_>>, body: &Bytes, mut at: usize) 
         if !names.insert(name.clone()) {
             return wrong("is given twice");
         }
-        refuse_extensions(&format!("{what} {name:?}"), &head.parameters)?;
+        refuse_tensor_extensions(&format!("{what} {name:?}"), &head.parameters)?;
         let kind: TensorType = head.datatype.parse().map_err(bad)?;
         let size = match head.parameters.get(BINARY_SIZE) {
             None => None,
