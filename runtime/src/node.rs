@@ -17,6 +17,7 @@ use skep_model::env::{Clock, Entropy, OsEntropy, SystemClock};
 use skep_model::id::NodeId;
 use skep_model::limits::UPLOAD_MS;
 use skep_model::name::TenantId;
+use skep_model::predict::Models;
 use skep_model::span::{NoSpans, SpanSink};
 use skep_stage::{Observer, Seams};
 use skep_topic::Backend;
@@ -268,7 +269,7 @@ impl Node {
             settings.models.backend,
             settings.models.library.clone(),
         );
-        let held = (vault, Arc::clone(&quotas), models);
+        let held = (vault, Arc::clone(&quotas), Arc::clone(&models));
         let supervisor = Supervisor::new(
             catalogs.clone(),
             modules,
@@ -357,7 +358,7 @@ impl Node {
             listener,
             door: Arc::clone(&registry.door),
             witness: Some(audit),
-            models: None,
+            models: Some(models as Arc<dyn Models>),
             tls: tls.as_ref().map(|tls| tls.server()),
         };
         let doors = tokio::spawn(skep_gateway::serve(

@@ -92,11 +92,7 @@ fn write(version: &ModelVersion, outputs: Tensors, form: Form) -> Result<Written
     };
     let response = Response {
         model: version.name.to_string(),
-        version: version
-            .tags
-            .first()
-            .cloned()
-            .unwrap_or_else(|| version.digest.to_string()),
+        version: version.digest.to_string(),
         id: request.id.clone(),
         outputs: request.select(outputs)?,
         ..Response::default()
@@ -187,7 +183,8 @@ mod tests {
         assert!(headers.is_empty());
         let body: serde_json::Value = serde_json::from_str(&body).unwrap();
         assert_eq!(body["model_name"], "m");
-        assert_eq!((&body["model_version"], &body["id"]), (&"v1".into(), &"7".into()));
+        let digest = Digest::of(b"m").to_string();
+        assert_eq!((&body["model_version"], &body["id"]), (&digest.into(), &"7".into()));
         assert_eq!(body["outputs"][0]["data"], serde_json::json!([0.5, 1.5]));
     }
 
