@@ -328,7 +328,7 @@ fn offered(import: &str) -> Result<(), CompileError> {
             Code::ImportNotOffered,
             format!(
                 "the component imports `{import}`, which is not offered to Bees; remove what needs it (offered: skep:bee@0.1.0, \
-                 wasi:config/store@0.2.0-rc.1, wasi:logging@0.1.0-draft, and WASI 0.2 without http)"
+                 wasi:nn@0.2.0-rc-2024-10-28, wasi:config/store@0.2.0-rc.1, wasi:logging@0.1.0-draft, and WASI 0.2 without incoming http)"
             ),
         )
     })

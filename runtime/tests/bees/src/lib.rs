@@ -235,11 +235,19 @@ fn rascal(swarm: &mut Swarm, message: Message) -> skep::Result {
 #[skep::bee]
 fn infer(swarm: &mut Swarm, message: Message) -> skep::Result {
     let (count, data) = message.payload().split_first_chunk().unwrap_or((&[0; 4], &[]));
-    let values: Vec<f32> = data.as_chunks().0.iter().map(|chunk| f32::from_le_bytes(*chunk)).collect();
+    let values: Vec<f32> = data
+        .as_chunks()
+        .0
+        .iter()
+        .map(|chunk| f32::from_le_bytes(*chunk))
+        .collect();
     let mut labels = Vec::new();
     for _ in 0..u32::from_le_bytes(*count) {
         let image = skep::Tensor::f32([values.len() as u64 / 784, 784], &values);
-        labels = skep::model("digits")?.predict([("image", image)])?.get("label")?.i64s()?;
+        labels = skep::model("digits")?
+            .predict([("image", image)])?
+            .get("label")?
+            .i64s()?;
     }
     swarm.respond_json(&labels)?;
     Ok(())
