@@ -10,7 +10,8 @@
 //! - [`door`]: a credential becomes a scope and a role, in front of everything.
 //! - [`call`]: what is asked and answered, as plain values; [`error`]: the one place that knows status codes.
 //! - [`route`]: which subject feeds what; [`core`]: the calls; [`admit`]: how many at once; [`purse`]: what one tenant may have of it;
-//!   [`append`]: many calls in one step; `body`: what is on its way in and out.
+//!   [`append`]: many calls in one step; `body`: what is on its way in and out; `unread`: what
+//!   nobody waited for.
 //! - [`grpc`], [`pipeline`], [`session`]: the gRPC kind, its request stream and its submit stream; [`http`]: the HTTP/JSON kind.
 //! - `oip`: the Open Inference Protocol v2 kind, over both; it reaches the node's models too.
 //! - [`mod@serve`]: one port for both.
@@ -31,6 +32,7 @@ pub mod purse;
 pub mod route;
 pub mod serve;
 mod session;
+mod unread;
 
 pub use call::{Answer, CallError, OutMessage, RequestCall, SubmitCall, Submitted};
 pub use core::{Core, Settings};

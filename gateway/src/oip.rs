@@ -391,37 +391,23 @@ fn unknown_model(name: &str) -> CallError {
     )
 }
 
-/// What clients of Triton may ask for beyond the protocol, by a word of the path, and what there is in its place.
-fn unsupported(path: &str) -> Option<CallError> {
-    let path = path.to_ascii_lowercase();
-    let why = [
-        (
-            "sharedmemory",
-            "shared memory is not supported: send tensors with the call, in binary",
-        ),
-        (
-            "repository",
-            "models are not loaded or unloaded by hand: a call loads what it needs",
-        ),
-        (
-            "/modelconfig",
-            "there is no configuration of Triton's here: the metadata say what a model takes and gives",
-        ),
-        (
-            "/config",
-            "there is no configuration of Triton's here: the metadata say what a model takes and gives",
-        ),
-        (
-            "/modelstatistics",
-            "statistics are not served here: see the node's metrics and `skep usage`",
-        ),
-        (
-            "/stats",
-            "statistics are not served here: see the node's metrics and `skep usage`",
-        ),
-        ("trace", "traces are set for the node, by who runs it"),
-        ("log", "logs are set for the node, by who runs it"),
-    ];
-    let found = why.into_iter().find(|(word, _)| path.contains(word));
-    found.map(|(_, why)| CallError::invalid(UNSUPPORTED, why))
+/// What clients of Triton may ask for beyond the protocol, and what there is in its place. `asked`: a path's word or a method's name.
+fn unsupported(asked: &str) -> Option<CallError> {
+    let asked = asked.to_ascii_lowercase();
+    let why = match asked.as_str() {
+        "config" | "modelconfig" => {
+            "there is no configuration of Triton's here: the metadata say what a model takes and gives"
+        }
+        "stats" | "modelstatistics" => "statistics are not served here: see the node's metrics and `skep usage`",
+        "trace" | "tracesetting" => "traces are set for the node, by who runs it",
+        "logging" | "logsettings" => "logs are set for the node, by who runs it",
+        "load" | "unload" | "repositorymodelload" | "repositorymodelunload" => {
+            "models are not loaded or unloaded by hand: a call loads what it needs"
+        }
+        _ if asked.starts_with("systemsharedmemory") || asked.starts_with("cudasharedmemory") => {
+            "shared memory is not supported: send tensors with the call, in binary"
+        }
+        _ => return None,
+    };
+    Some(CallError::invalid(UNSUPPORTED, why))
 }

@@ -89,7 +89,7 @@ where
             return Either::Right(self.0.call(request));
         }
         let method = path.strip_prefix(SERVICE).unwrap_or_default();
-        let status = match unsupported(&format!("/{method}")) {
+        let status = match unsupported(method) {
             Some(why) => error::status(&why, false),
             None => unknown_method(path),
         };

@@ -4,6 +4,7 @@
 //! and `skep-header-NAME` for Swarms.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -28,7 +29,7 @@ use crate::body::counted;
 use crate::call::{BAD_ENCODING, CallError};
 use crate::core::Visit;
 use crate::http::{Options, Said, put_trace, read_counted};
-use crate::{door, error};
+use crate::{door, error, unread};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const BYTES: HeaderValue = HeaderValue::from_static("application/octet-stream");
@@ -39,6 +40,7 @@ const JSON_LENGTH: HeaderName = HeaderName::from_static(oip::JSON_LENGTH_HEADER)
 const QUESTION_BYTES_MAX: usize = 64 << 10;
 
 pub(crate) fn router(oip: &Arc<Oip>) -> Router {
+    let patience = Duration::from_millis(oip.core.settings().body_timeout_ms);
     Router::new()
         .route("/v2", get(server))
         .route("/v2/", get(server))
@@ -53,6 +55,8 @@ pub(crate) fn router(oip: &Arc<Oip>) -> Router {
         .route("/v2/models/{name}/versions/{version}/infer", post(infer))
         .method_not_allowed_fallback(wrong_method)
         .route("/v2/{*rest}", axum::routing::any(unknown))
+        // A call is refused before its body is read where it can be.
+        .layer(axum::middleware::from_fn_with_state(patience, unread::settle))
         .with_state(Arc::clone(oip))
 }
 
@@ -348,7 +352,7 @@ async fn wrong_method(uri: Uri) -> Response {
 }
 
 async fn unknown(uri: Uri) -> Response {
-    let e = unsupported(uri.path()).unwrap_or_else(|| {
+    let e = asked(uri.path()).and_then(unsupported).unwrap_or_else(|| {
         CallError::not_done(
             ErrorKind::NotFound,
             "unknown-path",
@@ -357,4 +361,46 @@ async fn unknown(uri: Uri) -> Response {
         )
     });
     failure(&e)
+}
+
+/// The word that says what an unknown path is about: behind what it names.
+fn asked(path: &str) -> Option<&str> {
+    let mut words = path.strip_prefix("/v2/")?.split('/').peekable();
+    let first = words.next()?;
+    // Of the repository only models are spoken of.
+    if first == "repository" {
+        words.next_if_eq(&"models")?;
+    } else if first != "models" {
+        return Some(first);
+    }
+    words.next()?;
+    if words.next_if_eq(&"versions").is_some() {
+        words.next()?;
+    }
+    words.next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_paths_are_told_by_their_words_and_not_by_names() {
+        for (path, wanted) in [
+            ("/v2/models/m/stats", Some("stats")),
+            ("/v2/models/m/versions/stats/config", Some("config")),
+            ("/v2/models/trace/other", Some("other")),
+            ("/v2/models/trace", None),
+            ("/v2/models/m/versions", None),
+            ("/v2/repository/models/m/load", Some("load")),
+            ("/v2/repository/other", None),
+            ("/v2/systemsharedmemory/region/r/register", Some("systemsharedmemory")),
+            ("/v2/trace/setting", Some("trace")),
+            ("/v2/", Some("")),
+            ("/v1/trace", None),
+        ] {
+            assert_eq!(asked(path), wanted, "{path}");
+        }
+        assert!(unsupported("trace").is_some() && unsupported("catalog").is_none() && unsupported("").is_none());
+    }
 }

@@ -56,7 +56,8 @@ impl Node {
 
 /// Subjects: `echo` (pure, answers), `silent` (pure, never answers), `durable` (answers by commits), `keyed` (by `/user`, nobody
 /// reads), `tiny` (an inbox of ten, nobody reads), `leaving` (being deleted), `paused`, `draining`, `judge` (pure; `reject` and `fail`
-/// are what they say). To a message with the header `show-headers` the pure ones that answer show its headers. All of the tenant `default`; `acme` and `zeta` have an `echo` each.
+/// are what they say). To a message with the header `show-headers` the pure ones that answer show its headers. All of the tenant `default`; `acme` and `zeta` have an `echo` each, and `lone` is
+/// welcome without a subject.
 pub async fn node(settings: Settings) -> Node {
     node_with(settings, None).await
 }
@@ -167,6 +168,8 @@ pub async fn node_with(settings: Settings, models: Option<Arc<dyn Models>>) -> N
         };
         table.insert(&tenant, Arc::new(route));
     }
+    let lone: TenantId = "lone".parse().unwrap();
+    table.welcome(&lone, Arc::new(Purse::new(lone.clone())));
     let (routes, table) = watch::channel(Arc::new(table));
     let core = Core::new(
         Arc::clone(&backend) as Arc<dyn Backend>,

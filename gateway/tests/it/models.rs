@@ -12,7 +12,7 @@ use skep_model::predict::{Later, ModelVersion, Models, PredictError, Tensors};
 use skep_model::tensor::{Port, Signature, Tensor, TensorType};
 
 /// Of the tenant `default`: `double` (FP32 `x` of two columns to `y`, twice as much, and `sum`, INT64), `echo-TYPE` for each type (`x` to `y`),
-/// `nan`, `slow` (never answers), `broken` (fails), `busy`, `unloadable`. Of `acme`: `secret`.
+/// `nan`, `slow` (never answers), `broken` (fails), `busy`, `unloadable`. Of `acme`: `secret`. Of `lone` and `new`: `only`.
 #[derive(Debug, Default)]
 pub struct Fake {
     /// Calls that run now.
@@ -51,6 +51,7 @@ fn versions(tenant: &str) -> Vec<ModelVersion> {
     if tenant != "default" {
         return match tenant {
             "acme" => vec![model("secret", &["latest"], fp32())],
+            "lone" | "new" => vec![model("only", &["latest"], fp32())],
             _ => Vec::new(),
         };
     }

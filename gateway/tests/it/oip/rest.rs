@@ -543,6 +543,53 @@ async fn bodies_are_bounded_and_what_breaks_off_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn a_refused_caller_keeps_its_connection_or_is_told_that_it_does_not() {
+    let (node, _) = models(Settings {
+        body_timeout_ms: 500,
+        ..Settings::default()
+    })
+    .await;
+    let mut socket = TcpStream::connect(node.address).await.unwrap();
+    // The body comes after the answer could have been given.
+    for (request, status) in [
+        ("POST /v2/models/nothing/infer", " 404 "),
+        ("POST /v2/models/double/versions/No/infer", " 400 "),
+        ("POST /v2/repository/models/m/load", " 501 "),
+        ("POST /v2/models/double", " 405 "),
+        ("POST /v2/nothing", " 404 "),
+        (DOUBLE, " 200 "),
+    ] {
+        let body = x("[1, 2]");
+        let head = format!(
+            "{request} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        socket.write_all(head.as_bytes()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        socket.write_all(body.as_bytes()).await.unwrap();
+        let mut answer = vec![0; 64 << 10];
+        let read = socket.read(&mut answer).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer[..read]);
+        assert!(answer.starts_with(&format!("HTTP/1.1{status}")), "{request}: {answer}");
+        assert!(!answer.contains("connection: close"), "{request}: {answer}");
+    }
+    // Too much to wait for; never whole.
+    for (length, sent) in [(1_000_000, 10), (1_000, 10)] {
+        let mut socket = TcpStream::connect(node.address).await.unwrap();
+        let head = format!("POST /v2/models/nothing/infer HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n");
+        socket.write_all(head.as_bytes()).await.unwrap();
+        socket.write_all(&vec![b' '; sent]).await.unwrap();
+        let mut answer = Vec::new();
+        let _ = socket.read_to_end(&mut answer).await;
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(
+            answer.contains(" 404 ") && answer.contains("connection: close"),
+            "{answer}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_swarm_is_called_by_its_subject() {
     let (node, _) = models(Settings {
         sample_ratio: 1.0,
@@ -632,7 +679,7 @@ async fn a_swarm_is_called_by_its_subject() {
 #[tokio::test]
 async fn a_tenant_sees_its_own_and_nobody_comes_in_without_a_token() {
     let (node, _) = models(Settings::default()).await;
-    let [ours, acme, zeta] = close(&node, ["default", "acme", "zeta"]);
+    let [ours, acme, zeta, lone, new] = close(&node, ["default", "acme", "zeta", "lone", "new"]);
     let body = br#"{"inputs":[{"name":"x","datatype":"FP32","shape":[1],"data":[1]}]}"#;
     for path in [
         "GET /v2/models/double",
@@ -649,6 +696,12 @@ async fn a_tenant_sees_its_own_and_nobody_comes_in_without_a_token() {
     assert_eq!(get(&node, "/v2/health/ready").await.status, 200);
     let bearer = |token: &str| format!("Bearer {token}");
     let (ours, acme, zeta) = (bearer(&ours), bearer(&acme), bearer(&zeta));
+    // Models alone are enough to be let in; until the node has heard of them a caller is told to try again.
+    for (token, status) in [(lone, 200), (new, 503)] {
+        let token = bearer(&token);
+        let answer = http(&node, "POST /v2/models/only/infer", &[("authorization", &token)], body).await;
+        assert_eq!(answer.status, status, "{}", answer.body);
+    }
     let secret = "POST /v2/models/secret/infer";
     assert_eq!(http(&node, secret, &[("authorization", &acme)], body).await.status, 200);
     // Of another tenant, and of nobody.

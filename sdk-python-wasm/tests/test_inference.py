@@ -1,0 +1,147 @@
+"""The Open Inference Protocol from outside: tritonclient as it is published, against a real node."""
+
+from __future__ import annotations
+
+import queue
+from pathlib import Path
+
+import numpy
+import pytest
+import tritonclient.grpc
+import tritonclient.http
+from tritonclient.utils import InferenceServerException
+
+from skep import Admin
+
+BEES = Path(__file__).parent / "inference" / "bees.py"
+
+SWARM = """
+name: inference
+bees:
+  - { name: double, module: inference, input: { gateway: double } }
+  - { name: label, module: inference, input: { gateway: label } }
+  - { name: angry, module: inference, input: { gateway: angry }, retry: { attempts: 1 } }
+"""
+
+ROWS = numpy.array([[1.0, -2.5], [float("inf"), 0.25]], dtype=numpy.float32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def swarm(node):
+    with Admin(node.url) as admin:
+        admin.push(BEES, name="inference")
+        admin.apply(SWARM)
+
+
+@pytest.fixture(params=["http", "grpc"])
+def triton(request, node):
+    """The two clients have one interface, but for a few words."""
+    module = {"http": tritonclient.http, "grpc": tritonclient.grpc}[request.param]
+    client = module.InferenceServerClient(node.url.removeprefix("http://"))
+    client.words = module
+    yield client
+    client.close()
+
+
+def given(words, rows=ROWS, name="x", **how):
+    tensor = words.InferInput(name, list(rows.shape), "FP32")
+    tensor.set_data_from_numpy(rows, **how)
+    return [tensor]
+
+
+def status(error) -> str:
+    """HTTP's, or gRPC's."""
+    return str(error.value.status()).removeprefix("StatusCode.")
+
+
+def test_the_server_says_what_it_is(triton):
+    assert triton.is_server_live() and triton.is_server_ready()
+    said = triton.get_server_metadata()
+    assert (said["name"] if isinstance(said, dict) else said.name) == "skep"
+    assert triton.is_model_ready("subject.double")
+    assert not triton.is_model_ready("subject.nothing") and not triton.is_model_ready("nothing")
+    said = triton.get_model_metadata("subject.double")
+    assert (said["platform"] if isinstance(said, dict) else said.platform) == "skep-swarm"
+    index = triton.get_model_repository_index()
+    names = [entry["name"] for entry in index] if isinstance(index, list) else [entry.name for entry in index.models]
+    assert {"subject.double", "subject.label", "subject.angry"} <= set(names)
+
+
+def test_a_swarm_is_called_as_a_model(triton):
+    answer = triton.infer("subject.double", given(triton.words), request_id="a1")
+    numpy.testing.assert_array_equal(answer.as_numpy("x2"), 2 * ROWS)
+    said = answer.get_response()
+    assert (said["id"] if isinstance(said, dict) else said.id) == "a1"
+    wanted = [triton.words.InferRequestedOutput("x2")]
+    answer = triton.infer("subject.double", given(triton.words), outputs=wanted)
+    numpy.testing.assert_array_equal(answer.as_numpy("x2"), 2 * ROWS)
+
+
+@pytest.mark.parametrize("sent", [True, False])
+@pytest.mark.parametrize("taken", [True, False])
+def test_in_json_and_in_binary(node, sent, taken):
+    finite = ROWS[:1]
+    wanted = [tritonclient.http.InferRequestedOutput("x2", binary_data=taken)]
+    with tritonclient.http.InferenceServerClient(node.url.removeprefix("http://")) as client:
+        answer = client.infer("subject.double", given(tritonclient.http, finite, binary_data=sent), outputs=wanted)
+        numpy.testing.assert_array_equal(answer.as_numpy("x2"), 2 * finite)
+        assert ("data" in answer.get_output("x2")) != taken
+        if not taken:
+            with pytest.raises(InferenceServerException, match="JSON has no word: ask for binary data"):
+                client.infer("subject.double", given(tritonclient.http), outputs=wanted)
+
+
+def test_what_is_no_answer_of_the_protocol_is_one_output(node):
+    with tritonclient.http.InferenceServerClient(node.url.removeprefix("http://")) as client:
+        answer = client.infer("subject.label", given(tritonclient.http, ROWS[:1], binary_data=False))
+        assert answer.as_numpy("response").tolist() == [b'{"label":"bee","inputs":["x"]}']
+
+
+def test_what_goes_wrong_is_said(triton):
+    http = triton.words is tritonclient.http
+    for name, code, says in [
+        ("nothing", "404" if http else "NOT_FOUND", "no model `nothing"),
+        ("subject.nothing", "404" if http else "NOT_FOUND", "no subject `nothing`"),
+        ("subject.angry", "500" if http else "FAILED_PRECONDITION", "stage `angry` failed"),
+    ]:
+        with pytest.raises(InferenceServerException, match=says) as failed:
+            triton.infer(name, given(triton.words))
+        assert status(failed) == code
+    with pytest.raises(InferenceServerException, match="there is no output") as failed:
+        triton.infer("subject.double", given(triton.words), outputs=[triton.words.InferRequestedOutput("y")])
+    assert status(failed) == ("400" if http else "INVALID_ARGUMENT")
+    with pytest.raises(InferenceServerException, match="262144") as failed:
+        triton.infer("subject.double", given(triton.words, numpy.zeros([300, 300], dtype=numpy.float32)))
+    assert status(failed) == ("413" if http else "INVALID_ARGUMENT")
+    with pytest.raises(InferenceServerException, match="sequence_id") as failed:
+        triton.infer("subject.double", given(triton.words), sequence_id=5, sequence_start=True)
+    assert status(failed) == ("501" if http else "UNIMPLEMENTED")
+    for ask in [triton.get_inference_statistics, triton.get_model_config, triton.load_model, triton.get_trace_settings]:
+        with pytest.raises(InferenceServerException) as failed:
+            ask("x")
+        assert status(failed) == ("501" if http else "UNIMPLEMENTED")
+    for ask in [triton.get_system_shared_memory_status, triton.get_log_settings]:
+        with pytest.raises(InferenceServerException) as failed:
+            ask()
+        assert status(failed) == ("501" if http else "UNIMPLEMENTED")
+    if http:
+        with pytest.raises(InferenceServerException, match="compressed") as failed:
+            triton.infer("subject.double", given(triton.words), request_compression_algorithm="gzip")
+        assert status(failed) == "415"
+
+
+def test_a_stream_of_calls(node):
+    answers: queue.Queue = queue.Queue()
+    with tritonclient.grpc.InferenceServerClient(node.url.removeprefix("http://")) as client:
+        client.start_stream(lambda result, error: answers.put((result, error)))
+        for at in range(20):
+            name = "subject.angry" if at == 7 else "subject.double"
+            client.async_stream_infer(name, given(tritonclient.grpc, at * ROWS[:1]), request_id=str(at))
+        for at in range(20):
+            result, error = answers.get(timeout=30)
+            if at == 7:
+                assert result is None and "stage `angry` failed" in str(error)
+            else:
+                assert error is None and result.get_response().id == str(at)
+                numpy.testing.assert_array_equal(result.as_numpy("x2"), 2 * at * ROWS[:1])
+        client.stop_stream()
