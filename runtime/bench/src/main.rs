@@ -6,6 +6,7 @@
 //! - [`load`]: one load generator for both.
 //! - [`sqlite`]: the raw SQLite loops.
 //! - [`redis`]: nodes on a Redis, and the raw loops on the same server.
+//! - [`inference`]: servers of the Open Inference Protocol beside each other.
 //! - [`node`]: starts and feeds a node.
 //! - [`features`]: what each feature of a Swarm costs.
 //! - [`crowd`]: answers in parts, overload, fairness between subjects.
@@ -18,6 +19,7 @@
 mod crowd;
 mod echo;
 mod features;
+mod inference;
 mod load;
 mod node;
 mod python;
@@ -44,6 +46,7 @@ fn main() -> anyhow::Result<()> {
         ["state", bin, bees, keys] => report::state_only(bin.as_ref(), bees.as_ref(), keys.parse()?),
         ["tenants", bin, bees] => report::tenants_only(bin.as_ref(), bees.as_ref()),
         ["versus", old, new, bees] => report::versus([old.as_ref(), new.as_ref()], bees.as_ref()),
+        ["inference", model, input, columns, servers @ ..] => inference::run(model, input, columns, servers),
         ["python", bin, python, rust] => python::run(bin.as_ref(), python.as_ref(), rust.as_ref()),
         _ => bail!("usage: skep-bench report FOLDER_OF_BINARIES TEST_BEES_WASM OUT.md (use ci/bench)"),
     }
