@@ -35,6 +35,8 @@ pub struct NodeModels {
     store: ModuleStore,
     shelf: Arc<Shelf>,
     known: Mutex<Known>,
+    /// Who has models, as of the last look.
+    tenants: Mutex<BTreeSet<TenantId>>,
 }
 
 /// As of one state of the catalog.
@@ -127,6 +129,7 @@ impl NodeModels {
             store,
             shelf,
             known: Mutex::default(),
+            tenants: Mutex::default(),
         })
     }
 
@@ -142,14 +145,17 @@ impl NodeModels {
         self.shelf.stats().models.iter().any(|model| model.digest == place)
     }
 
-    /// Forgets what names mean, if the catalog has changed.
+    /// Forgets what names mean, if the catalog has changed. Answers whether other tenants have models than before.
     ///
     /// # Errors
     /// When the catalog cannot be read.
-    pub async fn look(&self) -> anyhow::Result<()> {
+    pub async fn look(&self) -> anyhow::Result<bool> {
         let number = self.catalogs.number().await?;
-        let mut known = self.known();
-        if known.number != number {
+        {
+            let mut known = self.known();
+            if known.number == number {
+                return Ok(false);
+            }
             let look = known.look + 1;
             *known = Known {
                 look,
@@ -157,7 +163,19 @@ impl NodeModels {
                 ..Known::default()
             };
         }
-        Ok(())
+        let records = self.catalogs.stored_models().await?;
+        let tenant = |key: &str| key.split('/').nth(1)?.parse().ok();
+        let now: BTreeSet<TenantId> = records.iter().filter_map(|(key, _)| tenant(key)).collect();
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = *tenants != now;
+        *tenants = now;
+        Ok(changed)
+    }
+
+    /// Who has models.
+    #[must_use]
+    pub fn tenants(&self) -> BTreeSet<TenantId> {
+        self.tenants.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Lets go of a version that nobody of this tenant can name any more.

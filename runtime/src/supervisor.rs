@@ -212,11 +212,25 @@ impl Supervisor {
     /// When the catalog cannot be read.
     pub async fn reconcile(self: &Arc<Self>) -> anyhow::Result<()> {
         self.vault.look().await?;
-        self.models.look().await?;
+        self.look_at_models().await?;
         let mut names: BTreeSet<SwarmPath> = self.catalogs.swarms().await?.into_keys().collect();
         names.extend(self.fleet.lock().await.swarms.keys().cloned());
         for name in names {
             self.settle(&name).await?;
+        }
+        Ok(())
+    }
+
+    /// Follows what names of models mean, and who has models.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub async fn look_at_models(&self) -> anyhow::Result<()> {
+        if self.models.look().await? {
+            let fleet = self.fleet.lock().await;
+            if !fleet.stopped {
+                self.publish_routes(&fleet);
+            }
         }
         Ok(())
     }
@@ -556,6 +570,9 @@ impl Supervisor {
 
     fn publish_routes(&self, fleet: &Fleet) {
         let mut table = RouteTable::default();
+        for tenant in self.models.tenants() {
+            table.welcome(&tenant, Arc::clone(&self.quotas.of(&tenant).purse));
+        }
         for live in fleet.swarms.values() {
             for subject in live.swarm.subjects() {
                 // Lanes lie in memory: without Bees here there is nobody to read them.

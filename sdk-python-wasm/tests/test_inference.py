@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
-from skep import Admin
+from skep import Admin, Gateway
 
 BEES = Path(__file__).parent / "inference" / "bees.py"
 
@@ -145,3 +146,86 @@ def test_a_stream_of_calls(node):
                 assert error is None and result.get_response().id == str(at)
                 numpy.testing.assert_array_equal(result.as_numpy("x2"), 2 * at * ROWS[:1])
         client.stop_stream()
+
+
+MODELS = Path(__file__).parents[2] / "samples" / "models"
+
+#: A Bee that asks a model, a model between nothing and nothing, and an answer for whoever has no client of the protocol.
+MODEL_SWARM = """
+name: served
+bees:
+  - { name: grade, module: inference, input: { gateway: grade }, models: [flowers, "cancer:v2"], retry: { attempts: 1 } }
+  - { name: bare, model: flowers, input: { gateway: bare } }
+"""
+
+
+@pytest.fixture(scope="module")
+def served(node, swarm):
+    """Models, two versions of one, and Swarms that call them."""
+    for model, name, tag in [("iris", "flowers", "latest"), ("cancer-linear", "cancer", "latest"), ("cancer-mlp", "cancer", "v2")]:
+        node.skep("model", "push", str(MODELS / f"{model}.onnx"), "--name", name, "--tag", tag)
+    with Admin(node.url) as admin:
+        admin.apply(MODEL_SWARM)
+    return json.loads((MODELS / "expected.json").read_text())
+
+
+def rows_of(expected):
+    rows = numpy.array(expected["data"], dtype=numpy.float32).reshape(expected["shape"])
+    return rows, numpy.array(expected["probabilities"], dtype=numpy.float32).reshape(len(rows), -1)
+
+
+def test_a_model_answers_as_its_trainer_says(triton, served):
+    assert triton.is_model_ready("flowers") and triton.is_model_ready("cancer", "v2")
+    said = triton.get_model_metadata("flowers")
+    shape = said["inputs"][0]["shape"] if isinstance(said, dict) else list(said.inputs[0].shape)
+    assert [int(dim) for dim in shape] == [-1, 4]
+    rows, probabilities = rows_of(served["iris"])
+    answer = triton.infer("flowers", given(triton.words, rows, "features"))
+    numpy.testing.assert_allclose(answer.as_numpy("probabilities"), probabilities, atol=1e-5)
+    assert answer.as_numpy("label").tolist() == served["iris"]["label"]
+    for version, of in [("", "cancer-linear"), ("latest", "cancer-linear"), ("v2", "cancer-mlp")]:
+        rows, probabilities = rows_of(served[of])
+        answer = triton.infer("cancer", given(triton.words, rows, "features"), model_version=version)
+        numpy.testing.assert_allclose(answer.as_numpy("probabilities"), probabilities, atol=1e-5)
+    index = triton.get_model_repository_index()
+    names = [entry["name"] for entry in index] if isinstance(index, list) else [entry.name for entry in index.models]
+    assert {"flowers", "cancer", "subject.bare"} <= set(names)
+
+
+def test_a_swarm_that_is_a_model_and_one_that_asks_one(triton, node, served):
+    rows, probabilities = rows_of(served["iris"])
+    answer = triton.infer("subject.bare", given(triton.words, rows, "features"))
+    numpy.testing.assert_allclose(answer.as_numpy("probabilities"), probabilities, atol=1e-5)
+    with Gateway(node.url) as gateway:
+        said = gateway.request({"features": rows.tolist()}, gateway="grade")
+        assert said["labels"] == served["iris"]["label"]
+        numpy.testing.assert_allclose(said["probabilities"], probabilities, atol=1e-5)
+        with pytest.raises(Exception, match=r"FP32 \[any, 4\]"):
+            gateway.request({"features": [[1.0, 2.0]]}, gateway="grade")
+        with pytest.raises(Exception, match="not granted"):
+            gateway.request({"features": rows.tolist(), "model": "wine"}, gateway="grade")
+
+
+def test_what_does_not_fit_a_model_is_told_what_would(triton, served):
+    for rows, name, says in [
+        (ROWS, "features", r"expected FP32 \[any, 4\]"),
+        (numpy.zeros([0, 4], dtype=numpy.float32), "features", "at least one row"),
+        (numpy.zeros([1, 4], dtype=numpy.float32), "x", "no input"),
+    ]:
+        with pytest.raises(InferenceServerException, match=says):
+            triton.infer("flowers", given(triton.words, rows, name))
+    with pytest.raises(InferenceServerException, match="no tag `v9`"):
+        triton.infer("flowers", given(triton.words, ROWS, "features"), model_version="v9")
+    with pytest.raises(InferenceServerException, match="no model `flower`; did you mean `flowers`"):
+        triton.infer("flower", given(triton.words, ROWS, "features"))
+
+
+def test_a_tag_that_moves_is_followed_by_the_next_call(triton, node, served):
+    rows, linear = rows_of(served["cancer-linear"])
+    _, mlp = rows_of(served["cancer-mlp"])
+    ask = lambda: triton.infer("cancer", given(triton.words, rows, "features")).as_numpy("probabilities")
+    numpy.testing.assert_allclose(ask(), linear, atol=1e-5)
+    before = json.loads(node.skep("model", "tag", "cancer:v2", "latest", "-o", "json").stdout)["replaced"]
+    numpy.testing.assert_allclose(ask(), mlp, atol=1e-5)
+    node.skep("model", "tag", f"cancer@{before}", "latest")
+    numpy.testing.assert_allclose(ask(), linear, atol=1e-5)

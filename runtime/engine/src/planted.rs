@@ -22,7 +22,7 @@ pub(crate) fn strike(name: &str) {
 
 /// Trusted, so it need not go to a process of its own.
 async fn module(engine: &Arc<Engine>) -> Module {
-    let wasm = built::zoo();
+    let wasm = built::guest("zoo");
     let compiler = wasmtime::Engine::new(&compiler_config()).unwrap();
     let code = compiler.precompile_component(&wasm).unwrap();
     let artifact = Artifact::new(Sealed::of("zoo", &code).unwrap(), None);

@@ -125,7 +125,7 @@ impl Keeper {
         }
         self.drop_model_bytes(dropped).await?;
         drop(writes);
-        self.supervisor.models.look().await.map_err(internal)?;
+        self.supervisor.look_at_models().await.map_err(internal)?;
         let model = self.one_model(&name).await?;
         let version = model.versions.into_iter().find(|v| v.digest == digest.to_string());
         Ok(v1::PushModelReply {
@@ -237,7 +237,7 @@ impl Keeper {
             Ok((hex, replaced))
         });
         let (hex, replaced) = changed.await.map_err(told)?;
-        self.supervisor.models.look().await.map_err(internal)?;
+        self.supervisor.look_at_models().await.map_err(internal)?;
         Ok(v1::TagModelReply {
             digest: format!("sha256:{hex}"),
             replaced: replaced.map(|hex| format!("sha256:{hex}")).unwrap_or_default(),
@@ -281,7 +281,7 @@ impl Keeper {
             Ok((tags, gone, record.batching))
         });
         let (removed_tags, removed, batching) = changed.await.map_err(told)?;
-        self.supervisor.models.look().await.map_err(internal)?;
+        self.supervisor.look_at_models().await.map_err(internal)?;
         for digest in removed.iter().filter_map(|hex| hex.parse().ok()) {
             self.supervisor.models.forget(digest, batching);
         }
@@ -304,7 +304,7 @@ impl Keeper {
             Ok(())
         });
         changed.await.map_err(told)?;
-        self.supervisor.models.look().await.map_err(internal)?;
+        self.supervisor.look_at_models().await.map_err(internal)?;
         self.one_model(&name).await
     }
 

@@ -3,7 +3,7 @@
 import json
 import struct
 
-from skep import Message, Swarm, register_bee
+from skep import Message, Swarm, model, register_bee
 
 
 def flat(data):
@@ -43,3 +43,10 @@ def label(swarm: Swarm, payload, context):
 @register_bee(name="angry")
 def angry(swarm: Swarm, payload: bytes, context):
     raise ValueError("no such flower")
+
+
+@register_bee(name="grade")
+def grade(swarm: Swarm, payload, context):
+    """Asks a model that the manifest grants, or is to grant."""
+    answer = model(payload.get("model", "flowers")).predict({"features": payload["features"]})
+    swarm.respond({"labels": answer["label"].tolist(), "probabilities": answer["probabilities"].tolist()})
