@@ -197,7 +197,7 @@ def test_a_swarm_that_is_a_model_and_one_that_asks_one(triton, node, served):
     answer = triton.infer("subject.bare", given(triton.words, rows, "features"))
     numpy.testing.assert_allclose(answer.as_numpy("probabilities"), probabilities, atol=1e-5)
     with Gateway(node.url) as gateway:
-        said = gateway.request({"features": rows.tolist()}, gateway="grade")
+        said = gateway.request({"features": rows.tolist()}, gateway="grade").payload
         assert said["labels"] == served["iris"]["label"]
         numpy.testing.assert_allclose(said["probabilities"], probabilities, atol=1e-5)
         with pytest.raises(Exception, match=r"FP32 \[any, 4\]"):
