@@ -437,6 +437,11 @@ fn models(
         }
         _ => {}
     }
+    // The process that looks at uploads works elsewhere.
+    let library = match library.map(std::path::absolute).transpose() {
+        Ok(library) => library,
+        Err(e) => return wrong(format!("`onnxruntime`: {e}"), "give the file's whole path"),
+    };
     let threads = threads.unwrap_or(default.threads);
     if threads > THREADS_MAX {
         return wrong(

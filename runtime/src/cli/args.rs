@@ -592,6 +592,18 @@ pub struct Stores {
     /// Where modules are: s3://BUCKET/PREFIX (credentials by AWS_*), or a folder that all nodes share; --data by default
     #[arg(long, env = "SKEP_ARTIFACTS", hide_env_values = true, value_name = "URL")]
     pub artifacts: Option<Hidden>,
+    /// What runs models; auto by default
+    #[arg(long, env = "SKEP_INFERENCE", hide_env_values = true, value_enum)]
+    pub inference: Option<Inference>,
+    /// The library of ONNX Runtime, libonnxruntime.so.*: faster than what is built in for large models
+    #[arg(long, env = "SKEP_ONNXRUNTIME", hide_env_values = true, value_name = "FILE")]
+    pub onnxruntime: Option<PathBuf>,
+    /// Threads that run models; half of the cores by default
+    #[arg(long, env = "SKEP_MODEL_THREADS", hide_env_values = true, value_name = "N")]
+    pub model_threads: Option<usize>,
+    /// What loaded models may take together; 2GiB by default. The one used longest ago goes first
+    #[arg(long, env = "SKEP_MODEL_MEMORY", hide_env_values = true, value_name = "SIZE")]
+    pub model_memory: Option<String>,
 }
 
 impl Stores {
@@ -603,6 +615,10 @@ impl Stores {
             backend: self.backend,
             gate: self.gate,
             artifacts: self.artifacts,
+            inference: self.inference,
+            onnxruntime: self.onnxruntime,
+            model_threads: self.model_threads,
+            model_memory: self.model_memory,
             ..Layer::default()
         };
         (self.config, layer)
@@ -673,18 +689,6 @@ pub struct Serve {
     /// Listen where other machines can reach it even without TLS or tokens
     #[arg(long, env = "SKEP_ALLOW_INSECURE", hide_env_values = true)]
     pub allow_insecure: bool,
-    /// What runs models; auto by default
-    #[arg(long, env = "SKEP_INFERENCE", hide_env_values = true, value_enum)]
-    pub inference: Option<Inference>,
-    /// The library of ONNX Runtime, libonnxruntime.so.*: faster than what is built in for large models
-    #[arg(long, env = "SKEP_ONNXRUNTIME", hide_env_values = true, value_name = "FILE")]
-    pub onnxruntime: Option<PathBuf>,
-    /// Threads that run models; half of the cores by default
-    #[arg(long, env = "SKEP_MODEL_THREADS", hide_env_values = true, value_name = "N")]
-    pub model_threads: Option<usize>,
-    /// What loaded models may take together; 2GiB by default. The one used longest ago goes first
-    #[arg(long, env = "SKEP_MODEL_MEMORY", hide_env_values = true, value_name = "SIZE")]
-    pub model_memory: Option<String>,
     /// How the node's own log is written on stderr; text by default
     #[arg(long, env = "SKEP_LOG_FORMAT", hide_env_values = true, value_enum)]
     pub log_format: Option<LogFormat>,
@@ -716,10 +720,6 @@ impl Serve {
             bootstrap_token: self.bootstrap_token,
             secrets_key_file: self.secrets_key_file,
             allow_insecure: self.allow_insecure,
-            inference: self.inference,
-            onnxruntime: self.onnxruntime,
-            model_threads: self.model_threads,
-            model_memory: self.model_memory,
             ..stores
         };
         (config, layer)

@@ -135,9 +135,10 @@ pub async fn restore(args: args::Restore, node: &str, out: Printer) -> Outcome {
 
 fn line(contents: &v1::BackupContents) -> String {
     format!(
-        "{} and {}, {}, taken {} by skep {}",
+        "{}, {} and {}, {}, taken {} by skep {}",
         count(contents.swarms.len() as u64, "Swarm"),
         count(contents.modules, "module"),
+        count(contents.models, "model"),
         size(contents.bytes),
         time(contents.taken_ms),
         contents.version,

@@ -64,10 +64,11 @@ pub async fn tenant(args: args::Tenant, node: &str, out: Printer) -> Outcome {
                 return out.document(&as_json(&gone));
             }
             out.line(&format!(
-                "tenant {} is gone, with {}, {} and {}",
+                "tenant {} is gone, with {}, {}, {} and {}",
                 gone.name,
                 count(gone.swarms, "Swarm"),
                 count(gone.modules, "module"),
+                count(gone.models, "model"),
                 count(gone.tokens, "token"),
             ))
         }
@@ -114,6 +115,7 @@ fn tenants(all: Vec<v1::Tenant>, out: Printer) -> Outcome {
             if t.deleting { "deleting" } else { "active" }.to_owned(),
             t.swarms.to_string(),
             t.modules.to_string(),
+            t.models.to_string(),
             t.tokens.to_string(),
             if t.created_ms == 0 {
                 String::new()
@@ -123,7 +125,7 @@ fn tenants(all: Vec<v1::Tenant>, out: Printer) -> Outcome {
         ]
     });
     out.table_of_lines(
-        &["TENANT", "STATE", "SWARMS", "MODULES", "TOKENS", "CREATED"],
+        &["TENANT", "STATE", "SWARMS", "MODULES", "MODELS", "TOKENS", "CREATED"],
         rows.collect(),
     )
 }

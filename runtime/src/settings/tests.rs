@@ -198,3 +198,44 @@ fn the_list_of_keys_is_whole() {
     }
     assert_eq!(told.matches('`').count(), 2 * (KEYS.len() + 1), "{told}");
 }
+
+#[test]
+fn what_runs_models_is_said_or_refused() {
+    let models = |change: fn(&mut Layer)| with(change).map(|settings| settings.models);
+    assert_eq!(models(|_| {}).unwrap(), ModelSettings::default());
+    let some = models(|layer| {
+        layer.onnxruntime = Some("lib/libonnxruntime.so".into());
+        layer.model_threads = Some(3);
+        layer.model_memory = Some("512MiB".into());
+    })
+    .unwrap();
+    assert_eq!((some.threads(), some.memory_bytes), (3, 512 << 20));
+    // The process that looks at uploads works in another folder.
+    let library = some.library.unwrap();
+    assert!(
+        library.is_absolute() && library.ends_with("lib/libonnxruntime.so"),
+        "{library:?}"
+    );
+    type Change = fn(&mut Layer);
+    let cases: [(Change, &str); 6] = [
+        (
+            |layer| layer.inference = Some(Inference::Onnxruntime),
+            "no library is named",
+        ),
+        (
+            |layer| {
+                layer.inference = Some(Inference::Tract);
+                layer.onnxruntime = Some("lib.so".into());
+            },
+            "leave one out",
+        ),
+        (|layer| layer.model_threads = Some(257), "at most 256"),
+        (|layer| layer.model_memory = Some("5".into()), "with its unit"),
+        (|layer| layer.model_memory = Some("1KiB".into()), "from 1MiB"),
+        (|layer| layer.model_memory = Some("2TiB".into()), "to 1024GiB"),
+    ];
+    for (change, says) in cases {
+        let Wrong { what, remedy } = with(change).unwrap_err();
+        assert!(format!("{what}; {remedy}").contains(says), "{what}; {remedy}");
+    }
+}

@@ -267,7 +267,7 @@ async fn two_tenants_share_a_node_and_see_nothing_of_each_other() {
     // A tenant goes with all that it has, and no other.
     let refused = node.cli_as(&operator, &["tenant", "delete", "acme"]);
     assert_eq!(refused.status.code(), Some(5));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("2 Swarms and 1 module"));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("2 Swarms, 1 module and 0 models"));
     assert_eq!(ask_as(&node, &acme, "orders", "k").await.unwrap(), "4");
     node.cli_ok_as(&operator, &["tenant", "delete", "acme", "--purge"]);
     assert_eq!(

@@ -110,7 +110,7 @@ async fn goes_on(from: On, to: On) {
     }
     let told = taking.await.unwrap();
     assert!(
-        told.contains("ledger") && told.contains("1 Swarm and 1 module"),
+        told.contains("ledger") && told.contains("1 Swarm, 1 module and 0 models"),
         "{told}"
     );
     stop += 500;
@@ -125,7 +125,7 @@ async fn goes_on(from: On, to: On) {
     let node = place.start("");
     let told = node.cli_ok(&["restore", &file]);
     assert!(
-        told.contains("ledger") && told.contains("1 Swarm and 1 module"),
+        told.contains("ledger") && told.contains("1 Swarm, 1 module and 0 models"),
         "{told}"
     );
     let high = gap(&node, durable + 1).await;
@@ -150,7 +150,10 @@ async fn goes_on(from: On, to: On) {
     let refused = node.cli(&["restore", &file]);
     assert_eq!(refused.status.code(), Some(5));
     let why = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(why.contains("not empty: it has 1 Swarm and 1 module"), "{why}");
+    assert!(
+        why.contains("not empty: it has 1 Swarm, 1 module and 0 models"),
+        "{why}"
+    );
     assert!(node.stop().success());
 }
 

@@ -177,11 +177,17 @@ bees:
     };
     assert_eq!(refused.outcome, Outcome::NotDone, "{refused}");
     assert!(refused.to_string().contains("maxmemory"), "{refused}");
-    let seen = node.cli(&["submit", "wide", "one more", "--key", "k"]);
-    assert!(
-        !seen.status.success() && String::from_utf8_lossy(&seen.stderr).contains("raise maxmemory"),
-        "{seen:?}"
-    );
+    // What Redis counts falls a little when buffers of connections are given back, so some more may fit before the next is refused.
+    let large = "x".repeat(64 << 10);
+    let seen = loop {
+        let seen = node.cli(&["submit", "wide", &large, "--key", &format!("m{taken:05}")]);
+        if !seen.status.success() {
+            break String::from_utf8_lossy(&seen.stderr).into_owned();
+        }
+        taken += 1;
+        assert!(taken < 2_000, "48 MB never get full");
+    };
+    assert!(seen.contains("raise maxmemory"), "{seen}");
     // Fuller than full: what waits is worked off all the same.
     redis.cli(&["CONFIG", "SET", "maxmemory", "16mb"]);
     node.cli_ok(&["resume", "wide"]);
