@@ -717,18 +717,20 @@ class RestoreRequest(_message.Message):
     def __init__(self, chunk: _Optional[bytes] = ...) -> None: ...
 
 class BackupContents(_message.Message):
-    __slots__ = ("taken_ms", "version", "swarms", "modules", "bytes")
+    __slots__ = ("taken_ms", "version", "swarms", "modules", "bytes", "models")
     TAKEN_MS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SWARMS_FIELD_NUMBER: _ClassVar[int]
     MODULES_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
     taken_ms: int
     version: str
     swarms: _containers.RepeatedCompositeFieldContainer[BackupSwarm]
     modules: int
     bytes: int
-    def __init__(self, taken_ms: _Optional[int] = ..., version: _Optional[str] = ..., swarms: _Optional[_Iterable[_Union[BackupSwarm, _Mapping]]] = ..., modules: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+    models: int
+    def __init__(self, taken_ms: _Optional[int] = ..., version: _Optional[str] = ..., swarms: _Optional[_Iterable[_Union[BackupSwarm, _Mapping]]] = ..., modules: _Optional[int] = ..., bytes: _Optional[int] = ..., models: _Optional[int] = ...) -> None: ...
 
 class BackupSwarm(_message.Message):
     __slots__ = ("name", "revision", "unread", "parked", "timers", "dead", "keys", "calls")
