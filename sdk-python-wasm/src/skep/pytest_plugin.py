@@ -4,6 +4,12 @@
         built = skep_engine("hello.py")
         messages = [{"name": "Bee"}]
         assert built.outcomes("hello", messages) == dev_swarm.outcomes("hello", messages)
+
+and a node of the test's own, for a Swarm as a whole:
+
+    def test_the_swarm(skep_node):
+        skep_node.skep("up", ".", "--once", "--node", skep_node.url)
+        assert Gateway(skep_node.url).request("hello", {"name": "Bee"}).payload == {"greeting": "Hello Bee"}
 """
 
 from __future__ import annotations
@@ -12,8 +18,9 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +54,55 @@ def skep_engine(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str
         return Component(out, binary)
 
     return build
+
+
+@pytest.fixture
+def skep_node(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Node]:
+    """A real node, empty, on a free port of this machine; it ends with the test. Skips where there is no ``skep`` (``SKEP_BIN``)."""
+    binary = find_skep()
+    if binary is None:
+        pytest.skip("no `skep` on PATH or in SKEP_BIN, which would be the node")
+    with open(tmp_path / "node.log", "w+") as log:
+        command = [binary, "serve", "--data", str(tmp_path / "data"), "--listen", "127.0.0.1:0", "--no-admin"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        assert process.stdout is not None
+        try:
+            # `skep 0.1.0 serves http://127.0.0.1:34567`, once it does.
+            first = process.stdout.readline()
+            if " serves " not in first:
+                log.seek(0)
+                raise RuntimeError(f"skep serve: {log.read().strip() or 'it ended and said nothing'}")
+            yield Node(first.split()[-1], request.path.parent, binary)
+        finally:
+            process.terminate()
+            try:
+                process.wait(NODE_STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            process.stdout.close()
+
+
+#: A node that stops works off what it has begun; it needs a second.
+NODE_STOP_S = 60
+
+
+class Node:
+    """A node of one test; commands run in the folder of the test's file."""
+
+    def __init__(self, url: str, folder: Path, binary: str) -> None:
+        self.url = url
+        self._folder = folder
+        self._binary = binary
+
+    def skep(self, *arguments: str) -> str:
+        """Runs ``skep`` with these arguments against the node, and gives what it printed. RuntimeError: it failed, and what it said."""
+        # What builds Python files is what runs the test.
+        env = {**os.environ, "SKEP_NODE": self.url, "SKEP_PY": f"{sys.executable} -m skep"}
+        ran = subprocess.run([self._binary, *arguments], cwd=self._folder, env=env, capture_output=True, text=True)
+        if ran.returncode != 0:
+            raise RuntimeError(f"skep {' '.join(arguments)}: {ran.stderr.strip()}")
+        return ran.stdout
 
 
 def find_skep() -> str | None:
