@@ -59,6 +59,9 @@ pub struct ModelRecord {
 pub struct ModelKept {
     pub size: u64,
     pub pushed_ms: u64,
+    /// When a tag last went from it; 0: none did.
+    #[serde(default)]
+    pub left_ms: u64,
     /// As the confined process found it.
     pub described: Described,
 }

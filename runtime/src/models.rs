@@ -44,7 +44,8 @@ pub struct NodeModels {
 struct Known {
     /// Another each time that all is forgotten: what was read before is not remembered after.
     look: u64,
-    number: u64,
+    /// None: nobody has looked.
+    number: Option<u64>,
     models: HashMap<TenantId, HashMap<ModelName, Option<Arc<Meaning>>>>,
     count: usize,
 }
@@ -151,19 +152,19 @@ impl NodeModels {
     /// When the catalog cannot be read.
     pub async fn look(&self) -> anyhow::Result<bool> {
         let number = self.catalogs.number().await?;
+        if self.known().number == Some(number) {
+            return Ok(false);
+        }
+        let records = self.catalogs.stored_models().await?;
         {
             let mut known = self.known();
-            if known.number == number {
-                return Ok(false);
-            }
             let look = known.look + 1;
             *known = Known {
                 look,
-                number,
+                number: Some(number),
                 ..Known::default()
             };
         }
-        let records = self.catalogs.stored_models().await?;
         let tenant = |key: &str| key.split('/').nth(1)?.parse().ok();
         let now: BTreeSet<TenantId> = records.iter().filter_map(|(key, _)| tenant(key)).collect();
         let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);

@@ -208,13 +208,22 @@ impl Shelf {
                 }
                 return Ok(lease);
             }
-            let mut watched = match self.begin(digest)? {
+            let begun = self.begin(digest)?;
+            let _waits = Waits(self);
+            let mut watched = match begun {
                 Begin::Wait(watched) => watched,
                 Begin::Load(done, watched) => {
                     let Some(read) = read.take() else {
-                        // It was loaded for this call and is gone already: there is no room for it beside others.
-                        drop(done);
-                        return Err(self.over_budget(0));
+                        // It was loaded for this call and is gone already: there is no room for it beside others. The entry goes, so that
+                        // the next call tries anew.
+                        let error = self.over_budget(0);
+                        let guard = Loading {
+                            shelf: self,
+                            digest,
+                            done: Some(done),
+                        };
+                        guard.end(Err(error.clone()));
+                        return Err(error);
                     };
                     let shelf = Arc::clone(self);
                     tokio::spawn(async move {
@@ -229,7 +238,6 @@ impl Shelf {
                     watched
                 }
             };
-            let _waits = Waits(self);
             match watched.wait_for(Option::is_some).await.map(|ended| ended.clone()) {
                 Ok(Some(Ok(()))) => {}
                 Ok(Some(Err(error))) => return Err(error),

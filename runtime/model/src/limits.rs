@@ -359,7 +359,9 @@ pub const MODELS_MAX: usize = 1_000;
 pub const MODEL_TAGS_MAX: usize = 100;
 pub const MODEL_LOOSE_VERSIONS_MAX: usize = 3;
 /// Uploads of models that a node receives at once: each may hold the largest model in memory.
-pub const MODEL_UPLOADS_MAX: usize = 2;
+pub const MODEL_UPLOADS_MAX: usize = 4;
+/// What a client sends of a model in a second, at least.
+pub const MODEL_UPLOAD_BYTES_PER_S_MIN: u64 = 512 << 10;
 /// What names of models mean, as a node remembers it between two changes of the catalog.
 pub const MODEL_NAMES_KEPT_MAX: usize = 10_000;
 /// Messages that a built-in `batch` puts together, and how long the first waits.

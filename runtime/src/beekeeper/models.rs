@@ -1,13 +1,15 @@
 //! The service of models: pushing, listing, tagging and removing them, and how their calls run together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use skep_inference::Policy;
 use skep_inference::limits::{BATCH_ROWS_DEFAULT, BATCH_ROWS_MAX, BATCH_WAIT_US_MAX};
+use skep_model::access::Role;
 use skep_model::id::Digest;
 use skep_model::limits::{MODEL_LOOSE_VERSIONS_MAX, MODEL_TAGS_MAX, MODEL_UPLOADS_MAX, MODELS_MAX};
-use skep_model::name::{ModelName, ModelRef, SwarmName, Tag, Version};
+use skep_model::name::{ModelName, ModelRef, SwarmName, Tag, TenantId, Version};
 use skep_model::swarm::Swarm;
 use skep_model::tensor::{Port, Signature};
 use skep_proto::v1;
@@ -23,18 +25,44 @@ use crate::wording::instead;
 
 static UPLOADS: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(MODEL_UPLOADS_MAX);
 
+/// Who uploads: one at a time of a tenant, so that none keeps the others out.
+static UPLOADING: Mutex<BTreeSet<TenantId>> = Mutex::new(BTreeSet::new());
+
+/// Since when a store may have models: a node below it would leave them behind when their tenant goes.
+const LEVEL: u32 = 2;
+
+/// A tenant's place among those who upload.
+struct Uploading(TenantId);
+
+impl Uploading {
+    fn of(tenant: &TenantId) -> Option<Self> {
+        let mut all = UPLOADING.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert(tenant.clone()).then(|| Self(tenant.clone()))
+    }
+}
+
+impl Drop for Uploading {
+    fn drop(&mut self) {
+        let mut all = UPLOADING.lock().unwrap_or_else(PoisonError::into_inner);
+        all.remove(&self.0);
+    }
+}
+
 #[tonic::async_trait]
 impl Models for Desk {
     async fn push_model(&self, request: Request<Streaming<v1::PushModelRequest>>) -> Reply<v1::PushModelReply> {
+        let this = self.of(&request)?;
+        let own = Uploading::of(this.catalog.tenant()).ok_or_else(|| {
+            Status::resource_exhausted("your tenant uploads a model already: try again when that is done")
+        })?;
         let place = UPLOADS.try_acquire().map_err(|_| {
             Status::resource_exhausted(format!(
                 "{MODEL_UPLOADS_MAX} uploads of models are under way, no more fit: try again soon"
             ))
         })?;
-        let this = self.of(&request)?;
         let upload = uploads::receive(request.into_inner(), this.upload).await?;
         let pushed = detached(async move {
-            let _place = place;
+            let _places = (place, own);
             this.push_model(upload).await
         });
         pushed.await.map(Response::new)
@@ -71,6 +99,12 @@ impl Keeper {
         let tag = uploads::tag(&header)?;
         let batching = header.batching.map(policy).transpose()?;
         let (size, hex) = (bytes.len() as u64, digest.to_hex());
+        if self.members.level() < LEVEL {
+            return Err(Status::failed_precondition(format!(
+                "models need a store of level {LEVEL}, and this one is at {}: it rises once all nodes have been upgraded",
+                self.members.level()
+            )));
+        }
         // Before the work, and again where nobody else can come between.
         self.room_for(&hex, size).await?;
         let began = Instant::now();
@@ -98,9 +132,11 @@ impl Keeper {
             record.versions.entry(hex.clone()).or_insert_with(|| ModelKept {
                 size,
                 pushed_ms,
+                left_ms: 0,
                 described: described.clone(),
             });
             let replaced = record.tags.insert(tag.to_string(), hex.clone());
+            left(record, replaced.as_ref(), pushed_ms);
             let changes = replaced
                 .as_ref()
                 .and_then(|before| record.versions.get(before))
@@ -118,14 +154,21 @@ impl Keeper {
             dropped = superseded(&name, record, swarms);
             Ok((known, replaced, changes))
         });
-        let (known, replaced, changes) = changed.await.map_err(told)?;
+        let (known, replaced, changes) = match changed.await {
+            Ok(changed) => changed,
+            Err(e) => {
+                // Nobody names what was stored.
+                self.drop_model_bytes(vec![hex]).await?;
+                return Err(told(e));
+            }
+        };
         // Another node may have dropped the same bytes before it could see the record: see `drop_bytes`.
         if !store.has(&digest).await.map_err(internal)? {
             store.put(&digest, bytes).await.map_err(internal)?;
         }
         self.drop_model_bytes(dropped).await?;
         drop(writes);
-        self.supervisor.look_at_models().await.map_err(internal)?;
+        self.look_at_models().await;
         let model = self.one_model(&name).await?;
         let version = model.versions.into_iter().find(|v| v.digest == digest.to_string());
         Ok(v1::PushModelReply {
@@ -194,7 +237,9 @@ impl Keeper {
                 nodes: described.nodes as u64,
                 weights: described.weights_bytes,
                 batchable: described.batchable,
-                loaded: digest.is_some_and(|digest| self.supervisor.models.is_loaded(digest, record.batching)),
+                // Whether others use the same bytes is no tenant's to know.
+                loaded: self.caller.role.covers(Role::Operator)
+                    && digest.is_some_and(|digest| self.supervisor.models.is_loaded(digest, record.batching)),
                 granted,
             }
         });
@@ -215,6 +260,7 @@ impl Keeper {
         let tag: Tag = asked.tag.parse().map_err(|e| invalid(format!("tag: {e}")))?;
         let wanted = version(&asked.version)?;
         let absent = self.no_such_model(&name).await?;
+        let now_ms = self.clock.now_ms();
         let _writes = self.supervisor.writes.lock().await;
         let changed = self.catalog.change_model(&name, |record, _| {
             if record.versions.is_empty() {
@@ -234,10 +280,11 @@ impl Keeper {
                 ))
                 .into());
             }
+            left(record, replaced.as_ref(), now_ms);
             Ok((hex, replaced))
         });
         let (hex, replaced) = changed.await.map_err(told)?;
-        self.supervisor.look_at_models().await.map_err(internal)?;
+        self.look_at_models().await;
         Ok(v1::TagModelReply {
             digest: format!("sha256:{hex}"),
             replaced: replaced.map(|hex| format!("sha256:{hex}")).unwrap_or_default(),
@@ -281,7 +328,7 @@ impl Keeper {
             Ok((tags, gone, record.batching))
         });
         let (removed_tags, removed, batching) = changed.await.map_err(told)?;
-        self.supervisor.look_at_models().await.map_err(internal)?;
+        self.look_at_models().await;
         for digest in removed.iter().filter_map(|hex| hex.parse().ok()) {
             self.supervisor.models.forget(digest, batching);
         }
@@ -304,8 +351,18 @@ impl Keeper {
             Ok(())
         });
         changed.await.map_err(told)?;
-        self.supervisor.look_at_models().await.map_err(internal)?;
+        self.look_at_models().await;
         self.one_model(&name).await
+    }
+
+    /// So that the next call here meets what was written. If the catalog cannot be read now, this node hears of it as the others do.
+    async fn look_at_models(&self) {
+        if let Err(error) = self.supervisor.look_at_models().await {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "what models are named by is looked at later"
+            );
+        }
     }
 
     /// The bytes of versions that a record lost, as [`Keeper::drop_bytes`]. Under `writes`.
@@ -356,14 +413,19 @@ fn names(model: &ModelRef, name: &ModelName, hex: &str) -> bool {
 fn granted(swarms: &BTreeMap<SwarmName, SwarmRecord>, such: impl Fn(&ModelRef) -> bool) -> Vec<String> {
     let stages = swarms.values().flat_map(|record| {
         let of = &record.swarm.name;
-        let stages = record
-            .swarm
-            .stages
-            .iter()
-            .filter(|stage| stage.models.iter().any(&such));
+        let draining = record.draining.values().map(|left| &left.stage);
+        let stages = record.swarm.stages.iter().chain(draining);
+        let stages = stages.filter(|stage| stage.models.iter().any(&such));
         stages.map(move |stage| format!("{of}/{}", stage.name))
     });
     stages.collect()
+}
+
+/// A tag has gone from a version, which is what somebody may want back: it counts as new.
+fn left(record: &mut ModelRecord, hex: Option<&String>, now_ms: u64) {
+    if let Some(kept) = hex.and_then(|hex| record.versions.get_mut(hex)) {
+        kept.left_ms = now_ms;
+    }
 }
 
 /// Takes out versions that nobody names, all but the newest few.
@@ -373,7 +435,7 @@ fn superseded(name: &ModelName, record: &mut ModelRecord, swarms: &BTreeMap<Swar
         .iter()
         .filter(|(hex, _)| !record.tags.values().any(|to| to == *hex))
         .filter(|(hex, _)| granted(swarms, |model| names(model, name, hex)).is_empty())
-        .map(|(hex, kept)| (kept.pushed_ms, hex.clone()))
+        .map(|(hex, kept)| (kept.pushed_ms.max(kept.left_ms), hex.clone()))
         .collect();
     loose.sort();
     loose.truncate(loose.len().saturating_sub(MODEL_LOOSE_VERSIONS_MAX));

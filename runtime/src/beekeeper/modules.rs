@@ -75,8 +75,7 @@ impl Keeper {
         let mut dropped = Vec::new();
         let sends_http = module.sends_http();
         let mut sent_before = false;
-        let (known, replaced) = self.catalog
-            .change_module(&name, |record, swarms| {
+        let changed = self.catalog.change_module(&name, |record, swarms| {
                 let known = record.versions.contains_key(&hex);
                 record.versions.entry(hex.clone()).or_insert_with(|| ModuleVersion {
                     size,
@@ -96,8 +95,15 @@ impl Keeper {
                 dropped = superseded(record, swarms);
                 Ok((known, replaced))
             })
-            .await
-            .map_err(told)?;
+            .await;
+        let (known, replaced) = match changed {
+            Ok(changed) => changed,
+            Err(e) => {
+                // Nobody names what was stored.
+                self.drop_bytes(vec![hex]).await?;
+                return Err(told(e));
+            }
+        };
         // Another node may have dropped the same bytes before it could see the record: see `drop_bytes`.
         if !self.store.has(&digest).await.map_err(internal)? {
             self.store.put(&digest, bytes).await.map_err(internal)?;

@@ -6,7 +6,7 @@ use bytes::BytesMut;
 use skep_inference::limits::MODEL_BYTES_MAX;
 use skep_model::Bytes;
 use skep_model::id::Digest;
-use skep_model::limits::{UPLOAD_BYTES_MAX, UPLOAD_BYTES_PER_S_MIN};
+use skep_model::limits::{MODEL_UPLOAD_BYTES_PER_S_MIN, UPLOAD_BYTES_MAX, UPLOAD_BYTES_PER_S_MIN};
 use skep_model::name::{BadName, Tag};
 use skep_proto::v1;
 use tonic::{Status, Streaming};
@@ -43,6 +43,8 @@ pub(super) trait Header {
     const NOUN: &'static str;
     /// Bytes of the largest.
     const MOST: usize;
+    /// What a client has to send in a second: it holds a place of few.
+    const BYTES_PER_S_MIN: u64;
 
     /// 0: unknown.
     fn size(&self) -> u64;
@@ -68,6 +70,7 @@ impl Message for v1::PushModuleRequest {
 impl Header for v1::PushHeader {
     const NOUN: &'static str = "module";
     const MOST: usize = UPLOAD_BYTES_MAX;
+    const BYTES_PER_S_MIN: u64 = UPLOAD_BYTES_PER_S_MIN;
 
     fn size(&self) -> u64 {
         self.size
@@ -100,6 +103,7 @@ impl Message for v1::PushModelRequest {
 impl Header for v1::ModelHeader {
     const NOUN: &'static str = "model";
     const MOST: usize = MODEL_BYTES_MAX;
+    const BYTES_PER_S_MIN: u64 = MODEL_UPLOAD_BYTES_PER_S_MIN;
 
     fn size(&self) -> u64 {
         self.size
@@ -141,7 +145,7 @@ pub(super) async fn receive<M: Message>(mut stream: Streaming<M>, base: Duration
     };
     let (size, announced) = announced(&header)?;
     let most = M::Header::MOST;
-    let limit = base + Duration::from_secs(size.unwrap_or(most) as u64 / UPLOAD_BYTES_PER_S_MIN);
+    let limit = base + Duration::from_secs(size.unwrap_or(most) as u64 / M::Header::BYTES_PER_S_MIN);
     let bytes = tokio::time::timeout(limit, chunks(&mut stream, size))
         .await
         .map_err(|_| {

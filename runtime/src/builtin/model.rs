@@ -6,9 +6,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::future::join_all;
+use futures::{StreamExt as _, stream};
+use skep_inference::limits::BATCH_ROWS_DEFAULT;
 use skep_model::Bytes;
 use skep_model::error::ErrorKind;
+use skep_model::limits::PAYLOAD_BYTES_MAX;
 use skep_model::message::Message;
 use skep_model::name::ModelRef;
 use skep_model::oip::{self, JSON_LENGTH_HEADER, OipError, Request, Response, plain};
@@ -31,7 +33,8 @@ pub(super) async fn call(stage: &BuiltinBee, model: &ModelRef, batch: &Batch) ->
             },
         }
     });
-    join_all(calls).await
+    // As many as one run takes: a batch of messages may be longer, and each answer lies in memory until it was looked at.
+    stream::iter(calls).buffered(BATCH_ROWS_DEFAULT).collect().await
 }
 
 /// How a call is answered: in the form that it came in.
@@ -57,6 +60,14 @@ async fn one(
         .predict(&stage.tenant, version, inputs, Some(deadline))
         .await;
     let outputs = predicted.map_err(|e| failed(&e))?;
+    // Before it is written out, and while it is one message's: no message holds it.
+    let bytes: usize = outputs.iter().map(|(_, tensor)| tensor.bytes().len()).sum();
+    if bytes > PAYLOAD_BYTES_MAX {
+        return Err(reject(format!(
+            "the model answers with {bytes} bytes, and a message has at most {PAYLOAD_BYTES_MAX}: send fewer rows, or call the model by the Open \
+             Inference Protocol"
+        )));
+    }
     let written = write(version, outputs, form).map_err(|e| reject(e.to_string()))?;
     Ok(stage.exit.outcome(written.0, written.1))
 }

@@ -672,3 +672,65 @@ async fn a_backup_has_models_with_their_tags_and_files() {
             || String::from_utf8_lossy(&refused.stderr).contains("1 model")
     );
 }
+
+/// One HTTP call, by hand: what the door says, head and body.
+fn post(node: &Node, path: &str, body: &str) -> String {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect(node.url.trim_start_matches("http://")).unwrap();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(body.as_bytes()).unwrap();
+    let mut all = String::new();
+    stream.read_to_string(&mut all).unwrap();
+    all
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_needs_no_swarm_to_be_called_also_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let mut node = Start::new(&data).start();
+    node.cli_ok(&["model", "push", file("iris").to_str().unwrap()]);
+    let of = expected("iris");
+    let data_of = json!({ "inputs": [{ "name": of.input, "datatype": "FP32", "shape": [1, 4], "data": of.rows[0] }] });
+    for _ in 0..2 {
+        let said = post(&node, "/v2/models/iris/infer", &data_of.to_string());
+        assert!(said.starts_with("HTTP/1.1 200"), "{said}");
+        assert!(said.contains(&format!("\"data\":[{}]", of.labels[0])), "{said}");
+        node.kill();
+        node = Start::new(&data).start();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_version_that_was_in_service_is_kept_for_a_way_back_and_no_refused_push_leaves_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let node = Start::new(&data).start();
+    let mut client = models(&node).await;
+    let version = |n: u8| {
+        let mut model = bytes("iris");
+        model.extend([0x72, 6, 0x0a, 1, b'k', 0x12, 1, n]);
+        model
+    };
+    let mut digests = Vec::new();
+    for n in 0..4 {
+        let pushed = push(&mut client, "iris", "latest", &version(b'a' + n)).await.unwrap();
+        digests.push(pushed.version.unwrap().digest);
+    }
+    // The oldest is in service again, and is then replaced: it is what somebody wants back.
+    tag(&mut client, "iris", &digests[0], "latest").await;
+    push(&mut client, "iris", "latest", &version(b'x')).await.unwrap();
+    tag(&mut client, "iris", &digests[0], "latest").await;
+    let files = || std::fs::read_dir(data.join("modules/models/default")).unwrap().count();
+    for n in 0..99 {
+        tag(&mut client, "iris", "latest", &format!("t{n}")).await;
+    }
+    let before = files();
+    let refused = push(&mut client, "iris", "one-more", &version(b'y')).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert_eq!(files(), before, "what was refused is nowhere");
+}

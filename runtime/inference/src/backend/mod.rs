@@ -189,10 +189,12 @@ impl Model {
             tried: Duration::ZERO,
             pays: false,
         };
-        model.described.batchable = model.try_out()?;
-        model.tried = model.time(1);
-        model.pays =
-            model.described.batchable && (model.tried > LONG || model.time(FEW) < model.tried * FEW as u32 * 9 / 10);
+        let (batchable, length) = model.try_out()?;
+        model.described.batchable = batchable;
+        model.tried = model.time(1, length);
+        model.pays = batchable && (model.tried > LONG || model.time(FEW, length) < model.tried * FEW as u32 * 9 / 10);
+        // What panicked was made up here; what callers send may be better.
+        model.panicked.take();
         Ok(model)
     }
 
@@ -304,16 +306,21 @@ impl Model {
         Ok(ports.iter().map(|port| port.name.clone()).zip(outputs).collect())
     }
 
-    /// Runs what was made up. Answers whether calls may be put together.
-    fn try_out(&self) -> Result<bool, Refusal> {
+    /// Runs what was made up. Answers whether calls may be put together, and what length it worked with.
+    fn try_out(&mut self) -> Result<(bool, u64), Refusal> {
         let mut failed = String::new();
         // Sizes other than rows are the caller's: a model of texts may need some length to work at all.
         for length in [1, 8, 32] {
             match self.run(&self.made_up(1, length, 1)) {
-                Ok(first) => return Ok(self.signature().batchable() && self.rows_are_apart(&first, length)),
-                Err(InferError::Failed(why)) => failed = why,
+                Ok(first) => {
+                    let batchable = self.signature().batchable() && self.rows_are_apart(&first, length);
+                    return Ok((batchable, length));
+                }
+                // An image of one pixel is too small for most: a backend may panic where it should say so.
+                Err(InferError::Failed(why) | InferError::Panicked(why)) => failed = why,
                 Err(other) => return Err(Refusal::Run(other.to_string())),
             }
+            self.panicked.take();
             if self
                 .signature()
                 .inputs
@@ -337,7 +344,7 @@ impl Model {
         if any_will_do && fixed {
             Err(Refusal::Run(failed))
         } else {
-            Ok(false)
+            Ok((false, 1))
         }
     }
 
@@ -353,8 +360,8 @@ impl Model {
     }
 
     /// The shortest of five: what disturbs a run only makes it longer.
-    fn time(&self, rows: u64) -> Duration {
-        let inputs = self.made_up(rows, 1, 1);
+    fn time(&self, rows: u64, length: u64) -> Duration {
+        let inputs = self.made_up(rows, length, 1);
         let runs = (0..5).map(|_| {
             let begun = Instant::now();
             // What it says does not matter: it was tried.

@@ -315,7 +315,7 @@ impl Batcher {
         let now = Instant::now();
         let now_us = self.us(now);
         let bytes = inputs.iter().map(|(_, tensor)| tensor.bytes().len()).sum();
-        let group = self.group(&inputs);
+        let group = self.group(subject, &inputs);
         let what = Job {
             inputs,
             rows,
@@ -371,8 +371,11 @@ impl Batcher {
         self.ask(state, now_us);
     }
 
-    /// Calls whose shapes differ beside the rows are of other groups. Should two fall together, they cannot be joined and run alone.
-    fn group(&self, inputs: &Named) -> u64 {
+    /// Calls of other subjects are of other groups, and calls whose shapes differ beside the rows.
+    ///
+    /// That a model's rows do not depend on each other is tried, not proven: a file that was made for it could carry one tenant's rows into
+    /// another's answers, so rows of two tenants are never in one run. Should two shapes fall together, they cannot be joined and run alone.
+    fn group(&self, subject: Subject, inputs: &Named) -> u64 {
         let fixed = self
             .model
             .signature()
@@ -380,9 +383,10 @@ impl Batcher {
             .iter()
             .all(|port| port.shape.iter().skip(1).all(Option::is_some));
         if fixed {
-            return 0;
+            return subject.0;
         }
         let mut hasher = self.groups.build_hasher();
+        subject.hash(&mut hasher);
         for port in &self.model.signature().inputs {
             let shape = inputs
                 .iter()

@@ -112,6 +112,10 @@ async fn until(mut done: impl FnMut() -> bool) {
 
 /// Holds the model with a first call, lets `calls` gather behind it, then lets go. Answers what they were told.
 async fn gathered(double: &Double, batcher: &Arc<Batcher>, calls: Vec<Named>) -> Vec<Answer> {
+    gathered_of(double, batcher, calls.into_iter().map(|call| (one(), call)).collect()).await
+}
+
+async fn gathered_of(double: &Double, batcher: &Arc<Batcher>, calls: Vec<(Subject, Named)>) -> Vec<Answer> {
     double.hold.store(true, Ordering::SeqCst);
     let first = {
         let batcher = Arc::clone(batcher);
@@ -120,12 +124,12 @@ async fn gathered(double: &Double, batcher: &Arc<Batcher>, calls: Vec<Named>) ->
     until(|| !double.runs.lock().unwrap().is_empty()).await;
     let mut waiting = Vec::new();
     let mut expected = 0;
-    for call in calls {
+    for (subject, call) in calls {
         expected += call[0].1.rows() as usize;
         let batcher = Arc::clone(batcher);
         waiting.push(tokio::spawn({
             let batcher = Arc::clone(&batcher);
-            async move { batcher.infer(one(), call, None).await }
+            async move { batcher.infer(subject, call, None).await }
         }));
         until(|| batcher.waiting().0 == expected).await;
     }
@@ -161,6 +165,24 @@ async fn what_comes_meanwhile_is_one_run() {
     let all: Vec<Vec<f32>> = answers.iter().map(numbers).collect();
     assert_eq!(all, [vec![2.0], vec![4.0, 6.0], vec![8.0]]);
     assert_eq!(*double.runs.lock().unwrap(), [1, 4]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_of_two_tenants_are_never_in_one_run() {
+    let (double, batcher) = batcher(Policy::default(), Bounds::default());
+    let two = || Subject::named("two");
+    let calls = vec![
+        (one(), rows(&[1.0])),
+        (two(), rows(&[10.0, 20.0, 30.0])),
+        (one(), rows(&[2.0])),
+        (two(), rows(&[40.0, 50.0])),
+    ];
+    let answers = gathered_of(&double, &batcher, calls).await;
+    assert_eq!(numbers(&answers[2]), [4.0]);
+    assert_eq!(numbers(&answers[3]), [80.0, 100.0]);
+    let mut runs = double.runs.lock().unwrap().clone();
+    runs.sort_unstable();
+    assert_eq!(runs, [1, 2, 5], "the first alone, then each tenant's together");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

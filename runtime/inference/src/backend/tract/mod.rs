@@ -11,6 +11,8 @@
 
 mod scaler;
 mod trees;
+#[cfg(test)]
+mod windows;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,6 +24,7 @@ use skep_model::tensor::{Tensor, TensorType};
 use tract_onnx::model::Onnx;
 use tract_onnx::pb;
 use tract_onnx::prelude::*;
+use tract_onnx::tract_core::ops::cnn::{Conv, MaxPool, PaddingSpec, SumPool};
 use tract_onnx::tract_hir::infer::{Factoid, InferenceFact};
 use tract_onnx::tract_hir::internal::{SymbolValues, TractErrorContext};
 
@@ -192,6 +195,12 @@ fn exact(typed: &TypedModel, sizes: &[(Symbol, i64)]) -> TractResult<Plan> {
         .and_then(into_plan)
 }
 
+fn values_of(sizes: &[(Symbol, i64)]) -> SymbolValues {
+    sizes.iter().fold(SymbolValues::default(), |values, (symbol, size)| {
+        values.with(symbol, *size)
+    })
+}
+
 /// How large a run is, for the sizes that a call chooses.
 struct Sizes {
     /// Each input's dimensions, in the signature's order, and the input's place in tract's.
@@ -203,6 +212,42 @@ struct Sizes {
     even: Option<(u64, u64)>,
     /// With every size at one.
     least: u64,
+    /// What must not be below zero in a run: dimensions that are computed, and what is left of an image behind a window. tract computes
+    /// them without a look, and two negative ones make a positive number of bytes, and a read outside of memory.
+    extents: Vec<TDim>,
+}
+
+/// What a window leaves of each axis that it goes along, where padding does not make it fit by itself.
+fn left_by_window(model: &TypedModel, node: &TypedNode) -> Vec<TDim> {
+    let op = node.op();
+    let pool = op.downcast_ref::<Conv>().map(|conv| &conv.pool_spec);
+    let pool = pool.or_else(|| op.downcast_ref::<MaxPool>().map(|pool| &pool.pool_spec));
+    let pool = pool.or_else(|| op.downcast_ref::<SumPool>().map(|pool| &pool.pool_spec));
+    let (Some(pool), Some(input)) = (pool, node.inputs.first()) else {
+        return Vec::new();
+    };
+    let none = || vec![0; pool.kernel_shape.len()];
+    let (before, after) = match &pool.padding {
+        PaddingSpec::Explicit(before, after) | PaddingSpec::ExplicitOnnxPool(before, after, _) => {
+            (before.to_vec(), after.to_vec())
+        }
+        PaddingSpec::Valid => (none(), none()),
+        PaddingSpec::SameUpper | PaddingSpec::SameLower => return Vec::new(),
+    };
+    let Ok(fact) = model.outlet_fact(*input) else {
+        return Vec::new();
+    };
+    let Ok(shape) = pool.data_format.shape(fact.shape.to_tvec()) else {
+        return Vec::new();
+    };
+    let axes = shape.hw_dims().iter().enumerate();
+    let left = axes.map(|(axis, size)| {
+        let at = |list: &[usize], or: usize| list.get(axis).copied().unwrap_or(or);
+        let dilation = pool.dilations.as_ref().map_or(1, |all| at(all, 1));
+        let window = (at(&pool.kernel_shape, 1).max(1) - 1) * dilation + 1;
+        size.clone() + at(&before, 0) + at(&after, 0) - window
+    });
+    left.collect()
 }
 
 impl Sizes {
@@ -227,8 +272,27 @@ impl Sizes {
         }
         let mut total = TDim::from(0);
         let mut least = 0u64;
+        let mut extents: Vec<TDim> = Vec::new();
+        let mut extent = |dim: TDim| -> Result<(), Refusal> {
+            match dim {
+                TDim::Sym(_) => {}
+                TDim::Val(size) if size >= 0 => {}
+                TDim::Val(size) => {
+                    return Err(Refusal::Load(format!("it has a tensor with a dimension of {size}")));
+                }
+                other if extents.contains(&other) => {}
+                other => extents.push(other),
+            }
+            Ok(())
+        };
         for node in model.nodes() {
+            for left in left_by_window(model, node) {
+                extent(left)?;
+            }
             for output in &node.outputs {
+                for dim in output.fact.shape.iter() {
+                    extent(dim.clone())?;
+                }
                 // What is known beforehand is part of the model, and lies there already.
                 if output.fact.konst.is_some() {
                     continue;
@@ -255,6 +319,7 @@ impl Sizes {
             total,
             even: None,
             least: 0,
+            extents,
         };
         if let [symbol] = &sizes.symbols[..] {
             let at = |size: i64| sizes.evaluated(&[(symbol.clone(), size)]);
@@ -275,11 +340,8 @@ impl Sizes {
     }
 
     fn evaluated(&self, sizes: &[(Symbol, i64)]) -> Option<u64> {
-        let values = sizes.iter().fold(SymbolValues::default(), |values, (symbol, size)| {
-            values.with(symbol, *size)
-        });
         self.total
-            .eval_to_i64(&values)
+            .eval_to_i64(&values_of(sizes))
             .ok()
             .and_then(|bytes| u64::try_from(bytes).ok())
     }
@@ -297,6 +359,19 @@ impl Sizes {
                     }
                     Some(_) => {}
                     None => sizes.push((symbol.clone(), got)),
+                }
+            }
+        }
+        if !self.extents.is_empty() {
+            let values = values_of(&sizes);
+            for extent in &self.extents {
+                match extent.eval_to_i64(&values) {
+                    Ok(size) if size >= 0 => {}
+                    _ => {
+                        return Err(String::from(
+                            "an input is too small, or too large, for one of its operators",
+                        ));
+                    }
                 }
             }
         }
