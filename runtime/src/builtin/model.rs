@@ -33,6 +33,8 @@ pub(super) async fn call(stage: &BuiltinBee, model: &ModelRef, batch: &Batch) ->
             },
         }
     });
+    // A list first: the compiler does not see that such a closure is good for every lifetime.
+    let calls: Vec<_> = calls.collect();
     // As many as one run takes: a batch of messages may be longer, and each answer lies in memory until it was looked at.
     stream::iter(calls).buffered(BATCH_ROWS_DEFAULT).collect().await
 }
