@@ -246,9 +246,14 @@ async fn versions_are_switched_and_rolled_back_by_tag_while_calls_go_on() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
+    let switched = std::cell::Cell::new(false);
+    let switching = async {
+        switching.await;
+        switched.set(true);
+    };
     let calling = async {
         let mut seen = [0, 0];
-        for _ in 0..200 {
+        while !switched.get() {
             let said = said().await;
             let which = [near(&said, &linear), near(&said, &mlp)];
             assert!(which[0] != which[1], "{said:?}");
