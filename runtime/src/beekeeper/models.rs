@@ -157,8 +157,13 @@ impl Keeper {
         let (known, replaced, changes) = match changed.await {
             Ok(changed) => changed,
             Err(e) => {
-                // Nobody names what was stored.
-                self.drop_model_bytes(vec![hex]).await?;
+                // Nobody names what was stored. Should that fail as well, the reason why is still the first one.
+                if let Err(left) = self.drop_model_bytes(vec![hex]).await {
+                    tracing::warn!(
+                        error = left.message(),
+                        "the file of a model that was not taken stays in the store"
+                    );
+                }
                 return Err(told(e));
             }
         };

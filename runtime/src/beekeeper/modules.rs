@@ -99,8 +99,13 @@ impl Keeper {
         let (known, replaced) = match changed {
             Ok(changed) => changed,
             Err(e) => {
-                // Nobody names what was stored.
-                self.drop_bytes(vec![hex]).await?;
+                // Nobody names what was stored. Should that fail as well, the reason why is still the first one.
+                if let Err(left) = self.drop_bytes(vec![hex]).await {
+                    tracing::warn!(
+                        error = left.message(),
+                        "the file of a module that was not taken stays in the store"
+                    );
+                }
                 return Err(told(e));
             }
         };
