@@ -1,6 +1,7 @@
 //! The models of this node: what names mean for a tenant, loaded on first use, called by whoever may.
 //!
-//! What a tenant's names mean is read from the catalog once and forgotten whenever the catalog changes. Files and memory are by
+//! What a tenant's names mean is read from the catalog once, all of them together, and forgotten whenever the catalog changes: so a name that
+//! is none costs no read, however often it is asked for. Files and memory are by
 //! digest, so tenants that pushed the same bytes share what is loaded, and their calls run together. How calls run together is each tenant's own
 //! choice though, and one must not be made to wait for another's: a model whose batching is not the default is loaded for that choice apart.
 
@@ -8,7 +9,7 @@ mod child;
 mod look;
 mod metrics;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -46,9 +47,12 @@ struct Known {
     look: u64,
     /// None: nobody has looked.
     number: Option<u64>,
-    models: HashMap<TenantId, HashMap<ModelName, Option<Arc<Meaning>>>>,
+    models: HashMap<TenantId, Arc<Meanings>>,
     count: usize,
 }
+
+/// What the names of one tenant mean.
+type Meanings = BTreeMap<ModelName, Meaning>;
 
 /// What a name means.
 struct Meaning {
@@ -200,65 +204,37 @@ impl NodeModels {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn meaning(&self, tenant: &TenantId, name: &ModelName) -> Result<Option<Arc<Meaning>>, PredictError> {
+    async fn meanings(&self, tenant: &TenantId) -> Result<Arc<Meanings>, PredictError> {
         let look = {
             let known = self.known();
-            if let Some(meaning) = known.models.get(tenant).and_then(|of| of.get(name)) {
-                return Ok(meaning.clone());
+            if let Some(meanings) = known.models.get(tenant) {
+                return Ok(Arc::clone(meanings));
             }
             known.look
         };
-        let found = self.catalogs.of(tenant).model(name).await;
+        let found = self.catalogs.of(tenant).models().await;
         let found = found.map_err(|e| unavailable(&format!("the catalog cannot be read: {e:#}")))?;
-        let meaning = found.map(|found| Arc::new(Meaning::of(name, &found.record)));
+        let meaning = |(name, record): (ModelName, ModelRecord)| (name.clone(), Meaning::of(&name, &record));
+        let meanings: Arc<Meanings> = Arc::new(found.into_iter().map(meaning).collect());
         let mut known = self.known();
         if known.look == look {
-            if known.count >= MODEL_NAMES_KEPT_MAX {
+            // A tenant's own models are bounded by its quota, so one cannot push out all others by what it asks for.
+            if known.count + meanings.len() > MODEL_NAMES_KEPT_MAX || known.models.len() >= MODEL_NAMES_KEPT_MAX {
                 known.models.clear();
                 known.count = 0;
             }
-            let before = known
-                .models
-                .entry(tenant.clone())
-                .or_default()
-                .insert(name.clone(), meaning.clone());
-            known.count += usize::from(before.is_none());
+            let before = known.models.insert(tenant.clone(), Arc::clone(&meanings));
+            known.count += meanings.len();
+            known.count -= before.map_or(0, |before| before.len());
         }
-        Ok(meaning)
-    }
-
-    async fn absent(&self, tenant: &TenantId, model: &ModelRef, meaning: Option<&Meaning>) -> PredictError {
-        let text = match (meaning, &model.version) {
-            (None, _) => {
-                let known = self.catalogs.of(tenant).models().await.unwrap_or_default();
-                let names: Vec<&str> = known.keys().map(ModelName::as_str).collect();
-                let hint = instead(
-                    model.name.as_str(),
-                    &names,
-                    "there is none yet: `skep model push FILE.onnx --name NAME`",
-                );
-                format!("no model `{}`; {hint}", model.name)
-            }
-            (Some(meaning), Version::Tag(tag)) => {
-                let mut tags: Vec<&str> = meaning.tags.keys().map(String::as_str).collect();
-                tags.sort_unstable();
-                let hint = instead(tag.as_str(), &tags, "it has none: `skep model tag`");
-                format!("model `{}` has no tag `{tag}`; {hint}", model.name)
-            }
-            (Some(_), Version::Digest(digest)) => {
-                format!(
-                    "model `{}` has no version {digest}: it was deleted, or never pushed",
-                    model.name
-                )
-            }
-        };
-        PredictError::new(ErrorKind::NotFound, text)
+        Ok(meanings)
     }
 
     /// The right to call a version, which is loaded now if it is not.
     async fn lease(&self, tenant: &TenantId, model: &ModelVersion) -> Result<Lease, PredictError> {
-        let meaning = self.meaning(tenant, &model.name).await?;
-        let Some(meaning) = meaning.filter(|meaning| meaning.versions.contains_key(&model.digest)) else {
+        let meanings = self.meanings(tenant).await?;
+        let known = meanings.get(&model.name);
+        let Some(meaning) = known.filter(|meaning| meaning.versions.contains_key(&model.digest)) else {
             return Err(PredictError::new(
                 ErrorKind::NotFound,
                 format!("this version of model `{}` was deleted ({})", model.name, model.digest),
@@ -275,6 +251,33 @@ impl NodeModels {
     }
 }
 
+fn absent(model: &ModelRef, known: &Meanings) -> PredictError {
+    let text = match (known.get(&model.name), &model.version) {
+        (None, _) => {
+            let names: Vec<&str> = known.keys().map(ModelName::as_str).collect();
+            let hint = instead(
+                model.name.as_str(),
+                &names,
+                "there is none yet: `skep model push FILE.onnx --name NAME`",
+            );
+            format!("no model `{}`; {hint}", model.name)
+        }
+        (Some(meaning), Version::Tag(tag)) => {
+            let mut tags: Vec<&str> = meaning.tags.keys().map(String::as_str).collect();
+            tags.sort_unstable();
+            let hint = instead(tag.as_str(), &tags, "it has none: `skep model tag`");
+            format!("model `{}` has no tag `{tag}`; {hint}", model.name)
+        }
+        (Some(_), Version::Digest(digest)) => {
+            format!(
+                "model `{}` has no version {digest}: it was deleted, or never pushed",
+                model.name
+            )
+        }
+    };
+    PredictError::new(ErrorKind::NotFound, text)
+}
+
 fn unavailable(text: &str) -> PredictError {
     PredictError::new(ErrorKind::Unavailable, text)
 }
@@ -282,20 +285,22 @@ fn unavailable(text: &str) -> PredictError {
 impl Models for NodeModels {
     fn find<'a>(&'a self, tenant: &'a TenantId, model: &'a ModelRef) -> Later<'a, Arc<ModelVersion>> {
         Box::pin(async move {
-            let meaning = self.meaning(tenant, &model.name).await?;
-            match meaning.as_ref().and_then(|meaning| meaning.version(&model.version)) {
+            let meanings = self.meanings(tenant).await?;
+            let meaning = meanings.get(&model.name);
+            match meaning.and_then(|meaning| meaning.version(&model.version)) {
                 Some(version) => Ok(Arc::clone(version)),
-                None => Err(self.absent(tenant, model, meaning.as_deref()).await),
+                None => Err(absent(model, &meanings)),
             }
         })
     }
 
     fn list<'a>(&'a self, tenant: &'a TenantId) -> Later<'a, Vec<Arc<ModelVersion>>> {
         Box::pin(async move {
-            let models = self.catalogs.of(tenant).models().await;
-            let models = models.map_err(|e| unavailable(&format!("the catalog cannot be read: {e:#}")))?;
-            let meanings = models.iter().map(|(name, record)| Meaning::of(name, record));
-            Ok(meanings.filter_map(|meaning| meaning.presented().cloned()).collect())
+            let meanings = self.meanings(tenant).await?;
+            Ok(meanings
+                .values()
+                .filter_map(|meaning| meaning.presented().cloned())
+                .collect())
         })
     }
 

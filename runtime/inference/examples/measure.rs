@@ -15,18 +15,22 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let cores = std::thread::available_parallelism()?.get();
-    let question = Question {
-        threads: Threads::usual(cores),
+    let threads = Threads::usual(cores);
+    let questions = [1, 4].map(|tenants| Question {
+        threads,
+        tenants,
         ..Question::default()
-    };
+    });
     let mut backends: Vec<Box<dyn Backend>> = vec![Box::new(Tract::new())];
     if let Some(path) = std::env::var_os(PATH_VARIABLE) {
-        backends.push(Box::new(OnnxRuntime::open(Path::new(&path), question.threads)?));
+        backends.push(Box::new(OnnxRuntime::open(Path::new(&path), threads)?));
     }
     for path in std::env::args().skip(1) {
         let bytes = Bytes::from(std::fs::read(&path)?);
         for backend in &backends {
-            println!("{}", measure(&path, &**backend, &bytes, &question)?);
+            for question in &questions {
+                println!("{}", measure(&path, &**backend, &bytes, question)?);
+            }
         }
     }
     Ok(())

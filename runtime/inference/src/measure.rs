@@ -17,6 +17,8 @@ use crate::{Backend, Batcher, Bounds, InferError, Limits, Model, Named, Policy, 
 pub struct Question {
     /// Callers at once, each with one row.
     pub callers: usize,
+    /// Whose callers those are, evenly: rows of two tenants are never in one run.
+    pub tenants: usize,
     pub rounds: usize,
     /// How long one round of many callers goes on.
     pub span: Duration,
@@ -28,6 +30,7 @@ impl Default for Question {
     fn default() -> Self {
         Self {
             callers: 64,
+            tenants: 1,
             rounds: 5,
             span: Duration::from_millis(400),
             threads: 1,
@@ -49,6 +52,7 @@ pub struct Measured {
     pub unbatched: Rate,
     pub batched: Rate,
     pub callers: usize,
+    pub tenants: usize,
     /// Rows of a run, on average, where calls were batched.
     pub rows_per_run: f64,
 }
@@ -94,15 +98,17 @@ impl fmt::Display for Measured {
         )?;
         writeln!(
             f,
-            "  {} callers, unbatched: {:.0}/s, p95 {:.0} us",
+            "  {} callers of {} tenants, unbatched: {:.0}/s, p95 {:.0} us",
             self.callers,
+            self.tenants,
             self.unbatched.calls_per_s,
             us(self.unbatched.p95)
         )?;
         write!(
             f,
-            "  {} callers, batched:   {:.0}/s, p95 {:.0} us, gain {:.2} ({:.2} of the native), {:.1} rows a run",
+            "  {} callers of {} tenants, batched:   {:.0}/s, p95 {:.0} us, gain {:.2} ({:.2} of the native), {:.1} rows a run",
             self.callers,
+            self.tenants,
             self.batched.calls_per_s,
             us(self.batched.p95),
             self.gain(),
@@ -174,6 +180,7 @@ pub fn measure(name: &str, backend: &dyn Backend, bytes: &Bytes, question: &Ques
         unbatched: median_rate(slow),
         batched: median_rate(fast),
         callers: question.callers,
+        tenants: question.tenants,
         rows_per_run: (after.run_rows.sum - lone.run_rows.sum) as f64 / (after.runs - lone.runs).max(1) as f64,
     })
 }
@@ -213,8 +220,9 @@ async fn crowd(batcher: &Arc<Batcher>, one: &Named, question: &Question) -> Resu
     let callers: Vec<_> = (0..question.callers)
         .map(|caller| {
             let (batcher, one) = (Arc::clone(batcher), one.clone());
+            let tenant = caller % question.tenants.max(1);
             tokio::spawn(async move {
-                let subject = Subject::named(&format!("tenant-{}", caller % 4));
+                let subject = Subject::named(&format!("tenant-{tenant}"));
                 let mut times = Vec::new();
                 // From one answer to the next: what a caller waits for its thread, while others' runs are on it, counts too.
                 let mut answered = Instant::now();
@@ -267,6 +275,7 @@ mod tests {
     fn a_measure_has_all_its_figures() {
         let question = Question {
             callers: 8,
+            tenants: 2,
             rounds: 1,
             span: Duration::from_millis(20),
             threads: 1,

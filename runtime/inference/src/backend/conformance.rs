@@ -236,6 +236,36 @@ fn a_model_whose_sizes_are_in_its_tensors_is_refused() {
     );
 }
 
+/// ONNX Runtime ends the process at 1/0 and at the least number over -1, so it is not given such a model; tract says what is wrong, each time.
+#[test]
+fn whole_numbers_divided_by_a_callers_end_no_process() {
+    for (operator, kind) in [
+        ("Div", TensorType::I64),
+        ("Mod", TensorType::I64),
+        ("Div", TensorType::I32),
+    ] {
+        let number = if kind == TensorType::I64 { 7 } else { 6 };
+        // Sign makes 0 of 0, and -1 of the least number.
+        let nodes: &[(&str, &[&str], &[&str])] = &[("Sign", &["x"], &["by"]), (operator, &["x", "by"], &["y"])];
+        let bytes = sample::graph(nodes, ("x", number, &[None, Some(1)]), ("y", number, &[None, Some(1)]));
+        for backend in backends() {
+            let loaded = Model::load(&*backend, &bytes, &Limits::default());
+            if backend.name() == "onnxruntime" {
+                let error = loaded.unwrap_err().to_string();
+                assert!(error.contains("divides whole numbers"), "{error}");
+                continue;
+            }
+            // An answer or an error, at load as in a call, and the process goes on.
+            let Ok(model) = loaded else { continue };
+            for x in [0, if number == 7 { i64::MIN } else { i64::from(i32::MIN) }, 3] {
+                let size = kind.size().unwrap();
+                let x = Tensor::new(kind, vec![1, 1], Bytes::copy_from_slice(&x.to_le_bytes()[..size])).unwrap();
+                let _ = model.run(&[(String::from("x"), x)]);
+            }
+        }
+    }
+}
+
 #[test]
 fn operators_that_are_unknown_are_named() {
     for backend in backends() {

@@ -2,6 +2,7 @@
 //!
 //! It is C++ in this process, so a model must have passed inspection (nothing outside of the file, ONNX's own operators only), and must not let its
 //! caller choose how large a value is: ONNX Runtime has no bound for it, and what tract proves by symbols is judged by [`Described::grows`] here.
+//! Nor may a caller choose by what whole numbers are divided ([`Described::divides`]): that ends the process.
 //!
 //! Nothing is downloaded, at build or later. The library is opened by path; the Python wheel `onnxruntime` carries one.
 
@@ -85,6 +86,12 @@ impl Backend for OnnxRuntime {
         if let Some(node) = &described.grows {
             return Err(Refusal::Load(format!(
                 "node {node} makes a tensor whose size depends on what is in another: a caller could choose any size"
+            )));
+        }
+        if let Some(node) = &described.divides {
+            return Err(Refusal::Load(format!(
+                "node {node} divides whole numbers by what a caller may make 0 or -1, which would end the node under ONNX Runtime: \
+                 divide by a constant, or run it on a node whose --inference is tract"
             )));
         }
         let session = Session::builder()

@@ -37,6 +37,10 @@ pub struct Described {
     /// The first node whose output is as large as a *value* says that is not part of the model. Who calls the model would choose
     /// how much memory it takes, so only a backend that bounds shapes otherwise loads it.
     pub grows: Option<String>,
+    /// The first node that divides whole numbers by what may be 0 or -1. A processor that is asked for 1/0, or for the least number
+    /// over -1, ends the process, and who calls the model would choose that; so only a backend that checks loads it.
+    #[serde(default)]
+    pub divides: Option<String>,
 }
 
 /// Why a model is not taken.
@@ -108,6 +112,7 @@ pub fn inspect(bytes: &[u8], limits: &Limits) -> Result<Described, Refusal> {
         attributes: 0,
         weights: 0,
         grows: None,
+        divides: None,
         scopes: Vec::new(),
     };
     walk.model(bytes)
@@ -127,6 +132,7 @@ struct Walk<'l, 'a> {
     attributes: usize,
     weights: u64,
     grows: Option<String>,
+    divides: Option<String>,
     /// Values that can be named, of this graph and those around it.
     scopes: Vec<Scope<'a>>,
 }
@@ -136,6 +142,28 @@ struct Scope<'a> {
     values: HashSet<&'a str>,
     /// Those of them that are part of the model.
     constants: HashSet<&'a str>,
+    /// Those that certainly have fractions.
+    fractions: HashSet<&'a str>,
+    /// Those that are part of the model, whole, and neither 0 nor -1 anywhere.
+    divisors: HashSet<&'a str>,
+}
+
+/// A tensor that the model carries.
+struct Carried<'a> {
+    name: &'a str,
+    kind: u64,
+    /// See [`Scope::divisors`].
+    divisor: bool,
+}
+
+/// What is looked at of the attributes of a node.
+#[derive(Default)]
+struct Attributes<'a> {
+    graphs: Vec<&'a [u8]>,
+    /// What `Cast` makes, and of a `Constant`'s tensor.
+    to: Option<u64>,
+    kind: Option<u64>,
+    divisor: bool,
 }
 
 /// What one message takes when it is unpacked, about: the largest, a node, has some 200 bytes beside what it points to.
@@ -234,6 +262,7 @@ impl<'a> Walk<'_, 'a> {
             weights_bytes: self.weights,
             nodes: self.nodes,
             grows: self.grows.take(),
+            divides: self.divides.take(),
         })
     }
 
@@ -281,13 +310,14 @@ impl<'a> Walk<'_, 'a> {
         while let Some((number, value)) = fields.next()? {
             match number {
                 5 => {
-                    let name = self.tensor(fields.bytes(value)?)?;
-                    if name.is_empty() || !constants.insert(name) {
+                    let carried = self.tensor(fields.bytes(value)?)?;
+                    if carried.name.is_empty() || !constants.insert(carried.name) {
                         return Err(Refusal::Broken(format!(
                             "its initializer {:?} has no name of its own",
-                            cut(name)
+                            cut(carried.name)
                         )));
                     }
+                    self.scope().carries(carried.name, carried.kind, carried.divisor);
                 }
                 11 => inputs.push(self.value_info(fields.bytes(value)?)?),
                 12 => outputs.push(self.value_info(fields.bytes(value)?)?),
@@ -325,6 +355,9 @@ impl<'a> Walk<'_, 'a> {
                     "its input {:?} has no name of its own",
                     cut(input.name)
                 )));
+            }
+            if input.kind.is_some_and(fraction) {
+                self.scope().fractions.insert(input.name);
             }
         }
         let mut fields = Fields::new("a graph", bytes);
@@ -367,10 +400,17 @@ impl<'a> Walk<'_, 'a> {
         self.scopes.iter().any(|scope| scope.values.contains(name))
     }
 
+    /// The innermost graph that has the name says what it is.
+    fn of(&self, name: &str) -> Option<&Scope<'a>> {
+        self.scopes.iter().rev().find(|scope| scope.values.contains(name))
+    }
+
     fn constant(&self, name: &str) -> bool {
-        // The innermost graph that has the name says what it is.
-        let scope = self.scopes.iter().rev().find(|scope| scope.values.contains(name));
-        scope.is_some_and(|scope| scope.constants.contains(name))
+        self.of(name).is_some_and(|scope| scope.constants.contains(name))
+    }
+
+    fn fraction(&self, name: &str) -> bool {
+        self.of(name).is_some_and(|scope| scope.fractions.contains(name))
     }
 
     fn node(&mut self, bytes: &'a [u8], depth: usize) -> Result<(), Refusal> {
@@ -385,7 +425,7 @@ impl<'a> Walk<'_, 'a> {
         }
         let mut fields = Fields::new("a node", bytes);
         let (mut name, mut operator, mut domain) = ("", "", "");
-        let (mut inputs, mut outputs, mut graphs) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut inputs, mut outputs, mut attributes) = (Vec::new(), Vec::new(), Attributes::default());
         while let Some((number, value)) = fields.next()? {
             match number {
                 1 => inputs.push(self.name(&fields, value)?),
@@ -399,7 +439,7 @@ impl<'a> Walk<'_, 'a> {
                         _ => domain = text,
                     }
                 }
-                5 => self.attribute(fields.bytes(value)?, &mut graphs)?,
+                5 => self.attribute(fields.bytes(value)?, &mut attributes)?,
                 6 => {
                     fields.once(number)?;
                     fields.text(value)?;
@@ -436,10 +476,14 @@ impl<'a> Walk<'_, 'a> {
         if self.grows.is_none() && self.chosen_by_caller(operator, &inputs) {
             self.grows = Some(format!("{} ({})", cut(called), cut(operator)));
         }
-        for graph in graphs {
+        if self.divides.is_none() && self.divided_by_caller(operator, &inputs) {
+            self.divides = Some(format!("{} ({})", cut(called), cut(operator)));
+        }
+        let fractions = self.makes_fractions(domain, operator, &inputs, &attributes);
+        for graph in attributes.graphs {
             self.graph(graph, depth + 1)?;
         }
-        for output in outputs.iter().filter(|output| !output.is_empty()) {
+        for (at, output) in outputs.iter().enumerate().filter(|(_, output)| !output.is_empty()) {
             if !self.scope().values.insert(output) {
                 return Err(Refusal::Broken(format!("two nodes make {:?}", cut(output))));
             }
@@ -449,8 +493,60 @@ impl<'a> Walk<'_, 'a> {
             if carried {
                 self.scope().constants.insert(output);
             }
+            if at == 0 && fractions {
+                self.scope().fractions.insert(output);
+            }
+            if operator == "Constant" && attributes.divisor {
+                self.scope().divisors.insert(output);
+            }
         }
         Ok(())
+    }
+
+    /// Whether this is a division of whole numbers by what may be 0 or -1. Both sides are of one type, so one that is known is enough.
+    fn divided_by_caller(&self, operator: &str, inputs: &[&str]) -> bool {
+        let safe = |name: &&str| self.of(name).is_some_and(|scope| scope.divisors.contains(name));
+        matches!(operator, "Div" | "Mod")
+            && !inputs.iter().any(|input| self.fraction(input))
+            && !inputs.get(1).is_some_and(safe)
+    }
+
+    /// Whether the first output of a node certainly has fractions. What is not known is taken for whole.
+    fn makes_fractions(&self, domain: &str, operator: &str, inputs: &[&str], attributes: &Attributes<'_>) -> bool {
+        let input = |at: usize| inputs.get(at).is_some_and(|input| self.fraction(input));
+        match (domain, operator) {
+            ("ai.onnx.ml", _) => false,
+            (_, "Constant") => attributes.kind.is_some_and(fraction),
+            (_, "Cast") => attributes.to.is_some_and(fraction),
+            // Defined for numbers with fractions only.
+            (
+                _,
+                "Exp" | "Log" | "Sqrt" | "Sigmoid" | "Tanh" | "Softmax" | "LogSoftmax" | "Erf" | "Conv"
+                | "BatchNormalization",
+            ) => true,
+            (_, "AveragePool" | "GlobalAveragePool" | "LayerNormalization" | "Gelu" | "Softplus" | "Reciprocal") => {
+                true
+            }
+            // Both sides, or all, are of one type, which is also that of what comes out.
+            (
+                _,
+                "Add" | "Sub" | "Mul" | "Div" | "Mod" | "MatMul" | "Gemm" | "Max" | "Min" | "Sum" | "Mean" | "Concat",
+            ) => (0..inputs.len()).any(input),
+            (_, "Where") => input(1) || input(2),
+            (
+                _,
+                "Relu" | "LeakyRelu" | "PRelu" | "Clip" | "Abs" | "Neg" | "Pow" | "Floor" | "Ceil" | "Round" | "Sign",
+            ) => input(0),
+            (_, "ReduceSum" | "ReduceMean" | "ReduceMax" | "ReduceMin" | "ReduceProd" | "ReduceL1" | "ReduceL2") => {
+                input(0)
+            }
+            (
+                _,
+                "Expand" | "Tile" | "Pad" | "Flatten" | "Dropout" | "MaxPool" | "GlobalMaxPool" | "Split"
+                | "GatherElements",
+            ) => input(0),
+            (_, other) => passes_on(other) && input(0),
+        }
     }
 
     /// Whether this operator's output is as large as a value says, and that value is not part of the model.
@@ -471,7 +567,7 @@ impl<'a> Walk<'_, 'a> {
         }
     }
 
-    fn attribute(&mut self, bytes: &'a [u8], graphs: &mut Vec<&'a [u8]>) -> Result<(), Refusal> {
+    fn attribute(&mut self, bytes: &'a [u8], of: &mut Attributes<'a>) -> Result<(), Refusal> {
         self.unpack(MESSAGE_BYTES)?;
         self.attributes += 1;
         if self.attributes > self.limits.attributes {
@@ -483,13 +579,18 @@ impl<'a> Walk<'_, 'a> {
             });
         }
         let mut fields = Fields::new("an attribute", bytes);
+        let (mut name, mut whole) = ("", None);
         while let Some((number, value)) = fields.next()? {
             match number {
                 1 => {
                     fields.once(number)?;
-                    self.name(&fields, value)?;
+                    name = self.name(&fields, value)?;
                 }
-                2 | 3 | 20 => fields.once(number)?,
+                3 => {
+                    fields.once(number)?;
+                    whole = Some(fields.number(value)?);
+                }
+                2 | 20 => fields.once(number)?,
                 4 => {
                     fields.once(number)?;
                     let bytes = fields.bytes(value)?;
@@ -497,11 +598,13 @@ impl<'a> Walk<'_, 'a> {
                 }
                 5 => {
                     fields.once(number)?;
-                    self.tensor(fields.bytes(value)?)?;
+                    let carried = self.tensor(fields.bytes(value)?)?;
+                    of.kind = Some(carried.kind);
+                    of.divisor = carried.divisor;
                 }
                 6 => {
                     fields.once(number)?;
-                    graphs.push(fields.bytes(value)?);
+                    of.graphs.push(fields.bytes(value)?);
                 }
                 7 | 8 => {
                     let numbers = fields.numbers(value, if number == 7 { 4 } else { 0 })?;
@@ -514,7 +617,7 @@ impl<'a> Walk<'_, 'a> {
                 10 => {
                     self.tensor(fields.bytes(value)?)?;
                 }
-                11 => graphs.push(fields.bytes(value)?),
+                11 => of.graphs.push(fields.bytes(value)?),
                 13 => {
                     fields.once(number)?;
                     fields.text(value)?;
@@ -535,11 +638,14 @@ impl<'a> Walk<'_, 'a> {
                 _ => {}
             }
         }
+        if name == "to" {
+            of.to = whole;
+        }
         Ok(())
     }
 
-    /// A tensor that the model carries: its bytes must be what its shape says, here, not in a file. Answers its name.
-    fn tensor(&mut self, bytes: &'a [u8]) -> Result<&'a str, Refusal> {
+    /// A tensor that the model carries: its bytes must be what its shape says, here, not in a file.
+    fn tensor(&mut self, bytes: &'a [u8]) -> Result<Carried<'a>, Refusal> {
         self.unpack(MESSAGE_BYTES)?;
         self.tensors += 1;
         if self.tensors > self.limits.tensors {
@@ -552,7 +658,7 @@ impl<'a> Walk<'_, 'a> {
         let mut fields = Fields::new("a tensor", bytes);
         let (mut name, mut kind, mut elements, mut rank) = ("", 0, Some(1u64), 0usize);
         let (mut raw, mut typed, mut typed_field) = (None, 0u64, 0);
-        let mut external = false;
+        let (mut external, mut data) = (false, None);
         while let Some((number, value)) = fields.next()? {
             match number {
                 1 => {
@@ -604,6 +710,7 @@ impl<'a> Walk<'_, 'a> {
                     let bytes = fields.bytes(value)?;
                     self.unpack(bytes.len() as u64)?;
                     raw = Some(bytes.len() as u64);
+                    data = Some(bytes);
                 }
                 12 => {
                     fields.once(number)?;
@@ -651,7 +758,11 @@ impl<'a> Walk<'_, 'a> {
             return Err(Refusal::Broken(why));
         }
         self.weights = self.weights.saturating_add(elements * size);
-        Ok(name)
+        Ok(Carried {
+            name,
+            kind,
+            divisor: data.is_some_and(|data| divides_safely(kind, data)),
+        })
     }
 
     fn value_info(&mut self, bytes: &'a [u8]) -> Result<ValueInfo<'a>, Refusal> {
@@ -757,6 +868,37 @@ impl<'a> Walk<'_, 'a> {
             }
         }
         Ok(size)
+    }
+}
+
+impl<'a> Scope<'a> {
+    fn carries(&mut self, name: &'a str, kind: u64, divisor: bool) {
+        if fraction(kind) {
+            self.fractions.insert(name);
+        } else if divisor {
+            self.divisors.insert(name);
+        }
+    }
+}
+
+/// Whether a kind of elements has fractions.
+fn fraction(kind: u64) -> bool {
+    matches!(
+        tensor_type(kind),
+        Some(TensorType::Fp32 | TensorType::Fp64 | TensorType::Fp16 | TensorType::Bf16)
+    )
+}
+
+/// Whether whole numbers, as they lie in the file, can divide whatever there is.
+fn divides_safely(kind: u64, data: &[u8]) -> bool {
+    fn all<const N: usize>(data: &[u8]) -> bool {
+        let (numbers, rest) = data.as_chunks::<N>();
+        !numbers.is_empty() && rest.is_empty() && numbers.iter().all(|n| *n != [0; N] && *n != [0xff; N])
+    }
+    match tensor_type(kind) {
+        Some(TensorType::I64 | TensorType::U64) => all::<8>(data),
+        Some(TensorType::I32 | TensorType::U32) => all::<4>(data),
+        _ => false,
     }
 }
 

@@ -374,6 +374,51 @@ fn who_calls_does_not_choose_how_large_a_value_is() {
     assert_eq!(inspect(&model(made).0, &Limits::default()).unwrap().grows, None);
 }
 
+#[test]
+fn who_calls_does_not_choose_by_what_whole_numbers_are_divided() {
+    let whole = |name: &str, each: i64| {
+        msg()
+            .number(1, 2)
+            .number(2, 7)
+            .bytes(8, name)
+            .bytes(9, [each, 3].iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>())
+    };
+    let with = |kind: u64, nodes: &[Message]| {
+        let graph = msg()
+            .with(11, value("x", kind, &[-1, 2]))
+            .with(12, value("y", kind, &[-1, 2]))
+            .with(5, whole("two", 2))
+            .with(5, whole("none", 0))
+            .with(5, whole("minus", -1))
+            .with(5, tensor("half", &[2], 8));
+        let graph = nodes.iter().fold(graph, |graph, node| graph.bytes(1, &node.0));
+        inspect(&model(graph).0, &Limits::default()).unwrap().divides
+    };
+    let div = |by: &str| node("Div", &["x", by], &["y"]);
+    // Fractions may be divided by anything, as is known of one side.
+    for by in ["x", "half"] {
+        assert_eq!(with(1, &[div(by)]), None);
+    }
+    assert_eq!(with(7, &[div("half")]), None);
+    assert_eq!(with(7, &[div("two")]), None);
+    for by in ["x", "none", "minus"] {
+        assert_eq!(with(7, &[div(by)]).as_deref(), Some("the Div (Div)"), "{by}");
+    }
+    let cast = |to: u64| node("Cast", &["x"], &["c"]).with(5, msg().bytes(1, "to").number(3, to));
+    let of_cast = || node("Mod", &["c", "c"], &["y"]);
+    assert_eq!(with(7, &[cast(1), of_cast()]), None);
+    assert_eq!(with(1, &[cast(7), of_cast()]).as_deref(), Some("the Mod (Mod)"));
+    assert_eq!(
+        with(1, &[node("Exp", &["x"], &["e"]), node("Div", &["e", "e"], &["y"])]),
+        None
+    );
+    // Indices are whole, whatever they are of.
+    assert!(with(1, &[node("ArgMax", &["x"], &["i"]), node("Div", &["i", "i"], &["y"])]).is_some());
+    let constant = |each| node("Constant", &[], &["k"]).with(5, msg().bytes(1, "value").with(5, whole("", each)));
+    assert_eq!(with(7, &[constant(5), div("k")]), None);
+    assert!(with(7, &[constant(0), div("k")]).is_some());
+}
+
 /// Random and mutated files: always an answer, and never more memory than a small multiple of the file (see `memory`, below).
 #[test]
 fn no_bytes_make_it_panic() {
