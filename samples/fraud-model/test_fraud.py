@@ -95,6 +95,19 @@ def test_the_model_in_onnxruntime_gives_what_is_expected():
     assert swarm.responded == lines("expected.jsonl")
 
 
+def test_the_component_with_the_model_gives_what_is_expected(skep_engine):
+    engine = skep_engine("fraud.py")
+    payments = [message(payment) for payment in lines("payments.jsonl")]
+    outcomes = engine.outcomes("score", payments, models={"fraud": HERE.parent / "models" / "fraud.onnx"})
+    assert [json.loads(answer) for outcome in outcomes for answer in outcome.respond] == lines("expected.jsonl")
+    # What is not granted, and what is no model.
+    (outcome,) = engine.outcomes("score", payments[:1], models={"other": HERE.parent / "models" / "fraud.onnx"})
+    assert outcome.ended == "fail" and "not granted" in outcome.detail
+    for wrong, says in [({"fraud": HERE / "none.onnx"}, "none.onnx"), ({"fraud": HERE / "fraud.py"}, "no ONNX model"), ({"": "x"}, "NAME=FILE")]:
+        with pytest.raises(RuntimeError, match=says):
+            engine.outcomes("score", payments[:1], models=wrong)
+
+
 def test_the_swarm_answers_as_expected(skep_node):
     skep_node.skep("model", "push", "../models/fraud.onnx")
     skep_node.skep("up", ".", "--once", "--node", skep_node.url)

@@ -12,7 +12,7 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
-from skep import Admin, Gateway
+from skep import Admin, Gateway, GatewayError, ResourceNotFound
 
 BEES = Path(__file__).parent / "inference" / "bees.py"
 
@@ -229,3 +229,26 @@ def test_a_tag_that_moves_is_followed_by_the_next_call(triton, node, served):
     numpy.testing.assert_allclose(ask(), mlp, atol=1e-5)
     node.skep("model", "tag", f"cancer@{before}", "latest")
     numpy.testing.assert_allclose(ask(), linear, atol=1e-5)
+
+
+def test_admin_looks_after_models(node):
+    iris, wine = (Path(__file__).parents[2] / "samples" / "models" / f"{name}.onnx" for name in ("iris", "wine"))
+    with Admin(node.url) as admin:
+        first = admin.push_model(iris, name="looked-after")
+        assert [port.name for port in first.version.outputs] == ["label", "probabilities"]
+        second = admin.push_model(wine.read_bytes(), name="looked-after", tag="v2")
+        assert second.version.digest != first.version.digest
+        (model,) = admin.models("looked-after")
+        assert {tag: v.digest for v in model.versions for tag in v.tags} == {
+            "latest": first.version.digest,
+            "v2": second.version.digest,
+        }
+        assert admin.tag_model("looked-after", "v2", "latest") == first.version.digest
+        for wrong, says in [(b"not a model", "no ONNX model"), (b"", "empty")]:
+            with pytest.raises(GatewayError, match=says):
+                admin.push_model(wrong, name="looked-after")
+        with pytest.raises(ValueError, match="name"):
+            admin.push_model(b"x")
+        assert set(admin.delete_model("looked-after")) == {first.version.digest, second.version.digest}
+        with pytest.raises(ResourceNotFound):
+            admin.delete_model("looked-after")

@@ -1,5 +1,7 @@
 //! Every bound of this crate, named, with its reason. Those of tensors are in `skep_model::limits`.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 /// One model. Small language models are below it, quantised; a node's memory is what else it costs.
@@ -25,6 +27,8 @@ pub const OPSET_MAX: u64 = 21;
 pub const OPSET_ML_MAX: u64 = 4;
 /// All that one run holds beside the model: each value between operators at once, which is more than any backend needs.
 pub const RUN_BYTES_MAX: u64 = 1 << 30;
+/// One run, whatever its caller's deadline: an upload is tried for as long at most, so a model that needs longer was never taken.
+pub const RUN_TIME_MAX: Duration = Duration::from_secs(120);
 /// Sizes that a model is prepared for, other than rows: lengths of texts, mostly. The one used longest ago goes.
 pub const PLANS_MAX: usize = 16;
 

@@ -105,7 +105,7 @@ pub fn graph(nodes: &[(&str, &[&str], &[&str])], input: Value<'_>, output: Value
             other => (other, Vec::new()),
         };
         pb::NodeProto {
-            name: if *operator == "Double" {
+            name: if matches!(*operator, "Double" | "MatMul") {
                 format!("to {}", outputs[0])
             } else {
                 format!("the {operator}")

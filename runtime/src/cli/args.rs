@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use skep_model::quota::{BadQuota, Quota};
 
-use skep_model::name::SecretName;
+use skep_model::name::{ModelRef, SecretName};
 
 use super::failure::EXIT_CODES;
 use crate::settings::{Hidden, Inference, Layer, LogFormat};
@@ -1205,6 +1205,9 @@ pub struct Filter {
     /// A secret that the Bee may read, its value from a file; may be repeated
     #[arg(long, value_parser = secret_file, value_name = "NAME=FILE")]
     pub secret: Vec<(SecretName, PathBuf)>,
+    /// A model that the Bee may call, from its file; may be repeated
+    #[arg(long, value_parser = model_file, value_name = "NAME=FILE.onnx")]
+    pub model: Vec<(ModelRef, PathBuf)>,
     /// Each line is a message as JSON: `payload` or `hex`, and `key`, `headers`, `accepted_ms`, `attempt`
     #[arg(long)]
     pub messages: bool,
@@ -1238,6 +1241,12 @@ fn header(text: &str) -> Result<(String, String), String> {
 
 fn secret_file(text: &str) -> Result<(SecretName, PathBuf), String> {
     let (name, file) = header(text).map_err(|_| "write NAME=FILE".to_owned())?;
+    let name = name.parse().map_err(|e| format!("{e}"))?;
+    Ok((name, file.into()))
+}
+
+fn model_file(text: &str) -> Result<(ModelRef, PathBuf), String> {
+    let (name, file) = header(text).map_err(|_| "write NAME=FILE.onnx".to_owned())?;
     let name = name.parse().map_err(|e| format!("{e}"))?;
     Ok((name, file.into()))
 }

@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 
 use super::args;
 use super::failure::{Exit, Failure, Outcome};
+use super::file_models;
 use super::modules;
 use super::output::{Printer, payload_json};
 use super::progress::Progress;
@@ -44,6 +45,7 @@ pub async fn run(args: args::Filter, out: Printer) -> Outcome {
         state: true,
         config: args.config.iter().cloned().collect(),
         secrets: given(&args.secret)?,
+        models: file_models::given(&args.model).await?,
         instances: Instances::Pooled {
             calls: u32::MAX,
             age_s: u32::MAX,

@@ -10,6 +10,7 @@ mod connect;
 mod doctor;
 mod edits;
 pub mod failure;
+mod file_models;
 mod files;
 mod filter;
 mod letters;

@@ -78,34 +78,12 @@ async fn push(
         .map_err(|e| refused("tag", &e, "give another with --tag"))?;
     let bytes = Bytes::from(read(file).await?);
     let says = batching.no_batching || batching.rows.is_some() || batching.wait.is_some();
-    let header = v1::ModelHeader {
-        name: name.clone(),
-        tag: tag.to_owned(),
-        digest: Digest::of(&bytes).to_hex(),
-        size: bytes.len() as u64,
-        batching: says.then(|| told(batching)),
-    };
     let progress = if out.json() {
         Progress::silent()
     } else {
         Progress::stderr()
     };
-    let step = progress.step(format!("push {name}:{tag}"));
-    step.note(&format!(
-        "{}, looked at and run once on the node",
-        size(bytes.len() as u64)
-    ));
-    let chunks = (0..bytes.len()).step_by(UPLOAD_CHUNK_BYTES).map(move |from| {
-        let to = (from + UPLOAD_CHUNK_BYTES).min(bytes.len());
-        Part::Chunk(bytes.slice(from..to))
-    });
-    let parts = std::iter::once(Part::Header(header)).chain(chunks);
-    let requests = tokio_stream::iter(parts.map(|part| v1::PushModelRequest { part: Some(part) }));
-    let reply = connect::models(node).await?.push_model(requests).await?.into_inner();
-    step.done(&match reply.known {
-        true => "the node has it already".to_owned(),
-        false => format!("looked at in {} ms", reply.looked_at_ms),
-    });
+    let reply = upload(node, &name, tag, bytes, says.then(|| told(batching)), progress).await?;
     let version = reply.version.unwrap_or_default();
     if out.json() {
         return out.document(&json!({
@@ -128,8 +106,43 @@ async fn push(
     Ok(())
 }
 
+/// Pushes a model, and shows that it is done.
+pub async fn upload(
+    node: &str,
+    name: &str,
+    tag: &str,
+    bytes: Bytes,
+    batching: Option<v1::Batching>,
+    progress: Progress,
+) -> Outcome<v1::PushModelReply> {
+    let header = v1::ModelHeader {
+        name: name.to_owned(),
+        tag: tag.to_owned(),
+        digest: Digest::of(&bytes).to_hex(),
+        size: bytes.len() as u64,
+        batching,
+    };
+    let step = progress.step(format!("push {name}:{tag}"));
+    step.note(&format!(
+        "{}, looked at and run once on the node",
+        size(bytes.len() as u64)
+    ));
+    let chunks = (0..bytes.len()).step_by(UPLOAD_CHUNK_BYTES).map(move |from| {
+        let to = (from + UPLOAD_CHUNK_BYTES).min(bytes.len());
+        Part::Chunk(bytes.slice(from..to))
+    });
+    let parts = std::iter::once(Part::Header(header)).chain(chunks);
+    let requests = tokio_stream::iter(parts.map(|part| v1::PushModelRequest { part: Some(part) }));
+    let reply = connect::models(node).await?.push_model(requests).await?.into_inner();
+    step.done(&match reply.known {
+        true => "the node has it already".to_owned(),
+        false => format!("looked at in {} ms", reply.looked_at_ms),
+    });
+    Ok(reply)
+}
+
 /// A model's file, refused when it cannot be one.
-async fn read(file: &Path) -> Outcome<Vec<u8>> {
+pub async fn read(file: &Path) -> Outcome<Vec<u8>> {
     let unreadable = |e: std::io::Error| files::unreadable(file, &e);
     let found = tokio::fs::metadata(file).await.map_err(unreadable)?;
     if found.is_dir() {

@@ -4,15 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use skep_model::Bytes;
 use skep_model::id::Digest;
 use skep_model::manifest;
-use skep_model::name::{ModuleRef, Version};
+use skep_model::name::{ModelRef, ModuleRef, Version};
 use skep_model::swarm::Swarm;
 
 use super::args::{self, NODE_DEFAULT};
 use super::build::{self, Built};
 use super::edits::Edits;
 use super::failure::{Exit, Failure, Outcome};
+use super::models;
 use super::modules;
 use super::output::Printer;
 use super::progress::Progress;
@@ -153,6 +155,18 @@ impl Project {
             self.pushed.insert(reference, digest);
             pushed = true;
         }
+        for (model, file) in models_here(swarm, &self.dir) {
+            let Version::Tag(tag) = &model.version else { continue };
+            let bytes = Bytes::from(models::read(&file).await?);
+            let digest = Digest::of(&bytes);
+            let reference = format!("model {model}");
+            if self.pushed.get(&reference) == Some(&digest) {
+                continue;
+            }
+            // What its tag names is asked at each call: nothing is applied for it, unless the Swarm is new.
+            models::upload(node, model.name.as_str(), tag.as_str(), bytes, None, *progress).await?;
+            self.pushed.insert(reference, digest);
+        }
         let local = |path: &str| plan.paths.get(path).cloned();
         let file = self.dir.join(MANIFEST);
         let text = manifest::replace_modules(&self.text, local).map_err(|m| swarms::mistakes(&file, &m.to_string()))?;
@@ -245,6 +259,21 @@ struct Plan {
     paths: BTreeMap<String, String>,
 }
 
+/// The models that the manifest names and that lie in the folder, as NAME.onnx or models/NAME.onnx. Others may be on the node; if not, apply
+/// says so.
+fn models_here(swarm: &Swarm, dir: &Path) -> BTreeMap<ModelRef, PathBuf> {
+    let named: BTreeSet<&ModelRef> = swarm.stages.iter().flat_map(|stage| &stage.models).collect();
+    let file = |model: &ModelRef| {
+        let file = format!("{}.onnx", model.name);
+        let places = [dir.join(&file), dir.join("models").join(&file)];
+        places.into_iter().find(|place| place.is_file())
+    };
+    let found = named
+        .into_iter()
+        .filter_map(|model| Some((model.clone(), file(model)?)));
+    found.collect()
+}
+
 /// Which of the built components are which of the manifest's modules.
 fn plan(swarm: &Swarm, built: &[Built], dir: &Path) -> Outcome<Plan> {
     let mut plan = Plan::default();
@@ -304,6 +333,22 @@ fn plan(swarm: &Swarm, built: &[Built], dir: &Path) -> Outcome<Plan> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn models_that_lie_in_the_folder_are_pushed() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("models")).unwrap();
+        std::fs::write(dir.path().join("near.onnx"), "x").unwrap();
+        std::fs::write(dir.path().join("models/deep.onnx"), "x").unwrap();
+        let text = "name: s\nbees:\n  - { name: a, module: m, models: [near, far, 'deep:v2'], input: { gateway: g } }\n\
+                    \x20 - { name: b, model: deep, input: { bee: a } }\n";
+        let swarm = manifest::parse_local(text).unwrap();
+        let found: Vec<String> = models_here(&swarm, dir.path())
+            .keys()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(found, ["deep:latest", "deep:v2", "near:latest"]);
+    }
 
     fn swarm(modules: &[&str]) -> Swarm {
         let bees: Vec<String> = modules

@@ -123,6 +123,7 @@ class Component:
         *,
         config: dict[str, str] | None = None,
         secrets: dict[str, str] | None = None,
+        models: dict[str, str | Path] | None = None,
         options: Iterable[str] = (),
     ) -> list[Outcome]:
         """What became of each message: messages, or payloads, as :meth:`skep.DevSwarm.outcomes` takes them."""
@@ -137,12 +138,14 @@ class Component:
         command = [self._binary, "filter", str(self.wasm), "--bee", bee, "--messages", "-o", "json", "-q", *options]
         for name, value in (config or {}).items():
             command += ["--config", f"{name}={value}"]
+        for name, file in (models or {}).items():
+            command += ["--model", f"{name}={file}"]
         # Files, for arguments are seen by every user of the machine.
         with tempfile.TemporaryDirectory() as folder:
             for number, (name, value) in enumerate((secrets or {}).items()):
-                file = Path(folder, str(number))
-                file.write_bytes(value.encode())
-                command += ["--secret", f"{name}={file}"]
+                secret = Path(folder, str(number))
+                secret.write_bytes(value.encode())
+                command += ["--secret", f"{name}={secret}"]
             ran = subprocess.run(command, input="\n".join([*lines, ""]), capture_output=True, text=True)
         # 1 says that some message failed, which the outcomes say too.
         if ran.returncode not in (0, 1):

@@ -266,6 +266,32 @@ fn whole_numbers_divided_by_a_callers_end_no_process() {
     }
 }
 
+/// Each of 40 operators takes some milliseconds: the run ends after the one that is under way.
+#[test]
+fn a_run_ends_at_its_deadline() {
+    let names: Vec<String> = (0..=40).map(|at| format!("v{at}")).collect();
+    let inputs: Vec<[&str; 2]> = names.iter().map(|name| [name.as_str(); 2]).collect();
+    let outputs: Vec<[&str; 1]> = names.iter().map(|name| [name.as_str()]).collect();
+    let nodes: Vec<(&str, &[&str], &[&str])> = (0..40)
+        .map(|at| ("MatMul", &inputs[at][..], &outputs[at + 1][..]))
+        .collect();
+    let shape = &[Some(700), Some(700)];
+    let bytes = sample::graph(&nodes, ("v0", 1, shape), ("v40", 1, shape));
+    for backend in backends() {
+        let model = Model::load(&*backend, &bytes, &Limits::default()).unwrap();
+        let call = || vec![(String::from("v0"), made_up(TensorType::Fp32, vec![700, 700], 1))];
+        let begun = Instant::now();
+        model.run(&call()).unwrap();
+        let whole = begun.elapsed();
+        let begun = Instant::now();
+        let late = model.run_checked(&call(), begun + whole / 10);
+        assert_eq!(late, Err(InferError::Late), "{}", backend.name());
+        assert!(begun.elapsed() < whole * 7 / 10, "{:?} of {whole:?}", begun.elapsed());
+        assert!(model.panicked().is_none());
+        model.run(&call()).unwrap();
+    }
+}
+
 #[test]
 fn operators_that_are_unknown_are_named() {
     for backend in backends() {
@@ -375,7 +401,7 @@ impl Backend for Odd {
 }
 
 impl Loaded for OddModel {
-    fn run(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String> {
+    fn run(&self, inputs: &[&Tensor], _: Instant) -> Result<Vec<Tensor>, RunError> {
         let rows = inputs[0].rows();
         match self.0 {
             "run" => assert!(inputs[0].bytes()[0] == 0, "it fell over"),

@@ -22,7 +22,7 @@ use skep_model::tensor::{Port, Signature, Tensor, TensorError, TensorType};
 use thiserror::Error;
 
 use crate::inspect::{Described, Refusal, inspect};
-use crate::limits::Limits;
+use crate::limits::{Limits, RUN_TIME_MAX};
 
 /// Which backend a node uses, as its settings say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -80,17 +80,33 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
 ///   in its order. The same inputs give the same outputs, on every thread.
 /// - Calls may come from several threads at once; if [`Loaded::parallel`] is false they wait for each other.
 /// - A run whose values together would be larger than the limit that it was loaded with is refused before it begins.
+/// - A run that is not done at `until` ends with [`RunError::Late`], at the latest when the operator that is under way is done.
 /// - After an error it is as it was before the call.
 pub trait Loaded: Send + Sync {
     /// # Errors
-    /// Why it could not be run, in one line.
-    fn run(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String>;
+    /// See [`RunError`].
+    fn run(&self, inputs: &[&Tensor], until: Instant) -> Result<Vec<Tensor>, RunError>;
 
     /// What it holds in memory, about, in bytes.
     fn memory_bytes(&self) -> u64;
 
     /// Whether runs go on beside each other.
     fn parallel(&self) -> bool;
+}
+
+/// Why a run gave nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RunError {
+    /// Why it could not be run, in one line.
+    Failed(String),
+    /// It was stopped.
+    Late,
+}
+
+impl From<String> for RunError {
+    fn from(why: String) -> Self {
+        Self::Failed(why)
+    }
 }
 
 /// Why a call of a model has no answer. Everything but [`InferError::Failed`] and [`InferError::Panicked`] is certainly not done; since a
@@ -105,6 +121,8 @@ pub enum InferError {
     Panicked(String),
     #[error("the model was not run: its deadline passed while it waited")]
     Deadline,
+    #[error("the model was stopped in the middle of a run: its call's deadline passed")]
+    Late,
     #[error(
         "the model is busy: {waiting_rows} rows ({waiting_bytes} bytes) wait for it, of which {max_rows} ({max_bytes} bytes) may; try again later"
     )]
@@ -137,7 +155,7 @@ impl InferError {
         match self {
             Self::Input(_) | Self::Rows { .. } => ErrorKind::Invalid,
             Self::Failed(_) | Self::Panicked(_) => ErrorKind::Failed,
-            Self::Deadline => ErrorKind::DeadlineExceeded,
+            Self::Deadline | Self::Late => ErrorKind::DeadlineExceeded,
             Self::Busy { .. } | Self::Loading { .. } | Self::OverBudget { .. } => ErrorKind::Overloaded,
             Self::Refused(_) => ErrorKind::Rejected,
             Self::Unreadable(_) | Self::Stopping => ErrorKind::Unavailable,
@@ -252,19 +270,19 @@ impl Model {
     /// An input does not fit; the model failed or panicked; it gave something else than it says.
     pub fn run(&self, inputs: &[(String, Tensor)]) -> Result<Named, InferError> {
         self.signature().check(inputs)?;
-        self.run_checked(inputs)
+        self.run_checked(inputs, Instant::now() + RUN_TIME_MAX)
     }
 
-    /// As [`Model::run`], for inputs that [`Model::check`] took.
-    pub(crate) fn run_checked(&self, inputs: &[(String, Tensor)]) -> Result<Named, InferError> {
+    /// As [`Model::run`], for inputs that [`Model::check`] took, until a moment.
+    pub(crate) fn run_checked(&self, inputs: &[(String, Tensor)], until: Instant) -> Result<Named, InferError> {
         match self.panicked.get() {
             Some(why) => Err(InferError::Panicked(why.clone())),
-            None => self.run_once_more(inputs),
+            None => self.run_once_more(inputs, until),
         }
     }
 
     /// As [`Model::run_checked`], though it may have panicked in a run of which this call was a part: plans are not changed by runs.
-    pub(crate) fn run_once_more(&self, inputs: &[(String, Tensor)]) -> Result<Named, InferError> {
+    pub(crate) fn run_once_more(&self, inputs: &[(String, Tensor)], until: Instant) -> Result<Named, InferError> {
         let ports = &self.signature().inputs;
         let mut ordered = Vec::with_capacity(ports.len());
         for port in ports {
@@ -277,9 +295,11 @@ impl Model {
             };
             ordered.push(tensor);
         }
-        let run = catch_unwind(AssertUnwindSafe(|| self.loaded.run(&ordered)));
+        let run = catch_unwind(AssertUnwindSafe(|| self.loaded.run(&ordered, until)));
         let outputs = match run {
-            Ok(run) => run.map_err(InferError::Failed)?,
+            Ok(Ok(outputs)) => outputs,
+            Ok(Err(RunError::Failed(why))) => return Err(InferError::Failed(why)),
+            Ok(Err(RunError::Late)) => return Err(InferError::Late),
             Err(panic) => {
                 let why = self.panicked.get_or_init(|| told(&*panic));
                 return Err(InferError::Panicked(why.clone()));

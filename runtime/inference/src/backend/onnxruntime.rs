@@ -9,17 +9,19 @@
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use half::{bf16, f16};
 use ort::session::builder::GraphOptimizationLevel;
-use ort::session::{Session, SessionInputValue};
+use ort::session::{RunOptions, Session, SessionInputValue};
 use ort::tensor::{PrimitiveTensorElementType, TensorElementType};
 use ort::value::{DynValue, Tensor as Owned, TensorRef};
 use skep_model::tensor::{Signature, Tensor, TensorType};
 
-use super::{Backend, Loaded, one_line, told};
+use super::{Backend, Loaded, RunError, one_line, told};
 use crate::inspect::{Described, Refusal};
 use crate::limits::{Limits, THREADS_MAX};
 
@@ -154,20 +156,28 @@ impl fmt::Debug for Ready {
 }
 
 impl Loaded for Ready {
-    fn run(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String> {
+    fn run(&self, inputs: &[&Tensor], until: Instant) -> Result<Vec<Tensor>, RunError> {
         let bytes: usize = inputs.iter().map(|tensor| tensor.bytes().len()).sum();
         if bytes as u64 > self.run_bytes {
             return Err(format!(
                 "its inputs take {bytes} bytes, of which {} are allowed: send fewer rows",
                 self.run_bytes
-            ));
+            )
+            .into());
         }
         let ports = self.signature.inputs.iter().zip(inputs);
         let given = ports
             .map(|(port, tensor)| Ok((port.name.as_str(), to_ort(tensor)?)))
             .collect::<Result<Vec<_>, String>>()?;
         let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        let outputs = session.run(given).map_err(|error| one_line(&error.to_string()))?;
+        let options = RunOptions::new().map_err(|error| one_line(&error.to_string()))?;
+        let watched = Watched::until(until, options);
+        let outputs = session
+            .run_with_options(given, &watched.options)
+            .map_err(|error| match watched.ended() {
+                true => RunError::Late,
+                false => one_line(&error.to_string()).into(),
+            })?;
         let mut made = Vec::with_capacity(self.signature.outputs.len());
         for port in &self.signature.outputs {
             let value = outputs
@@ -184,6 +194,79 @@ impl Loaded for Ready {
 
     fn parallel(&self) -> bool {
         false
+    }
+}
+
+/// A run that is told to stop when its time is over, unless it is done.
+struct Watched {
+    options: Arc<RunOptions>,
+    ended: Arc<AtomicBool>,
+}
+
+/// What one thread of the process waits for: the library has no clock of its own. As long as there are runs, which go one at a time a model.
+struct Watch {
+    runs: Mutex<Vec<(Instant, Weak<RunOptions>, Arc<AtomicBool>)>>,
+    changed: Condvar,
+}
+
+impl Watched {
+    fn until(until: Instant, options: RunOptions) -> Self {
+        static WATCH: LazyLock<Arc<Watch>> = LazyLock::new(Watch::start);
+        let (options, ended) = (Arc::new(options), Arc::new(AtomicBool::new(false)));
+        let mut runs = WATCH.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        let sooner = runs.iter().all(|(other, ..)| until < *other);
+        runs.push((until, Arc::downgrade(&options), Arc::clone(&ended)));
+        drop(runs);
+        if sooner {
+            WATCH.changed.notify_one();
+        }
+        Self { options, ended }
+    }
+
+    fn ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+}
+
+impl Watch {
+    fn start() -> Arc<Self> {
+        let watch = Arc::new(Self {
+            runs: Mutex::default(),
+            changed: Condvar::new(),
+        });
+        let shared = Arc::clone(&watch);
+        // Without it runs are not stopped, which is what is so for an operator under way anyway.
+        let _ = std::thread::Builder::new()
+            .name(String::from("model-watch"))
+            .spawn(move || shared.serve());
+        watch
+    }
+
+    fn serve(&self) {
+        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let now = Instant::now();
+            runs.retain(|(until, run, ended)| match run.upgrade() {
+                Some(run) if *until <= now => {
+                    ended.store(true, Ordering::Release);
+                    let _ = run.terminate();
+                    false
+                }
+                Some(_) => true,
+                None => false,
+            });
+            let next = runs.iter().map(|(until, ..)| *until).min();
+            runs = match next {
+                // What ended meanwhile is let go of then: a second's runs are a few thousand entries at most.
+                Some(next) => {
+                    let wait = next.saturating_duration_since(now).min(Duration::from_secs(1));
+                    self.changed
+                        .wait_timeout(runs, wait)
+                        .map_or_else(|poisoned| poisoned.into_inner().0, |(runs, _)| runs)
+                }
+                None => self.changed.wait(runs).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
     }
 }
 

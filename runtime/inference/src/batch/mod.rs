@@ -23,7 +23,7 @@ pub use queue::{Bounds, Policy};
 pub use stats::{Counts, ROWS_BUCKETS, Reading, Stats, TIME_BUCKETS_US};
 
 use crate::backend::{InferError, Model, Named};
-use crate::limits::{BATCH_ROWS_MAX, INLINE_US_MAX};
+use crate::limits::{BATCH_ROWS_MAX, INLINE_US_MAX, RUN_TIME_MAX};
 use crate::threads::{Again, Permit, Threads, Work};
 use queue::{Call, Next, Queue};
 
@@ -67,6 +67,7 @@ struct Job {
     inputs: Named,
     rows: u64,
     since: Instant,
+    deadline: Option<Instant>,
     reply: Reply,
 }
 
@@ -158,7 +159,7 @@ impl Batcher {
         let began = self.short(rows) && self.lock().queue.begin_at_once();
         if began && self.lock().queue.policy().off {
             if let Some(permit) = self.threads.permit() {
-                return self.run_here(&inputs, rows, permit);
+                return self.run_here(&inputs, rows, deadline, permit);
             }
             self.ended();
         } else if began {
@@ -185,7 +186,7 @@ impl Batcher {
                     }
                 };
                 let Some(waiting) = waiting else {
-                    return self.run_here(&inputs, rows, permit);
+                    return self.run_here(&inputs, rows, deadline, permit);
                 };
                 if self.short(waiting + rows) {
                     let (reply, answer) = oneshot::channel();
@@ -230,7 +231,7 @@ impl Batcher {
         let rows = self.enter(&inputs, deadline)?;
         if self.lock().queue.begin_at_once() {
             if let Some(permit) = self.threads.permit() {
-                return self.run_here(&inputs, rows, permit);
+                return self.run_here(&inputs, rows, deadline, permit);
             }
             self.ended();
         }
@@ -276,8 +277,8 @@ impl Batcher {
         self.row_ns.load(Ordering::Relaxed).saturating_mul(rows) <= INLINE_US_MAX * 1_000
     }
 
-    fn run_here(self: &Arc<Self>, inputs: &Named, rows: u64, permit: Permit) -> Answer {
-        let answer = self.run(inputs, rows);
+    fn run_here(self: &Arc<Self>, inputs: &Named, rows: u64, deadline: Option<Instant>, permit: Permit) -> Answer {
+        let answer = self.run(inputs, rows, end(Instant::now(), deadline));
         drop(permit);
         self.stats.waited(Duration::ZERO);
         self.count(&answer);
@@ -320,6 +321,7 @@ impl Batcher {
             inputs,
             rows,
             since: now,
+            deadline,
             reply,
         };
         let call = Call {
@@ -406,9 +408,9 @@ impl Batcher {
         InferError::Deadline
     }
 
-    fn run(&self, inputs: &Named, rows: u64) -> Answer {
+    fn run(&self, inputs: &Named, rows: u64, until: Instant) -> Answer {
         let begun = Instant::now();
-        let answer = self.model.run_checked(inputs);
+        let answer = self.model.run_checked(inputs, until);
         let took = begun.elapsed();
         self.stats.ran(rows, took);
         let each = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX) / rows.max(1);
@@ -429,17 +431,22 @@ impl Batcher {
         job.reply.send(answer);
     }
 
-    /// One run for all. If it fails, each is run alone, so that only the one that it failed for fails.
+    /// One run for all, until the last deadline of them. If it fails, each is run alone, so that only the one that it failed for fails; if it
+    /// is late, all are.
     fn execute(&self, mut jobs: Vec<Job>) {
         let now = Instant::now();
         jobs.iter()
             .for_each(|job| self.stats.waited(now.saturating_duration_since(job.since)));
         if jobs.len() > 1 {
             match self.together(&jobs) {
-                Some(answers) => {
+                Some(Ok(answers)) => {
                     for (job, answer) in jobs.into_iter().zip(answers) {
                         self.answer(job, Ok(answer));
                     }
+                    return;
+                }
+                Some(Err(late)) => {
+                    jobs.into_iter().for_each(|job| self.answer(job, Err(late.clone())));
                     return;
                 }
                 None => {
@@ -452,7 +459,7 @@ impl Batcher {
             }
         }
         if let Some(job) = jobs.pop() {
-            let answer = self.run(&job.inputs, job.rows);
+            let answer = self.run(&job.inputs, job.rows, end(now, job.deadline));
             self.answer(job, answer);
         }
     }
@@ -460,13 +467,15 @@ impl Batcher {
     /// A model that panicked in a joined run gets to run the calls of that run, and then no more: most of them are well.
     fn run_alone(&self, job: &Job) -> Answer {
         let begun = Instant::now();
-        let answer = self.model.run_once_more(&job.inputs);
+        let answer = self.model.run_once_more(&job.inputs, end(begun, job.deadline));
         self.stats.ran(job.rows, begun.elapsed());
         answer
     }
 
-    /// None: they cannot be joined, or the run failed, or what came back cannot be parted.
-    fn together(&self, jobs: &[Job]) -> Option<Vec<Named>> {
+    /// None: they cannot be joined, or the run failed, or what came back cannot be parted. An error: it was late.
+    fn together(&self, jobs: &[Job]) -> Option<Result<Vec<Named>, InferError>> {
+        let now = Instant::now();
+        let until = jobs.iter().map(|job| end(now, job.deadline)).max()?;
         let rows = jobs.iter().map(|job| job.rows).sum();
         let mut joined = Vec::with_capacity(self.model.signature().inputs.len());
         for port in &self.model.signature().inputs {
@@ -474,7 +483,11 @@ impl Batcher {
             let parts: Option<Vec<&Tensor>> = jobs.iter().map(|job| of(job).map(|at| &job.inputs[at].1)).collect();
             joined.push((port.name.clone(), Tensor::join(&parts?).ok()?));
         }
-        let outputs = self.run(&joined, rows).ok()?;
+        let outputs = match self.run(&joined, rows, until) {
+            Ok(outputs) => outputs,
+            Err(InferError::Late) => return Some(Err(InferError::Late)),
+            Err(_) => return None,
+        };
         if outputs
             .iter()
             .any(|(_, tensor)| tensor.shape().is_empty() || tensor.rows() != rows)
@@ -488,8 +501,14 @@ impl Batcher {
             answers.push(outputs.iter().map(part).collect::<Option<Named>>()?);
             from += job.rows;
         }
-        Some(answers)
+        Some(Ok(answers))
     }
+}
+
+/// When a run has to end that begins now.
+fn end(now: Instant, deadline: Option<Instant>) -> Instant {
+    let most = now + RUN_TIME_MAX;
+    deadline.map_or(most, |deadline| deadline.min(most))
 }
 
 /// A run that was begun for a call that lets others come first. Dropped with its call, it ends, and the threads see to what waits behind it.

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use skep_model::tensor::Signature;
 
 use super::*;
-use crate::backend::{Backend, Loaded, Model};
+use crate::backend::{Backend, Loaded, Model, RunError};
 use crate::inspect::{Described, Refusal};
 use crate::limits::Limits;
 use crate::sample;
@@ -46,17 +46,20 @@ impl Backend for Double {
 }
 
 impl Loaded for Loading {
-    fn run(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String> {
+    fn run(&self, inputs: &[&Tensor], until: Instant) -> Result<Vec<Tensor>, RunError> {
         assert_eq!(self.of.beside.fetch_add(1, Ordering::SeqCst), 0, "one run at a time");
         self.of.runs.lock().unwrap().push(inputs[0].rows());
-        while self.of.hold.load(Ordering::SeqCst) {
+        while self.of.hold.load(Ordering::SeqCst) && Instant::now() < until {
             std::thread::sleep(Duration::from_micros(200));
         }
         self.of.beside.fetch_sub(1, Ordering::SeqCst);
         let numbers = inputs[0].to_f32().unwrap();
         assert!(!numbers.contains(&-2.0), "a number that it cannot bear");
         if numbers.contains(&-1.0) {
-            return Err(String::from("a number that it does not like"));
+            return Err(String::from("a number that it does not like").into());
+        }
+        if Instant::now() >= until {
+            return Err(RunError::Late);
         }
         assert_eq!(self.signature.outputs.len(), 1);
         let doubled: Vec<f32> = numbers.iter().map(|number| number * 2.0).collect();

@@ -19,7 +19,9 @@ import grpc
 
 from .._version import VERSION
 from ..v1 import beekeeper_pb2 as pb
+from ..v1 import models_pb2 as models
 from ..v1.beekeeper_pb2_grpc import BeekeeperStub
+from ..v1.models_pb2_grpc import ModelsStub
 from .errors import GatewayError, Outcome, ResourceNotFound, SwarmCreationError, SwarmDeletionError, SwarmNotFound, of_rpc
 from .wire import Target
 
@@ -60,7 +62,7 @@ class Admin:
         admin.push("hello.py")
         admin.apply("swarm.yaml")
 
-    What comes back are the messages of ``proto/skep/v1/beekeeper.proto``.
+    What comes back are the messages of ``proto/skep/v1/beekeeper.proto`` and ``models.proto``.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Admin:
         else:
             self._channel = grpc.insecure_channel(self.target.address, self.target.options)
         self._stub: Any = BeekeeperStub(self._channel)  # type: ignore[no-untyped-call]
+        self._models: Any = ModelsStub(self._channel)  # type: ignore[no-untyped-call]
         self._compared = False
 
     def close(self) -> None:
@@ -135,6 +138,42 @@ class Admin:
     def delete_module(self, name: str, tag: str = "") -> list[str]:
         request = pb.DeleteModuleRequest(name=name, tag=tag)
         return list(self._call(self._stub.DeleteModule, request, ResourceNotFound).removed_tags)
+
+    def push_model(self, file: str | Path | bytes, *, name: str | None = None, tag: str = "") -> Any:
+        """Uploads an ONNX model: its file, or its bytes with a ``name``. The node looks at it, loads it and runs it once, and keeps it only then.
+
+        Returns a ``PushModelReply``: ``version`` says its digest, inputs and outputs.
+        """
+        if isinstance(file, bytes):
+            if name is None:
+                raise ValueError("bytes have no name: say `name=`")
+            data = file
+        else:
+            path = Path(file)
+            name, data = name or re.sub(r"[^a-z0-9-]+", "-", path.stem.lower()), path.read_bytes()
+
+        def parts() -> Iterator[models.PushModelRequest]:
+            header = models.ModelHeader(name=name, tag=tag, digest=hashlib.sha256(data).hexdigest(), size=len(data))
+            yield models.PushModelRequest(header=header)
+            for at in range(0, len(data), CHUNK_BYTES):
+                yield models.PushModelRequest(chunk=data[at : at + CHUNK_BYTES])
+
+        self._compare_versions()
+        return self._call(self._models.PushModel, parts(), None)
+
+    def models(self, name: str = "") -> list[Any]:
+        """All models with their versions, or those of one name."""
+        return list(self._call(self._models.ListModels, models.ListModelsRequest(name=name), ResourceNotFound).models)
+
+    def tag_model(self, name: str, version: str, tag: str) -> str:
+        """Makes ``tag`` mean another version, a tag or a digest; calls under way end on theirs. Returns the digest that it meant before, if any."""
+        request = models.TagModelRequest(name=name, version=version, tag=tag)
+        return str(self._call(self._models.TagModel, request, ResourceNotFound).replaced)
+
+    def delete_model(self, name: str, tag: str = "", *, force: bool = False) -> list[str]:
+        """Removes a tag with what only it named, or all of a model. Refused while a Swarm is granted what would go, unless ``force``."""
+        request = models.DeleteModelRequest(name=name, tag=tag, force=force)
+        return list(self._call(self._models.DeleteModel, request, ResourceNotFound).removed)
 
     def apply(
         self,

@@ -16,6 +16,7 @@ mod windows;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use bytes::Bytes;
 use half::f16;
@@ -25,10 +26,11 @@ use tract_onnx::model::Onnx;
 use tract_onnx::pb;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::ops::cnn::{Conv, MaxPool, PaddingSpec, SumPool};
+use tract_onnx::tract_core::plan::eval;
 use tract_onnx::tract_hir::infer::{Factoid, InferenceFact};
-use tract_onnx::tract_hir::internal::{SymbolValues, TractErrorContext};
+use tract_onnx::tract_hir::internal::{SymbolValues, TractErrorContext, ensure};
 
-use super::{Backend, Loaded, one_line};
+use super::{Backend, Loaded, RunError, one_line};
 use crate::inspect::{Described, Refusal};
 use crate::limits::{Limits, PLANS_MAX};
 
@@ -427,13 +429,14 @@ impl Ready {
 }
 
 impl Loaded for Ready {
-    fn run(&self, inputs: &[&Values]) -> Result<Vec<Values>, String> {
+    fn run(&self, inputs: &[&Values], until: Instant) -> Result<Vec<Values>, RunError> {
         let (sizes, bytes) = self.sizes.of_call(inputs)?;
         if bytes > self.run_bytes {
             return Err(format!(
                 "its values would take {bytes} bytes, of which {} are allowed: send fewer rows",
                 self.run_bytes
-            ));
+            )
+            .into());
         }
         let plan = self.plan(sizes)?;
         let mut ordered: TVec<TValue> = tvec!();
@@ -443,21 +446,30 @@ impl Loaded for Ready {
                 .inputs
                 .iter()
                 .position(|(place, _)| *place == at)
-                .ok_or("an input is missing")?;
+                .ok_or_else(|| String::from("an input is missing"))?;
             ordered.push(to_tract(inputs[place])?.into_tvalue());
         }
-        let outputs = plan.run(ordered).map_err(|error| one_line(&format!("{error:#}")))?;
+        let failed = |error: TractError| one_line(&format!("{error:#}"));
+        let mut late = false;
+        let evaluated = plan
+            .spawn()
+            .map_err(failed)?
+            .run_plan_with_eval(ordered, |context, state, node, inputs| {
+                late |= Instant::now() >= until;
+                ensure!(!late, "it is late");
+                eval(context, state, node, inputs)
+            });
+        if late {
+            return Err(RunError::Late);
+        }
+        let outputs = evaluated.map_err(failed)?;
         if outputs.len() != self.outputs.len() {
-            return Err(format!(
-                "tract gave {} outputs, expected {}",
-                outputs.len(),
-                self.outputs.len()
-            ));
+            return Err(format!("tract gave {} outputs, expected {}", outputs.len(), self.outputs.len()).into());
         }
         outputs
             .into_iter()
             .zip(&self.outputs)
-            .map(|(output, kind)| from_tract(output, *kind))
+            .map(|(output, kind)| from_tract(output, *kind).map_err(RunError::Failed))
             .collect()
     }
 
