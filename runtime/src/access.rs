@@ -385,6 +385,7 @@ mod tests {
             created_ms: 1,
             deleting: false,
             limits: Limits::default(),
+            signers: crate::signatures::Signers::default(),
         };
         let version = catalogs.put_tenant(&acme, 0, &tenant).await.unwrap().unwrap();
         let theirs = TokenRecord {

@@ -19,6 +19,7 @@ use skep_model::swarm::{Reader, Stage, Swarm};
 use skep_topic::CatalogRecord;
 
 use crate::secrets::SecretRecord;
+use crate::signatures::{Signature, Signers};
 pub use all::{Catalogs, read};
 
 /// Format of every catalog record.
@@ -42,6 +43,9 @@ pub struct ModuleVersion {
     /// It imports what sends HTTP requests: a Bee of it needs a grant. Builds that did not say so took no such module.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub sends_http: bool,
+    /// Verified as they came, for the name that this is under.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub signatures: Vec<Signature>,
 }
 
 /// A model's name with its tags and the versions of it that are kept.
@@ -246,6 +250,8 @@ pub struct TenantRecord {
     pub deleting: bool,
     #[serde(default, skip_serializing_if = "Limits::is_empty")]
     pub limits: Limits,
+    #[serde(default, skip_serializing_if = "Signers::is_empty")]
+    pub signers: Signers,
 }
 
 /// A record that was stored.

@@ -209,6 +209,7 @@ async fn push(keeper: &mut BeekeeperClient<Channel>, name: &str, wasm: &Path) ->
         tag: "latest".to_owned(),
         digest: skep_model::id::Digest::of(&bytes).to_hex(),
         size: bytes.len() as u64,
+        signature: String::new(),
     };
     let mut parts = vec![v1::PushModuleRequest {
         part: Some(Part::Header(header)),

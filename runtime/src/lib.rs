@@ -30,6 +30,7 @@ pub mod quotas;
 pub mod secrets;
 pub mod serve;
 pub mod settings;
+pub mod signatures;
 pub mod spans;
 pub mod stats;
 pub mod store;

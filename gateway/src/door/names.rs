@@ -112,7 +112,15 @@ pub fn of(path: &str) -> (Fields, Fields) {
         "/skep.v1.Beekeeper/Restore" => (&[], &const { [number("taken_ms", &[1]), number("modules", &[4])] }),
         "/skep.v1.Access/CreateTenant" => (&const { [text("tenant", &[1]), text("limit", &[2, 1])] }, &[]),
         "/skep.v1.Access/SetTenant" => (
-            &const { [text("tenant", &[1]), text("limit", &[2, 1]), text("unlimited", &[3])] },
+            &const {
+                [
+                    text("tenant", &[1]),
+                    text("limit", &[2, 1]),
+                    text("unlimited", &[3]),
+                    text("signer", &[4]),
+                    text("no_signer", &[5]),
+                ]
+            },
             &[],
         ),
         "/skep.v1.Access/DeleteTenant" => (&const { [text("tenant", &[1]), flag("purge", &[2])] }, &[]),

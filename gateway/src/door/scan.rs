@@ -304,6 +304,7 @@ mod tests {
                 tag: "next".to_owned(),
                 digest: "ab".repeat(32),
                 size: 77,
+                signature: "ed25519:A:B".to_owned(),
             })),
         };
         let chunk = v1::PushModuleRequest {

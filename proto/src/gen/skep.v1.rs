@@ -849,6 +849,9 @@ pub struct PushHeader {
     /// Bytes of the component. 0: unknown.
     #[prost(uint64, tag = "4")]
     pub size: u64,
+    /// `ed25519:KEY:SIGNATURE`, of this name and the component's digest. Empty: not signed.
+    #[prost(string, tag = "5")]
+    pub signature: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PushModuleReply {
@@ -899,6 +902,9 @@ pub struct Module {
     /// Swarms whose current revision runs it.
     #[prost(string, repeated, tag = "7")]
     pub used_by: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Public keys of those who signed it, as `ed25519:KEY`.
+    #[prost(string, repeated, tag = "8")]
+    pub signed_by: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteModuleRequest {
@@ -4747,6 +4753,9 @@ pub struct Tenant {
     pub used: ::prost::alloc::vec::Vec<Limit>,
     #[prost(uint64, tag = "9")]
     pub models: u64,
+    /// Public keys, `ed25519:KEY`. If there are any, the tenant takes modules that one of them signed, and no others.
+    #[prost(string, repeated, tag = "10")]
+    pub signers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Limit {
@@ -4773,6 +4782,10 @@ pub struct SetTenantRequest {
     /// Limits that it has no more.
     #[prost(string, repeated, tag = "3")]
     pub unlimited: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "4")]
+    pub add_signers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "5")]
+    pub remove_signers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListTenantsRequest {
@@ -5039,7 +5052,7 @@ pub mod access_client {
                 .insert(GrpcMethod::new("skep.v1.Access", "ListTenants"));
             self.inner.unary(req, path, codec).await
         }
-        /// Gives a tenant other limits. What is not named stays.
+        /// Gives a tenant other limits or signers. What is not named stays.
         pub async fn set_tenant(
             &mut self,
             request: impl tonic::IntoRequest<super::SetTenantRequest>,
@@ -5223,7 +5236,7 @@ pub mod access_server {
             tonic::Response<super::ListTenantsReply>,
             tonic::Status,
         >;
-        /// Gives a tenant other limits. What is not named stays.
+        /// Gives a tenant other limits or signers. What is not named stays.
         async fn set_tenant(
             &self,
             request: tonic::Request<super::SetTenantRequest>,

@@ -71,6 +71,38 @@ impl Keeper {
         }
     }
 
+    /// What was taken before the tenant had signers is not applied any more; nor is what a key signed that was taken away.
+    async fn check_signatures(&self, swarm: &Swarm, digests: &Digests) -> Result<(), Status> {
+        let tenant = self
+            .supervisor
+            .catalogs
+            .tenant(self.catalog.tenant())
+            .await
+            .map_err(internal)?;
+        let Some(signers) = tenant
+            .map(|found| found.record.signers)
+            .filter(|signers| !signers.is_empty())
+        else {
+            return Ok(());
+        };
+        let modules = self.catalog.modules().await.map_err(internal)?;
+        let mut refused = Vec::new();
+        for stage in swarm.stages.iter().filter(|stage| stage.builtin.is_none()) {
+            let wanted: ModuleRef = stage.module.parse().map_err(invalid)?;
+            let Some(hex) = digests.get(&stage.name) else { continue };
+            let digest: Digest = hex.parse().map_err(invalid)?;
+            let version = modules.get(&wanted.name).and_then(|record| record.versions.get(hex));
+            let signatures = version.map_or(&[][..], |version| &version.signatures);
+            if let Err(why) = signers.check(&wanted.name, &digest, signatures) {
+                refused.push(format!("stage `{}`: {why}", stage.name));
+            }
+        }
+        match refused.is_empty() {
+            true => Ok(()),
+            false => Err(Status::permission_denied(refused.join("\n"))),
+        }
+    }
+
     /// A revision with other numbers at one stage.
     pub(super) async fn scale(&self, asked: v1::ScaleStageRequest) -> Reply<v1::ApplySwarmReply> {
         let (name, found, _) = self.find(&asked.swarm).await?;
@@ -186,6 +218,10 @@ impl Keeper {
         self.check_secrets(&swarm).await?;
         self.check_models(&swarm).await?;
         self.check_requests(&swarm, &digests).await?;
+        // Other numbers are no other code.
+        if scaled.is_none() {
+            self.check_signatures(&swarm, &digests).await?;
+        }
         if let Some(found) = &current
             && found.record.deleting
         {

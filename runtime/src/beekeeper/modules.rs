@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use skep_model::id::Digest;
 use skep_model::limits::{MODULE_LOOSE_VERSIONS_MAX, MODULE_TAGS_MAX, MODULES_MAX};
 use skep_model::name::{ModuleName, ModuleRef, SwarmName, Version as Wanted};
 use skep_model::quota::Quota;
@@ -12,6 +13,7 @@ use super::failure::{internal, invalid, refused};
 use super::uploads::Upload;
 use super::{Keeper, Reply, uploads};
 use crate::catalog::{ModuleRecord, ModuleVersion, SwarmRecord};
+use crate::signatures::{SIGNERS_MAX, Signature};
 use crate::store::ModuleStore;
 use crate::wording::instead;
 
@@ -40,6 +42,11 @@ impl Keeper {
                     size: version.size,
                     pushed_ms: version.pushed_ms,
                     used_by: users(&swarms, hex),
+                    signed_by: version
+                        .signatures
+                        .iter()
+                        .map(|signature| signature.key.to_string())
+                        .collect(),
                 });
             }
         }
@@ -52,6 +59,14 @@ impl Keeper {
         let tag = uploads::tag(&header)?;
         let size = bytes.len() as u64;
         let began = std::time::Instant::now();
+        let signature = match header.signature.as_str() {
+            "" => None,
+            text => Some(text.parse::<Signature>().map_err(invalid)?),
+        };
+        if let Some(signature) = &signature {
+            signature.verify(&name, &digest).map_err(invalid)?;
+        }
+        self.check_signed(&name, &digest, signature.as_slice()).await?;
         // Before the work, and again where nobody else can come between.
         self.room_for(&digest.to_hex(), size).await?;
         let modules = &self.supervisor.modules;
@@ -77,12 +92,21 @@ impl Keeper {
         let mut sent_before = false;
         let changed = self.catalog.change_module(&name, |record, swarms| {
                 let known = record.versions.contains_key(&hex);
-                record.versions.entry(hex.clone()).or_insert_with(|| ModuleVersion {
+                let version = record.versions.entry(hex.clone()).or_insert_with(|| ModuleVersion {
                     size,
                     bees: bees.clone(),
                     pushed_ms,
                     sends_http,
+                    signatures: Vec::new(),
                 });
+                if let Some(signature) = &signature {
+                    // One a key, so that who has it need not say it twice; the newest, should there be too many.
+                    version.signatures.retain(|other| other.key != signature.key);
+                    if version.signatures.len() >= SIGNERS_MAX {
+                        version.signatures.remove(0);
+                    }
+                    version.signatures.push(signature.clone());
+                }
                 let replaced = record.tags.insert(tag.to_string(), hex.clone());
                 let before = replaced.as_ref().and_then(|before| record.versions.get(before));
                 sent_before = before.is_some_and(|before| before.sends_http);
@@ -148,6 +172,24 @@ impl Keeper {
             needs: needs(sends_http),
             new_needs: needs(sends_http && !sent_before),
         }))
+    }
+
+    /// Whether the tenant's signers let a version be used.
+    pub(super) async fn check_signed(
+        &self,
+        name: &ModuleName,
+        digest: &Digest,
+        signatures: &[Signature],
+    ) -> Result<(), Status> {
+        let tenant = self
+            .supervisor
+            .catalogs
+            .tenant(self.catalog.tenant())
+            .await
+            .map_err(internal)?;
+        let Some(tenant) = tenant else { return Ok(()) };
+        let checked = tenant.record.signers.check(name, digest, signatures);
+        checked.map_err(Status::permission_denied)
     }
 
     /// Whether the tenant may have so much more of modules and models. What it has under any name already takes no more room.

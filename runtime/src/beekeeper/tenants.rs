@@ -14,6 +14,7 @@ use super::failure::{internal, invalid};
 use super::{Desk, Keeper};
 use crate::catalog::{RACES_MAX, TenantRecord, Versioned};
 use crate::quotas::kept;
+use crate::signatures::{PublicKey, Signers};
 use crate::usage;
 use crate::wording::{count, instead};
 
@@ -36,6 +37,7 @@ impl Keeper {
             created_ms: self.registry.now_ms(),
             deleting: false,
             limits,
+            signers: Signers::default(),
         };
         match catalogs.put_tenant(&tenant, 0, &record).await.map_err(internal)? {
             Ok(_) => {
@@ -46,7 +48,7 @@ impl Keeper {
         }
     }
 
-    /// Other limits: this node keeps to them at once, the others with their next look at the catalog.
+    /// Other limits: this node keeps to them at once, the others with their next look at the catalog. Other signers count everywhere at once.
     pub(super) async fn limit_tenant(&self, asked: v1::SetTenantRequest) -> Result<v1::Tenant, Status> {
         let tenant: TenantId = asked.name.parse().map_err(invalid)?;
         if tenant == TenantId::default_tenant() {
@@ -54,8 +56,19 @@ impl Keeper {
                 "the default tenant is the operator's own and has no limits: make a tenant to limit it",
             ));
         }
-        if asked.limits.is_empty() && asked.unlimited.is_empty() {
-            return Err(invalid("no limit is named"));
+        let keys = |texts: &[String]| {
+            texts
+                .iter()
+                .map(|text| text.parse())
+                .collect::<Result<Vec<PublicKey>, _>>()
+        };
+        let add = keys(&asked.add_signers).map_err(invalid)?;
+        let remove = keys(&asked.remove_signers).map_err(invalid)?;
+        if asked.limits.is_empty() && asked.unlimited.is_empty() && add.is_empty() && remove.is_empty() {
+            return Err(invalid("neither a limit nor a signer is named"));
+        }
+        if let Some(both) = add.iter().find(|key| remove.contains(key)) {
+            return Err(invalid(format!("{both} is to be added and removed")));
         }
         for _ in 0..RACES_MAX {
             let Some(mut found) = self.supervisor.catalogs.tenant(&tenant).await.map_err(internal)? else {
@@ -63,6 +76,8 @@ impl Keeper {
                 continue;
             };
             found.record.limits = changed(found.record.limits, &asked.limits, &asked.unlimited)?;
+            let signers = found.record.signers.change(&add, &remove);
+            signers.map_err(|why| invalid(format!("tenant `{tenant}`: {why}")))?;
             let catalogs = &self.supervisor.catalogs;
             let put = catalogs.put_tenant(&tenant, found.version, &found.record).await;
             if put.map_err(internal)?.is_ok() {
@@ -95,6 +110,7 @@ impl Keeper {
                 .map(|(quota, value)| amount(quota, value))
                 .collect(),
             used: Vec::new(),
+            signers: record.signers.iter().map(ToString::to_string).collect(),
         })
     }
 
@@ -157,6 +173,7 @@ impl Keeper {
             created_ms: 0,
             deleting: false,
             limits: Limits::default(),
+            signers: Signers::default(),
         };
         let mut all = vec![(default, always)];
         let made = self.supervisor.catalogs.tenants().await.map_err(internal)?;

@@ -149,6 +149,8 @@ pub enum Command {
     Whoami,
     /// Make, list and delete tenants, who see nothing of each other
     Tenant(Tenant),
+    /// Make keys, and sign modules with them
+    Signer(Signer),
     /// Show what tenants used: CPU time, memory, messages and bytes, by Bee
     Usage(Usage),
     /// Make, list, revoke and rotate tokens
@@ -368,12 +370,18 @@ pub enum TenantCommand {
         #[command(flatten)]
         limits: Limits,
     },
-    /// Give one other limits; `none` takes a limit away, what is not named stays
+    /// Give one other limits or signers; `none` takes a limit away, what is not named stays
     Set {
         /// Its name
         name: String,
         #[command(flatten)]
         limits: Limits,
+        /// Take modules of this public key, and with that signed ones only; may be repeated
+        #[arg(long, value_name = "ed25519:…")]
+        signer: Vec<String>,
+        /// Take modules of this key no more; may be repeated. What runs goes on
+        #[arg(long, value_name = "ed25519:…")]
+        no_signer: Vec<String>,
     },
     /// List them with what they have
     List,
@@ -740,6 +748,57 @@ pub struct Push {
     /// What manifests may follow
     #[arg(long, default_value = "latest")]
     pub tag: String,
+    #[command(flatten)]
+    pub signature: SignedBy,
+}
+
+/// Who says that a module is theirs; a tenant with signers takes no other.
+#[derive(Debug, Clone, Default, Args)]
+pub struct SignedBy {
+    /// Sign it with this key, as `skep signer new` makes one
+    #[arg(long, value_name = "FILE", env = "SKEP_SIGN_KEY")]
+    pub sign_key: Option<PathBuf>,
+    /// Its signature, as `skep signer sign` prints one where the key is
+    #[arg(long, value_name = "ed25519:…")]
+    pub signature: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Where a tenant has signers, it takes modules that one of them signed, and no others:
+  skep signer new release.key
+  skep tenant set acme --signer ed25519:…
+  skep push hello.wasm --sign-key release.key
+Or sign where the key is, and push elsewhere:
+  skep signer sign release.key hello.wasm
+  skep push hello.wasm --signature ed25519:…")]
+pub struct Signer {
+    #[command(subcommand)]
+    pub what: SignerCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SignerCommand {
+    /// Make a key; its file is secret, what is printed is public
+    New {
+        /// The file to write: PKCS #8 in PEM, readable by you only
+        file: PathBuf,
+    },
+    /// Print the public key of one
+    Show {
+        /// Its file
+        file: PathBuf,
+    },
+    /// Print the signature of a module
+    Sign {
+        /// The key's file
+        key: PathBuf,
+        /// The component
+        module: PathBuf,
+        /// The name that it will be pushed under; by default the file's, with `_` as `-`
+        #[arg(long)]
+        name: Option<String>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -1166,6 +1225,9 @@ pub struct Up {
     /// Let the keyed state of stages go that an edit of the manifest removes
     #[arg(long)]
     pub discard_state: bool,
+    /// Sign what is pushed with this key
+    #[arg(long, value_name = "FILE", env = "SKEP_SIGN_KEY")]
+    pub sign_key: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

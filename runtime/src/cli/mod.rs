@@ -26,6 +26,7 @@ mod pauses;
 pub mod progress;
 mod python;
 mod secrets;
+mod signers;
 mod state;
 mod submit;
 mod swarms;
@@ -159,6 +160,7 @@ async fn run(cli: Cli, seen: Option<String>) -> Outcome {
         Command::Restore(args) => backups::restore(args, node, out).await,
         Command::Delete(args) => swarms::delete(args, node, out).await,
         Command::DeleteModule(args) => modules::delete(args, node, out).await,
+        Command::Signer(args) => signers::run(args, out).await,
         Command::Tenant(args) => tenants::tenant(args, node, out).await,
         Command::Usage(args) => tenants::usage(args, node, out).await,
         Command::Token(args) => tokens::token(args, node, out).await,

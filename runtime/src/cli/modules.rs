@@ -17,6 +17,7 @@ use super::files;
 use super::output::{Printer, size, time};
 use super::progress::Progress;
 use super::python;
+use super::signers;
 use crate::wording::count;
 
 pub async fn push(args: args::Push, node: &str, out: Printer) -> Outcome {
@@ -36,7 +37,7 @@ pub async fn push(args: args::Push, node: &str, out: Printer) -> Outcome {
     } else {
         read(&args.file).await?
     };
-    let reply = upload(node, &name, &args.tag, bytes, progress).await?;
+    let reply = upload(node, &name, &args.tag, bytes, &args.signature, progress).await?;
     if out.json() {
         return out.document(&json!({
             "name": name, "tag": args.tag, "digest": reply.digest, "bees": reply.bees, "known": reply.known,
@@ -71,20 +72,25 @@ pub async fn upload(
     name: &str,
     tag: &str,
     bytes: Vec<u8>,
+    signed_by: &args::SignedBy,
     progress: Progress,
 ) -> Outcome<v1::PushModuleReply> {
     let bad =
         |what: &str, e: skep_model::name::BadName| Failure::new(Exit::Refused, format!("the module's {what}: {e}"));
-    name.parse::<ModuleName>()
+    let module: ModuleName = name
+        .parse()
         .map_err(|e| bad("name", e).remedy("give another with --name"))?;
     tag.parse::<Tag>()
         .map_err(|e| bad("tag", e).remedy("give another with --tag"))?;
+    let digest = Digest::of(&bytes);
+    let signature = signers::signature(signed_by, &module, &digest)?;
     let mut beekeeper = connect::beekeeper(node).await?;
     let header = v1::PushHeader {
         name: name.to_owned(),
         tag: tag.to_owned(),
-        digest: Digest::of(&bytes).to_hex(),
+        digest: digest.to_hex(),
         size: bytes.len() as u64,
+        signature: signature.unwrap_or_default(),
     };
     let step = progress.step(format!("push {name}:{tag}"));
     step.note(&format!(
@@ -135,7 +141,7 @@ pub async fn read(file: &Path) -> Outcome<Vec<u8>> {
     Ok(bytes)
 }
 
-fn name_of(file: &Path) -> Outcome<String> {
+pub fn name_of(file: &Path) -> Outcome<String> {
     let stem = file
         .file_stem()
         .and_then(|s| s.to_str())
@@ -163,7 +169,7 @@ pub async fn list(node: &str, out: Printer) -> Outcome {
             .map(|m| {
                 json!({
                     "name": m.name, "digest": m.digest, "tags": m.tags, "bees": m.bees, "size": m.size,
-                    "pushed_ms": m.pushed_ms, "used_by": m.used_by,
+                    "pushed_ms": m.pushed_ms, "used_by": m.used_by, "signed_by": m.signed_by,
                 })
             })
             .collect();

@@ -27,18 +27,26 @@ pub async fn tenant(args: args::Tenant, node: &str, out: Printer) -> Outcome {
                 "tenant {name} is there; give somebody a token: skep token create --tenant {name} --role admin"
             ))
         }
-        TenantCommand::Set { name, limits } => {
+        TenantCommand::Set {
+            name,
+            limits,
+            signer,
+            no_signer,
+        } => {
             let (limits, unlimited) = told(&limits);
             let request = v1::SetTenantRequest {
                 name,
                 limits,
                 unlimited,
+                add_signers: signer,
+                remove_signers: no_signer,
             };
             let set = access.set_tenant(request).await?.into_inner();
             if out.json() {
                 return out.document(&as_json(&set));
             }
-            limits_table(&set, out)
+            limits_table(&set, out)?;
+            signers(&set, out)
         }
         TenantCommand::List => {
             let request = v1::ListTenantsRequest { name: String::new() };
@@ -53,7 +61,8 @@ pub async fn tenant(args: args::Tenant, node: &str, out: Printer) -> Outcome {
                 return Ok(());
             }
             out.line("")?;
-            limits_table(&one, out)
+            limits_table(&one, out)?;
+            signers(&one, out)
         }
         TenantCommand::Delete { name, purge } => {
             let gone = access
@@ -88,6 +97,14 @@ fn told(given: &args::Limits) -> (Vec<v1::Limit>, Vec<String>) {
         }
     }
     (limits, unlimited)
+}
+
+fn signers(tenant: &v1::Tenant, out: Printer) -> Outcome {
+    if tenant.signers.is_empty() {
+        return Ok(());
+    }
+    out.line("\ntakes modules that one of these signed:")?;
+    tenant.signers.iter().try_for_each(|key| out.line(&format!("  {key}")))
 }
 
 fn limits_table(tenant: &v1::Tenant, out: Printer) -> Outcome {

@@ -33,7 +33,7 @@ pub async fn run(args: args::Up, node: &str, out: Printer) -> Outcome {
         );
     }
     let progress = Progress::stderr();
-    let mut project = Project::new(dir, args.discard_state);
+    let mut project = Project::new(dir, args.discard_state, args.sign_key);
     // A manifest with mistakes is not worth a build.
     project.read_manifest()?;
     let own = if node == NODE_DEFAULT && !args.once {
@@ -94,13 +94,18 @@ struct Project {
     applied: String,
     /// Whether an edit may remove stages with their state.
     discard_state: bool,
+    signed_by: args::SignedBy,
 }
 
 impl Project {
-    fn new(dir: PathBuf, discard_state: bool) -> Self {
+    fn new(dir: PathBuf, discard_state: bool, sign_key: Option<PathBuf>) -> Self {
         Self {
             dir,
             discard_state,
+            signed_by: args::SignedBy {
+                sign_key,
+                signature: None,
+            },
             swarm: None,
             text: String::new(),
             pushed: BTreeMap::new(),
@@ -151,7 +156,7 @@ impl Project {
             if self.pushed.get(&reference) == Some(&digest) {
                 continue;
             }
-            modules::upload(node, &push.name, &push.tag, bytes, *progress).await?;
+            modules::upload(node, &push.name, &push.tag, bytes, &self.signed_by, *progress).await?;
             self.pushed.insert(reference, digest);
             pushed = true;
         }

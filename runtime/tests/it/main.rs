@@ -35,6 +35,7 @@ mod revoked;
 mod s3;
 mod secrets;
 mod settings;
+mod signatures;
 mod streams;
 mod tls;
 mod traces;

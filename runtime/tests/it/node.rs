@@ -249,6 +249,7 @@ pub fn upload(name: &str, tag: &str, wasm: &[u8], size: u64, digest: &str) -> Ve
         tag: tag.to_owned(),
         digest: digest.to_owned(),
         size,
+        signature: String::new(),
     };
     let mut parts = vec![v1::PushModuleRequest {
         part: Some(Part::Header(header)),

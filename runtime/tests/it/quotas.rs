@@ -127,6 +127,7 @@ async fn limits_are_set_shown_changed_and_refused_by_name() {
             name: name.to_owned(),
             limits,
             unlimited: unlimited.iter().map(ToString::to_string).collect(),
+            ..v1::SetTenantRequest::default()
         };
         let mut access = AccessClient::new(node.channel().await);
         access.set_tenant(with(&operator, call)).await.map(drop)

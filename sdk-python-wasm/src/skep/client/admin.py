@@ -93,8 +93,8 @@ class Admin:
     ) -> None:
         self.close()
 
-    def push(self, file: str | Path, *, name: str | None = None, tag: str = "") -> Any:
-        """Uploads a component, or builds one of a ``.py`` file and uploads that."""
+    def push(self, file: str | Path, *, name: str | None = None, tag: str = "", signature: str = "") -> Any:
+        """Uploads a component, or builds one of a ``.py`` file and uploads that. ``signature``: what ``skep signer sign`` printed."""
         path = Path(file)
         if path.suffix == ".py":
             from ..tool.build import build
@@ -105,11 +105,12 @@ class Admin:
                 data = made.read_bytes()
         else:
             data = path.read_bytes()
-        return self.push_bytes(name or re.sub(r"[^a-z0-9-]+", "-", path.stem.lower()), data, tag=tag)
+        return self.push_bytes(name or re.sub(r"[^a-z0-9-]+", "-", path.stem.lower()), data, tag=tag, signature=signature)
 
-    def push_bytes(self, name: str, data: bytes, *, tag: str = "") -> Any:
+    def push_bytes(self, name: str, data: bytes, *, tag: str = "", signature: str = "") -> Any:
         def parts() -> Iterator[pb.PushModuleRequest]:
-            header = pb.PushHeader(name=name, tag=tag, digest=hashlib.sha256(data).hexdigest(), size=len(data))
+            digest = hashlib.sha256(data).hexdigest()
+            header = pb.PushHeader(name=name, tag=tag, digest=digest, size=len(data), signature=signature)
             yield pb.PushModuleRequest(header=header)
             for at in range(0, len(data), CHUNK_BYTES):
                 yield pb.PushModuleRequest(chunk=data[at : at + CHUNK_BYTES])

@@ -17,16 +17,18 @@ class PushModuleRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class PushHeader(_message.Message):
-    __slots__ = ("name", "tag", "digest", "size")
+    __slots__ = ("name", "tag", "digest", "size", "signature")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TAG_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     name: str
     tag: str
     digest: str
     size: int
-    def __init__(self, name: _Optional[str] = ..., tag: _Optional[str] = ..., digest: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
+    signature: str
+    def __init__(self, name: _Optional[str] = ..., tag: _Optional[str] = ..., digest: _Optional[str] = ..., size: _Optional[int] = ..., signature: _Optional[str] = ...) -> None: ...
 
 class PushModuleReply(_message.Message):
     __slots__ = ("digest", "bees", "known", "replaced", "compile_ms", "followers", "needs", "new_needs")
@@ -59,7 +61,7 @@ class ListModulesReply(_message.Message):
     def __init__(self, modules: _Optional[_Iterable[_Union[Module, _Mapping]]] = ...) -> None: ...
 
 class Module(_message.Message):
-    __slots__ = ("name", "digest", "tags", "bees", "size", "pushed_ms", "used_by")
+    __slots__ = ("name", "digest", "tags", "bees", "size", "pushed_ms", "used_by", "signed_by")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +69,7 @@ class Module(_message.Message):
     SIZE_FIELD_NUMBER: _ClassVar[int]
     PUSHED_MS_FIELD_NUMBER: _ClassVar[int]
     USED_BY_FIELD_NUMBER: _ClassVar[int]
+    SIGNED_BY_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     tags: _containers.RepeatedScalarFieldContainer[str]
@@ -74,7 +77,8 @@ class Module(_message.Message):
     size: int
     pushed_ms: int
     used_by: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., bees: _Optional[_Iterable[str]] = ..., size: _Optional[int] = ..., pushed_ms: _Optional[int] = ..., used_by: _Optional[_Iterable[str]] = ...) -> None: ...
+    signed_by: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., bees: _Optional[_Iterable[str]] = ..., size: _Optional[int] = ..., pushed_ms: _Optional[int] = ..., used_by: _Optional[_Iterable[str]] = ..., signed_by: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DeleteModuleRequest(_message.Message):
     __slots__ = ("name", "tag")
