@@ -12,6 +12,7 @@
 //! - [`crowd`]: answers in parts, overload, fairness between subjects.
 //! - [`python`]: Bees in Python beside the same in Rust, for `ci/bench python`.
 //! - [`state`]: many keys.
+//! - [`many`]: many tenants that do nothing.
 //! - [`tenants`]: tenants beside each other, and what keeping them apart costs.
 //! - [`versus`]: two builds beside each other.
 //! - [`report`]: runs all of it and writes the table.
@@ -21,6 +22,7 @@ mod echo;
 mod features;
 mod inference;
 mod load;
+mod many;
 mod node;
 mod python;
 mod redis;
@@ -45,6 +47,9 @@ fn main() -> anyhow::Result<()> {
         ["state", bin, bees] => report::state_only(bin.as_ref(), bees.as_ref(), state::MANY_KEYS),
         ["state", bin, bees, keys] => report::state_only(bin.as_ref(), bees.as_ref(), keys.parse()?),
         ["tenants", bin, bees] => report::tenants_only(bin.as_ref(), bees.as_ref()),
+        ["many", bin, wasm, bee, tenants, bees] => {
+            report::many_only(bin.as_ref(), wasm.as_ref(), bee, tenants.parse()?, bees.parse()?)
+        }
         ["versus", old, new, bees] => report::versus([old.as_ref(), new.as_ref()], bees.as_ref()),
         ["inference", model, input, columns, servers @ ..] => inference::run(model, input, columns, servers),
         ["python", bin, python, rust] => python::run(bin.as_ref(), python.as_ref(), rust.as_ref()),

@@ -163,6 +163,13 @@ pub fn tenants_only(binaries: &Path, bees: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+pub fn many_only(binaries: &Path, wasm: &Path, bee: &str, tenants: usize, bees: usize) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(crate::many::measure(&binaries.join("skep"), wasm, bee, tenants, bees))?;
+    println!("load average {}", load_average());
+    Ok(())
+}
+
 /// The two rows of streams alone, for a developer who works on them.
 pub fn streams_only(binaries: &Path, bees: &Path) -> anyhow::Result<()> {
     let wasm = std::fs::read(bees)?;

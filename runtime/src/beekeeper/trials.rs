@@ -138,7 +138,8 @@ impl Keeper {
     async fn digest_of(&self, module: &str) -> Result<Digest, Status> {
         let wanted: ModuleRef = module.parse().map_err(invalid)?;
         let known = self.catalog.modules().await.map_err(internal)?;
-        let found = Known(&known).resolve(&wanted);
+        let known = Known(&known);
+        let found = known.resolve(&wanted);
         let (digest, version) =
             found.ok_or_else(|| Status::not_found(format!("no module `{wanted}`: push it first")))?;
         self.check_signed(&wanted.name, &digest, &version.signatures).await?;

@@ -55,7 +55,7 @@ pub async fn given(files: &[(ModelRef, PathBuf)]) -> Outcome<Option<Arc<ModelAcc
 async fn load(file: &Path, bytes: Bytes) -> Outcome<Model> {
     let (done, loaded) = tokio::sync::oneshot::channel();
     let thread = std::thread::Builder::new().stack_size(THREAD_STACK_BYTES);
-    let begun = thread.spawn(move || done.send(Model::load(&Tract::new(), &bytes, &Limits::default())));
+    let begun = thread.spawn(move || drop(done.send(Model::load(&Tract::new(), &bytes, &Limits::default()))));
     begun.map_err(|e| Failure::new(Exit::Failed, format!("start a thread: {e}")))?;
     let failed = |why: String| Failure::new(Exit::Refused, format!("{}: {why}", file.display()));
     match loaded.await {

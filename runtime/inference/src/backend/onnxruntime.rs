@@ -205,9 +205,12 @@ struct Watched {
 
 /// What one thread of the process waits for: the library has no clock of its own. As long as there are runs, which go one at a time a model.
 struct Watch {
-    runs: Mutex<Vec<(Instant, Weak<RunOptions>, Arc<AtomicBool>)>>,
+    runs: Mutex<Vec<Run>>,
     changed: Condvar,
 }
+
+/// When it is over, how it is told, and that it was.
+type Run = (Instant, Weak<RunOptions>, Arc<AtomicBool>);
 
 impl Watched {
     fn until(until: Instant, options: RunOptions) -> Self {
