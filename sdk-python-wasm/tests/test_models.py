@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from skep import BadInput, BeeError, DevSwarm, Message, Model, ModelBusy, ModelError, Reject, Tensor, model, models, register_bee
+from skep import BadInput, BeeError, DevSwarm, Message, Model, ModelBusy, ModelError, Reject, Tensor, host, model, models, register_bee
 from skep.models import _TYPES, Port, Signature
 
 SAMPLES = Path(__file__).parents[2] / "samples" / "models"
@@ -195,7 +195,7 @@ def test_trouble_ends_the_message_as_its_kind_says():
 
 
 def test_a_model_belongs_to_a_message():
-    models.use(None)
+    host.use(None)
     found = model("digits")
     assert isinstance(found, Model) and repr(found) == "Model('digits')"
     with pytest.raises(ModelError, match="while a message is handled"):

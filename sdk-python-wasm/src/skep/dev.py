@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
-from . import models as _models
+from . import host, models as _models
 from . import registry
 from .errors import PART_BYTES_MAX, QUOTA, UNKEYED, BeeError, Reject, Retry
 from .message import Emit, Message, Timer
@@ -59,7 +59,8 @@ class DevSwarm(Swarm):
         assert swarm.published == [{"greeting": "Hello Bee"}]
 
     ``models={"digits": "digits.onnx"}`` grants models: the path of a file, which ``onnxruntime`` then runs, or a function that takes a dict of
-    :class:`skep.Tensor` by name and answers another, of tensors or lists.
+    :class:`skep.Tensor` by name and answers another, of tensors or lists. ``http=function`` answers the Bee's requests in the network's place: it
+    takes a :class:`skep.http.Request` and gives a :class:`skep.http.Response`, or raises a :class:`skep.http.HttpError`.
 
     :meth:`deliver` and :meth:`run` do more, and do it as a node would: payloads are bytes, state and timers belong to the message's
     key, and an exception drops what its message did.
@@ -74,9 +75,10 @@ class DevSwarm(Swarm):
         config: Mapping[str, str] | None = None,
         secrets: Mapping[str, str] | None = None,
         models: Mapping[str, Any] | None = None,
+        http: Callable[[Any], Any] | None = None,
         now_ms: int = 0,
     ) -> None:
-        self._memory = Memory(dict(config or {}), dict(secrets or {}), dict(models or {}))
+        self._memory = Memory(dict(config or {}), dict(secrets or {}), dict(models or {}), http)
         super().__init__(self._memory)
         #: What was published and responded, as it was given, in order.
         self.published: list[Any] = []
@@ -86,8 +88,8 @@ class DevSwarm(Swarm):
         self.responses: list[bytes] = []
         self._outcomes: list[Outcome] = []
         self._failures: list[BaseException | None] = []
-        # For plain calls: `skep.model` has no Swarm at hand, so the DevSwarm made last, or running, has the models.
-        _models.use(self._memory)
+        # For plain calls: `skep.model` and `skep.http` have no Swarm at hand, so the DevSwarm made last, or running, is asked.
+        host.use(self._memory)
         message: Message[Any] = Message(key=key, accepted_ms=now_ms)
         self._memory.begin(0, message)
         self._current = message
@@ -147,7 +149,7 @@ class DevSwarm(Swarm):
 
     def _process(self, bee: str, inputs: list[Any]) -> None:
         self._outcomes, self._failures = [], []
-        _models.use(self._memory)
+        host.use(self._memory)
         plain = (self._current, self._effects, self._form, self._memory.key)
         try:
             process(bee, inputs, self, _Recorder(self))
@@ -244,7 +246,10 @@ class _Recorder(Ends):
 class Memory:
     """The node's side, in memory."""
 
-    def __init__(self, config: dict[str, str], secrets: dict[str, str], models: dict[str, Any]) -> None:
+    def __init__(
+        self, config: dict[str, str], secrets: dict[str, str], models: dict[str, Any], http: Callable[[Any], Any] | None = None
+    ) -> None:
+        self._http = http
         self._config = config
         self._secrets = secrets
         #: Functions, files, and what was made of files.
@@ -336,6 +341,19 @@ class Memory:
             raise TypeError(f"the function for model {name!r} answers a dict of its outputs by name, not {type(answer).__name__}")
         outputs = [(name, Tensor(value)) for name, value in answer.items()]
         return [(name, tensor.dtype, tensor.shape, tensor._data) for name, tensor in outputs]
+
+    def fetch(self, request: Any) -> Any:
+        from .http import HttpError, Response
+
+        if self._http is None:
+            raise HttpError(
+                "http-request-denied",
+                f"{request.shown}: no hosts are granted: list them in the Bee's `http: [...]` in the manifest (DevSwarm: http=function)",
+            )
+        answer = self._http(request)
+        if not isinstance(answer, Response):
+            raise TypeError(f"DevSwarm(http=): the function answers a skep.http.Response, not {type(answer).__name__}")
+        return answer
 
     def emit(self, payload: Any, data: bytes, to: str | None, key: str | None, headers: Any) -> Emit:
         return Emit(payload, data, to, key, headers)

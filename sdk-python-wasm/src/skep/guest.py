@@ -21,20 +21,14 @@ from wit_world.imports import (
 )
 from wit_world.imports import models as node_models
 from wit_world.imports import reply, secrets, state, step, store, timers
-from wit_world.imports.types import (
-    Disposition_Done,
-    Disposition_Fail,
-    Disposition_Reject,
-    Disposition_RetryAfter,
-    Emit,
-    Failure,
-    Input_One,
-    Input_Timer,
-    Message as WireMessage,
-    Outcome,
-)
 
-from . import models, registry, watch
+try:
+    from wit_world.imports import types
+except ImportError:
+    # Where `wasi:http` comes with types of its own, both are named by their packages.
+    from wit_world.imports import skep_bee_types as types
+
+from . import host, models, registry, watch
 from .errors import NO_CALLER, QUOTA, UNKEYED, BeeError, CallerGone
 from .message import Message
 from .models import Port, Signature, Wire
@@ -146,34 +140,37 @@ class Node:
             raise _no_prediction(e) from None
         return [(name, tensor.kind, tensor.shape, tensor.data) for name, tensor in answer]
 
+    #: Set where the module sends requests: else the component has none of it.
+    fetch: Any = None
+
     @staticmethod
     def emit(payload: Any, data: bytes, to: str | None, key: str | None, headers: Any) -> Any:
-        return Emit(to, key, headers, data)
+        return types.Emit(to, key, headers, data)
 
     @staticmethod
     def response(payload: Any, data: bytes) -> Any:
         return data
 
 
-_DONE = Disposition_Done()
+_DONE = types.Disposition_Done()
 
 
 class Outcomes(Ends):
-    one = Input_One
-    timer = Input_Timer
+    one = types.Input_One
+    timer = types.Input_Timer
 
     def done(self, publish: list[Any], respond: list[Any]) -> Any:
-        return Outcome(publish, respond, _DONE)
+        return types.Outcome(publish, respond, _DONE)
 
     def retry(self, after_ms: int) -> Any:
-        return Outcome([], [], Disposition_RetryAfter(after_ms))
+        return types.Outcome([], [], types.Disposition_RetryAfter(after_ms))
 
     def reject(self, reason: str) -> Any:
-        return Outcome([], [], Disposition_Reject(reason))
+        return types.Outcome([], [], types.Disposition_Reject(reason))
 
     def fail(self, found: Report, error: BaseException | None) -> Any:
         node_log.log(node_log.Level.ERROR, "skep", found.detail)
-        return Outcome([], [], Disposition_Fail(Failure(found.reason, found.detail)))
+        return types.Outcome([], [], types.Disposition_Fail(types.Failure(found.reason, found.detail)))
 
 
 class ToNode(logging.Handler):
@@ -229,6 +226,10 @@ def ready() -> None:
         if not name.startswith("skep") and getattr(module, "__file__", None) and _is_users(module.__file__)
         for value in vars(module).values()
     )
+    if "skep.http" in sys.modules:
+        from .guest_http import fetch
+
+        Node.fetch = staticmethod(fetch)
     _WARMERS.extend(_warmers())
     _warm(_TURNS)
     # What is here for good need not be looked at, nor its pages be written, by each instance's collections.
@@ -279,7 +280,7 @@ def _warm(turns: int) -> None:
     At the build: CPython writes into code that is new to it, and does not any more once the code has run, so instances find it fitted, and
     share its pages instead of each copying its own. In an instance: what is still written to is copied then, and not in its first call.
     """
-    inputs = [Input_One(WireMessage(bytes(16), "k", [], b'{"a":1}', 1, 1)) for _ in range(turns)]
+    inputs = [types.Input_One(types.Message(bytes(16), "k", [], b'{"a":1}', 1, 1)) for _ in range(turns)]
     swarm = Swarm(_NoNode())
     for bee in _WARMERS:
         # No Bee of a user has an empty name.
@@ -301,7 +302,7 @@ class Handler(exports.Handler):  # type: ignore[misc]
     def process(self, bee: str, inputs: Any) -> Any:
         global _started
         if not _started:
-            models.use(_node)
+            host.use(_node)
             try:
                 for start in registry.STARTS:
                     start()

@@ -20,6 +20,7 @@ from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 from .errors import BeeError, Reject
+from .host import current
 
 
 class _Type(NamedTuple):
@@ -314,23 +315,14 @@ def model(name: str) -> Model:
     return Model(name)
 
 
-#: Whoever runs Bees now.
-_host: Host | None = None
-
-
-def use(host: Host | None) -> None:
-    """Says whose models are called from here on."""
-    global _host
-    _host = host
-
-
 def _node(name: str) -> Host:
-    if _host is None:
+    host: Host | None = current()
+    if host is None:
         raise ModelError(
             "no-step",
             f"model `{name}` is called while a message is handled, not when the file is read; in a test make a DevSwarm(models=...) first",
         )
-    return _host
+    return host
 
 
 # --- from Python's values to bytes ---------------------------------------------------------------------------------------

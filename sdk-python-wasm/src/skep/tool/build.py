@@ -31,6 +31,9 @@ GUEST = (
     "dev.py",
     "errors.py",
     "guest.py",
+    "guest_http.py",
+    "host.py",
+    "http.py",
     "message.py",
     "models.py",
     "payload.py",
@@ -93,6 +96,8 @@ class Probed:
     bees: list[dict[str, str]]
     files: list[str]
     imports: list[str]
+    #: Whether it imports what sends requests.
+    http: bool
     vendored: Path | None
 
 
@@ -131,7 +136,7 @@ def check(file: Path, quiet: bool = False) -> Probed:
             f"{file.name}:1: no Bee is registered",
             f'put `@register_bee(name="{_bee_name(file.stem)}")` above the function that takes messages',
         )
-    return Probed(file.parent, file.stem, found["bees"], found["files"], found["imports"], vendored)
+    return Probed(file.parent, file.stem, found["bees"], found["files"], found["imports"], found["http"], vendored)
 
 
 def _bee_name(stem: str) -> str:
@@ -203,7 +208,7 @@ def _key(probed: Probed) -> str:
     add("vendored", str(probed.vendored.name if probed.vendored else "").encode())
     for name in GUEST:
         add(name, (PACKAGE / name).read_bytes())
-    for wit in sorted((PACKAGE / "wit").rglob("*.wit")):
+    for wit in sorted([*(PACKAGE / "wit").rglob("*.wit"), *(PACKAGE / "wit-http").rglob("*.wit")]):
         add(wit.name, wit.read_bytes())
     total = 0
     for name in probed.files:
@@ -233,7 +238,12 @@ def _componentize(probed: Probed, room: Path, file: Path) -> Path:
     bare = room / "venv" / "lib" / "site-packages"
     bare.mkdir(parents=True)
     command = [sys.executable, "-c", "import sys; from componentize_py import script; sys.exit(script())"]
-    command += ["-d", str(PACKAGE / "wit"), "-q", "-w", "module", "componentize", "_skep_app", "-p", str(stage)]
+    if probed.http:
+        command += ["-q", "-d", str(_wit_with_http(room)), "-w", "module-with-http"]
+        command += ["--import-interface-name", "wasi:http/types@0.2.12=http_types"]
+    else:
+        command += ["-q", "-d", str(PACKAGE / "wit"), "-w", "module"]
+    command += ["componentize", "_skep_app", "-p", str(stage)]
     if probed.vendored is not None:
         command += ["-p", str(probed.vendored)]
     command += ["-o", str(out)]
@@ -246,6 +256,28 @@ def _componentize(probed: Probed, room: Path, file: Path) -> Path:
     if ran.returncode != 0 or not out.exists():
         raise _in_guest(file, ran.stdout + ran.stderr)
     return out
+
+
+#: One world of two: componentize-py 0.25.1 merges worlds that are given apart, and then fails on what both have.
+WORLD_WITH_HTTP = f"""\
+package skep:python;
+
+world module-with-http {{
+  include skep:bee/module@{WIT};
+  import wasi:http/outgoing-handler@0.2.12;
+}}
+"""
+
+
+def _wit_with_http(room: Path) -> Path:
+    """The world of Bees that send requests: that of all, and `wasi:http`."""
+    wit = room / "wit"
+    shutil.copytree(PACKAGE / "wit" / "deps", wit / "deps")
+    shutil.copytree(PACKAGE / "wit-http" / "deps", wit / "deps", dirs_exist_ok=True)
+    (wit / "deps" / "bee").mkdir()
+    shutil.copyfile(PACKAGE / "wit" / "skep-bee.wit", wit / "deps" / "bee" / "skep-bee.wit")
+    (wit / "world.wit").write_text(WORLD_WITH_HTTP)
+    return wit
 
 
 def _in_guest(file: Path, said: str) -> Failure:

@@ -25,7 +25,10 @@ _INSTEAD = {
     "pydantic-core": "use dataclasses, which skep reads, or `pydantic<2`, which is Python alone",
     "orjson": "use `json`",
     "ujson": "use `json`",
-    "requests": "a Bee has no network: let a client or another stage fetch",
+    "requests": "use `skep.http`, which sends to the hosts that the manifest lists",
+    "httpx": "use `skep.http`, which sends to the hosts that the manifest lists",
+    "aiohttp": "use `skep.http`, which sends to the hosts that the manifest lists",
+    "urllib3": "use `skep.http`, which sends to the hosts that the manifest lists",
     "torch": "run the model elsewhere and call it from there, or take a small one that is Python alone",
     "scikit-learn": "export the model's numbers and compute with them in Python or Rust",
 }

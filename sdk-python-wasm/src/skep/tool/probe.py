@@ -47,6 +47,7 @@ def main() -> None:
             {"name": b.name, "at": b.where, "takes": "batch" if b.batch else b.form.kind} for b in registry.BEES.values()
         ]
         found["imports"] = inner
+        found["http"] = "skep.http" in sys.modules
     except BaseException as e:
         found["error"] = describe(e, folder)
     root = folder.rstrip("/") + "/"
@@ -79,6 +80,8 @@ def later_imports(folder: str, opened: set[str]) -> list[str]:
                 names.update(alias.name for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
                 names.add(node.module)
+                # The one of the SDK that is not there before somebody asks for it.
+                names.update("skep.http" for alias in node.names if (node.module, alias.name) == ("skep", "http"))
     return sorted(names)
 
 
