@@ -38,7 +38,7 @@ pub use call::{Answer, CallError, OutMessage, RequestCall, SubmitCall, Submitted
 pub use core::{Core, Settings};
 pub use door::Door;
 pub use route::{Feed, Open, Route, RouteTable};
-pub use serve::{Entrance, serve};
+pub use serve::{Entrance, Port, serve};
 
 /// A way to reach a Swarm. Other kinds are one file each, over the same [`Core`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -52,6 +52,67 @@ pub struct Entrance {
     pub tls: Option<watch::Receiver<Arc<rustls::ServerConfig>>>,
 }
 
+/// All that is behind a port, whatever brings its connections.
+pub struct Port {
+    app: Guarded,
+    builder: auto::Builder<TokioExecutor>,
+    header_timeout: Duration,
+    health: tonic_health::server::HealthReporter,
+}
+
+impl Port {
+    /// `extra` is served beside the Gateway's own services.
+    ///
+    /// # Errors
+    /// A descriptor set that cannot be read: a defect, found at start.
+    pub async fn new(
+        core: &Arc<Core>,
+        door: Arc<Door>,
+        witness: Option<Arc<dyn Witness>>,
+        models: Option<Arc<dyn Models>>,
+        extra: tonic::service::Routes,
+    ) -> io::Result<Self> {
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_serving::<GatewayServer<grpc::Door>>().await;
+        health
+            .set_serving::<GrpcInferenceServiceServer<oip::grpc::Door>>()
+            .await;
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(skep_proto::DESCRIPTOR)
+            .register_encoded_file_descriptor_set(skep_proto::INFERENCE_DESCRIPTOR)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()
+            .map_err(io::Error::other)?;
+        let oip = Oip::new(Arc::clone(core), models);
+        let app: Router = extra
+            .add_service(grpc::service(core))
+            .add_service(oip::grpc::service(&oip))
+            .add_service(health_service)
+            .add_service(reflection)
+            .prepare()
+            .into_axum_router()
+            .reset_fallback()
+            .merge(http::router(core))
+            .merge(oip::http::router(&oip))
+            .fallback(http::unknown_path);
+        let header_timeout_ms = core.settings().header_timeout_ms;
+        Ok(Self {
+            app: Guarded::new(app, door, witness),
+            builder: limits(header_timeout_ms),
+            header_timeout: Duration::from_millis(header_timeout_ms),
+            health,
+        })
+    }
+
+    /// Serves one connection to its end. `from`: its other end; `closing`: what is under way may end, and nothing new begins.
+    pub async fn connection<S>(&self, stream: S, from: SocketAddr, closing: CancellationToken)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        one(&self.builder, stream, self.app.of(from), self.header_timeout, closing).await;
+    }
+}
+
 /// Serves until `shutdown`, then lets what is under way end within `grace`. `extra` is served on the same port.
 ///
 /// # Errors
@@ -63,17 +124,6 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
     grace: Duration,
 ) -> io::Result<()> {
-    let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<GatewayServer<grpc::Door>>().await;
-    health
-        .set_serving::<GrpcInferenceServiceServer<oip::grpc::Door>>()
-        .await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(skep_proto::DESCRIPTOR)
-        .register_encoded_file_descriptor_set(skep_proto::INFERENCE_DESCRIPTOR)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .map_err(io::Error::other)?;
     let Entrance {
         listener,
         door,
@@ -81,24 +131,9 @@ pub async fn serve(
         models,
         tls,
     } = at;
-    let oip = Oip::new(Arc::clone(&core), models);
-    let app: Router = extra
-        .add_service(grpc::service(&core))
-        .add_service(oip::grpc::service(&oip))
-        .add_service(health_service)
-        .add_service(reflection)
-        .prepare()
-        .into_axum_router()
-        .reset_fallback()
-        .merge(http::router(&core))
-        .merge(oip::http::router(&oip))
-        .fallback(http::unknown_path);
-
-    let app = Guarded::new(app, door, witness);
+    let port = Arc::new(Port::new(&core, door, witness, models, extra).await?);
     let closing = CancellationToken::new();
     let permits = Arc::new(Semaphore::new(core.settings().connections));
-    let builder = Arc::new(limits(core.settings().header_timeout_ms));
-    let header_timeout = Duration::from_millis(core.settings().header_timeout_ms);
     let mut connections = JoinSet::new();
     tokio::pin!(shutdown);
     loop {
@@ -117,22 +152,23 @@ pub async fn serve(
                 continue;
             }
         };
-        let (builder, app, closing) = (Arc::clone(&builder), app.of(from), closing.clone());
+        let (port, closing) = (Arc::clone(&port), closing.clone());
         let acceptor = tls.as_ref().map(|now| TlsAcceptor::from(Arc::clone(&now.borrow())));
         connections.spawn(async move {
             let _permit = permit;
             let Some(acceptor) = acceptor else {
-                return one(&builder, stream, app, header_timeout, closing).await;
+                return port.connection(stream, from, closing).await;
             };
             // Whoever says nothing, or another language, is gone in time.
-            match tokio::time::timeout(header_timeout, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => one(&builder, stream, app, header_timeout, closing).await,
+            match tokio::time::timeout(port.header_timeout, acceptor.accept(stream)).await {
+                Ok(Ok(stream)) => port.connection(stream, from, closing).await,
                 Ok(Err(error)) => tracing::debug!(%error, "a client and this node did not agree on TLS"),
                 Err(_) => {}
             }
         });
     }
     drop(listener);
+    let health = &port.health;
     health.set_not_serving::<GatewayServer<grpc::Door>>().await;
     health
         .set_not_serving::<GrpcInferenceServiceServer<oip::grpc::Door>>()

@@ -45,7 +45,7 @@ mod verdict;
 pub use artifact::Artifact;
 pub use bee::{Bee, BeeSettings};
 pub use cache::ArtifactCache;
-pub use compile::{Code, CompileError, Compiler, child_main};
+pub use compile::{Code, CompileError, Compiler, child_main, fuzz};
 pub use egress::Egress;
 pub use engine::Engine;
 pub use error::Error;

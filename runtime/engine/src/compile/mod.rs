@@ -13,6 +13,8 @@ pub use child::child_main;
 pub use parent::Compiler;
 pub use refusal::{Code, CompileError};
 
+use crate::settings::CompilerLimits;
+
 /// The child's limits, as JSON, in its environment. Nothing else is there.
 const LIMITS_VARIABLE: &str = "SKEP_COMPILER_LIMITS";
 /// What the child is to compile: see [`Part`].
@@ -55,3 +57,28 @@ impl Part {
 
 /// An answer is `length of the libraries (8, little-endian) | libraries | native code`.
 const ANSWER_HEAD_BYTES: usize = 8;
+
+/// For a fuzzer: the look at an upload that comes before any compiler, and the linking of libraries, which reads and writes modules by code of our
+/// own. Whether the upload was let through to the compiler, valid or not.
+///
+/// # Panics
+/// Libraries of a valid component were linked to something that is not valid.
+#[must_use]
+pub fn fuzz(upload: &[u8], limits: &CompilerLimits) -> bool {
+    if inspect::inspect(upload, limits).is_err() {
+        return false;
+    }
+    // Linked also where it is not valid: the child validates what came out of it, not what went in.
+    if let Ok(linked) = libraries::link(upload)
+        && wasmparser::Validator::new().validate_all(upload).is_ok()
+    {
+        for part in [&linked.frame, &linked.code, &linked.stub] {
+            let wrong = wasmparser::Validator::new().validate_all(part).err();
+            assert!(
+                wrong.is_none(),
+                "a valid component was linked to what is not: {wrong:?}"
+            );
+        }
+    }
+    true
+}

@@ -3,7 +3,8 @@
 const DAY_MS: u64 = 24 * 3_600_000;
 
 /// `30s`, `500ms`, `2m`, `1h`, `30d` in milliseconds.
-pub(super) fn duration_ms(text: &str) -> Option<u64> {
+#[must_use]
+pub fn duration_ms(text: &str) -> Option<u64> {
     let (number, unit) = split(text)?;
     let unit_ms = match unit {
         "ms" => 1,
@@ -17,6 +18,7 @@ pub(super) fn duration_ms(text: &str) -> Option<u64> {
 }
 
 /// `64MiB`, `512KiB`, `1GiB`, `100KB`, `10B` in bytes.
+#[must_use]
 pub fn size_bytes(text: &str) -> Option<u64> {
     let (number, unit) = split(text)?;
     let unit_bytes = match unit {
@@ -40,8 +42,9 @@ fn split(text: &str) -> Option<(u64, &str)> {
     Some((number, text[end..].trim_start_matches(' ')))
 }
 
-/// The shortest exact way to write a duration.
-pub(crate) fn show_duration(ms: u64) -> String {
+/// The shortest exact way to write a duration; [`duration_ms`] reads it.
+#[must_use]
+pub fn show_duration(ms: u64) -> String {
     // One day is better known as `24h`.
     if ms > DAY_MS && ms.is_multiple_of(DAY_MS) {
         return format!("{}d", ms / DAY_MS);
@@ -54,8 +57,9 @@ pub(crate) fn show_duration(ms: u64) -> String {
     format!("{ms}ms")
 }
 
-/// The shortest exact way to write a size.
-pub(crate) fn show_size(bytes: u64) -> String {
+/// The shortest exact way to write a size; [`size_bytes`] reads it.
+#[must_use]
+pub fn show_size(bytes: u64) -> String {
     for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
         if bytes != 0 && bytes.trailing_zeros() >= shift {
             return format!("{}{unit}", bytes >> shift);
