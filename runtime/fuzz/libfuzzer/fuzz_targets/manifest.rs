@@ -1,0 +1,3 @@
+#![no_main]
+
+skep_fuzz::fuzz!("manifest");
