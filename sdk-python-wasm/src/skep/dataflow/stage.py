@@ -1,0 +1,738 @@
+"""Runs one stage: batches in, batches out, with the state of keys and their timers in between.
+
+This is the only place where operators are carried out. The in-process runner (:mod:`.local`) keeps a :class:`StageRun` for each stage and
+worker, lets it hold the logic of many keys, and asks for what changed at the end of an epoch. Elsewhere :func:`process` is the way in: a
+function of a stage, inputs, the state of their keys and the time, to sends, state, timers and ends. Both come to the same code, so a flow
+gives the same results.
+
+State is a version byte and a pickle. What reads it trusts it: a recovery store is as trusted as the flow's own code.
+"""
+
+from __future__ import annotations
+
+import heapq
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, TypeAlias
+from zlib import crc32
+
+from .errors import AbortExecution, DataflowError, StepError, user_frame
+from .graph import Operator, f_repr
+from .limits import COOLDOWN
+from .operators import StatefulBatchLogic, ended, pairs
+from .plan import Kind, Node, Stage
+
+#: The version that the state of a key begins with. What begins with a later one is refused.
+STATE_VERSION = 1
+#: Keys whose end is worked on before what they emitted goes on.
+END_BATCH = 1_000
+
+Batch: TypeAlias = list[Any]
+#: For each exit of a stage, what goes there, or None.
+Exits: TypeAlias = list[Batch | None]
+
+
+def pack(state: object) -> bytes:
+    """State as bytes. Raises whatever pickling raises."""
+    return bytes((STATE_VERSION,)) + pickle.dumps(state, protocol=5)
+
+
+def unpack(data: bytes) -> Any:
+    """State from bytes. ValueError: it is of a later version, or no state.
+
+    >>> unpack(pack({"n": 1}))
+    {'n': 1}
+    >>> unpack(b"\\x09")
+    Traceback (most recent call last):
+        ...
+    ValueError: the state has version 9 and this skep reads up to 1: it was written by a later one
+    """
+    if not data:
+        raise ValueError("the state is empty: it was not written by skep")
+    if data[0] > STATE_VERSION:
+        raise ValueError(f"the state has version {data[0]} and this skep reads up to {STATE_VERSION}: it was written by a later one")
+    if data[0] == 0:
+        raise ValueError("the state was not written by skep")
+    return pickle.loads(data[1:])
+
+
+@dataclass(frozen=True)
+class Items:
+    """What was sent to a stage. Of a keyed stage: a key with its values; of a sink: a partition with its values. To a source: read."""
+
+    key: str | None
+    items: Batch = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Due:
+    """The timer of a key came."""
+
+    key: str
+
+
+@dataclass(frozen=True)
+class End:
+    """No more will come for this key; None where a stage has no keys."""
+
+    key: str | None
+
+
+@dataclass(frozen=True)
+class Start:
+    """The first input of a source: it names its partitions by sending to itself."""
+
+
+Input: TypeAlias = Items | Due | End | Start
+
+
+@dataclass(frozen=True)
+class Send:
+    """Items for another stage, or a source's own partition."""
+
+    to: str
+    #: A key, a partition, or None for any worker.
+    key: str | None
+    items: Batch
+
+
+@dataclass
+class Outcome:
+    """What came of one input."""
+
+    sends: list[Send] = field(default_factory=list)
+    #: State by key; None: it goes.
+    writes: dict[str, bytes | None] = field(default_factory=dict)
+    #: The one timer of a key; None: it has none.
+    timers: dict[str, datetime | None] = field(default_factory=dict)
+    #: This key of a source has ended.
+    ended: bool = False
+
+
+def process(
+    stage: Stage,
+    inputs: Sequence[Input],
+    load: Callable[[str], bytes | None],
+    now: datetime,
+    *,
+    sink_parts: dict[str, list[str]] | None = None,
+    worker: int = 0,
+    workers: int = 1,
+    epoch: int = 1,
+    begin: Callable[[int], None] = lambda index: None,
+    by_name: dict[str, Stage] | None = None,
+) -> list[Outcome | StepError]:
+    """Runs a stage on some inputs; one that fails leaves nothing but its error, and the others go on.
+
+    ``begin`` is called with the number of each input before it is worked on. ``load`` gives the kept state of a key; what a former outcome of
+    the same call wrote counts before it. ``by_name``: the stages of the plan that this one sends to, as what is sent is split by their
+    kind. ``sink_parts`` may give the partitions of a sink's stage, which are listed otherwise.
+    """
+    written: dict[str, bytes | None] = {}
+    run = StageRun(
+        stage, load=lambda key: written[key] if key in written else load(key), worker=worker, workers=workers, epoch=lambda: epoch
+    )
+    split = Splitter(by_name or {}, sink_parts)
+    found: list[Outcome | StepError] = []
+    for index, given in enumerate(inputs):
+        begin(index)
+        try:
+            outcome = run.take(given, now, split)
+            written.update(outcome.writes)
+            found.append(outcome)
+        except StepError as e:
+            if not isinstance(given, Start) and given.key is not None:
+                run.forget(given.key)
+            found.append(e)
+    return found
+
+
+class Splitter:
+    """Cuts what goes to a stage into what has one address there."""
+
+    def __init__(self, stages: dict[str, Stage], sink_parts: dict[str, list[str]] | None = None) -> None:
+        self._stages = stages
+        self._parts: dict[str, list[str]] = dict(sink_parts or {})
+
+    def parts(self, stage: Stage) -> list[str]:
+        """The sorted partitions of a sink's stage, listed once."""
+        parts = self._parts.get(stage.name)
+        if parts is None:
+            parts = self._parts[stage.name] = list_parts(stage)
+        return parts
+
+    def split(self, to: str, items: Batch) -> Iterator[tuple[str | None, Batch]]:
+        """Address and items (without their keys, where the key is the address)."""
+        stage = self._stages[to]
+        if stage.kind is Kind.KEYED:
+            yield from group(stage.entry, items).items()
+        elif stage.kind is Kind.SINK:
+            yield from by_part(stage, self.parts(stage), items).items()
+        else:
+            yield None, items
+
+
+def group(op: Operator, items: Batch) -> dict[str, Batch]:
+    """Values by key, in their order. Raises a StepError for what is no ``(key, value)`` with text for a key."""
+    groups: dict[str, Batch] = {}
+    get = groups.get
+    try:
+        for key, value in pairs((op.shown or op).step_id, items):
+            held = get(key)
+            if held is None:
+                groups[key] = [value]
+            else:
+                held.append(value)
+    except TypeError as e:  # No tuple, or a key that can't be one of a dict.
+        raise StepError(f"{op.title()} takes (key, value) tuples with text for a key: {e}", (op.shown or op).step_id) from e
+    for key in groups:
+        if not isinstance(key, str):
+            raise _no_text(op, key)
+    return groups
+
+
+def _no_text(op: Operator, key: object) -> StepError:
+    return StepError(
+        f"{op.title()} takes text for a key; got {key!r} ({type(key).__name__}); convert it in key_on", (op.shown or op).step_id
+    )
+
+
+def by_part(stage: Stage, parts: list[str], items: Batch) -> dict[str, Batch]:
+    """Values by the partition of a sink, in their order."""
+    op = stage.entry
+    part_fn, count = op.args["sink"].part_fn, len(parts)
+    chosen: dict[str, Batch] = {}
+    found: dict[str, Batch] = {}
+    try:
+        checked = pairs((op.shown or op).step_id, items)
+    except TypeError as e:
+        raise StepError(f"{op.title()} writes to partitions, so it takes (key, value) tuples: {e}", (op.shown or op).step_id) from e
+    for key, value in checked:
+        if not isinstance(key, str):
+            raise _no_text(op, key)
+        held = chosen.get(key)
+        if held is None:
+            try:
+                part = parts[part_fn(key) % count]
+            except Exception as e:
+                raise failure(stage.nodes[0], e, key=key, doing="part_fn") from e
+            held = chosen[key] = found.setdefault(part, [])
+        held.append(value)
+    return found
+
+
+def list_parts(stage: Stage) -> list[str]:
+    """The sorted partitions of a source's or a sink's stage; a StepError where that fails, or there are several of a name, or a sink has none."""
+    op = stage.entry
+    owner = op.args["source" if stage.kind is Kind.SOURCE else "sink"]
+    try:
+        parts = list(owner.list_parts())
+    except Exception as e:
+        raise failure(stage.nodes[0], e) from e
+    wrong = [part for part in parts if not isinstance(part, str)]
+    if wrong:
+        raise StepError(f"{op.title()}: list_parts must return text; got {wrong[0]!r} ({type(wrong[0]).__name__})", op.step_id)
+    if len(set(parts)) != len(parts):
+        twice = sorted({part for part in parts if parts.count(part) > 1})
+        raise StepError(f"{op.title()}: list_parts names partitions twice: {', '.join(twice)}", op.step_id)
+    if not parts and stage.kind is Kind.SINK:
+        raise StepError(f"{op.title()}: list_parts names no partition, so there is nowhere to write", op.step_id)
+    return sorted(parts)
+
+
+def failure(node: Node, error: BaseException, *, key: str | None = None, part: str | None = None, doing: str | None = None) -> StepError:
+    """The error of a step, which names it, the key or partition, and the user's line. Chain it from ``error``."""
+    if isinstance(error, StepError):
+        return error
+    op = node.op
+    where = user_frame(error)
+    text = f"{op.title()} failed"
+    if doing:
+        text += f" in {doing}"
+    if key is not None:
+        text += f" for the key {key!r}"
+    if part is not None:
+        text += f" for the partition {part!r}"
+    text += f": {type(error).__name__}: {error}"
+    if where:
+        text += f"; raised at {where}"
+    return StepError(text, (op.shown or op).step_id, key=key, part=part, where=where)
+
+
+def worker_of(key: str, workers: int) -> int:
+    """The worker that has a key: the same in every run with so many workers, whatever the process."""
+    return crc32(key.encode("utf-8", "surrogatepass")) % workers
+
+
+def _nothing(key: str) -> bytes | None:
+    return None
+
+
+class StageRun:
+    """A stage on one worker, with what it holds in memory.
+
+    ``load`` gives the kept state of a key. ``shared`` holds the parts of dynamic sinks, by step: one sink may be reached from several stages
+    of a worker. ``keys`` lists the keys with kept state, for the end of the stream.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        *,
+        load: Callable[[str], bytes | None] = _nothing,
+        keys: Callable[[], Iterable[str]] = lambda: (),
+        worker: int = 0,
+        workers: int = 1,
+        epoch: Callable[[], int] = lambda: 1,
+        shared: dict[str, Any] | None = None,
+        track: bool = True,
+    ) -> None:
+        self.stage = stage
+        self.worker = worker
+        self.workers = workers
+        self._load = load
+        self._keys = keys
+        self._epoch = epoch
+        self._track = track
+        self._shared: dict[str, Any] = {} if shared is None else shared
+        self._size = len(stage.nodes) + len(stage.exits)
+        self._first = stage.nodes[0].targets[0] if stage.nodes[0].targets else ()
+        self._body = [(index, self._step(node), node.targets) for index, node in enumerate(stage.nodes) if index]
+        #: Keys whose state may differ from what is kept.
+        self._changed: set[str] = set()
+        #: Keyed: the logic of each key that is in memory. Sources and sinks: the open partitions.
+        self.live: dict[str, Any] = {}
+        self._due: dict[str, datetime] = {}
+        self._heap: list[tuple[datetime, str]] = []
+        self._untimed: dict[type, bool] = {}
+        self._ended: set[str] = set()
+        #: Sources: when to read a partition again; absent: at once.
+        self.awake: dict[str, datetime] = {}
+
+    # ------------------------------------------------------------------------------------------------------------------------ steps
+
+    def _step(self, node: Node) -> Callable[[Batch], Any]:
+        """A core operator as a function of a batch; for ``branch`` it gives two batches."""
+        op = node.op
+        args = op.args
+        match op.op_type:
+            case "flat_map_batch":
+                mapper = args["mapper"]
+
+                def mapped(items: Batch) -> Batch:
+                    got = mapper(items)
+                    try:
+                        found = iter(got)
+                    except TypeError:
+                        raise TypeError(f"{f_repr(mapper)} must return something iterable; got {got!r} ({type(got).__name__})") from None
+                    return list(found)
+
+                return mapped
+            case "branch":
+                predicate = args["predicate"]
+
+                def branched(items: Batch) -> tuple[Batch, Batch]:
+                    trues: Batch = []
+                    falses: Batch = []
+                    for item in items:
+                        found = predicate(item)
+                        if found is True:
+                            trues.append(item)
+                        elif found is False:
+                            falses.append(item)
+                        else:
+                            raise TypeError(
+                                f"its predicate {f_repr(predicate)} must return True or False; got {found!r} ({type(found).__name__})"
+                            )
+                    return trues, falses
+
+                return branched
+            case "inspect_debug":
+                inspector, step_id, epoch, worker = args["inspector"], op.step_id, self._epoch, self.worker
+
+                def inspected(items: Batch) -> Batch:
+                    now = epoch()
+                    for item in items:
+                        inspector(step_id, item, now, worker)
+                    return items
+
+                return inspected
+            case "merge":
+                return lambda items: items
+            case "output":
+                name, sink, shared = op.step_id, args["sink"], self._shared
+
+                def written(items: Batch) -> Batch:
+                    part = shared.get(name)
+                    if part is None:
+                        build = getattr(sink, "build", None)
+                        if build is None:
+                            raise TypeError(f"a sink is a FixedPartitionedSink or a DynamicSink; got {type(sink).__name__}")
+                        part = shared[name] = build(name, self.worker, self.workers)
+                    part.write_batch(items)
+                    return []
+
+                return written
+        raise DataflowError(f"{op.title()}: no core operator is called `{op.op_type}`")
+
+    def _pass(self, items: Batch) -> Exits | None:
+        """Passes what the entry emitted through the other steps, to the exits."""
+        if not items:
+            return None
+        pending: Exits = [None] * self._size
+        _put(pending, self._first, items)
+        index = 0
+        try:
+            for index, step, targets in self._body:
+                got = pending[index]
+                if got:
+                    out = step(got)
+                    if len(targets) == 1:
+                        if out:
+                            _put(pending, targets[0], out)
+                    else:
+                        for target, one in zip(targets, out):
+                            if one:
+                                _put(pending, target, one)
+        except AbortExecution:
+            raise
+        except Exception as e:
+            raise failure(self.stage.nodes[index], e) from e
+        return pending[len(self.stage.nodes) :] if self.stage.exits else None
+
+    # ------------------------------------------------------------------------------------------------------------------------ keyed
+
+    def _build(self, key: str) -> Any:
+        state = self._state(key)
+        logic = self.stage.entry.args["builder"](state)
+        for name in ("on_batch", "on_notify", "on_eof", "notify_at", "snapshot"):
+            if not callable(getattr(logic, name, None)):
+                raise TypeError(
+                    f"{f_repr(self.stage.entry.args['builder'])} must return a StatefulBatchLogic; got {logic!r} ({type(logic).__name__})"
+                )
+        self.live[key] = logic
+        kind = type(logic)
+        if kind not in self._untimed:
+            self._untimed[kind] = getattr(kind, "notify_at", None) is StatefulBatchLogic.notify_at
+        return logic
+
+    def _state(self, key: str) -> Any:
+        """The kept state of a key, unless it changed since: then what is kept is out of date, and there is none."""
+        if key in self._changed:
+            return None
+        data = self._load(key)
+        if data is None:
+            return None
+        try:
+            return unpack(data)
+        except Exception as e:
+            op = self.stage.entry
+            raise StepError(
+                f"{op.title()}: the kept state of {key!r} can't be read: {type(e).__name__}: {e}", (op.shown or op).step_id, key=key
+            ) from e
+
+    def _after(self, key: str, logic: Any, got: Any, name: str, out: Batch) -> bool:
+        """Takes what a method returned. Whether the logic is retained."""
+        if got.__class__ is not tuple or len(got) != 2:
+            got = ended((self.stage.entry.shown or self.stage.entry).step_id, name, got)
+        emit, discard = got
+        for value in emit:
+            out.append((key, value))
+        if discard:
+            self.live.pop(key, None)
+            self._due.pop(key, None)
+            return False
+        return True
+
+    def _ask(self, key: str, logic: Any) -> None:
+        at = logic.notify_at()
+        if at is None:
+            self._due.pop(key, None)
+        elif self._due.get(key) != at:
+            if not isinstance(at, datetime) or at.tzinfo is None:
+                raise TypeError(f"notify_at must return a datetime with a time zone, or None; got {at!r}")
+            self._due[key] = at
+            heapq.heappush(self._heap, (at, key))
+
+    def items(self, items: Batch, now: datetime) -> Exits | None:
+        """Takes a batch as it is sent to the stage. What goes to each exit."""
+        kind = self.stage.kind
+        if kind is Kind.KEYED:
+            return self.groups(group(self.stage.entry, items), now)
+        if kind is Kind.SINK:
+            for part, values in by_part(self.stage, self._parts(), items).items():
+                self.write(part, values)
+            return None
+        return self._pass(items)
+
+    def groups(self, groups: dict[str, Batch], now: datetime) -> Exits | None:
+        """Keyed: takes values by key."""
+        out: Batch = []
+        live, due, untimed = self.live, self._due, self._untimed
+        key, name = "", "the builder"
+        try:
+            for key, values in groups.items():
+                logic = live.get(key)
+                if logic is None:
+                    name = "the builder"
+                    logic = self._build(key)
+                name = "on_batch"
+                if not self._after(key, logic, logic.on_batch(values), name, out):
+                    continue
+                if untimed[type(logic)]:
+                    continue
+                at = due.get(key)
+                if at is not None and at <= now:
+                    name = "on_notify"
+                    del due[key]
+                    if not self._after(key, logic, logic.on_notify(), name, out):
+                        continue
+                name = "notify_at"
+                self._ask(key, logic)
+        except AbortExecution:
+            raise
+        except Exception as e:
+            raise failure(self.stage.nodes[0], e, key=key, doing=name) from e
+        finally:
+            if self._track:
+                self._changed.update(groups)
+        return self._pass(out)
+
+    def next_due(self) -> datetime | None:
+        """When the next timer of any key comes."""
+        heap, due = self._heap, self._due
+        while heap and due.get(heap[0][1]) != heap[0][0]:
+            heapq.heappop(heap)
+        return heap[0][0] if heap else None
+
+    def set_due(self, key: str, at: datetime) -> None:
+        """A timer that was kept."""
+        self._due[key] = at
+        heapq.heappush(self._heap, (at, key))
+
+    def due(self, now: datetime) -> Exits | None:
+        """Keyed: calls those whose time came, each once."""
+        keys = []
+        while (at := self.next_due()) is not None and at <= now:
+            keys.append(heapq.heappop(self._heap)[1])
+            del self._due[keys[-1]]
+        return self._pass(self._each(keys, "on_notify"))
+
+    def _each(self, keys: Iterable[str], name: str) -> Batch:
+        out: Batch = []
+        key, doing = "", "the builder"
+        try:
+            for key in keys:
+                logic = self.live.get(key)
+                if logic is None:
+                    doing = "the builder"
+                    logic = self._build(key)
+                doing = name
+                if self._track:
+                    self._changed.add(key)
+                if self._after(key, logic, getattr(logic, name)(), name, out) and not self._untimed[type(logic)]:
+                    doing = "notify_at"
+                    self._ask(key, logic)
+        except AbortExecution:
+            raise
+        except Exception as e:
+            raise failure(self.stage.nodes[0], e, key=key, doing=doing) from e
+        return out
+
+    def end(self) -> Iterator[Exits]:
+        """Keyed: the end of the stream for every key, those with kept state too."""
+        if self.stage.kind is not Kind.KEYED:
+            return
+        gone = self._changed - self.live.keys()
+        keys = sorted(self.live.keys() | (set(self._keys()) - gone))
+        for start in range(0, len(keys), END_BATCH):
+            exits = self._pass(self._each(keys[start : start + END_BATCH], "on_eof"))
+            if exits is not None:
+                yield exits
+
+    # ---------------------------------------------------------------------------------------------------------------------- sources
+
+    def open(self, part: str) -> None:
+        """Opens a partition of a source or sink where it was kept, or at its start."""
+        op = self.stage.entry
+        try:
+            if self.stage.kind is Kind.WORKER_SOURCE:
+                build = getattr(op.args["source"], "build", None)
+                if build is None:
+                    raise TypeError(f"a source is a FixedPartitionedSource or a DynamicSource; got {type(op.args['source']).__name__}")
+                opened = build(op.step_id, self.worker, self.workers)
+            else:
+                state = self._state(part)
+                # A source's state tells whether it had ended, too.
+                if state is not None and self.stage.kind is Kind.SOURCE:
+                    state = state[1]
+                owner = op.args["source" if self.stage.kind is Kind.SOURCE else "sink"]
+                opened = owner.build_part(op.step_id, part, state)
+            if self.stage.kind is not Kind.SINK:
+                self._wake(part, opened, None)
+        except Exception as e:
+            raise failure(self.stage.nodes[0], e, part=part, doing="opening") from e
+        self.live[part] = opened
+
+    def _wake(self, part: str, opened: Any, otherwise: datetime | None) -> None:
+        at = opened.next_awake()
+        if at is None:
+            at = otherwise
+        if at is None:
+            self.awake.pop(part, None)
+        else:
+            if not isinstance(at, datetime) or at.tzinfo is None:
+                raise TypeError(f"next_awake must return a datetime with a time zone, or None; got {at!r}")
+            self.awake[part] = at
+
+    def poll(self, part: str, now: datetime) -> tuple[Exits | None, bool]:
+        """Reads a batch of an open partition. What goes to each exit, and whether the partition has ended."""
+        opened = self.live[part]
+        if self._track:
+            self._changed.add(part)
+        doing = "next_batch"
+        try:
+            try:
+                items = list(opened.next_batch())
+            except StopIteration:
+                self._ended.add(part)
+                return None, True
+            doing = "next_awake"
+            self._wake(part, opened, None if items else now + COOLDOWN)
+        except AbortExecution:
+            raise
+        except Exception as e:
+            raise failure(self.stage.nodes[0], e, part=part, doing=doing) from e
+        return self._pass(items), False
+
+    # ------------------------------------------------------------------------------------------------------------------------ sinks
+
+    def _parts(self) -> list[str]:
+        if not hasattr(self, "_listed"):
+            self._listed = list_parts(self.stage)
+        return self._listed
+
+    def write(self, part: str, values: Batch) -> None:
+        """Writes to a partition of a sink."""
+        if part not in self.live:
+            self.open(part)
+        if self._track:
+            self._changed.add(part)
+        try:
+            self.live[part].write_batch(values)
+        except AbortExecution:
+            raise
+        except Exception as e:
+            raise failure(self.stage.nodes[0], e, part=part, doing="write_batch") from e
+
+    def close(self, part: str) -> None:
+        """Closes a partition, if it is open. Its state is not asked for again."""
+        opened = self.live.pop(part, None)
+        if opened is None:
+            return
+        try:
+            opened.close()
+        except Exception as e:
+            raise failure(self.stage.nodes[0], e, part=part, doing="close") from e
+
+    # ------------------------------------------------------------------------------------------------------------------------ state
+
+    def changes(self) -> Iterator[tuple[str, bytes | None, datetime | None]]:
+        """Key, state and timer of all that may have changed since the last call; no state: it was discarded."""
+        for key in sorted(self._changed):
+            yield key, self._packed(key), self._due.get(key)
+        self._changed.clear()
+
+    def _packed(self, key: str) -> bytes | None:
+        held = self.live.get(key)
+        if held is None or self.stage.kind is Kind.WORKER_SOURCE:
+            return None
+        keyed = self.stage.kind is Kind.KEYED
+        names = {"key": key} if keyed else {"part": key}
+        try:
+            state = held.snapshot()
+        except Exception as e:
+            raise failure(self.stage.nodes[0], e, **names, doing="snapshot") from e
+        if self.stage.kind is Kind.SOURCE:
+            state = (key in self._ended, state)
+        try:
+            return pack(state)
+        except Exception as e:
+            op = self.stage.entry
+            raise StepError(
+                f"{op.title()}: the state of the {'key' if keyed else 'partition'} {key!r} can't be pickled: {type(e).__name__}: {e}; "
+                f"let `snapshot` return plain data; got {type(state).__name__}",
+                (op.shown or op).step_id,
+                **names,
+            ) from e
+
+    def slim(self, most: int) -> None:
+        """Lets the longest held logics go beyond ``most``: they are built again from what is kept. To be called right after it was kept."""
+        if self.stage.kind is Kind.KEYED and len(self.live) > most and not self._changed:
+            for key in list(self.live)[: len(self.live) - most]:
+                del self.live[key]
+
+    def forget(self, key: str) -> None:
+        """Drops what memory holds of a key, for an input that failed: what is kept counts."""
+        self.live.pop(key, None)
+        self._due.pop(key, None)
+        self._changed.discard(key)
+
+    # ------------------------------------------------------------------------------------------------------------------- one by one
+
+    def take(self, given: Input, now: datetime, split: Splitter) -> Outcome:
+        """Takes one input, and gives all that came of it. Raises a StepError; then :meth:`forget` its key."""
+        outcome = Outcome()
+        kind = self.stage.kind
+        exits: Exits | None = None
+        if isinstance(given, Start):
+            if kind is Kind.SOURCE:
+                outcome.sends = [Send(self.stage.name, part, []) for part in list_parts(self.stage)]
+            elif kind is Kind.WORKER_SOURCE:
+                outcome.sends = [Send(self.stage.name, f"worker-{index}", []) for index in range(self.workers)]
+            return outcome
+        key = given.key
+        if key is None:
+            if isinstance(given, Items):
+                exits = self._pass(given.items)
+        elif kind in (Kind.SOURCE, Kind.WORKER_SOURCE):
+            if key not in self.live:
+                self.open(key)
+            self.awake.pop(key, None)
+            exits, outcome.ended = self.poll(key, now)
+            outcome.timers[key] = None if outcome.ended else self.awake.get(key, now)
+        elif kind is Kind.SINK:
+            if isinstance(given, Items):
+                self.write(key, given.items)
+            elif isinstance(given, End) and key in self.live:
+                outcome.writes[key] = self._packed(key)
+                self.close(key)
+        elif isinstance(given, Items):
+            exits = self.groups({key: given.items}, now)
+        else:
+            self._due.pop(key, None)
+            exits = self._pass(self._each([key], "on_notify" if isinstance(given, Due) else "on_eof"))
+        for changed, state, due in self.changes():
+            outcome.writes[changed] = state
+            if kind is Kind.KEYED:
+                outcome.timers[changed] = due
+        for to, items in zip(self.stage.exits, exits or ()):
+            if items:
+                outcome.sends.extend(Send(to, address, some) for address, some in split.split(to, items))
+        return outcome
+
+
+def _put(pending: Exits, targets: tuple[int, ...], items: Batch) -> None:
+    """Hands items to each target. Each gets a list that nobody else has: functions of users may change theirs."""
+    own = True
+    for target in targets:
+        held = pending[target]
+        if held is not None:
+            pending[target] = held + items
+        elif own:
+            pending[target] = items
+            own = False
+        else:
+            pending[target] = list(items)
