@@ -35,7 +35,7 @@ def f_repr(f: object) -> str:
     >>> f_repr(len)
     '<built-in function len>'
     """
-    f = inspect.unwrap(f) if callable(f) else f  # type: ignore[arg-type]
+    f = inspect.unwrap(f) if callable(f) else f
     code = getattr(f, "__code__", None)
     if code is None:
         return f"{f!r}"

@@ -22,7 +22,7 @@ from .errors import AbortExecution, DataflowError
 from .graph import Dataflow
 from .limits import COOLDOWN, EPOCH_INTERVAL, LIVE_KEYS, SLEEP_MAX, WORKERS_MAX
 from .plan import Kind, Plan, Stage, plan
-from .stage import Batch, Exits, Splitter, StageRun, failure, worker_of
+from .stage import Batch, Exits, Splitter, StageRun, by_part, failure, group, list_parts, worker_of
 
 if TYPE_CHECKING:
     from .recovery import Store
@@ -33,12 +33,15 @@ class Clock(Protocol):
 
     def now(self) -> datetime:
         """The time of day, with a time zone."""
+        ...
 
     def monotonic(self) -> float:
         """Seconds since some moment; never back."""
+        ...
 
     def sleep(self, seconds: float) -> None:
         """Waits."""
+        ...
 
 
 class SystemClock:
@@ -146,8 +149,6 @@ class Runner:
 
     def _start(self) -> None:
         """Opens sources and sinks, and sets the timers that were kept."""
-        from .stage import list_parts
-
         store = self._store
         self._taps: list[tuple[int, int, str]] = []
         self._left: dict[int, int] = {}
@@ -198,6 +199,8 @@ class Runner:
                 exits, over = run.poll(part, now)
                 if over:
                     self._taps.remove(tap)
+                    if self._store is None:
+                        run.close(part)
                     self._left[number] -= 1
                     if self._left[number] == 0:
                         self._end_stages()
@@ -263,18 +266,12 @@ class Runner:
                     self._turn += 1
                 by.setdefault(self._turn % workers if self._random is None else self._random.randrange(workers), []).append(item)
         elif stage.kind is Kind.KEYED:
-            # Checked here too: an item without a key has no worker.
-            checked, known = _keys(stage, items)
-            for key in known:
-                known[key] = worker_of(key, workers)
-            for item in checked:
-                by.setdefault(known[item[0]], []).append(item)
+            for key, values in group(stage.entry, items).items():
+                by.setdefault(worker_of(key, workers), []).extend([(key, value) for value in values])
         else:
-            worker_by_part = self._part_worker[to]
-            from .stage import by_part
-
-            for part in by_part(stage, self._splitter.parts(stage), [(item[0], item) if _pair(item) else item for item in items]).items():
-                by.setdefault(worker_by_part[part[0]], []).extend(part[1])
+            # Whole items by partition: the worker that has it takes them apart.
+            for part, some in by_part(stage, self._splitter.parts(stage), items, whole=True).items():
+                by.setdefault(self._part_worker[to][part], []).extend(some)
         return by.items()
 
     def _drain(self, now: datetime) -> None:
@@ -327,20 +324,11 @@ class Runner:
                                 keep(run.stage.name, key, state, at)
             for runs in self._runs:
                 for run in runs:
-                    run.slim(LIVE_KEYS)
-                    for tap in [part for part in run.live if part in run._ended]:
-                        run.close(tap)
+                    if run.slim(LIVE_KEYS):
+                        store.spilled(run.stage.name)
+                    # Not before: an ended partition's place was to be kept.
+                    run.close_ended()
         self.epoch += 1
-
-
-def _pair(item: Any) -> bool:
-    return isinstance(item, tuple) and len(item) == 2
-
-
-def _keys(stage: Stage, items: Batch) -> tuple[Batch, dict[str, int]]:
-    from .stage import group
-
-    return items, dict.fromkeys(group(stage.entry, items), 0)
 
 
 def run(flow: Dataflow, **kwargs: Any) -> None:

@@ -199,8 +199,8 @@ def _no_text(op: Operator, key: object) -> StepError:
     )
 
 
-def by_part(stage: Stage, parts: list[str], items: Batch) -> dict[str, Batch]:
-    """Values by the partition of a sink, in their order."""
+def by_part(stage: Stage, parts: list[str], items: Batch, *, whole: bool = False) -> dict[str, Batch]:
+    """Values (or whole items) by the partition of a sink, in their order."""
     op = stage.entry
     part_fn, count = op.args["sink"].part_fn, len(parts)
     chosen: dict[str, Batch] = {}
@@ -209,7 +209,8 @@ def by_part(stage: Stage, parts: list[str], items: Batch) -> dict[str, Batch]:
         checked = pairs((op.shown or op).step_id, items)
     except TypeError as e:
         raise StepError(f"{op.title()} writes to partitions, so it takes (key, value) tuples: {e}", (op.shown or op).step_id) from e
-    for key, value in checked:
+    for item in checked:
+        key = item[0]
         if not isinstance(key, str):
             raise _no_text(op, key)
         held = chosen.get(key)
@@ -219,7 +220,7 @@ def by_part(stage: Stage, parts: list[str], items: Batch) -> dict[str, Batch]:
             except Exception as e:
                 raise failure(stage.nodes[0], e, key=key, doing="part_fn") from e
             held = chosen[key] = found.setdefault(part, [])
-        held.append(value)
+        held.append(item if whole else item[1])
     return found
 
 
@@ -668,11 +669,19 @@ class StageRun:
                 **names,
             ) from e
 
-    def slim(self, most: int) -> None:
-        """Lets the longest held logics go beyond ``most``: they are built again from what is kept. To be called right after it was kept."""
-        if self.stage.kind is Kind.KEYED and len(self.live) > most and not self._changed:
-            for key in list(self.live)[: len(self.live) - most]:
-                del self.live[key]
+    def slim(self, most: int) -> bool:
+        """Lets the longest held logics go beyond ``most``: they are built again from what is kept. To be called right after that was written.
+        Whether there were any."""
+        if self.stage.kind is not Kind.KEYED or len(self.live) <= most or self._changed:
+            return False
+        for key in list(self.live)[: len(self.live) - most]:
+            del self.live[key]
+        return True
+
+    def close_ended(self) -> None:
+        """Closes the partitions of a source that have ended."""
+        for part in self._ended & self.live.keys():
+            self.close(part)
 
     def forget(self, key: str) -> None:
         """Drops what memory holds of a key, for an input that failed: what is kept counts."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -119,6 +120,7 @@ class _Iterated(StatefulSourcePartition[X, int]):
         self._next = None
         then, self._then = self._then, None
         out: list[X] = []
+        item: Any
         while len(out) < self._batch_size:
             if then is None:
                 try:
@@ -233,3 +235,9 @@ def _run(flow: Dataflow, workers: int, epoch_interval: timedelta | None, recover
         return
     with recovery_config.open() as store:
         Runner(flow, workers=workers, epoch_interval=interval, store=store).run()
+
+
+if __name__ == "__main__":
+    from skep.run import main
+
+    sys.exit(main(testing=True))

@@ -447,7 +447,11 @@ def stateful(step_id: str, up: KeyedStream[V], builder: Callable[[S | None], Sta
     eg.out: ('all', (1, 'z'))
     """
     _callable(step_id, "builder", builder)
-    return stateful_batch("stateful_batch", up, lambda state: _OneByOne(step_id, builder, state))
+
+    def build(state: S | None) -> _OneByOne[V, W, S]:
+        return _OneByOne(step_id, builder, state)
+
+    return stateful_batch("stateful_batch", up, build)
 
 
 class _Mapped(StatefulBatchLogic[V, W, S]):
@@ -501,7 +505,11 @@ def stateful_flat_map(
     eg.out: ('a', 2)
     """
     _callable(step_id, "mapper", mapper)
-    return stateful_batch("stateful_batch", up, lambda state: _Mapped(step_id, mapper, True, state))
+
+    def build(state: S | None) -> _Mapped[V, W, S]:
+        return _Mapped(step_id, mapper, True, state)
+
+    return stateful_batch("stateful_batch", up, build)
 
 
 @operator
@@ -520,7 +528,11 @@ def stateful_map(step_id: str, up: KeyedStream[V], mapper: Callable[[S | None, V
     eg.out: ('a', 3)
     """
     _callable(step_id, "mapper", mapper)
-    return stateful_batch("stateful_batch", up, lambda state: _Mapped(step_id, mapper, False, state))
+
+    def build(state: S | None) -> _Mapped[V, W, S]:
+        return _Mapped(step_id, mapper, False, state)
+
+    return stateful_batch("stateful_batch", up, build)
 
 
 class _Collected(StatefulBatchLogic[V, list[V], tuple[list[V], datetime]]):
@@ -591,10 +603,11 @@ class _Folded(StatefulBatchLogic[V, S, S]):
     def __init__(self, builder: Callable[[], S] | None, folder: Callable[[Any, V], Any], state: Any) -> None:
         self._folder = folder
         self._empty = state is None and builder is None
-        self._state = builder() if state is None and builder is not None else state
+        self._state: Any = builder() if state is None and builder is not None else state
 
     def on_batch(self, values: list[V]) -> tuple[Iterable[S], bool]:
-        state, folder = self._state, self._folder
+        state: Any = self._state
+        folder = self._folder
         rest: Iterable[V] = values
         if self._empty:
             state, rest = values[0], itertools.islice(values, 1, None)
@@ -751,8 +764,8 @@ class _Joined(StatefulBatchLogic[tuple[int, Any], tuple[Any, ...], list[list[Any
 
     def __init__(self, sides: int, insert: JoinInsertMode, emit: JoinEmitMode, state: list[list[Any]] | None) -> None:
         self._sides = sides
-        self._insert = insert
-        self._emit = emit
+        self._insert: JoinInsertMode = insert
+        self._emit: JoinEmitMode = emit
         self._state = JoinState.empty(sides) if state is None else JoinState(state)
 
     def on_batch(self, values: list[tuple[int, Any]]) -> tuple[Iterable[tuple[Any, ...]], bool]:
