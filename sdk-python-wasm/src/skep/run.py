@@ -23,7 +23,7 @@ from typing import Any
 
 from .dataflow.errors import DataflowError, StepError
 from .dataflow.graph import Dataflow
-from .dataflow.limits import EPOCH_INTERVAL
+from .dataflow.limits import EPOCH_INTERVAL, WORKERS_MAX
 
 __all__ = ["cli_main", "find_flow", "main"]
 
@@ -291,6 +291,8 @@ def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
             _say(f"note: this is process {args.process_id}, so there is nothing to do")
             return 0
         workers *= count
+    if workers > WORKERS_MAX:
+        raise UsageError(f"workers: a whole number from 1 to {WORKERS_MAX}; got {workers}")
     if _setting(environ, "DATAFLOW_API_ENABLED"):
         _say("note: DATAFLOW_API_ENABLED: the in-process runner has no web server; python -m skep.visualize shows the flow")
     interval = EPOCH_INTERVAL if args.snapshot_interval is None else args.snapshot_interval
