@@ -91,7 +91,7 @@ def plan(flow: Dataflow) -> Plan:
     >>> s = op.count_final("count", op.flat_map("split", s, str.split), lambda word: word)
     >>> _ = op.inspect("out", s)
     >>> [(stage.name, stage.kind.value) for stage in plan(flow).stages]
-    [('words.in', 'source'), ('words.count.count.stateful_batch', 'keyed')]
+    [('words.in', 'source'), ('words.count.count', 'keyed')]
     """
     if not isinstance(flow, Dataflow):
         raise TypeError(f"a flow is a Dataflow; got {flow!r} ({type(flow).__name__})")
@@ -166,7 +166,7 @@ def manifest(flow: Dataflow) -> dict[str, Any]:
     >>> s = op.count_final("count", op.input("in", flow, TestingSource("ab")), lambda x: x)
     >>> _ = op.inspect("out", s)
     >>> [(stage["name"], stage["outputs"], stage["ends"]) for stage in manifest(flow)["stages"]]
-    [('words.in', [{'to': 'words.count.count.stateful_batch', 'by': 'key'}], 'self'), ('words.count.count.stateful_batch', [], 'inputs')]
+    [('words.in', [{'to': 'words.count.count', 'by': 'key'}], 'self'), ('words.count.count', [], 'inputs')]
     """
     whole = plan(flow)
     by = {Kind.KEYED: "key", Kind.SINK: "partition", Kind.SPREAD: "any"}

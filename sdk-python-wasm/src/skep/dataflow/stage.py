@@ -15,6 +15,7 @@ import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import repeat
 from typing import Any, TypeAlias
 from zlib import crc32
 
@@ -28,6 +29,8 @@ from .plan import Kind, Node, Stage
 STATE_VERSION = 1
 #: Keys whose end is worked on before what they emitted goes on.
 END_BATCH = 1_000
+
+_TUPLE = frozenset({tuple})
 
 Batch: TypeAlias = list[Any]
 #: For each exit of a stage, what goes there, or None.
@@ -179,12 +182,18 @@ def group(op: Operator, items: Batch) -> dict[str, Batch]:
     groups: dict[str, Batch] = {}
     get = groups.get
     try:
-        for key, value in pairs((op.shown or op).step_id, items):
+        # Unpacking takes two of anything for a key and a value; of tuples it refuses what is not two.
+        if not _TUPLE.issuperset(map(type, items)):
+            pairs((op.shown or op).step_id, items)
+        for key, value in items:
             held = get(key)
             if held is None:
                 groups[key] = [value]
             else:
                 held.append(value)
+    except ValueError:
+        wrong = next(item for item in items if len(item) != 2)
+        raise StepError(f"{op.title()} takes (key, value) tuples; got {wrong!r}", (op.shown or op).step_id) from None
     except TypeError as e:  # No tuple, or a key that can't be one of a dict.
         raise StepError(f"{op.title()} takes (key, value) tuples with text for a key: {e}", (op.shown or op).step_id) from e
     for key in groups:
@@ -439,8 +448,7 @@ class StageRun:
         if got.__class__ is not tuple or len(got) != 2:
             got = ended((self.stage.entry.shown or self.stage.entry).step_id, name, got)
         emit, discard = got
-        for value in emit:
-            out.append((key, value))
+        out.extend(zip(repeat(key), emit))
         if discard:
             self.live.pop(key, None)
             self._due.pop(key, None)

@@ -113,39 +113,40 @@ class _Iterated(StatefulSourcePartition[X, int]):
         self._it = iter(ib)
         ffwd_iter(self._it, start)
         self._next: datetime | None = None
-        #: An EOF or ABORT that ended a batch, for the next call.
-        self._then: object = None
+        #: What was taken from the iterable with a mark before it, for the next call.
+        self._then: list[Any] = []
 
     def next_batch(self) -> list[X]:
         self._next = None
-        then, self._then = self._then, None
+        found = self._then if self._then else list(islice(self._it, self._batch_size))
+        self._then = []
+        if not found:
+            raise StopIteration()
+        if _MARKS.isdisjoint(map(type, found)):
+            self._at += len(found)
+            return found
         out: list[X] = []
-        item: Any
-        while len(out) < self._batch_size:
-            if then is None:
-                try:
-                    item = next(self._it)
-                except StopIteration:
-                    if out:
-                        break
-                    raise
-            else:
-                item, then = then, None
-            if isinstance(item, (TestingSource.EOF, TestingSource.ABORT)) and out:
-                self._then = item
-                break
-            self._at += 1
+        for index, item in enumerate(found):
+            if type(item) not in _MARKS:
+                out.append(item)
+                continue
+            if out and type(item) is not TestingSource.PAUSE:
+                # What came before it goes first.
+                self._at += index
+                self._then = found[index:]
+                return out
+            # What follows a mark comes with the next call.
+            self._at += index + 1
+            self._then = found[index + 1 :]
             if isinstance(item, TestingSource.EOF):
                 raise StopIteration()
             if isinstance(item, TestingSource.ABORT):
-                if item._triggered:
-                    continue
-                item._triggered = True
-                raise AbortExecution()
-            if isinstance(item, TestingSource.PAUSE):
-                self._next = datetime.now(timezone.utc) + item.for_duration
-                break
-            out.append(item)
+                if not item._triggered:
+                    item._triggered = True
+                    raise AbortExecution()
+                return []
+            self._next = datetime.now(timezone.utc) + item.for_duration
+            return out
         return out
 
     def next_awake(self) -> datetime | None:
@@ -153,6 +154,9 @@ class _Iterated(StatefulSourcePartition[X, int]):
 
     def snapshot(self) -> int:
         return self._at
+
+
+_MARKS = frozenset({TestingSource.EOF, TestingSource.ABORT, TestingSource.PAUSE})
 
 
 class TestingSink(DynamicSink[X]):

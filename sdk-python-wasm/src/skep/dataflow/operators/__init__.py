@@ -470,15 +470,15 @@ class _Mapped(StatefulBatchLogic[V, W, S]):
         out: list[W] = []
         for value in values:
             got = mapper(state, value)
-            if got.__class__ is not tuple or len(got) != 2:
+            if not isinstance(got, tuple) or len(got) != 2:
                 raise TypeError(
                     f"step {self._step_id!r}: {f_repr(mapper)} must return (state, {'values' if flat else 'value'}); got {_short(got)}"
                 )
-            state = got[0]
+            state, emit = got
             if flat:
-                out.extend(got[1])
+                out.extend(emit)
             else:
-                out.append(got[1])
+                out.append(emit)
         self._state = state
         return out, state is None
 
@@ -661,6 +661,23 @@ def reduce_final(step_id: str, up: KeyedStream[V], reducer: Callable[[V, V], V])
     return stateful_batch("stateful_batch", up, lambda state: _Folded(None, reducer, state))
 
 
+class _Counted(StatefulBatchLogic[Any, int, int]):
+    __slots__ = ("_count",)
+
+    def __init__(self, state: int | None) -> None:
+        self._count = state or 0
+
+    def on_batch(self, values: list[Any]) -> tuple[Iterable[int], bool]:
+        self._count += len(values)
+        return (), False
+
+    def on_eof(self) -> tuple[Iterable[int], bool]:
+        return (self._count,), True
+
+    def snapshot(self) -> int:
+        return self._count
+
+
 @operator
 def count_final(step_id: str, up: Stream[X], key: Callable[[X], str]) -> KeyedStream[int]:
     """Counts items by key; emits at the end of the stream, and then forgets.
@@ -675,7 +692,7 @@ def count_final(step_id: str, up: Stream[X], key: Callable[[X], str]) -> KeyedSt
     eg.out: ('a', 2)
     eg.out: ('b', 1)
     """
-    return fold_final("count", key_on("key", up, key), lambda: 0, lambda count, _: count + 1)
+    return stateful_batch("count", key_on("key", up, key), _Counted)
 
 
 @overload
@@ -1123,8 +1140,9 @@ def key_on(step_id: str, up: Stream[X], key: Callable[[X], str]) -> KeyedStream[
     _callable(step_id, "key", key)
 
     def each(items: list[X]) -> list[tuple[str, X]]:
-        out = [(key(item), item) for item in items]
-        if not _STR.issuperset([type(one) for one, _ in out]):
+        keys = [key(item) for item in items]
+        out = list(zip(keys, items))
+        if not _STR.issuperset(builtins.map(type, keys)):
             for one, item in out:
                 if not isinstance(one, str):
                     raise TypeError(
