@@ -172,6 +172,17 @@ def test_stateful_discards_in_the_middle_of_a_batch() -> None:
     assert [value for _, value in out] == [(1, "a1"), (2, "a2"), (1, "a3"), (2, "a4"), (1, "a5"), "eof"]
 
 
+def test_a_stream_ends_when_its_own_sources_do() -> None:
+    flow, out = Dataflow("f"), []
+    short = op.count_final("count", op.input("short", flow, TestingSource("ab")), lambda x: "n")
+    long = op.input("long", flow, TestingSource([1, PAUSE(timedelta(milliseconds=50)), 2]))
+    both = op.reduce_final("both", op.key_on("k", op.merge("m", op.key_rm("rm", short), long), lambda x: "n"), lambda x, y: x + y)
+    op.output("out", op.merge("all", short, long, both), TestingSink(out))
+    run_main(flow)
+    # Not before all that it takes from has ended: the sum of everything is last.
+    assert out == [1, ("n", 2), 2, ("n", 5)]
+
+
 def test_collect_waits_from_the_last_value_on() -> None:
     short = PAUSE(timedelta(milliseconds=40))
     items = ["a1", short, "a2", PAUSE(timedelta(milliseconds=200)), "a3"]

@@ -189,6 +189,23 @@ def test_an_epoch_is_kept_whole_or_not_at_all(config: RecoveryConfig) -> None:
         assert unpack(store.load("f.in", "iterable") or b"") == (False, 1)
 
 
+def test_a_key_that_is_no_text_of_the_world(config: RecoveryConfig) -> None:
+    for key, wrong in (("grün \0 ☃", False), ("\ud800", True)):
+        flow = Dataflow("f")
+        s = op.input("in", flow, TestingSource([(key, 1), (key, 1), EOF(), (key, 1)]))
+        out: list[Any] = []
+        op.output("out", op.stateful_map("s", s, lambda st, x: ((st or 0) + x,) * 2), TestingSink(out))
+        if wrong:
+            with pytest.raises(RuntimeError, match="surrogate"):
+                cluster_main(flow, [], 0, worker_count_per_proc=2, recovery_config=config)
+            continue
+        cluster_main(flow, [], 0, worker_count_per_proc=2, recovery_config=config)
+        run_main(flow, recovery_config=config)
+        assert out == [(key, 1), (key, 2), (key, 3)]
+        with config.open() as store:
+            store.forget("f.in")
+
+
 def test_an_epoch_in_which_nothing_happens_writes_nothing(config: RecoveryConfig) -> None:
     class Quiet(SimplePollingSource[Any, Any]):
         polls = 0

@@ -14,3 +14,11 @@ SLEEP_MAX = timedelta(seconds=1)
 LIVE_KEYS = 200_000
 #: Logical workers of a process: each costs a share of every table, and no flow gains by more.
 WORKERS_MAX = 1_024
+#: Keys whose end is worked on before what they emitted goes on: the end of a stream of many keys is no one batch.
+END_BATCH = 1_000
+#: Rows that a store writes with one call.
+ROWS_BATCH = 10_000
+#: How long a store waits for a process that is just ending, in seconds.
+LOCK_WAIT = 2.0
+#: Names that an error about partitions lists.
+NAMES_SHOWN = 10

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .errors import DataflowError, StoreInUseError
+from .limits import LOCK_WAIT, NAMES_SHOWN, ROWS_BATCH
 from .plan import Kind, Plan, Stage
 
 if TYPE_CHECKING:
@@ -42,12 +43,6 @@ FILE = "recovery.sqlite3"
 APPLICATION_ID = 0x536B6570
 #: The version of the tables. A later one is refused.
 STORE_VERSION = 1
-#: How long to wait for a process that is just ending, in seconds.
-LOCK_WAIT = 2.0
-#: Rows that are written with one call.
-ROWS_BATCH = 10_000
-#: Names that an error lists at most.
-NAMES_SHOWN = 10
 
 _ZERO = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
@@ -175,6 +170,8 @@ class Store:
         except self._errors as e:
             if "locked" in str(e):
                 raise StoreInUseError(f"{self.path} is in use by another process: a store serves one run at a time") from e
+            if "too big" in str(e) or "too large" in str(e):
+                raise DataflowError(f"{self.path}: the state of a key is larger than SQLite keeps, a billion bytes") from e
             if "full" in str(e) or "I/O" in str(e) or "readonly" in str(e) or "unable to open" in str(e):
                 raise DataflowError(f"{self.path} can't be written: {e}") from e
             raise InconsistentPartitionsError(
@@ -304,6 +301,11 @@ class Store:
             gone.clear()
 
         def keep(step: str, key: str, state: bytes | None, due: datetime | None) -> None:
+            if not key.isascii():
+                try:
+                    key.encode()
+                except UnicodeEncodeError:
+                    raise DataflowError(f"{step}: the key {key!r} can't be kept: it has half of a surrogate pair") from None
             if state is None:
                 gone.append((step, key))
             else:

@@ -21,14 +21,12 @@ from zlib import crc32
 
 from .errors import AbortExecution, DataflowError, StepError, user_frame
 from .graph import Operator, f_repr
-from .limits import COOLDOWN
+from .limits import COOLDOWN, END_BATCH
 from .operators import StatefulBatchLogic, ended, pairs
 from .plan import Kind, Node, Stage
 
 #: The version that the state of a key begins with. What begins with a later one is refused.
 STATE_VERSION = 1
-#: Keys whose end is worked on before what they emitted goes on.
-END_BATCH = 1_000
 
 _TUPLE = frozenset({tuple})
 
@@ -318,6 +316,8 @@ class StageRun:
         self._heap: list[tuple[datetime, str]] = []
         self._untimed: dict[type, bool] = {}
         self._ended: set[str] = set()
+        #: The partitions of a sink, once they were asked for.
+        self._listed: list[str] | None = None
         #: Sources: when to read a partition again; absent: at once.
         self.awake: dict[str, datetime] = {}
 
@@ -619,7 +619,7 @@ class StageRun:
     # ------------------------------------------------------------------------------------------------------------------------ sinks
 
     def _parts(self) -> list[str]:
-        if not hasattr(self, "_listed"):
+        if self._listed is None:
             self._listed = list_parts(self.stage)
         return self._listed
 
