@@ -54,7 +54,7 @@ class Apart:
             for name, stage in self.about.items():
                 if name not in ended and ended.issuperset(stage["inputs"]) and not self.reading.get(name):
                     ended.add(name)
-                    if stage["ends"] == "inputs":
+                    if stage["wants_end"]:
                         for _, key in [place for place in self.state if place[0] == name]:
                             self.put(name, key, End(key))
                     break

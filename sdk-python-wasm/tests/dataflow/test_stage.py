@@ -54,6 +54,20 @@ def test_chains_are_one_stage_and_exchanges_cut() -> None:
     assert json.loads(json.dumps(manifest(flow))) == manifest(flow)
 
 
+def test_a_stage_says_whether_the_end_of_a_key_matters() -> None:
+    for build, want in (
+        (lambda s: op.stateful_map("x", s, lambda st, x: (st, x)), False),
+        (lambda s: op.stateful_flat_map("x", s, lambda st, x: (st, [])), False),
+        (lambda s: op.join("x", s), False),
+        (lambda s: op.join("x", s, emit_mode="running"), False),
+        (lambda s: op.join("x", s, emit_mode="final"), True),
+        (lambda s: op.max_final("x", s), True),
+        (lambda s: op.stateful("x", s, lambda st: None), True),  # type: ignore[arg-type, return-value]
+    ):
+        flow, _ = flow_with(build)
+        assert [stage["wants_end"] for stage in manifest(flow)["stages"]] == [False, want]
+
+
 def test_what_follows_a_merge_is_in_the_stage_of_each_side(tmp_path: Path) -> None:
     flow = Dataflow("f")
     a, b = op.input("a", flow, TestingSource([])), op.input("b", flow, TestingSource([]))

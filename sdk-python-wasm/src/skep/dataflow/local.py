@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from .errors import AbortExecution, DataflowError
 from .graph import Dataflow
@@ -26,6 +26,10 @@ from .stage import Batch, Exits, Splitter, StageRun, by_part, failure, group, li
 
 if TYPE_CHECKING:
     from .recovery import Store
+
+
+#: What goes to a worker's stage: items, or values by key.
+Sent: TypeAlias = "Batch | dict[str, Batch]"
 
 
 class Clock(Protocol):
@@ -100,7 +104,7 @@ class Runner:
         self._shared: list[dict[str, Any]] = [{} for _ in range(workers)]
         self._turn = 0
         #: What was sent and is not worked on. Empty between rounds.
-        self._waiting: dict[tuple[int, int], deque[Batch]] = {}
+        self._waiting: dict[tuple[int, int], deque[Sent]] = {}
 
     def run(self) -> None:
         """Runs the flow to its end. Raises what went wrong; then nothing of the last epoch is kept, and nothing closed."""
@@ -245,7 +249,7 @@ class Runner:
                         some = self._copied(to, some)
                     self._waiting.setdefault((to, worker), deque()).append(some)
 
-    def _copied(self, to: int, items: Batch) -> Batch:
+    def _copied(self, to: int, items: Sent) -> Sent:
         try:
             return pickle.loads(pickle.dumps(items, protocol=5))  # type: ignore[no-any-return]
         except Exception as e:
@@ -254,7 +258,8 @@ class Runner:
                 "items that go from worker to worker must be plain data"
             ) from e
 
-    def _split(self, to: int, items: Batch) -> Iterable[tuple[int, Batch]]:
+    def _split(self, to: int, items: Batch) -> Iterable[tuple[int, Sent]]:
+        """Each worker's share. That of a keyed stage is values by key: it had to be looked at by key anyway."""
         workers = self.workers
         if workers == 1:
             return ((0, items),)
@@ -266,8 +271,10 @@ class Runner:
                     self._turn += 1
                 by.setdefault(self._turn % workers if self._random is None else self._random.randrange(workers), []).append(item)
         elif stage.kind is Kind.KEYED:
+            shares: dict[int, dict[str, Batch]] = {}
             for key, values in group(stage.entry, items).items():
-                by.setdefault(worker_of(key, workers), []).extend([(key, value) for value in values])
+                shares.setdefault(worker_of(key, workers), {})[key] = values
+            return shares.items()
         else:
             # Whole items by partition: the worker that has it takes them apart.
             for part, some in by_part(stage, self._splitter.parts(stage), items, whole=True).items():
@@ -287,7 +294,8 @@ class Runner:
             if not queue:
                 del waiting[place]
             number, worker = place
-            exits = self._runs[number][worker].items(items, now)
+            run = self._runs[number][worker]
+            exits = run.groups(items, now) if isinstance(items, dict) else run.items(items, now)
             if exits is not None:
                 self._send(number, exits)
 

@@ -552,7 +552,7 @@ class StageRun:
 
     def end(self) -> Iterator[Exits]:
         """Keyed: the end of the stream for every key, those with kept state too."""
-        if self.stage.kind is not Kind.KEYED:
+        if self.stage.kind is not Kind.KEYED or getattr(self.stage.entry.args["builder"], "quiet_end", False):
             return
         gone = self._changed - self.live.keys()
         keys = sorted(self.live.keys() | (set(self._keys()) - gone))

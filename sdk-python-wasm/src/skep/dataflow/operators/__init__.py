@@ -32,6 +32,7 @@ W_co = TypeVar("W_co", covariant=True)
 S = TypeVar("S")
 DK = TypeVar("DK")
 DV = TypeVar("DV")
+F = TypeVar("F", bound=Callable[..., Any])
 
 #: Which values of a side a join keeps: the first, the last, or all.
 JoinInsertMode: TypeAlias = Literal["first", "last", "product"]
@@ -384,6 +385,13 @@ def ended(step_id: str, name: str, got: object) -> tuple[Iterable[Any], bool]:
     raise TypeError(f"step {step_id!r}: {name} must return (what to emit, whether to discard); got {_short(got)}")
 
 
+def quiet_end(builder: F) -> F:
+    """Marks a builder all of whose logics do nothing at the end of the stream: so that a run which ends need not build those of all keys that
+    were ever kept."""
+    builder.quiet_end = True  # type: ignore[attr-defined]
+    return builder
+
+
 class _OneByOne(StatefulBatchLogic[V, W, S]):
     __slots__ = ("_builder", "_logic", "_step_id")
 
@@ -509,7 +517,7 @@ def stateful_flat_map(
     def build(state: S | None) -> _Mapped[V, W, S]:
         return _Mapped(step_id, mapper, True, state)
 
-    return stateful_batch("stateful_batch", up, build)
+    return stateful_batch("stateful_batch", up, quiet_end(build))
 
 
 @operator
@@ -532,7 +540,7 @@ def stateful_map(step_id: str, up: KeyedStream[V], mapper: Callable[[S | None, V
     def build(state: S | None) -> _Mapped[V, W, S]:
         return _Mapped(step_id, mapper, False, state)
 
-    return stateful_batch("stateful_batch", up, build)
+    return stateful_batch("stateful_batch", up, quiet_end(build))
 
 
 class _Collected(StatefulBatchLogic[V, list[V], tuple[list[V], datetime]]):
@@ -866,9 +874,11 @@ def join(
         if mode not in typing.get_args(modes):
             raise ValueError(f"step {step_id!r}: `{name}` is one of {', '.join(map_repr(typing.get_args(modes)))}; got {mode!r}")
     named = [map_value(f"side_{i}", side, _Side(i)) for i, side in enumerate(sides)]
-    return stateful_batch(
-        "stateful_batch", merge("merge", *named), lambda state: _Joined(len(sides), insert_mode, emit_mode, state)
-    )
+
+    def build(state: list[list[Any]] | None) -> _Joined:
+        return _Joined(len(sides), insert_mode, emit_mode, state)
+
+    return stateful_batch("stateful_batch", merge("merge", *named), build if emit_mode == "final" else quiet_end(build))
 
 
 class _Side:
