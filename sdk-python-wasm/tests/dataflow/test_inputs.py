@@ -227,8 +227,13 @@ def test_lines_of_files(tmp_path: Path) -> None:
         read(FileSource(path))
     with pytest.raises(StepError, match="FileNotFoundError: no file .*none"):
         read(FileSource(tmp_path / "none"))
-    with pytest.raises(StepError, match="no directory"):
-        read(DirSource(tmp_path / "none"))
+    with pytest.raises(ValueError, match="dir_path: no directory .*none"):
+        DirSource(tmp_path / "none")
+    (tmp_path / "gone").mkdir()
+    gone = DirSource(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(StepError, match="FileNotFoundError: no directory .*gone"):
+        read(gone)
     with pytest.raises(ValueError, match="batch_size"):
         FileSource(path, batch_size=0)
     assert read(DirSource(tmp_path, "*.none")) == []
@@ -308,5 +313,20 @@ def test_pauses_and_ends_of_a_testing_source() -> None:
     assert read(source) == [1, 2]
     assert datetime.now(timezone.utc) - began >= timedelta(milliseconds=50)
     assert read(source) == [1, 2, 3]
+    # An ABORT that is over is as if it were not there.
+    part = source.build_part("f.in", "iterable", 2)
+    assert part.next_batch() == [2, 3] and part.snapshot() == 5
+    marks = [TestingSource.EOF(), 1, TestingSource.EOF(), TestingSource.EOF(), 2]
+    found = []
+    state = 0
+    for _ in range(5):
+        part = TestingSource(marks, 3).build_part("f.in", "iterable", state)
+        try:
+            while True:
+                found.append(part.next_batch())
+        except StopIteration:
+            found.append([])
+        state = part.snapshot()
+    assert found == [[], [1], [], [], [2], [], []]
     with pytest.raises(TypeError):
         TestingSource(3)  # type: ignore[arg-type]

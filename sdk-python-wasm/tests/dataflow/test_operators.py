@@ -132,6 +132,16 @@ def test_a_timer_comes_once_its_time_has_come_and_not_after_the_end() -> None:
     assert [value for _, value in out] == [("batch", ["a1"]), "eof"]
 
 
+def test_a_timer_for_now_comes_before_the_next_value() -> None:
+    class Now(Log):
+        def on_batch(self, values: list[Any]) -> Any:
+            self.due = datetime.now(timezone.utc)
+            return [("batch", values)], False
+
+    out = collect(lambda s: op.stateful_batch("x", keyed(s), Now), ["a1", "a2"])
+    assert [value for _, value in out] == [("batch", ["a1"]), "notify", ("batch", ["a2"]), "notify", "eof"]
+
+
 @pytest.mark.parametrize(
     ("discard", "want"),
     [

@@ -216,6 +216,8 @@ class Runner:
                 else:
                     # Items that went no further count too: only a partition that waits lets the runner rest.
                     moved = moved or part not in run.awake
+            # The time as it is now: what a logic just asked for may have come, and comes before its next value.
+            now = clock.now()
             for run in self._keyed:
                 at = run.next_due()
                 if at is not None and at <= now:

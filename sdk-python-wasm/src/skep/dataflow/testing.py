@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -110,43 +111,47 @@ class _Iterated(StatefulSourcePartition[X, int]):
     def __init__(self, ib: Iterable[Any], batch_size: int, start: int) -> None:
         self._at = start
         self._batch_size = batch_size
-        self._it = iter(ib)
+        self._it: Iterator[Any] = iter(ib)
         ffwd_iter(self._it, start)
         self._next: datetime | None = None
-        #: What was taken from the iterable with a mark before it, for the next call.
-        self._then: list[Any] = []
+        #: What was taken from the iterable and not given yet: a batch in which there was a mark.
+        self._back: deque[Any] = deque()
 
     def next_batch(self) -> list[X]:
         self._next = None
-        found = self._then if self._then else list(islice(self._it, self._batch_size))
-        self._then = []
+        if self._back:
+            return self._one_by_one()
+        found: list[Any] = list(islice(self._it, self._batch_size))
         if not found:
             raise StopIteration()
         if _MARKS.isdisjoint(map(type, found)):
             self._at += len(found)
             return found
+        self._back.extend(found)
+        return self._one_by_one()
+
+    def _one_by_one(self) -> list[X]:
         out: list[X] = []
-        for index, item in enumerate(found):
-            if type(item) not in _MARKS:
+        while len(out) < self._batch_size:
+            item: Any = self._back.popleft() if self._back else next(self._it, self)
+            if item is self:
+                break
+            if isinstance(item, TestingSource.EOF) or (isinstance(item, TestingSource.ABORT) and not item._triggered):
+                if out:
+                    # What came before it goes first.
+                    self._back.appendleft(item)
+                    break
+                self._at += 1
+                if isinstance(item, TestingSource.EOF):
+                    raise StopIteration()
+                item._triggered = True
+                raise AbortExecution()
+            self._at += 1
+            if isinstance(item, TestingSource.PAUSE):
+                self._next = datetime.now(timezone.utc) + item.for_duration
+                break
+            if not isinstance(item, TestingSource.ABORT):
                 out.append(item)
-                continue
-            if out and type(item) is not TestingSource.PAUSE:
-                # What came before it goes first.
-                self._at += index
-                self._then = found[index:]
-                return out
-            # What follows a mark comes with the next call.
-            self._at += index + 1
-            self._then = found[index + 1 :]
-            if isinstance(item, TestingSource.EOF):
-                raise StopIteration()
-            if isinstance(item, TestingSource.ABORT):
-                if not item._triggered:
-                    item._triggered = True
-                    raise AbortExecution()
-                return []
-            self._next = datetime.now(timezone.utc) + item.for_duration
-            return out
         return out
 
     def next_awake(self) -> datetime | None:

@@ -131,6 +131,8 @@ class DirSource(FixedPartitionedSource[str, int]):
         self, dir_path: Path | str, glob_pat: str = "*", batch_size: int = 1000, get_fs_id: Callable[[Path], str] = _one_fs
     ) -> None:
         self._dir = Path(dir_path)
+        if not self._dir.is_dir():
+            raise ValueError(f"dir_path: no directory {self._dir} (looked in {Path.cwd()})")
         self._glob_pat = glob_pat
         self._batch_size = _check_batch(batch_size)
         self._get_fs_id = get_fs_id
