@@ -186,6 +186,15 @@ def test_polling_keeps_its_rhythm(monkeypatch: pytest.MonkeyPatch) -> None:
     assert after is not None and after - at == timedelta(hours=1)
 
 
+def test_a_polling_source_needs_no_type_for_its_state() -> None:
+    class One(SimplePollingSource[int]):
+        def next_item(self) -> int:
+            raise StopIteration()
+
+    assert read(One(timedelta(0))) == []
+    assert SimplePollingSource[int, str].__args__ == (int, str)  # type: ignore[attr-defined]
+
+
 def test_sinks_and_sources_are_built_and_closed_on_each_worker() -> None:
     seen: list[Any] = []
 

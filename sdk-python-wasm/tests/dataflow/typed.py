@@ -9,9 +9,25 @@ import skep.dataflow.operators as op
 from skep.dataflow import Dataflow, KeyedStream, Stream, operator
 from skep.dataflow.connectors.files import CSVSource, FileSink, FileSource
 from skep.dataflow.connectors.stdio import StdOutSink
+from skep.dataflow.inputs import SimplePollingSource
 from skep.dataflow.testing import TestingSource
 
+
+class Polls(SimplePollingSource[int]):
+    def next_item(self) -> int:
+        return 1
+
+
+class Resumes(SimplePollingSource[int, str]):
+    def next_item(self) -> int:
+        return 1
+
+    def snapshot(self) -> str:
+        return ""
+
+
 flow = Dataflow("typed")
+polled: Stream[int] = op.merge("polled", op.input("polls", flow, Polls(timedelta(1))), op.input("resumes", flow, Resumes(timedelta(1))))
 numbers: Stream[int] = op.input("numbers", flow, TestingSource([1, 2]))
 lines: Stream[str] = op.input("lines", flow, FileSource("x"))
 rows: Stream[dict[str, str]] = op.input("rows", flow, CSVSource("x"))

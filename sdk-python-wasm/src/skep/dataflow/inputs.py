@@ -14,12 +14,17 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from .errors import AbortExecution
 
+X = TypeVar("X")
+S = TypeVar("S")
 if TYPE_CHECKING:
     import asyncio
 
-X = TypeVar("X")
-S = TypeVar("S")
-Sn = TypeVar("Sn")
+    # Type checkers know it without the package. What has a default here takes it in `SimplePollingSource.__class_getitem__` when run.
+    from typing_extensions import TypeVar as DefaultTypeVar
+
+    Sn = DefaultTypeVar("Sn", default=None)
+else:
+    Sn = TypeVar("Sn")
 
 __all__ = [
     "AbortExecution",
@@ -125,6 +130,14 @@ class SimplePollingSource(FixedPartitionedSource[X, Sn]):
     countdown.out: 1
     countdown.out: 0
     """
+
+    if not TYPE_CHECKING:
+
+        def __class_getitem__(cls, params: Any) -> Any:
+            """``SimplePollingSource[X]`` is one without state."""
+            if cls is SimplePollingSource and not isinstance(params, tuple):
+                params = (params, type(None))
+            return super().__class_getitem__(params)
 
     class Retry(Exception):
         """Ask again after this time, without waiting for the interval."""
