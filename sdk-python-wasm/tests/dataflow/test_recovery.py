@@ -343,6 +343,26 @@ def test_state_that_is_no_pickle(config: RecoveryConfig) -> None:
         run_main(counting(["a", "a"], []), recovery_config=config)
 
 
+def test_a_disk_that_is_full_costs_the_epoch_and_no_more(config: RecoveryConfig) -> None:
+    out: list[Any] = []
+
+    def flow() -> Dataflow:
+        flow = Dataflow("f")
+        s = op.input("in", flow, TestingSource([(str(i), "x" * 900) for i in range(300)], 10))
+        op.output("out", op.stateful_map("s", s, lambda st, x: (x, st)), TestingSink(out))
+        return flow
+
+    with config.open() as store:
+        store._db.execute("PRAGMA max_page_count = 40")
+        with pytest.raises(RuntimeError, match="recovery.sqlite3 can't be written: database or disk is full"):
+            Runner(flow(), epoch_interval=NO_TIME, store=store).run()
+    assert 20 < len(out) < 300
+    # Room again: on from the last epoch that was kept, whose items are the only ones to come twice.
+    before = len(out)
+    run_main(flow(), recovery_config=config)
+    assert 300 <= len(out) <= 310 and before < 300
+
+
 def test_two_runs_can_not_share_a_store(config: RecoveryConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("skep.dataflow.recovery.LOCK_WAIT", 0.05)
     with config.open():
