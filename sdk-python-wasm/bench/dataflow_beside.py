@@ -2,8 +2,8 @@
 
     python dataflow_beside.py        (with `skep` and `bytewax` installed)
 
-Each run is a process of its own, in turns; medians of five. A rate counts items by the clock on the wall; CPU is that of the whole process while the flow
-runs, all its threads.
+Each run is a process of its own, in turns; medians of five. A rate counts items by the clock on the wall; CPU is that of the whole process
+while the flow runs, all its threads.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ import pytest
 from flows import NO_TIME
 
 import skep.dataflow.operators as op
-from skep.dataflow import Dataflow, Stream, limits
+from skep.dataflow import Dataflow, limits
 from skep.dataflow.connectors.files import CSVSource, DirSink, DirSource, FileSink, FileSource
 from skep.dataflow.errors import StepError, StoreInUseError
 from skep.dataflow.inputs import FixedPartitionedSource, SimplePollingSource, StatefulSourcePartition

@@ -165,8 +165,10 @@ def manifest(flow: Dataflow) -> dict[str, Any]:
     >>> flow = Dataflow("words")
     >>> s = op.count_final("count", op.input("in", flow, TestingSource("ab")), lambda x: x)
     >>> _ = op.inspect("out", s)
-    >>> [(stage["name"], stage["outputs"], stage["ends"]) for stage in manifest(flow)["stages"]]
-    [('words.in', [{'to': 'words.count.count', 'by': 'key'}], 'self'), ('words.count.count', [], 'inputs')]
+    >>> for stage in manifest(flow)["stages"]:
+    ...     print(stage["name"], stage["outputs"], stage["ends"])
+    words.in [{'to': 'words.count.count', 'by': 'key'}] self
+    words.count.count [] inputs
     """
     whole = plan(flow)
     by = {Kind.KEYED: "key", Kind.SINK: "partition", Kind.SPREAD: "any"}

@@ -20,14 +20,11 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from .errors import DataflowError, StoreInUseError
 from .limits import LOCK_WAIT, NAMES_SHOWN, ROWS_BATCH
 from .plan import Kind, Plan, Stage
-
-if TYPE_CHECKING:
-    import sqlite3
 
 __all__ = [
     "InconsistentPartitionsError",

@@ -34,7 +34,7 @@ def _check_batch(batch_size: Any) -> int:
 
 
 def _open_at(path: Path, at: int) -> BinaryIO:
-    file = open(path, "rb")  # noqa: SIM115
+    file = open(path, "rb")
     size = os.fstat(file.fileno()).st_size
     if size < at:
         file.close()
@@ -222,7 +222,7 @@ class _FileSinkPartition(StatefulSinkPartition[str, int]):
         self._end = end
         self._path = path
         at = resume_state or 0
-        self._file = open(path, "ab")  # noqa: SIM115
+        self._file = open(path, "ab")
         size = self._file.tell()
         if size < at:
             self._file.close()
