@@ -40,7 +40,7 @@ def stream(flow_id: str = "f") -> Stream[Any]:
         (lambda: op.join("x"), ValueError, "`join`, step 'x': it needs at least one upstream"),
         (lambda: op.merge("x", stream(), 3), TypeError, "`ups` must be a Stream; got 3"),  # type: ignore[arg-type]
         (lambda: op.merge("x", stream("a"), stream("b")), ValueError, "two flows, 'a' and 'b'"),
-        (lambda: op.join("x", stream(), insert_mode="all"), ValueError, "`insert_mode` .* 'last', 'product'; got 'all'"),  # type: ignore[call-overload]
+        (lambda: op.join("x", stream(), insert_mode="all"), ValueError, "`insert_mode` .* 'product'; got 'all'"),  # type: ignore[call-overload]
         (lambda: op.join("x", stream(), emit_mode="all"), ValueError, "`emit_mode` is one of"),  # type: ignore[call-overload]
         (lambda: op.input("x", 3, TestingSource([])), TypeError, "`flow` must be a Dataflow; got 3"),  # type: ignore[arg-type]
         (lambda: op.input("x", Dataflow("f"), [1]), TypeError, r"step 'f.x': `source` must be .*; got \[1\]"),  # type: ignore[arg-type]

@@ -157,7 +157,8 @@ def manifest(flow: Dataflow) -> dict[str, Any]:
     ``any``; ``keyed``, ``state`` and ``timers``, whether it needs a key, state under it and timers; ``starts``, how its first input comes to
     be: ``partitions`` (the source's names, one key each, all due at once), ``workers`` (one key a worker) or None (by what is sent to it);
     ``ends``, when the stream ends there: ``self`` (the source says so, key by key) or ``inputs`` (when all of these have ended; then each key
-    gets an end); ``wants_end``, whether anything is done at a key's end (else none need be told); ``sinks``, steps in it that write without a key; ``resumes``, whether what it read is known after a crash.
+    gets an end); ``wants_end``, whether anything is done at a key's end (else none need be told); ``sinks``, steps in it that write without a
+    key; ``resumes``, whether what it read is known after a crash.
 
     >>> import skep.dataflow.operators as op
     >>> from skep.dataflow import Dataflow
