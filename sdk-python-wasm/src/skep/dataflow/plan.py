@@ -158,7 +158,7 @@ def manifest(flow: Dataflow) -> dict[str, Any]:
     be: ``partitions`` (the source's names, one key each, all due at once), ``workers`` (one key a worker) or None (by what is sent to it);
     ``ends``, when the stream ends there: ``self`` (the source says so, key by key) or ``inputs`` (when all of these have ended; then each key
     gets an end); ``wants_end``, whether anything is done at a key's end (else none need be told); ``sinks``, steps in it that write without a
-    key; ``resumes``, whether what it read is known after a crash.
+    key; ``resumes``, whether its place is state: if not, it is in memory only, and the stage needs an instance that is kept.
 
     >>> import skep.dataflow.operators as op
     >>> from skep.dataflow import Dataflow
