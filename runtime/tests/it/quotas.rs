@@ -162,7 +162,13 @@ async fn limits_are_set_shown_changed_and_refused_by_name() {
             Code::InvalidArgument,
             "twice",
         ),
-        ("acme", vec![], &[], Code::InvalidArgument, "no limit"),
+        (
+            "acme",
+            vec![],
+            &[],
+            Code::InvalidArgument,
+            "neither a limit nor a signer",
+        ),
         ("default", vec![limit("rate", 1)], &[], Code::InvalidArgument, "default"),
         ("nobody", vec![limit("rate", 1)], &[], Code::NotFound, "nobody"),
     ] {

@@ -27,6 +27,11 @@ async fn push_signed(node: &Node, token: &str, name: &str, signature: &str) -> R
     pushed.map(tonic::Response::into_inner)
 }
 
+/// What a command that must succeed prints, alone on its line.
+fn printed(node: &Node, args: &[&str]) -> String {
+    node.cli_ok(args).trim().to_owned()
+}
+
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
@@ -47,8 +52,8 @@ async fn a_tenant_with_signers_takes_what_one_of_them_signed() {
 
     let file = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let (first, second) = (file("first.key"), file("second.key"));
-    let public = node.cli_ok(&["signer", "new", &first]);
-    assert_eq!(node.cli_ok(&["signer", "show", &first]), public);
+    let public = printed(&node, &["signer", "new", &first]);
+    assert_eq!(printed(&node, &["signer", "show", &first]), public);
     assert_eq!(std::fs::metadata(&first).unwrap().permissions().mode() & 0o777, 0o600);
     let again = node.cli(&["signer", "new", &first]);
     assert!(
@@ -56,8 +61,12 @@ async fn a_tenant_with_signers_takes_what_one_of_them_signed() {
         "{}",
         said(&again)
     );
-    assert_eq!(node.cli_ok(&["signer", "show", &first]), public, "the key is as it was");
-    let public_second = node.cli_ok(&["signer", "new", &second]);
+    assert_eq!(
+        printed(&node, &["signer", "show", &first]),
+        public,
+        "the key is as it was"
+    );
+    let public_second = printed(&node, &["signer", "new", &second]);
 
     // Who deploys, or looks after the tenant, does not say who signs.
     for lesser in [&deploy, &admin, &invoke] {
@@ -95,13 +104,13 @@ async fn a_tenant_with_signers_takes_what_one_of_them_signed() {
 
     let wasm = file("test_bees.wasm");
     std::fs::write(&wasm, test_bees()).unwrap();
-    let signed = node.cli_ok(&["signer", "sign", &first, &wasm, "--name", "test-bees"]);
+    let signed = printed(&node, &["signer", "sign", &first, &wasm, "--name", "test-bees"]);
     let by_second = SigningKey::read(Path::new(&second)).unwrap();
     let (name, digest) = ("test-bees".parse().unwrap(), skep_model::id::Digest::of(test_bees()));
     for (wrong, says) in [
         // Another's name, other bytes, another key's signature under the signer's name, no signature at all.
         (
-            node.cli_ok(&["signer", "sign", &first, &wasm, "--name", "other-bees"]),
+            printed(&node, &["signer", "sign", &first, &wasm, "--name", "other-bees"]),
             "is not of this module",
         ),
         (
