@@ -78,7 +78,7 @@ mod store;
 mod views;
 mod watch;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -127,8 +127,8 @@ struct Core {
     guards: Arc<Guards>,
     /// Partitions of topics as the store told them, where that is not what some writer believes. Bounded by the stages of all Swarms.
     layouts: Mutex<HashMap<TopicId, u16>>,
-    /// Lives that this process knows to be registered.
-    lives: Mutex<HashSet<SwarmId>>,
+    /// Lives that this process knows to be registered, and in which history it last saw them: another history may have begun before them.
+    lives: Mutex<HashMap<SwarmId, u64>>,
     /// Partitions claimed here and not given back, so that a close leaves none behind. Bounded by the partitions of all Swarms.
     claimed: Mutex<HashMap<PartitionId, Token>>,
     /// Requests whose callers wait here, and where their replies will lie. Bounded by the Gateway's admission.
@@ -246,12 +246,15 @@ impl Core {
     /// The same, for a script that a life's first use meets: it makes the life known and asks again.
     async fn write_alive(&self, swarm: &SwarmId, script: Script, args: &Args) -> Result<(Said, u64), Error> {
         // Looked at before the question is asked: others may make the life known while it is under way.
-        let known = lock(&self.lives).contains(swarm);
+        let known = lock(&self.lives).get(swarm).copied();
         let answer = self.write(script, args).await?;
         if answer.0.word != "NEW" {
+            if known.is_some_and(|history| history != answer.1) {
+                lock(&self.lives).insert(swarm.clone(), answer.1);
+            }
             return Ok(answer);
         }
-        self.register(swarm, known).await?;
+        self.register(swarm, known == Some(answer.1)).await?;
         let answer = self.write(script, args).await?;
         if answer.0.word == "NEW" {
             return Err(Error::Unavailable("a Swarm's first key vanished at once".to_owned()));
@@ -259,7 +262,8 @@ impl Core {
         Ok(answer)
     }
 
-    /// `known`: it was registered before the store said that it is new.
+    /// `known`: it was registered in this very history before the store said that it is new. In one that a failover began, a life may be
+    /// new although it was known: it came after what the new primary had. That is a lost suffix, as of all else there, and no sign of a flush.
     async fn register(&self, swarm: &SwarmId, known: bool) -> Result<(), Error> {
         // A life without its first key may also be one that was flushed away.
         self.link.check().await?;
@@ -276,11 +280,11 @@ impl Core {
         self.link.send(&add).await?;
         let mut args = self.args(Script::Register, &names::meta(swarm));
         args.text(&self.link.store_id());
-        let (mut said, _) = self.write(Script::Register, &args).await?;
+        let (mut said, history) = self.write(Script::Register, &args).await?;
         if said.word != "OK" {
             return Err(said.refusal());
         }
-        lock(&self.lives).insert(swarm.clone());
+        lock(&self.lives).insert(swarm.clone(), history);
         Ok(())
     }
 

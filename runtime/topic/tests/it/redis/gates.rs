@@ -203,3 +203,43 @@ async fn the_address_that_leads_is_found() {
     })
     .await;
 }
+
+/// A replica that was behind leads now, and knows nothing of a Swarm that was begun since: it begins anew there, for every node that knew it.
+#[tokio::test]
+async fn a_swarm_that_a_failover_took_back_begins_anew() {
+    let (mut leader, replica, _) = replicated(2_000).await;
+    let both = format!("redis://127.0.0.1:{},127.0.0.1:{}", leader.port, replica.port);
+    let store = open_as(RedisOptions::new(both, [1; 8])).await.unwrap();
+    let world = World::new(Box::new(crate::harness::OnMemory::new(1)));
+    let mut later = World::new(Box::new(crate::harness::OnMemory::new(2)));
+    let scope = skep_model::scope::Scope::of(skep_model::name::TenantId::default_tenant());
+    later.swarm = scope.swarm(&"later".parse().unwrap(), skep_model::id::Incarnation([8; 16]));
+    let (spec, of_later) = (world.spec("a", 1), later.spec("a", 1));
+    let first = || publish(&world, &spec, skep_topic::Gate::Appended);
+    let second = || publish(&later, &of_later, skep_topic::Gate::Appended);
+    store.publish(first()).await.unwrap();
+    let known = format!("sk:{{{}}}:m", world.swarm);
+    soon("the replica has the first", async || {
+        replica.cli(&["EXISTS", &known]).starts_with('1')
+    })
+    .await;
+    replica.cli(&["REPLICAOF", "NO", "ONE"]);
+    store.publish(second()).await.unwrap();
+    leader.kill();
+    for publish in [&second as &dyn Fn() -> Publish, &first, &second] {
+        soon("it is taken", async || match store.publish(publish()).await {
+            Ok(_) => true,
+            Err(why) => {
+                assert!(!why.to_string().contains("lost the keys"), "{why}");
+                false
+            }
+        })
+        .await;
+    }
+    // From now on this is the history in which both are known: what goes missing in it was flushed.
+    for swarm in [&later.swarm, &world.swarm] {
+        assert!(replica.cli(&["DEL", &format!("sk:{{{swarm}}}:m")]).starts_with('1'));
+    }
+    let flushed = store.publish(first()).await.unwrap_err().to_string();
+    assert!(flushed.contains("lost the keys"), "{flushed}");
+}
