@@ -335,8 +335,8 @@ def count_window(step_id: str, up: Stream[X], clock: Clock[X, Any], windower: Wi
     >>> _ = op.inspect("out", out.down)
     >>> run_main(flow)
     eg.out: ('a', (0, 2))
-    eg.out: ('b', (0, 1))
     eg.out: ('a', (1, 1))
+    eg.out: ('b', (0, 1))
     """
     _check(step_id, clock, windower, key=key)
     return _fold(key_on("keyed", up, key), clock, windower, _COUNT, False)
