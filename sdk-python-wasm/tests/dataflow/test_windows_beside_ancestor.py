@@ -63,7 +63,7 @@ def logic(lib):
 @pytest.mark.parametrize("windower", WINDOWERS)
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_operators(operator: str, windower: str) -> None:
-    for seed, wait in enumerate([0, 1, 4, 8, 20, 1000] * 3):
+    for seed, wait in enumerate([0, 1, 4, 8, 20, 1000] * 2):
         events = stream(seed, keys=1 + seed % 3)
         flow = lambda lib, sides: OPERATORS[operator](lib, sides[0], event_clock(lib, wait), WINDOWERS[windower](lib))  # noqa: B023, E731
         # One value a batch there: where sessions merge, its results depend on what came in one batch (docs/dataflow-windows.md).

@@ -280,10 +280,11 @@ class FoldLogic(WokenLogic[Any, Event]):
         else:
             watermark = after(self.base, now - self.sys) if now > self.sys else self.base
         out: list[Event] = []
+        waiting = len(self.queue)
         self.drain(watermark)
         self.close(watermark, out)
         gone = self.due is None and not self.queue and self.forgotten(now)
-        self.woken(bool(out) or gone)
+        self.woken(bool(out) or gone or len(self.queue) < waiting)
         return out, gone
 
     def on_eof(self) -> tuple[Iterable[Event], bool]:
@@ -340,7 +341,7 @@ class FixedFoldLogic(FoldLogic):
         for window, acc in windows:
             self.windows[window] = [acc]
         if windows:
-            self.due = self.plan.pane.closes(windows[0][0])
+            self.due = self.plan.pane.times(windows[0][0])[1]
 
     def windows_state(self) -> Any:
         windows = self.windows
@@ -358,7 +359,7 @@ class FixedFoldLogic(FoldLogic):
                 slot = windows[window] = [self.plan.fold.start()]
             slots.append(slot)
         self.slots = slots
-        closes = pane.closes(ids[0])
+        closes = pane.times(ids[0])[1]
         if self.due is None or closes < self.due:
             self.due = closes
 
@@ -375,7 +376,8 @@ class FixedFoldLogic(FoldLogic):
         while at < end:
             if not self.lo <= tss[at] < self.hi:
                 self.turn_to(tss[at])
-            until = end if tss[-1] < self.hi else bisect_left(tss, self.hi, at)
+            # At least one: the last moment of all is not before the end of its pane.
+            until = end if tss[-1] < self.hi else max(bisect_left(tss, self.hi, at), at + 1)
             run = values if at == 0 and until == end else values[at:until]
             for slot in self.slots:
                 slot[0] = many(slot[0], run)
@@ -388,12 +390,12 @@ class FixedFoldLogic(FoldLogic):
         pane, windows = self.plan.pane, self.windows
         self.due = None
         for window in sorted(windows):
-            closes = pane.closes(window)
+            opens, closes = pane.times(window)
             if closes > watermark:
                 self.due = closes
                 break
             out.append((window, DOWN, windows.pop(window)[0]))
-            out.append((window, META, (pane.opens(window), closes, ())))
+            out.append((window, META, (opens, closes, ())))
         self.lo = self.hi = UTC_MAX
         self.slots = []
 
@@ -401,7 +403,7 @@ class FixedFoldLogic(FoldLogic):
         out.extend((window, LATE, value) for window in self.plan.pane.at(ts))
 
     def due_with(self, ts: datetime) -> datetime:
-        return self.plan.pane.closes(self.plan.pane.at(ts)[0])
+        return self.plan.pane.times(self.plan.pane.at(ts)[0])[1]
 
 
 class Session:

@@ -14,6 +14,8 @@ S = TypeVar("S")
 
 #: The window ID of a value that is late for a session: which session it would have been in is not known any more.
 LATE_SESSION_ID = -1
+#: Panes and windows whose times a step keeps at hand.
+PANES = 4_096
 
 
 @dataclass
@@ -112,12 +114,12 @@ class TumblingWindower(Windower[Any]):
 
 
 class Pane:
-    """Arithmetic of windows of a fixed length, with the last answer kept.
+    """Arithmetic of windows of a fixed length, with recent answers kept: the keys of a step are mostly in the same few windows.
 
     A pane is the time between two moments at which any window opens or closes: all its moments are in the same windows.
     """
 
-    __slots__ = ("align_to", "hi", "ids", "length", "lo", "offset")
+    __slots__ = ("_panes", "_times", "align_to", "hi", "ids", "length", "lo", "offset")
 
     def __init__(self, length: timedelta, offset: timedelta, align_to: datetime) -> None:
         self.length = length
@@ -126,6 +128,9 @@ class Pane:
         #: The pane that was looked at last: from here to before there, in these windows.
         self.lo = self.hi = align_to
         self.ids: range = range(0)
+        #: Panes by their last window and the one before their first, and windows' times by their IDs.
+        self._panes: dict[tuple[int, int], tuple[datetime, datetime, range]] = {}
+        self._times: dict[int, tuple[datetime, datetime]] = {}
 
     def at(self, ts: datetime) -> range:
         """The windows of a moment. Sets :attr:`lo`, :attr:`hi` and :attr:`ids`."""
@@ -133,19 +138,28 @@ class Pane:
             return self.ids
         since = ts - self.align_to
         last = since // self.offset
-        first = (since - self.length) // self.offset + 1
-        # The last opening and closing up to here, the next of each after.
-        self.lo = max(self.opens(last), self.closes(first - 1))
-        self.hi = min(self.opens(last + 1), self.closes(first))
-        self.ids = range(first, last + 1)
-        return self.ids
+        gone = last - 1 if self.offset == self.length else (since - self.length) // self.offset
+        pane = self._panes.get((last, gone))
+        if pane is None:
+            # From the last opening or closing up to here to the next after.
+            lo = max(self.times(last)[0], self.times(gone)[1])
+            hi = min(self.times(last + 1)[0], self.times(gone + 1)[1])
+            if len(self._panes) >= PANES:
+                self._panes.clear()
+            pane = self._panes[last, gone] = lo, hi, range(gone + 1, last + 1)
+        self.lo, self.hi, self.ids = pane
+        return pane[2]
 
-    def opens(self, window: int) -> datetime:
-        span = window * self.offset
-        return after(self.align_to, span) if window >= 0 else before(self.align_to, -span)
-
-    def closes(self, window: int) -> datetime:
-        return after(self.opens(window), self.length)
+    def times(self, window: int) -> tuple[datetime, datetime]:
+        """When a window opens and closes."""
+        times = self._times.get(window)
+        if times is None:
+            span = window * self.offset
+            opens = after(self.align_to, span) if window >= 0 else before(self.align_to, -span)
+            if len(self._times) >= PANES:
+                self._times.clear()
+            times = self._times[window] = opens, after(opens, self.length)
+        return times
 
 
 class SlidingWindowerLogic(WindowerLogic[Any]):
@@ -170,15 +184,15 @@ class SlidingWindowerLogic(WindowerLogic[Any]):
         pane = self._pane
         closed = []
         for window in sorted(self._open):
-            end = pane.closes(window)
-            if end > watermark:
+            opens, closes = pane.times(window)
+            if closes > watermark:
                 break
-            closed.append((window, WindowMetadata(pane.opens(window), end)))
+            closed.append((window, WindowMetadata(opens, closes)))
         self._open.difference_update(window for window, _ in closed)
         return closed
 
     def notify_at(self) -> datetime | None:
-        return self._pane.closes(min(self._open)) if self._open else None
+        return self._pane.times(min(self._open))[1] if self._open else None
 
     def is_empty(self) -> bool:
         return not self._open
