@@ -15,7 +15,8 @@ import skep.dataflow.operators as op
 import skep.dataflow.operators.windowing as win
 from skep.dataflow import Dataflow
 from skep.dataflow.operators.windowing import folding
-from skep.dataflow.operators.windowing.driver import FoldWindowLogic, WindowDriver, no_tie
+from skep.dataflow.operators.windowing.driver import FoldWindowLogic, WindowDriver
+from skep.dataflow.operators.windowing.in_order import no_tie
 from skep.dataflow.operators.windowing.joining import JoinWindowLogic, SidesClock, side_of
 from skep.dataflow.testing import TestingSource, run_main
 

@@ -23,8 +23,9 @@ from .. import JoinEmitMode, JoinInsertMode, KeyedStream, flat_map_batch, key_on
 from ...graph import Stream, f_repr, operator
 from . import folding
 from .clocks import REMEMBER, Clock, ClockLogic, EventClock, SystemClock
-from .driver import FoldWindowLogic, WindowDriver, WindowLogic, no_tie
+from .driver import FoldWindowLogic, WindowDriver, WindowLogic
 from .folding import DOWN, LATE, META, Fold
+from .in_order import no_tie
 from .joining import AnyClock, JoinWindowLogic, SidesClock, side_of
 from .moments import UTC_MAX, UTC_MIN, ZERO_TD
 from .windowers import (

@@ -8,7 +8,8 @@ from typing import Any
 
 from .. import JoinEmitMode, JoinInsertMode, JoinState
 from .clocks import NOW_GETTER, Clock, ClockLogic, EventClock, EventClockLogic
-from .driver import LateByItself, WindowLogic
+from .driver import WindowLogic
+from .in_order import LateByItself
 from .moments import UTC_MAX, UTC_MIN, after, before, micros, moment_of, to_utc
 
 #: A value and the number of its side.
