@@ -107,13 +107,13 @@ class _IntervalDriver(InOrderLogic):
         if side == 0:
             opened = _Open(own, self._plan, self._plan.builder(None))
             self._open.append((own, opened))
-            out.extend((0, DOWN, emitted) for emitted in opened.logic.on_value(0, item))
+            out.extend((0, DOWN, emitted) for emitted in opened.logic.on_value((0, item)))
             return
         paired = False
         for _, opened in self._open:
             if opened.first <= own <= opened.until:
                 paired = True
-                out.extend((0, DOWN, emitted) for emitted in opened.logic.on_value(side, item))
+                out.extend((0, DOWN, emitted) for emitted in opened.logic.on_value((side, item)))
         if not paired:
             out.append((0, UNPAIRED, item))
 
@@ -154,15 +154,8 @@ class _Named(Generic[V, W, S]):
         self.on_close = logic.on_close
         self.snapshot = logic.snapshot
 
-    def on_value(self, side: int, value: V) -> Iterable[W]:
-        return self._logic.on_value("right" if side else "left", value)
-
-
-class _Joined(JoinWindowLogic):
-    """Rows of a value of the left."""
-
-    def on_value(self, side: Any, value: Any = None) -> Iterable[tuple[Any, ...]]:
-        return super().on_value((side, value))
+    def on_value(self, value: tuple[int, V]) -> Iterable[W]:
+        return self._logic.on_value("right" if value[0] else "left", value[1])
 
 
 def _streams(
@@ -248,4 +241,4 @@ def join_interval(
         if mode not in typing.get_args(modes):
             raise ValueError(f"step {step_id!r}: `{name}` is one of {', '.join(map(repr, typing.get_args(modes)))}; got {mode!r}")
     sides = 1 + len(rights)
-    return _streams(step_id, left, clock, gap_before, gap_after, lambda state: _Joined(sides, insert_mode, emit_mode, state), rights)
+    return _streams(step_id, left, clock, gap_before, gap_after, lambda state: JoinWindowLogic(sides, insert_mode, emit_mode, state), rights)
