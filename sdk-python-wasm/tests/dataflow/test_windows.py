@@ -644,3 +644,24 @@ def test_a_watermark_that_goes_back_is_taken_as_unchanged() -> None:
 
     key = play(general(ShakyClock(), Pairs()), Time(), [("a", 5, 0), ("a", 1, 1), ("a", 6, 2)], 1, rebuild=True)
     assert key.lates() == [(-7, ("a", 1, 1))]
+
+
+def test_merged_sessions_keep_the_first_or_the_last() -> None:
+    for insert, kept in (("first", 1), ("last", 8)):
+        for swap in (False, True):
+            time = Time()
+            build = lambda state: WindowDriver(  # noqa: E731
+                SidesClock(clock_of(time, 100), 2),  # noqa: B023
+                win.SessionWindower(seconds(4)),
+                lambda held: JoinWindowLogic(2, insert, "final", held),  # type: ignore[arg-type]  # noqa: B023
+                False,
+                side_of,
+                state,
+            )
+            key = Key(build, time, rebuild=True)
+            # Two sessions, in any order, and then what makes them one.
+            values = [(0, ("a", 1.0, 1)), (0, ("a", 8.0, 8))]
+            for value in [*(reversed(values) if swap else values), (1, ("a", 5.0, 5))]:
+                key.call("on_batch", [value])
+            key.call("on_eof")
+            assert [(row[0][2], row[1][2]) for _, row in key.downs()] == [(kept, 5)]
