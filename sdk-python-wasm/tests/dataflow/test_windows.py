@@ -240,7 +240,8 @@ def test_join_of_two_sources_when_one_is_far_ahead() -> None:
 
             def flow(lib: Any, streams: list[Any]) -> Any:
                 clock = lib.win.EventClock(time_of, seconds(60), now_getter=lambda: NOW)
-                return lib.win.join_window("w", clock, lib.win.SessionWindower(gap=seconds(60)), *(reversed(streams) if swap else streams))  # noqa: B023
+                turned = reversed(streams) if swap else streams  # noqa: B023
+                return lib.win.join_window("w", clock, lib.win.SessionWindower(gap=seconds(60)), *turned)
 
             rows = run(SKEP, [first, second], flow, batch_size)["down"]
             got.append(sorted(row[::-1] if swap else row for _, (_, row) in rows))

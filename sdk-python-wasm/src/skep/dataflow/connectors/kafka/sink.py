@@ -27,13 +27,17 @@ class _Partition(StatelessSinkPartition[KafkaSinkMessage["bytes | None", "bytes 
     def write_batch(self, items: list[KafkaSinkMessage[bytes | None, bytes | None]]) -> None:
         for item in items:
             if not isinstance(item, KafkaSinkMessage):
-                raise TypeError(f"KafkaSink takes KafkaSinkMessage items; got {item!r} ({type(item).__name__}); a message that was read has to_sink()")
+                raise TypeError(
+                    f"KafkaSink takes KafkaSinkMessage items; got {item!r} ({type(item).__name__}); a message that was read has to_sink()"
+                )
             topic = self._topic if item.topic is None else item.topic
             if topic is None:
                 raise ValueError(f"the message {item!r} names no topic, and the KafkaSink has none")
             for name, part in (("key", item.key), ("value", item.value)):
                 if part is not None and not isinstance(part, (bytes, str)):
-                    raise TypeError(f"the {name} of a message for Kafka must be bytes or None; got {part!r} ({type(part).__name__}); serialize it before")
+                    raise TypeError(
+                        f"the {name} of a message for Kafka must be bytes or None; got {part!r} ({type(part).__name__}); serialize it before"
+                    )
             more: dict[str, Any] = {"headers": item.headers, "on_delivery": self._delivered}
             if item.partition is not None:
                 more["partition"] = item.partition

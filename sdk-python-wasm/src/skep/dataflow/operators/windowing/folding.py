@@ -60,7 +60,8 @@ class Plan:
             self.wait = clock.wait_for_system_duration
             self.remember = clock.remember
             self.to_system = None if clock.to_system_utc is same else clock.to_system_utc
-            self.ordered = ordered
+            # Windows of a fixed length are the same in any order.
+            self.ordered = ordered and not (fold.any_order and not isinstance(windower, SessionWindower))
         else:
             # A system clock's values come in order.
             self.get = self.to_system = None
