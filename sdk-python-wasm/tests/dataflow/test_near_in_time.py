@@ -362,3 +362,16 @@ def test_timers_come_in_order_and_survive_a_pickle() -> None:
     assert timers.next_at() == at(9) and len(timers) == 1
     with pytest.raises(ValueError, match="must have a time zone"):
         timers.notify_at(datetime(2024, 1, 1), "naive")
+
+
+def test_a_question_waits_for_values_of_its_very_end() -> None:
+    time = Time()
+    clocks = (clock_of(time, 0), EventClock(select_timerange.time_range_ts_getter, seconds(0), now_getter=time))
+    key = Key(lambda state: select_timerange._SelectLogic(clocks, seconds(10), state), time, rebuild=True)
+    first, second = select_timerange.TimeRangeQuery("1", at(0), at(5)), select_timerange.TimeRangeQuery("2", at(90), at(100))
+    key.call("on_batch", [(0, ("k", 1.0, 1)), (1, first), (0, ("k", 5.0, 2))])
+    assert key.downs() == []
+    # The second question lets go of what is before 90, but for the first, which waits.
+    key.call("on_batch", [(1, second), (0, ("k", 5.0, 3)), (0, ("k", 5.1, 4))])
+    assert [result.values for _, result in key.downs()] == [[("k", 1.0, 1), ("k", 5.0, 2), ("k", 5.0, 3)]]
+    assert pickle.loads(key.state or b"")[1] == []

@@ -666,3 +666,82 @@ def test_merged_sessions_keep_the_first_or_the_last() -> None:
                 key.call("on_batch", [value])
             key.call("on_eof")
             assert [(row[0][2], row[1][2]) for _, row in key.downs()] == [(kept, 5)]
+
+
+def test_sessions_become_one_step_by_step() -> None:
+    events = [("a", t, i) for i, t in enumerate([12, 20, 0, 16, 4, 8])]
+    for ways in (fast, general):
+        for batch in (1, 6):
+            time = Time()
+            key = play(ways(clock_of(time, 100), win.SessionWindower(seconds(4)), ordered=False), time, list(events), batch)
+            # 12 and 20 and 0 open; 16 joins the first two, into that of 12; 4 goes to 0; 8 is near both: it goes to the lower ID, which is 0,
+            # and all of it into the one that begins first.
+            assert key.downs() == [(2, [2, 4, 0, 3, 1, 5])]
+            assert key.metas() == [(2, at(0), at(20), [0, 1])]
+
+
+def test_what_is_late_in_a_join_is_so_by_its_own_side() -> None:
+    sides = [stream(3, keys=1), stream(4, keys=1)]
+    results = []
+    for seed in range(20):
+        chance = random.Random(seed)
+        queues = [list(side) for side in sides]
+        events = []
+        while any(queues):
+            side = chance.choice([i for i, queue in enumerate(queues) if queue])
+            for _ in range(min(chance.choice([1, 30]), len(queues[side]))):
+                events.append((side, queues[side].pop(0)))
+        time = Time()
+        build = lambda state: WindowDriver(  # noqa: E731
+            SidesClock(clock_of(time, 3), 2),  # noqa: B023
+            WINDOWERS["tumbling"](SKEP),
+            lambda held: JoinWindowLogic(2, "last", "running", held),
+            True,
+            side_of,
+            state,
+        )
+        key = play(build, time, events, 4, rebuild=True)
+        results.append((key.downs(), sorted(key.lates())))
+    assert results[0][1], "some are late"
+    assert all(result == results[0] for result in results)
+
+
+def test_a_side_may_begin_long_before_the_other() -> None:
+    time = Time()
+    build = lambda state: WindowDriver(  # noqa: E731
+        SidesClock(clock_of(time, 5), 2),
+        win.TumblingWindower(seconds(10), START),
+        lambda held: JoinWindowLogic(2, "last", "final", held),
+        True,
+        side_of,
+        state,
+    )
+    key = Key(build, time, rebuild=True)
+    key.call("on_batch", [(0, ("a", 1000, 0)), (0, ("a", 2000, 1))])
+    key.until(NOW + seconds(4.9))
+    key.call("on_batch", [(1, ("a", 1, 2))])
+    assert key.lates() == []
+    key.call("on_eof")
+    assert key.downs() == [(0, (None, ("a", 1, 2))), (100, (("a", 1000, 0), None)), (200, (("a", 2000, 1), None))]
+
+
+def test_the_end_of_a_run_does_not_move_the_watermark() -> None:
+    class Open(TicksLogic):
+        def on_item(self, value: Any) -> tuple[datetime, datetime]:
+            return at(value[1]), at(value[1] - 2)
+
+        def on_eof(self) -> datetime:
+            return at(5)
+
+    class OpenClock(Ticks):
+        def build(self, resume_state: int | None) -> win.ClockLogic[Any, int]:
+            return Open(resume_state or 0)
+
+    key = Key(general(OpenClock(), Pairs()), Time(), rebuild=True)
+    key.call("on_batch", [("a", 4, 0)])
+    key.call("on_eof")
+    assert key.downs() == [] and key.state is not None
+    # The watermark is at 2 again: 3 is not late, 1 is.
+    key.call("on_batch", [("a", 3, 1), ("a", 1, 2), ("a", 9, 3)])
+    assert key.downs() == [(1, [1]), (2, [0])]
+    assert key.lates() == [(-7, ("a", 1, 2))]
