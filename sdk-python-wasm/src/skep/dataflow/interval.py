@@ -16,7 +16,7 @@ from .operators.windowing import Side
 from .operators.windowing.clocks import Clock, EventClock
 from .operators.windowing.folding import DOWN, LATE, Event
 from .operators.windowing.in_order import InOrderLogic
-from .operators.windowing.joining import AnyClock, JoinWindowLogic, SidesClock, side_of
+from .operators.windowing.joining import AnyClock, JoinWindowLogic, SidesClock
 from .operators.windowing.moments import TICK, after, before, check_span, micros, moment_of
 from .ordering import payloads
 

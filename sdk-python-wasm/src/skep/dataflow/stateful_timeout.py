@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from . import KeyedStream
 from .graph import f_repr, operator
-from .operators import StatefulBatchLogic, stateful_batch
+from .operators import StatefulBatchLogic, quiet_end, stateful_batch
 from .operators.windowing.moments import TICK, after, check_span, micros, moment_of, system_utc, to_utc
 
 V = TypeVar("V")
@@ -110,7 +110,7 @@ def stateful_flat_map_timeout(
     eg.out: ('a', 3)
     """
     _check(step_id, mapper, timeout, on_timeout)
-    return stateful_batch("stateful_batch", up, lambda state: _TimeoutLogic(step_id, mapper, timeout, on_timeout, _now_getter, state))
+    return stateful_batch("stateful_batch", up, quiet_end(lambda state: _TimeoutLogic(step_id, mapper, timeout, on_timeout, _now_getter, state)))
 
 
 @operator
@@ -130,4 +130,4 @@ def stateful_map_timeout(
             raise TypeError(f"step {step_id!r}: {f_repr(mapper)} must return (state, value); got {got!r}")
         return got[0], (got[1],)
 
-    return stateful_batch("stateful_batch", up, lambda state: _TimeoutLogic(step_id, flat, timeout, None, _now_getter, state))
+    return stateful_batch("stateful_batch", up, quiet_end(lambda state: _TimeoutLogic(step_id, flat, timeout, None, _now_getter, state)))
