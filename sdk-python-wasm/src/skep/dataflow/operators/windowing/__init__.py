@@ -15,12 +15,11 @@ from __future__ import annotations
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from functools import reduce
 from typing import Any, Generic, Literal, TypeVar, overload
 
 from .. import JoinEmitMode, JoinInsertMode, KeyedStream, flat_map_batch, key_on, map_repr, map_value, merge, stateful_batch
-from ...graph import Stream, f_repr, operator
+from ...graph import Stream, operator
 from . import folding
 from .clocks import REMEMBER, Clock, ClockLogic, EventClock, SystemClock
 from .driver import FoldWindowLogic, WindowDriver, WindowLogic
