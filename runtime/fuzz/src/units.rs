@@ -44,7 +44,7 @@ pub fn run(bytes: &[u8]) -> bool {
         taken |= name;
     }
     taken
-        | one_spelling::<Digest>(text)
+        | taken_again::<Digest>(text)
         | one_spelling::<Quota>(text)
         | one_spelling::<Role>(text)
         | taken_again::<ModuleRef>(text)
