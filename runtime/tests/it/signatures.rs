@@ -155,7 +155,7 @@ async fn a_tenant_with_signers_takes_what_one_of_them_signed() {
         ],
     );
     ask_as(&node, &invoke, "orders", "a").await.unwrap();
-    node.cli_ok_as(&deploy, &["scale", "orders", "count", "--concurrency", "2"]);
+    node.cli_ok_as(&deploy, &["scale", "orders/count", "--concurrency", "2"]);
     let changed = ORDERS.replace("state: true", "state: true, timeout: 9s");
     let refused = apply_as(&node, &deploy, &changed).await.unwrap_err();
     assert!(refused.message().contains(&public), "{refused}");
