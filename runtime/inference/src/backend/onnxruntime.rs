@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use half::{bf16, f16};
@@ -199,11 +199,13 @@ impl Loaded for Ready {
 
 /// A run that is told to stop when its time is over, unless it is done.
 struct Watched {
+    watch: &'static Watch,
     options: Arc<RunOptions>,
     ended: Arc<AtomicBool>,
 }
 
-/// What one thread of the process waits for: the library has no clock of its own. As long as there are runs, which go one at a time a model.
+/// What one thread of the process waits for: the library has no clock of its own. As long as there are runs, which go one at a time a model, and
+/// each takes itself out.
 struct Watch {
     runs: Mutex<Vec<Run>>,
     changed: Condvar,
@@ -223,11 +225,25 @@ impl Watched {
         if sooner {
             WATCH.changed.notify_one();
         }
-        Self { options, ended }
+        Self {
+            watch: &WATCH,
+            options,
+            ended,
+        }
     }
 
     fn ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let own = |run: &Weak<RunOptions>| std::ptr::eq(run.as_ptr(), Arc::as_ptr(&self.options));
+        let mut runs = self.watch.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = runs.iter().position(|(_, run, _)| own(run)) {
+            runs.swap_remove(at);
+        }
     }
 }
 
@@ -260,9 +276,8 @@ impl Watch {
             });
             let next = runs.iter().map(|(until, ..)| *until).min();
             runs = match next {
-                // What ended meanwhile is let go of then: a second's runs are a few thousand entries at most.
                 Some(next) => {
-                    let wait = next.saturating_duration_since(now).min(Duration::from_secs(1));
+                    let wait = next.saturating_duration_since(now);
                     self.changed
                         .wait_timeout(runs, wait)
                         .map_or_else(|poisoned| poisoned.into_inner().0, |(runs, _)| runs)
