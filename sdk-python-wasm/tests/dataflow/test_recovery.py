@@ -496,16 +496,22 @@ def test_the_command(config: RecoveryConfig, tmp_path: Path, capsys: pytest.Capt
 LINES = 20_000
 KEYS = 23
 FLOW = """
-import sys
+import time
 from pathlib import Path
 import skep.dataflow.operators as op
 from skep.dataflow import Dataflow
 from skep.dataflow.connectors.files import FileSink, FileSource
 
+def key(line):
+    # A millisecond a batch: no machine is so fast that a run ends before the story's last moment to kill it.
+    if line.endswith("00"):
+        time.sleep(0.001)
+    return line.split()[0]
+
 def make(dir):
     flow = Dataflow("counts")
     lines = op.input("lines", flow, FileSource(Path(dir) / "in.txt", batch_size=100))
-    keyed = op.key_on("key", lines, lambda line: line.split()[0])
+    keyed = op.key_on("key", lines, key)
     counts = op.stateful_map("count", keyed, lambda n, line: ((n or 0) + 1, f"{line} {(n or 0) + 1}"))
     op.output("out", counts, FileSink(Path(dir) / "out.txt"))
     return flow
