@@ -3,6 +3,8 @@
 //! ```text
 //!   request ─► what does its path need? (`needs`) ─► who asks? (authorization: Bearer …) ─► may they? ─► the call, with its [`Caller`]
 //! ```
+//! A token of the OpenID provider that the operator trusts is looked at by [`oidc`], once the door is closed.
+//!
 //! As long as no token was ever made, the door is open: everybody who reaches the port is the operator. Once it was closed it stays so.
 //! Whoever keeps tokens tells the door of them ([`Door::close`]); it compares hashes, in memory, and asks nobody.
 
@@ -10,19 +12,20 @@ mod deed;
 mod guard;
 mod names;
 pub mod needs;
+pub mod oidc;
 mod scan;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Instant;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use axum::http::Extensions;
 use axum::http::header::{AUTHORIZATION, HeaderMap};
-use skep_model::access::{Caller, PeerKey, Role, Secret, SecretHash, TokenId};
+use skep_model::access::{By, Caller, PeerKey, Role, Secret, SecretHash, TokenId};
 use skep_model::env::Clock;
 use skep_model::error::ErrorKind;
-use skep_model::limits::ACCESS_UNHEARD_MS;
+use skep_model::limits::{ACCESS_UNHEARD_MS, OIDC_LEEWAY_MS};
 use skep_model::name::TenantId;
 use skep_model::scope::Scope;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +34,7 @@ use crate::call::CallError;
 pub use deed::{Deed, Who, Witness};
 pub(crate) use guard::Guarded;
 use needs::Need;
+use oidc::{Known, Provider, Unlet};
 
 const BEARER: &str = "bearer";
 /// How a node shows another that both have one store: see [`PeerKey`].
@@ -50,6 +54,8 @@ pub struct Pass {
 pub struct Door {
     clock: Arc<dyn Clock>,
     state: RwLock<Arc<State>>,
+    /// Whose tokens let in beside the platform's own.
+    provider: OnceLock<Arc<Provider>>,
     /// When the store was heard of last, in ms since `born`.
     heard_ms: AtomicU64,
     born: Instant,
@@ -62,6 +68,8 @@ enum State {
     },
     Closed {
         guests: HashMap<TokenId, Vec<Guest>>,
+        /// Those that there are, for who comes by a token of a provider. What was begun for one ends with it.
+        tenants: HashMap<TenantId, CancellationToken>,
         peers: PeerKey,
     },
 }
@@ -79,7 +87,30 @@ struct Entered {
     /// What the caller's token is called.
     name: Arc<str>,
     /// Until when: `None` for good.
-    end: Option<CancellationToken>,
+    end: Option<End>,
+}
+
+/// When what was begun ends.
+#[derive(Debug, Clone)]
+struct End {
+    called: CancellationToken,
+    /// A token of a provider says when it runs out, and nobody has to be asked again.
+    after: Option<Duration>,
+}
+
+impl From<CancellationToken> for End {
+    fn from(called: CancellationToken) -> Self {
+        Self { called, after: None }
+    }
+}
+
+impl End {
+    async fn come(self) {
+        match self.after {
+            None => self.called.cancelled().await,
+            Some(after) => drop(tokio::time::timeout(after, self.called.cancelled()).await),
+        }
+    }
 }
 
 /// Who did not.
@@ -88,11 +119,17 @@ struct Refused {
     why: CallError,
     /// `None`: nobody who showed a good token.
     who: Option<Box<Who>>,
+    /// Who could tell once its keys were read anew.
+    unsure: Option<Arc<Provider>>,
 }
 
 impl From<CallError> for Refused {
     fn from(why: CallError) -> Self {
-        Self { why, who: None }
+        Self {
+            why,
+            who: None,
+            unsure: None,
+        }
     }
 }
 
@@ -104,9 +141,15 @@ impl Door {
             state: RwLock::new(Arc::new(State::Open {
                 end: CancellationToken::new(),
             })),
+            provider: OnceLock::new(),
             heard_ms: AtomicU64::new(0),
             born: Instant::now(),
         })
+    }
+
+    /// From now on this provider's tokens let in too, where the door is closed. The first one stays.
+    pub fn trust(&self, provider: Arc<Provider>) {
+        let _ = self.provider.set(provider);
     }
 
     fn state(&self) -> Arc<State> {
@@ -118,12 +161,13 @@ impl Door {
         matches!(*self.state(), State::Open { .. })
     }
 
-    /// From now on these come in and nobody else. What was begun with a pass that is no longer among them ends.
-    pub fn close(&self, passes: Vec<Pass>, peers: PeerKey) {
+    /// From now on these come in and nobody else, but for whom a provider vouches for, of one of these tenants or the default one. What was begun with
+    /// a pass, or for a tenant, that is no longer among them ends.
+    pub fn close(&self, passes: Vec<Pass>, tenants: Vec<TenantId>, peers: PeerKey) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         let mut guests: HashMap<TokenId, Vec<Guest>> = HashMap::new();
         for pass in passes {
-            let Some(id) = pass.caller.token else { continue };
+            let Some(id) = pass.caller.by.token() else { continue };
             let before = match &**state {
                 State::Closed { guests, .. } => guests.get(&id),
                 State::Open { .. } => None,
@@ -138,10 +182,28 @@ impl Door {
             let end = end.unwrap_or_default();
             guests.entry(id).or_default().push(Guest { pass, end });
         }
+        let mut stay: HashMap<TenantId, CancellationToken> = HashMap::new();
+        for tenant in tenants.into_iter().chain([TenantId::default_tenant()]) {
+            let before = match &**state {
+                State::Closed { tenants, .. } => tenants.get(&tenant),
+                State::Open { .. } => None,
+            };
+            let end = before.filter(|end| !end.is_cancelled()).cloned();
+            stay.insert(tenant, end.unwrap_or_default());
+        }
+        let tenants = stay;
         if let State::Open { end } = &**state {
             end.cancel();
         }
-        if let State::Closed { guests: before, .. } = &**state {
+        if let State::Closed {
+            guests: before,
+            tenants: former,
+            ..
+        } = &**state
+        {
+            for (_, gone) in former.iter().filter(|(tenant, _)| !tenants.contains_key(*tenant)) {
+                gone.cancel();
+            }
             for (id, gone) in before {
                 let stays = |end: &Guest| {
                     let now = guests.get(id).into_iter().flatten();
@@ -153,7 +215,7 @@ impl Door {
                 }
             }
         }
-        *state = Arc::new(State::Closed { guests, peers });
+        *state = Arc::new(State::Closed { guests, tenants, peers });
         drop(state);
         self.heard();
     }
@@ -173,7 +235,7 @@ impl Door {
     /// everything ended, and [`Door::close`] must be called before anybody comes in again.
     pub fn expire(&self) -> bool {
         let state = self.state();
-        let State::Closed { guests, .. } = &*state else {
+        let State::Closed { guests, tenants, .. } = &*state else {
             return false;
         };
         let (now_ms, stale) = (self.clock.now_ms(), self.is_stale());
@@ -181,6 +243,9 @@ impl Door {
             if stale || guest.pass.until_ms.is_some_and(|until| until <= now_ms) {
                 guest.end.cancel();
             }
+        }
+        if stale {
+            tenants.values().for_each(CancellationToken::cancel);
         }
         stale
     }
@@ -196,15 +261,15 @@ impl Door {
 
     fn enter(&self, need: Need, path: &str, headers: &HeaderMap) -> Result<Entered, Refused> {
         let state = self.state();
-        let (guests, peers) = match &*state {
+        let (guests, tenants, peers) = match &*state {
             State::Open { end } => {
                 return Ok(Entered {
                     caller: Some(everybody()),
                     name: Arc::default(),
-                    end: Some(end.clone()),
+                    end: Some(end.clone().into()),
                 });
             }
-            State::Closed { guests, peers } => (guests, peers),
+            State::Closed { guests, tenants, peers } => (guests, tenants, peers),
         };
         if need == Need::Nothing {
             return Ok(Entered {
@@ -226,17 +291,28 @@ impl Door {
                 false => Err(unknown().into()),
             };
         }
-        let secret = shown
+        let (_, text) = shown
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(BEARER))
-            .and_then(|(_, text)| Secret::parse(text))
             .ok_or_else(unknown)?;
-        let (hash, now_ms) = (secret.hash(), self.clock.now_ms());
-        let guest = guests
-            .get(&secret.id)
-            .into_iter()
-            .flatten()
-            .find(|guest| guest.pass.hash.is(&hash) && guest.pass.until_ms.is_none_or(|until| now_ms < until))
-            .ok_or_else(unknown)?;
+        let now_ms = self.clock.now_ms();
+        let entered = match (Secret::parse(text), self.provider.get()) {
+            (Some(secret), _) => {
+                let hash = secret.hash();
+                let guest = guests
+                    .get(&secret.id)
+                    .into_iter()
+                    .flatten()
+                    .find(|guest| guest.pass.hash.is(&hash) && guest.pass.until_ms.is_none_or(|until| now_ms < until))
+                    .ok_or_else(unknown)?;
+                Entered {
+                    caller: Some(guest.pass.caller.clone()),
+                    name: Arc::clone(&guest.pass.name),
+                    end: Some(guest.end.clone().into()),
+                }
+            }
+            (None, Some(provider)) => vouched(provider, text, tenants, now_ms)?,
+            (None, None) => return Err(unknown().into()),
+        };
         if self.is_stale() {
             return Err(CallError::not_done(
                 ErrorKind::Unavailable,
@@ -246,8 +322,8 @@ impl Door {
             )
             .into());
         }
-        let caller = &guest.pass.caller;
         if let Need::Role(role) = need
+            && let Some(caller) = &entered.caller
             && !caller.role.covers(role)
         {
             let why = CallError::not_done(
@@ -260,16 +336,53 @@ impl Door {
             );
             let who = Some(Box::new(Who {
                 caller: caller.clone(),
-                name: Arc::clone(&guest.pass.name),
+                name: Arc::clone(&entered.name),
             }));
-            return Err(Refused { why, who });
+            return Err(Refused { why, who, unsure: None });
         }
-        Ok(Entered {
-            caller: Some(caller.clone()),
-            name: Arc::clone(&guest.pass.name),
-            end: Some(guest.end.clone()),
-        })
+        Ok(entered)
     }
+}
+
+/// Whom a provider vouches for.
+fn vouched(
+    provider: &Arc<Provider>,
+    token: &str,
+    tenants: &HashMap<TenantId, CancellationToken>,
+    now_ms: u64,
+) -> Result<Entered, Refused> {
+    let Known { identity, tenant, role } = provider.look(token, now_ms).map_err(|unlet| match unlet {
+        // Why is for the operator's eyes: to others it says what would be taken.
+        Unlet::Bad(why) => {
+            tracing::debug!(%why, "a token that is none of the platform's own lets nobody in");
+            Refused::from(unknown())
+        }
+        Unlet::Unsure => Refused {
+            unsure: Some(Arc::clone(provider)),
+            ..Refused::from(unknown())
+        },
+        Unlet::NoPlace(why) => CallError::not_done(ErrorKind::Forbidden, "no-place", why.to_string()).into(),
+    })?;
+    let called = tenants.get(&tenant).ok_or_else(|| {
+        let why = format!(
+            "there is no tenant `{tenant}`, which the token names: an operator makes it with `skep tenant create`"
+        );
+        CallError::not_done(ErrorKind::Forbidden, "no-place", why)
+    })?;
+    let left_ms = identity.until_ms.saturating_add(OIDC_LEEWAY_MS).saturating_sub(now_ms);
+    let name: Arc<str> = identity.name.as_str().into();
+    Ok(Entered {
+        caller: Some(Caller {
+            scope: Scope::of(tenant),
+            role,
+            by: By::Identity(identity),
+        }),
+        name,
+        end: Some(End {
+            called: called.clone(),
+            after: Some(Duration::from_millis(left_ms)),
+        }),
+    })
 }
 
 /// Scheme and credential. Two headers of the name are none.
@@ -296,7 +409,7 @@ fn everybody() -> Caller {
     Caller {
         scope: Scope::of(TenantId::default_tenant()),
         role: Role::Operator,
-        token: None,
+        by: By::Nothing,
     }
 }
 

@@ -19,7 +19,7 @@ use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
 use skep_gateway::Door;
 use skep_gateway::door::Pass;
-use skep_model::access::{Caller, PeerKey, Role, Secret, SecretHash, TokenId};
+use skep_model::access::{By, Caller, PeerKey, Role, Secret, SecretHash, TokenId};
 use skep_model::env::{Clock, Entropy};
 use skep_model::name::TenantId;
 use skep_model::scope::Scope;
@@ -83,7 +83,7 @@ impl TokenRecord {
         let caller = Caller {
             scope: Scope::of(self.tenant()),
             role: self.role,
-            token: Some(id),
+            by: By::Token(id),
         };
         let hash = |text: &str| text.parse::<SecretHash>().context("the hash of a token in the catalog");
         let mut passes = vec![Pass {
@@ -165,7 +165,9 @@ impl Registry {
             }
         }
         let peers = self.peers().await?;
-        self.door.close(passes, peers);
+        let there = tenants.into_iter().filter(|(_, found)| !found.record.deleting);
+        self.door
+            .close(passes, there.map(|(tenant, _)| tenant).collect(), peers);
         Ok(())
     }
 

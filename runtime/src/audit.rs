@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use skep_gateway::door::{Deed, Witness};
-use skep_model::access::{Role, TokenId};
+use skep_model::access::Role;
 use skep_model::env::Clock;
 use skep_model::limits::{AUDIT_DENIED_KINDS_MAX, AUDIT_DENIED_WINDOW_MS};
 use skep_model::name::TenantId;
@@ -67,7 +67,7 @@ struct Kinds {
 /// What one record of refusals stands for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Denied {
-    token: Option<TokenId>,
+    by: Option<String>,
     method: String,
     why: String,
     /// Of IPv6 the network: whoever has one has all of its addresses.
@@ -348,7 +348,7 @@ impl Witness for Audit {
     fn denied(&self, deed: &Deed, why: &str) {
         let now_ms = self.clock.now_ms();
         let kind = Denied {
-            token: deed.who.as_ref().and_then(|who| who.caller.token),
+            by: deed.who.as_ref().and_then(|who| who.caller.by.shown()),
             method: deed.method.clone(),
             why: why.to_owned(),
             from: network(deed.from.ip()),
@@ -410,7 +410,7 @@ fn entry(kind: Kind, deed: &Deed, now_ms: u64) -> Entry {
     let caller = deed.who.as_ref().map(|who| &who.caller);
     let name = deed.who.as_ref().map(|who| who.name.to_string());
     Entry {
-        token: caller.and_then(|c| c.token).map(|id| id.to_string()),
+        token: caller.and_then(|c| c.by.shown()),
         token_name: name.filter(|name| !name.is_empty()),
         tenant: caller.map(|c| c.scope.tenant().to_string()),
         role: caller.map(|c| c.role),

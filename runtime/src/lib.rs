@@ -24,6 +24,7 @@ pub mod members;
 pub mod mirror;
 pub mod models;
 pub mod node;
+pub mod oidc;
 pub mod owner;
 pub mod peer;
 pub mod quotas;

@@ -40,6 +40,7 @@ use crate::logs::LogKeep;
 use crate::members::{self, Member, Members};
 use crate::mirror::Mirror;
 use crate::models::{Lookout, ModelMetrics, NodeModels};
+use crate::oidc::{self, OidcSettings};
 use crate::owner;
 use crate::peer::Here;
 use crate::peer::ask::Asking;
@@ -81,6 +82,8 @@ pub struct NodeSettings {
     pub tls: Option<TlsFiles>,
     /// Where the first operator's token is, or is to be written.
     pub bootstrap_token: Option<PathBuf>,
+    /// Whose tokens let in beside the platform's own.
+    pub oidc: Option<OidcSettings>,
     /// What secrets are sealed with, where the store is shared.
     pub secrets_key_file: Option<PathBuf>,
     /// Also where others may listen in, or come in.
@@ -149,6 +152,7 @@ impl NodeSettings {
             node_name: "local".to_owned(),
             tls: None,
             bootstrap_token: None,
+            oidc: None,
             secrets_key_file: None,
             allow_insecure: false,
             models: ModelSettings::default(),
@@ -290,12 +294,25 @@ impl Node {
         }
         registry.refresh().await.context("read who may come in")?;
         refuse_insecure(&settings, listen, registry.door.is_open())?;
+        let identities = settings.oidc.as_ref().map(oidc::Reader::new).transpose()?;
+        if let Some(reader) = &identities {
+            if registry.door.is_open() {
+                anyhow::bail!(
+                    "an OpenID provider is named, and as long as no token was ever made everybody may do everything: give --bootstrap-token \
+                     FILE, into which the first operator's token is written"
+                );
+            }
+            registry.door.trust(Arc::clone(reader.provider()));
+        }
 
         let stop = CancellationToken::new();
         let following = TaskTracker::new();
         following.spawn(Arc::clone(&registry).follow(Arc::clone(&members), stop.clone()));
         members.follow(&supervisor, &following, &stop);
         following.spawn(Arc::clone(&audit).follow(stop.clone()));
+        if let Some(reader) = identities {
+            following.spawn(reader.follow(stop.clone()));
+        }
         let usage = Usage::new(catalogs.clone(), Arc::clone(&quotas), me, Arc::clone(&clock));
         following.spawn(Arc::clone(&usage).follow(stop.clone()));
         following.spawn(quotas.follow(Arc::clone(&members), catalogs, Arc::clone(&backend), stop.clone()));

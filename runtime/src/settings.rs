@@ -16,6 +16,7 @@ use skep_model::manifest::units::size_bytes;
 use skep_topic::redis::{Gate, RedisOptions};
 
 use crate::node::{ModelSettings, NodeSettings};
+use crate::oidc::OidcSettings;
 use crate::tls::TlsFiles;
 use crate::wording::instead;
 
@@ -200,6 +201,13 @@ pub struct Layer {
     pub client_ca: Option<PathBuf>,
     pub tls_ca: Option<PathBuf>,
     pub bootstrap_token: Option<PathBuf>,
+    pub oidc_issuer: Option<String>,
+    pub oidc_audience: Option<String>,
+    pub oidc_ca: Option<PathBuf>,
+    pub oidc_tenant_claim: Option<String>,
+    pub oidc_tenant: Option<Vec<String>>,
+    pub oidc_role_claim: Option<String>,
+    pub oidc_role: Option<Vec<String>>,
     pub secrets_key_file: Option<PathBuf>,
     #[serde(default)]
     pub allow_insecure: bool,
@@ -210,7 +218,7 @@ pub struct Layer {
 }
 
 /// The keys of [`Layer`]; a test compares.
-const KEYS: [&str; 22] = [
+const KEYS: [&str; 29] = [
     "data",
     "listen",
     "admin",
@@ -227,6 +235,13 @@ const KEYS: [&str; 22] = [
     "client-ca",
     "tls-ca",
     "bootstrap-token",
+    "oidc-issuer",
+    "oidc-audience",
+    "oidc-ca",
+    "oidc-tenant-claim",
+    "oidc-tenant",
+    "oidc-role-claim",
+    "oidc-role",
     "secrets-key-file",
     "allow-insecure",
     "inference",
@@ -262,6 +277,13 @@ impl Layer {
             client_ca: self.client_ca.or(below.client_ca),
             tls_ca: self.tls_ca.or(below.tls_ca),
             bootstrap_token: self.bootstrap_token.or(below.bootstrap_token),
+            oidc_issuer: self.oidc_issuer.or(below.oidc_issuer),
+            oidc_audience: self.oidc_audience.or(below.oidc_audience),
+            oidc_ca: self.oidc_ca.or(below.oidc_ca),
+            oidc_tenant_claim: self.oidc_tenant_claim.or(below.oidc_tenant_claim),
+            oidc_tenant: self.oidc_tenant.or(below.oidc_tenant),
+            oidc_role_claim: self.oidc_role_claim.or(below.oidc_role_claim),
+            oidc_role: self.oidc_role.or(below.oidc_role),
             secrets_key_file: self.secrets_key_file.or(below.secrets_key_file),
             allow_insecure: self.allow_insecure || below.allow_insecure,
             inference: self.inference.or(below.inference),
@@ -302,6 +324,8 @@ pub struct Settings {
     pub node_name: String,
     pub tls: Option<TlsFiles>,
     pub bootstrap_token: Option<PathBuf>,
+    /// Whose tokens let in beside the platform's own.
+    pub oidc: Option<OidcSettings>,
     pub secrets_key_file: Option<PathBuf>,
     pub allow_insecure: bool,
     pub models: ModelSettings,
@@ -319,7 +343,8 @@ pub fn resolve(flags: Layer, file: Option<&Path>) -> Result<Settings, Wrong> {
         Some(path) => file::read(path, &mut warnings)?,
         None => Layer::default(),
     };
-    let layer = flags.over(below);
+    let mut layer = flags.over(below);
+    let oidc = oidc(&mut layer)?;
     let sample_ratio = layer.sample_ratio.unwrap_or(SAMPLE_RATIO_DEFAULT);
     if !(0.0..=1.0).contains(&sample_ratio) {
         return wrong("`sample-ratio` is not from 0 to 1", "give a share, such as 0.01");
@@ -366,6 +391,7 @@ pub fn resolve(flags: Layer, file: Option<&Path>) -> Result<Settings, Wrong> {
             }
         },
         bootstrap_token: layer.bootstrap_token,
+        oidc,
         secrets_key_file: layer.secrets_key_file,
         allow_insecure: layer.allow_insecure,
         models: models(
@@ -402,12 +428,39 @@ impl Settings {
             node_name: self.node_name,
             tls: self.tls,
             bootstrap_token: self.bootstrap_token,
+            oidc: self.oidc,
             secrets_key_file: self.secrets_key_file,
             allow_insecure: self.allow_insecure,
             models: self.models,
             ..NodeSettings::local(data)?
         })
     }
+}
+
+/// A provider, or none.
+fn oidc(layer: &mut Layer) -> Result<Option<OidcSettings>, Wrong> {
+    let settings = OidcSettings {
+        issuer: layer.oidc_issuer.take().unwrap_or_default(),
+        audience: layer.oidc_audience.take().unwrap_or_default(),
+        ca: layer.oidc_ca.take(),
+        tenant_claim: layer.oidc_tenant_claim.take(),
+        role_claim: layer.oidc_role_claim.take(),
+        tenants: layer.oidc_tenant.take().unwrap_or_default(),
+        roles: layer.oidc_role.take().unwrap_or_default(),
+    };
+    if settings == OidcSettings::default() {
+        return Ok(None);
+    }
+    if settings.issuer.is_empty() || settings.audience.is_empty() {
+        return wrong(
+            "the OpenID provider is given by halves",
+            "give both `oidc-issuer` and `oidc-audience`; the other `oidc-…` go with them",
+        );
+    }
+    if let Err(why) = settings.read() {
+        return wrong(why, "see `skep serve --help`, or docs/tenants.md");
+    }
+    Ok(Some(settings))
 }
 
 fn models(

@@ -162,6 +162,33 @@ impl Pems {
     }
 }
 
+/// How something else than a node is asked: whom the system trusts, or the certificates in a file, is trusted.
+///
+/// # Errors
+/// Which file cannot be used, and why.
+pub fn client(ca: Option<&Path>) -> anyhow::Result<rustls::ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    match ca {
+        Some(path) => {
+            for certificate in certificates(&read(path)?, path)? {
+                roots
+                    .add(certificate)
+                    .with_context(|| format!("a certificate in {}", path.display()))?;
+            }
+        }
+        None => {
+            let found = rustls_native_certs::load_native_certs();
+            roots.add_parsable_certificates(found.certs);
+            if roots.is_empty() {
+                tracing::warn!("this system trusts no certificates: name some by --oidc-ca");
+            }
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
 fn certificates(pem: &[u8], path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     let found = found.map_err(|e| anyhow::anyhow!("{} holds no certificates in PEM: {e}", path.display()))?;

@@ -17,11 +17,12 @@ use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use skep_model::Bytes;
 use skep_model::error::ErrorKind;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::codegen::Service;
 
 use super::deed::{Act, method};
-use super::{Deed, Door, Who, Witness, needs, unknown};
+use super::needs::Asked;
+use super::oidc::NotRead;
+use super::{Deed, Door, End, Entered, Refused, Who, Witness, needs, unknown};
 use crate::call::CallError;
 use crate::{error, events, http, oip};
 
@@ -60,10 +61,37 @@ impl Service<Request<Incoming>> for Guarded {
         Service::<Request<Incoming>>::poll_ready(&mut self.app, cx)
     }
 
-    fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
         let path = request.uri().path();
         let asked = needs::of(path, events::wanted(request.headers()));
-        let entered = match self.door.enter(asked.need, path, request.headers()) {
+        let mut entered = self.door.enter(asked.need, path, request.headers());
+        let unsure = entered.as_mut().err().and_then(|refused| refused.unsure.take());
+        let Some(provider) = unsure else {
+            return self.answer(request, asked, entered);
+        };
+        let mut this = self.clone();
+        let again = async move {
+            let entered = match provider.fresh().await {
+                // Now its key is known, or nobody's.
+                Ok(()) => this.door.enter(asked.need, request.uri().path(), request.headers()),
+                Err(NotRead) => Err(unread().into()),
+            };
+            this.answer(request, asked, entered).await
+        };
+        Either::Right(again.boxed())
+    }
+}
+
+impl Guarded {
+    /// The call, or its refusal.
+    fn answer(
+        &mut self,
+        mut request: Request<Incoming>,
+        asked: Asked,
+        entered: Result<Entered, Refused>,
+    ) -> Either<RouteFuture<Infallible>, BoxFuture<'static, Answer>> {
+        let path = request.uri().path();
+        let entered = match entered {
             Ok(entered) => entered,
             Err(refused) => {
                 if let Some(witness) = &self.witness {
@@ -138,6 +166,15 @@ impl Words {
     }
 }
 
+/// Nobody can tell now whether a token is good.
+fn unread() -> CallError {
+    CallError::not_done(
+        ErrorKind::Unavailable,
+        "keys-unread",
+        "this token is signed by a key that is not known here, and the OpenID provider's keys cannot be read now: try again later",
+    )
+}
+
 fn refusal(words: Words, refused: &CallError) -> Response<Body> {
     let mut response = match words {
         Words::Grpc => return error::status(refused, false).into_http(),
@@ -152,13 +189,13 @@ fn refusal(words: Words, refused: &CallError) -> Response<Body> {
 }
 
 /// Ends an upload, or an answer that goes on, when its token is no longer good.
-async fn as_long_as(end: CancellationToken, words: Words, answer: RouteFuture<Infallible>) -> Answer {
+async fn as_long_as(end: End, words: Words, answer: RouteFuture<Infallible>) -> Answer {
+    let mut end = end.come().boxed();
     let response = tokio::select! {
         biased;
-        () = end.cancelled() => return Ok(refusal(words, &unknown())),
+        () = &mut end => return Ok(refusal(words, &unknown())),
         answer = answer => answer?,
     };
-    let end = Box::pin(end.cancelled_owned());
     Ok(response.map(|body| {
         Body::new(Ending {
             body,
@@ -171,7 +208,7 @@ async fn as_long_as(end: CancellationToken, words: Words, answer: RouteFuture<In
 
 struct Ending {
     body: Body,
-    end: Pin<Box<WaitForCancellationFutureOwned>>,
+    end: BoxFuture<'static, ()>,
     grpc: bool,
     ended: bool,
 }
@@ -213,13 +250,14 @@ impl http_body::Body for Ending {
 #[cfg(test)]
 mod tests {
     use http_body::Body as _;
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
 
     fn ending(body: Body, end: &CancellationToken) -> Ending {
         Ending {
             body,
-            end: Box::pin(end.clone().cancelled_owned()),
+            end: End::from(end.clone()).come().boxed(),
             grpc: true,
             ended: false,
         }

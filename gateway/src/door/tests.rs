@@ -26,7 +26,7 @@ impl Ward {
     }
 
     fn close(&self, passes: &[Pass]) {
-        self.door.close(passes.to_vec(), self.peers.clone());
+        self.door.close(passes.to_vec(), Vec::new(), self.peers.clone());
     }
 }
 
@@ -37,7 +37,7 @@ fn pass(secret: &Secret, tenant: &str, role: Role, until_ms: Option<u64>) -> Pas
         caller: Caller {
             scope: Scope::of(tenant.parse().unwrap()),
             role,
-            token: Some(secret.id),
+            by: By::Token(secret.id),
         },
         name: "somebody".into(),
     }
@@ -106,14 +106,14 @@ fn tokens_run_out_by_the_clock_and_streams_with_them() {
     let end = ask(&ward.door, Need::Token, &[&bearer]).unwrap().end.unwrap();
     ward.clock.advance(999);
     ward.door.expire();
-    assert!(ask(&ward.door, Need::Token, &[&bearer]).is_ok() && !end.is_cancelled());
+    assert!(ask(&ward.door, Need::Token, &[&bearer]).is_ok() && !end.called.is_cancelled());
     ward.clock.advance(1);
     assert_eq!(
         ask(&ward.door, Need::Token, &[&bearer]).unwrap_err(),
         ErrorKind::Unauthenticated
     );
     ward.door.expire();
-    assert!(end.is_cancelled());
+    assert!(end.called.is_cancelled());
 }
 
 #[test]
@@ -132,20 +132,20 @@ fn a_revoked_token_ends_its_streams_and_nobody_else_s() {
     let (first, second) = (end(&one).unwrap(), end(&two).unwrap());
     // Told the same again: nothing ends.
     ward.close(&passes);
-    assert!(!first.is_cancelled() && !second.is_cancelled());
+    assert!(!first.called.is_cancelled() && !second.called.is_cancelled());
     // One is gone, the other has another secret and its former one for a while.
     let next = Secret::random(two.id, &ward.entropy);
     ward.close(&[
         pass(&next, "acme", Role::Read, None),
         pass(&two, "acme", Role::Read, Some(3_000)),
     ]);
-    assert!(first.is_cancelled() && !second.is_cancelled());
+    assert!(first.called.is_cancelled() && !second.called.is_cancelled());
     assert_eq!(end(&one).unwrap_err(), ErrorKind::Unauthenticated);
     assert!(end(&two).is_ok() && end(&next).is_ok());
     // Another role is another caller.
     let third = end(&next).unwrap();
     ward.close(&[pass(&next, "acme", Role::Invoke, None)]);
-    assert!(second.is_cancelled() && third.is_cancelled());
+    assert!(second.called.is_cancelled() && third.called.is_cancelled());
     // Nobody left: it is closed all the same.
     ward.close(&[]);
     assert!(!ward.door.is_open());
@@ -183,22 +183,106 @@ fn who_did_not_hear_of_the_store_lets_nobody_in_until_it_does() {
     let passes = [pass(&secret, "acme", Role::Read, None)];
     ward.close(&passes);
     let end = ask(&ward.door, Need::Token, &[&bearer]).unwrap().end.unwrap();
-    assert!(!ward.door.expire() && !end.is_cancelled());
+    assert!(!ward.door.expire() && !end.called.is_cancelled());
     // As if it had been told long ago.
     let long_ago = Instant::now().checked_sub(std::time::Duration::from_millis(3 * ACCESS_UNHEARD_MS));
     let door = Door {
         born: long_ago.expect("this machine is not that new"),
+        provider: OnceLock::new(),
         clock: Arc::clone(&ward.door.clock),
         state: RwLock::new(ward.door.state()),
         heard_ms: AtomicU64::new(0),
     };
     assert_eq!(ask(&door, Need::Token, &[&bearer]).unwrap_err(), ErrorKind::Unavailable);
-    assert!(door.expire() && end.is_cancelled());
+    assert!(door.expire() && end.called.is_cancelled());
     assert_eq!(
         ask(&door, Need::Token, &["Bearer x"]).unwrap_err(),
         ErrorKind::Unauthenticated
     );
-    door.close(passes.to_vec(), ward.peers.clone());
+    door.close(passes.to_vec(), Vec::new(), ward.peers.clone());
     let again = ask(&door, Need::Token, &[&bearer]).unwrap().end.unwrap();
-    assert!(!door.expire() && !again.is_cancelled());
+    assert!(!door.expire() && !again.called.is_cancelled());
+}
+
+#[tokio::test]
+async fn whom_a_provider_vouches_for_is_of_a_tenant_that_there_is_until_the_token_ends() {
+    use super::oidc::keys::tests::{NOW, Signer, claims, rules};
+    use super::oidc::{Claim, Mapping};
+    use serde_json::json;
+
+    let ward = Ward::new();
+    let signer = Signer::new();
+    let claim = |name| Claim::new(name).unwrap();
+    let mapping = Mapping {
+        tenant_claim: claim("tenant"),
+        role_claim: claim("roles"),
+        tenants: Default::default(),
+        roles: Default::default(),
+    };
+    let provider = Provider::new(rules(), mapping);
+    let mut said = claims();
+    said["tenant"] = json!("acme");
+    said["roles"] = json!("invoke");
+    let shown = format!("Bearer {}", signer.sign(&json!({ "alg": "ES256", "kid": "ec" }), &said));
+    let at = |now_ms: u64| ward.clock.advance(now_ms.saturating_sub(ward.clock.now_ms()));
+    at(NOW);
+    let own = ward.secret();
+    let acme = || vec!["acme".parse().unwrap()];
+    let close = |tenants| {
+        ward.door.close(
+            vec![pass(&own, "acme", Role::Invoke, None)],
+            tenants,
+            ward.peers.clone(),
+        )
+    };
+    close(acme());
+    // Nobody was told of a provider: it is a wrong token as any.
+    let why = ward.door.enter(Need::Token, "/p", &headers(&[&shown])).unwrap_err();
+    assert!(why.why.kind == ErrorKind::Unauthenticated && why.unsure.is_none());
+    ward.door.trust(Arc::clone(&provider));
+    let why = ward.door.enter(Need::Token, "/p", &headers(&[&shown])).unwrap_err();
+    assert!(why.unsure.is_some(), "its keys were never read");
+    provider.read(signer.keys());
+
+    let entered = ask(&ward.door, Need::Role(Role::Invoke), &[&shown]).unwrap();
+    let caller = entered.caller.unwrap();
+    assert_eq!((caller.scope.tenant().as_str(), caller.role), ("acme", Role::Invoke));
+    assert_eq!(caller.by.shown().unwrap(), "oidc:ann");
+    assert_eq!(
+        ask(&ward.door, Need::Role(Role::Deploy), &[&shown]).unwrap_err(),
+        ErrorKind::Forbidden
+    );
+    // Not for what nodes ask each other; and two credentials are none.
+    assert_eq!(
+        ask(&ward.door, Need::Node, &[&shown]).unwrap_err(),
+        ErrorKind::Unauthenticated
+    );
+    assert_eq!(
+        ask(&ward.door, Need::Token, &[&shown, &shown]).unwrap_err(),
+        ErrorKind::Unauthenticated
+    );
+    // The platform's own tokens go on beside it.
+    assert!(ask(&ward.door, Need::Token, &[&format!("Bearer {}", own.text())]).is_ok());
+
+    // What was begun ends with the tenant, not because others come and go.
+    let end = entered.end.unwrap();
+    close(vec!["acme".parse().unwrap(), "zeta".parse().unwrap()]);
+    assert!(!end.called.is_cancelled());
+    close(Vec::new());
+    assert!(end.called.is_cancelled());
+    assert_eq!(
+        ask(&ward.door, Need::Token, &[&shown]).unwrap_err(),
+        ErrorKind::Forbidden
+    );
+    close(acme());
+    // … and with the token, of itself.
+    at(NOW + 300_000 + skep_model::limits::OIDC_LEEWAY_MS - 20);
+    let end = ask(&ward.door, Need::Token, &[&shown]).unwrap().end.unwrap();
+    assert_eq!(end.after, Some(Duration::from_millis(20)));
+    tokio::time::timeout(Duration::from_secs(5), end.come()).await.unwrap();
+    at(NOW + 300_000 + skep_model::limits::OIDC_LEEWAY_MS);
+    assert_eq!(
+        ask(&ward.door, Need::Token, &[&shown]).unwrap_err(),
+        ErrorKind::Unauthenticated
+    );
 }

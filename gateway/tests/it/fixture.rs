@@ -6,7 +6,7 @@ use std::time::Duration;
 use skep_gateway::door::{Door, Pass};
 use skep_gateway::purse::Purse;
 use skep_gateway::{Core, Feed, Route, RouteTable, Settings};
-use skep_model::access::{Caller, PeerKey, Role, Secret, TokenId};
+use skep_model::access::{By, Caller, PeerKey, Role, Secret, TokenId};
 use skep_model::env::{OsEntropy, SystemClock};
 use skep_model::id::{CommitId, Incarnation, Token};
 use skep_model::message::{Reply, ReplyResult};
@@ -218,11 +218,12 @@ pub fn close<const N: usize>(node: &Node, tenants: [&str; N]) -> [String; N] {
         caller: Caller {
             scope: Scope::of(tenant.parse().unwrap()),
             role: Role::Invoke,
-            token: Some(secret.id),
+            by: By::Token(secret.id),
         },
         name: "somebody".into(),
     });
-    node.door.close(passes.collect(), PeerKey::random(&OsEntropy));
+    node.door
+        .close(passes.collect(), Vec::new(), PeerKey::random(&OsEntropy));
     secrets.map(|(_, secret)| secret.text())
 }
 

@@ -4727,9 +4727,24 @@ pub struct WhoAmIReply {
     pub tenant: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
     pub role: ::prost::alloc::string::String,
-    /// Empty where the door is open.
+    /// Empty where the door is open, and for who came by a token of the OpenID provider.
     #[prost(message, optional, tag = "4")]
     pub token: ::core::option::Option<Token>,
+    /// Of who came by a token of the OpenID provider.
+    #[prost(message, optional, tag = "5")]
+    pub identity: ::core::option::Option<Identity>,
+}
+/// Whom the OpenID provider says somebody is.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Identity {
+    /// The provider's own name for them, which stays the same.
+    #[prost(string, tag = "1")]
+    pub subject: ::prost::alloc::string::String,
+    /// What people call them; it may be empty.
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "3")]
+    pub expires_ms: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Tenant {

@@ -344,7 +344,12 @@ fn tokens() {
         "proof-of-another",
         PeerKey::random(&entropy).proof("/p", 1_000_000).as_bytes(),
     );
-    corpus.put("jwt", b"eyJhbGciOiJub25lIn0.eyJzdWIiOiJhIn0.");
+    corpus.put("jwt-unsigned", b"eyJhbGciOiJub25lIn0.eyJzdWIiOiJhIn0.");
+    for (name, ends) in [("jwt", ".jwt"), ("jwks", ".jwks")] {
+        let (_, text) = files("gateway/src/door/oidc/tests", ends).remove(0);
+        corpus.put(name, text.trim_ascii());
+    }
+    corpus.put("jwks-kinds", br#"{"keys":[{"kty":"EC","crv":"P-256","kid":"a","use":"sig","alg":"ES256","x":"AA","y":"AA"},{"kty":"OKP","crv":"Ed25519","kid":"b","x":"AA"},{"kty":"oct","k":"AA"}]}"#);
 }
 
 /// As clients send them, with the name of what each is of.

@@ -11,7 +11,7 @@
 //! | `manifest` | a Swarm's manifest |
 //! | `units` | sizes, durations, names, references, hosts, limits, `traceparent` |
 //! | `frame` | every record that a store or a backup holds |
-//! | `token` | tokens and proofs between nodes |
+//! | `token` | tokens, the platform's own and an OpenID provider's, its keys, and proofs between nodes |
 //! | `http` | a connection: HTTP/1.1 and HTTP/2, all services behind it |
 //! | `grpc` | the frames and messages of every method |
 //! | `component` | an uploaded component, up to the compiler |
@@ -77,7 +77,7 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "token",
         run: token::run,
-        input_max: 1 << 10,
+        input_max: 4 << 10,
         memory_max: 256 << 10,
     },
     Target {

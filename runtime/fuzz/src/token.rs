@@ -1,7 +1,16 @@
-//! What a caller shows: tokens, and the proof of one node to another.
+//! What a caller shows: tokens, the platform's own and an OpenID provider's, and the proof of one node to another. And the keys of a provider.
 
+use std::sync::OnceLock;
+
+use skep_gateway::door::oidc::{Keys, Rules};
 use skep_model::access::{PeerKey, Secret, SecretHash, TOKEN_BYTES, TokenId};
 use skep_model::env::SeededEntropy;
+use skep_model::limits::OIDC_KEYS_MAX;
+
+/// Made by `openssl`: a provider's keys, and a token of one of them.
+const PROVIDER: &[u8] = include_bytes!("../../../gateway/src/door/oidc/tests/rs256.jwks");
+const JWT: &str = include_str!("../../../gateway/src/door/oidc/tests/rs256.jwt");
+const NOW_MS: u64 = 1_800_000_000_000;
 
 pub fn run(bytes: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(bytes) else {
@@ -37,5 +46,28 @@ pub fn run(bytes: &[u8]) -> bool {
         assert_eq!(text, key.proof("/p", 1_000_000), "proven in another spelling");
         taken = true;
     }
-    taken
+    taken | provider(text)
+}
+
+fn provider(text: &str) -> bool {
+    static KEYS: OnceLock<(Keys, Rules)> = OnceLock::new();
+    let (keys, rules) = KEYS.get_or_init(|| {
+        let rules = Rules {
+            issuer: "https://id.example.com".to_owned(),
+            audience: "skep".to_owned(),
+        };
+        (Keys::read(PROVIDER).expect("keys"), rules)
+    });
+    if keys.verify(text, rules, NOW_MS).is_ok() {
+        // A token of a provider too has one spelling; and nobody makes another without its key.
+        assert_eq!(text, JWT.trim(), "forged");
+        return true;
+    }
+    match Keys::read(text.as_bytes()) {
+        Ok(keys) => {
+            assert!(keys.len() <= OIDC_KEYS_MAX);
+            true
+        }
+        Err(_) => false,
+    }
 }

@@ -9,6 +9,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::{Digest as _, Sha256};
@@ -195,8 +196,50 @@ impl FromStr for SecretHash {
 pub struct Caller {
     pub scope: Scope,
     pub role: Role,
-    /// `None`: nobody has to show one here.
-    pub token: Option<TokenId>,
+    pub by: By,
+}
+
+/// What somebody showed to come in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum By {
+    /// Nobody has to show anything here.
+    Nothing,
+    /// A token of the platform's own.
+    Token(TokenId),
+    /// A token of the OpenID provider that the operator trusts.
+    Identity(Arc<Identity>),
+}
+
+impl By {
+    /// The id of a token of the platform's own.
+    #[must_use]
+    pub fn token(&self) -> Option<TokenId> {
+        match self {
+            Self::Token(id) => Some(*id),
+            Self::Nothing | Self::Identity(_) => None,
+        }
+    }
+
+    /// As records name it: a token's id, or `oidc:SUBJECT`. Nothing: `None`.
+    #[must_use]
+    pub fn shown(&self) -> Option<String> {
+        match self {
+            Self::Nothing => None,
+            Self::Token(id) => Some(id.to_string()),
+            Self::Identity(identity) => Some(format!("oidc:{}", identity.subject)),
+        }
+    }
+}
+
+/// Whom the OpenID provider says somebody is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The provider's own name for them, which stays the same (`sub`).
+    pub subject: String,
+    /// What people call them; it may be empty.
+    pub name: String,
+    /// When the token runs out, ms since 1970.
+    pub until_ms: u64,
 }
 
 /// What nodes of one store prove to each other by. It lies in the store, as all that it protects does.

@@ -457,6 +457,29 @@ pub const USAGE_WRITE_MS: u64 = 60_000;
 pub const USAGE_ENTRIES_MAX: usize = 10_000;
 /// Days that are kept: a year and the month in which it is billed.
 pub const USAGE_DAYS_KEPT: u64 = 400;
+/// Of tokens of an OpenID provider. One that is longer is none: providers stay far below, and servers take no longer header.
+pub const OIDC_TOKEN_BYTES_MAX: usize = 8 << 10;
+/// Keys of the provider; of more, the first. Real ones have two or three.
+pub const OIDC_KEYS_MAX: usize = 64;
+/// By how much the clocks of provider and node may differ.
+pub const OIDC_LEEWAY_MS: u64 = 30_000;
+/// Its name for somebody (OpenID Connect Core 1.0 §2: at most 255 ASCII characters), and roles of them that are looked at.
+pub const OIDC_SUBJECT_BYTES_MAX: usize = 255;
+pub const OIDC_ROLES_MAX: usize = 256;
+/// Tokens whose check is remembered, each some 300 bytes.
+pub const OIDC_KNOWN_MAX: usize = 4_096;
+pub const OIDC_URL_BYTES_MAX: usize = 1 << 10;
+/// One answer of the provider: its description, or its keys; and how long each may take.
+pub const OIDC_ANSWER_BYTES_MAX: usize = 256 << 10;
+pub const OIDC_FETCH_MS: u64 = 5_000;
+/// How often its keys are read: of themselves, and at most, whoever asks.
+pub const OIDC_REFRESH_MS: u64 = 300_000;
+pub const OIDC_REFRESH_LEAST_MS: u64 = 5_000;
+/// Keys that could not be read anew for so long are not taken any more: a provider that withdrew one would not be heard.
+pub const OIDC_KEYS_KEPT_MS: u64 = 24 * 60 * 60 * 1_000;
+/// How long a call with a token of an unknown key waits for them, and how many do.
+pub const OIDC_WAIT_MS: u64 = 10_000;
+pub const OIDC_WAITERS_MAX: usize = 256;
 /// What a token is called, for people.
 pub const TOKEN_NAME_BYTES_MAX: usize = 100;
 /// How long a token may be good: beyond that it is one that does not run out.

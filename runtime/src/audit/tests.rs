@@ -2,7 +2,7 @@ use std::fs;
 use std::net::SocketAddr;
 
 use skep_gateway::door::Who;
-use skep_model::access::Caller;
+use skep_model::access::{By, Caller, TokenId};
 use skep_model::env::{ManualClock, SeededEntropy};
 use skep_model::limits::{AUDIT_FILE_BYTES, AUDIT_FILES_MAX};
 use skep_model::scope::Scope;
@@ -15,7 +15,7 @@ fn deed(tenant: &str, role: Role, from: &str) -> Deed {
             caller: Caller {
                 scope: Scope::of(tenant.parse().unwrap()),
                 role,
-                token: Some(TokenId::random(&SeededEntropy::new(1))),
+                by: By::Token(TokenId::random(&SeededEntropy::new(1))),
             },
             name: "ci".into(),
         }),

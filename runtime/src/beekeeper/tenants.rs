@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use skep_model::access::{Caller, Role};
+use skep_model::access::{By, Caller, Role};
 use skep_model::limits::TENANTS_MAX;
 use skep_model::name::TenantId;
 use skep_model::quota::{Limits, Quota};
@@ -218,7 +218,7 @@ impl Keeper {
         let theirs = desk.keeper(Caller {
             scope: Scope::of(tenant.clone()),
             role: Role::Admin,
-            token: None,
+            by: By::Nothing,
         });
         for _ in 0..RACES_MAX {
             let seen = catalogs.number().await.map_err(internal)?;

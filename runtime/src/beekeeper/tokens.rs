@@ -1,7 +1,7 @@
 //! Tokens: made, listed, revoked, rotated. An admin sees and names those of its own tenant, an operator all; for whoever may not see a token
 //! it is not there.
 
-use skep_model::access::{Role, TokenId};
+use skep_model::access::{By, Role, TokenId};
 use skep_model::limits::{TOKEN_GRACE_MS_MAX, TOKEN_NAME_BYTES_MAX, TOKEN_TTL_MS_MAX, TOKENS_MAX};
 use skep_model::name::TenantId;
 use skep_proto::v1;
@@ -44,18 +44,27 @@ impl Keeper {
     }
 
     pub(super) async fn who(&self) -> Result<v1::WhoAmIReply, Status> {
-        let token = match self.caller.token {
+        let token = match self.caller.by.token() {
             None => None,
             Some(id) => {
                 let all = self.registry.tokens().await.map_err(internal)?;
                 all.get(&id).map(|found| told(id, &found.record))
             }
         };
+        let identity = match &self.caller.by {
+            By::Identity(identity) => Some(v1::Identity {
+                subject: identity.subject.clone(),
+                name: identity.name.clone(),
+                expires_ms: identity.until_ms,
+            }),
+            By::Nothing | By::Token(_) => None,
+        };
         Ok(v1::WhoAmIReply {
-            open: self.caller.token.is_none(),
+            open: self.caller.by == By::Nothing,
             tenant: self.caller.scope.tenant().to_string(),
             role: self.caller.role.to_string(),
             token,
+            identity,
         })
     }
 
@@ -96,7 +105,7 @@ impl Keeper {
             hash: String::new(),
             created_ms: now_ms,
             expires_ms: (asked.ttl_ms > 0).then(|| now_ms + asked.ttl_ms),
-            made_by: self.caller.token.map(|id| id.to_string()),
+            made_by: self.caller.by.shown(),
             former: None,
             from_file: false,
         };

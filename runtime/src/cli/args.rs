@@ -690,6 +690,27 @@ pub struct Serve {
     /// The file with an operator's token; it is written unless it, or another such token, is there
     #[arg(long, env = "SKEP_BOOTSTRAP_TOKEN", hide_env_values = true, value_name = "FILE")]
     pub bootstrap_token: Option<PathBuf>,
+    /// The OpenID provider whose tokens let in beside the platform's own, as it names itself (`iss`)
+    #[arg(long, env = "SKEP_OIDC_ISSUER", hide_env_values = true, value_name = "URL")]
+    pub oidc_issuer: Option<String>,
+    /// What such a token must be for (`aud`)
+    #[arg(long, env = "SKEP_OIDC_AUDIENCE", hide_env_values = true, value_name = "NAME")]
+    pub oidc_audience: Option<String>,
+    /// Who signed the provider's certificate (PEM); by default whom the system trusts
+    #[arg(long, env = "SKEP_OIDC_CA", hide_env_values = true, value_name = "FILE")]
+    pub oidc_ca: Option<PathBuf>,
+    /// The claim that names the tenant, or a JSON pointer to it; `tenant` by default
+    #[arg(long, env = "SKEP_OIDC_TENANT_CLAIM", hide_env_values = true, value_name = "CLAIM")]
+    pub oidc_tenant_claim: Option<String>,
+    /// What a value of that claim means; without any, the tenant of that name. May be given again
+    #[arg(long, env = "SKEP_OIDC_TENANT", hide_env_values = true, value_name = "VALUE=TENANT")]
+    pub oidc_tenant: Option<Vec<String>>,
+    /// The claim that names the role, or has a list of which one does, or a JSON pointer to it; `roles` by default
+    #[arg(long, env = "SKEP_OIDC_ROLE_CLAIM", hide_env_values = true, value_name = "CLAIM")]
+    pub oidc_role_claim: Option<String>,
+    /// What a value of that claim means; without any, the role of that name, but never operator. May be given again
+    #[arg(long, env = "SKEP_OIDC_ROLE", hide_env_values = true, value_name = "VALUE=ROLE")]
+    pub oidc_role: Option<Vec<String>>,
     /// The keys that seal secrets, 64 hex digits a line, the newest first; the same on every node of a store. Made in the data folder where the
     /// store is this node's own
     #[arg(long, env = "SKEP_SECRETS_KEY_FILE", hide_env_values = true, value_name = "FILE")]
@@ -726,6 +747,13 @@ impl Serve {
             client_ca: self.client_ca,
             tls_ca: self.tls_ca,
             bootstrap_token: self.bootstrap_token,
+            oidc_issuer: self.oidc_issuer,
+            oidc_audience: self.oidc_audience,
+            oidc_ca: self.oidc_ca,
+            oidc_tenant_claim: self.oidc_tenant_claim,
+            oidc_tenant: self.oidc_tenant,
+            oidc_role_claim: self.oidc_role_claim,
+            oidc_role: self.oidc_role,
             secrets_key_file: self.secrets_key_file,
             allow_insecure: self.allow_insecure,
             ..stores
@@ -1407,6 +1435,7 @@ mod tests {
             "skep backup -",
             "skep restore - -o json",
             "skep serve --data d --listen 0.0.0.0:4020 --tls-cert a --tls-key b --client-ca c --bootstrap-token t",
+            "skep serve --data d --oidc-issuer https://id --oidc-audience a --oidc-role ops=operator --oidc-role dev=deploy --oidc-ca f",
             "skep login https://h:1 --ca ca.pem",
             "skep whoami",
             "skep logout",

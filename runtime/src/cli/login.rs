@@ -11,13 +11,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use skep_client::Login;
 use skep_model::access::Secret;
-use skep_model::limits::CREDENTIAL_FILE_BYTES_MAX;
+use skep_model::limits::{CREDENTIAL_FILE_BYTES_MAX, OIDC_TOKEN_BYTES_MAX};
 use skep_proto::v1;
 
 use super::args::{self, NODE_DEFAULT};
 use super::connect;
 use super::failure::{Exit, Failure, Outcome};
-use super::output::{Printer, time};
+use super::output::{Printer, shown, time};
 
 const FORMAT: u32 = 1;
 
@@ -120,7 +120,7 @@ pub fn login(node: &str) -> Outcome<Login> {
     };
     let mut login = surroundings()?;
     if let Some(token) = token {
-        if Secret::parse(token.trim()).is_none() {
+        if !may_be_token(token.trim()) {
             return Err(not_a_token());
         }
         login = login.token(&token).map_err(|_| not_a_token())?;
@@ -131,9 +131,22 @@ pub fn login(node: &str) -> Outcome<Login> {
     Ok(login)
 }
 
+/// A token of the platform's own, or what may be one of an OpenID provider: three parts in base64url, of which the last may not be empty.
+fn may_be_token(text: &str) -> bool {
+    let part = |part: &str| {
+        !part.is_empty()
+            && part
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    let jwt = || text.len() <= OIDC_TOKEN_BYTES_MAX && text.split('.').count() == 3 && text.split('.').all(part);
+    Secret::parse(text).is_some() || jwt()
+}
+
 fn not_a_token() -> Failure {
-    Failure::new(Exit::Usage, "this is no token: it is not whole, or was mistyped")
-        .remedy("a token begins with skep_ and has 91 characters: copy all of it")
+    Failure::new(Exit::Usage, "this is no token: it is not whole, or was mistyped").remedy(
+        "a token begins with skep_ and has 91 characters, one of an OpenID provider has three parts with dots between them: copy all of it",
+    )
 }
 
 fn read(path: &Path) -> Outcome<String> {
@@ -164,7 +177,7 @@ pub async fn run(args: args::Login, out: Printer) -> Outcome {
         }
     };
     let token = token.trim().to_owned();
-    if Secret::parse(&token).is_none() {
+    if !may_be_token(&token) {
         return Err(not_a_token());
     }
     let ca = args.ca.clone().or_else(|| set("SKEP_CA").map(Into::into));
@@ -247,9 +260,12 @@ pub async fn whoami(node: &str, out: Printer) -> Outcome {
 fn told(url: &str, who: &v1::WhoAmIReply, out: Printer) -> Outcome {
     let token = who.token.clone().unwrap_or_default();
     if out.json() {
+        let identity = who.identity.as_ref().map(
+            |identity| json!({ "subject": identity.subject, "name": identity.name, "expires_ms": identity.expires_ms }),
+        );
         return out.document(&json!({
             "url": url, "open": who.open, "tenant": who.tenant, "role": who.role,
-            "token": (!token.id.is_empty()).then(|| super::tokens::as_json(&token)),
+            "token": (!token.id.is_empty()).then(|| super::tokens::as_json(&token)), "identity": identity,
         }));
     }
     if who.open {
@@ -257,17 +273,25 @@ fn told(url: &str, who: &v1::WhoAmIReply, out: Printer) -> Outcome {
             "{url}: no token was ever made, so everybody who reaches it may do everything; `skep token bootstrap` makes the first"
         ));
     }
-    let until = match token.expires_ms {
+    let (by, name, expires_ms) = match &who.identity {
+        Some(identity) => (
+            format!("OpenID subject {}", shown(&identity.subject)),
+            &identity.name,
+            identity.expires_ms,
+        ),
+        None => (format!("token {}", token.id), &token.name, token.expires_ms),
+    };
+    let until = match expires_ms {
         0 => String::new(),
         ms => format!(", until {}", time(ms)),
     };
-    let name = match token.name.as_str() {
+    let name = match name.as_str() {
         "" => String::new(),
-        name => format!(" ({})", super::output::shown(name)),
+        name => format!(" ({})", shown(name)),
     };
     let whose = match who.role.as_str() {
         "operator" => "operator of the platform".to_owned(),
         role => format!("tenant {}, role {role}", who.tenant),
     };
-    out.line(&format!("{url}: {whose}, by token {}{name}{until}", token.id))
+    out.line(&format!("{url}: {whose}, by {by}{name}{until}"))
 }

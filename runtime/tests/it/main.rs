@@ -20,6 +20,7 @@ mod loops;
 mod losses;
 mod models;
 mod node;
+mod oidc;
 mod overload;
 mod pauses;
 mod peers;
