@@ -15,7 +15,7 @@ use skep_inference::limits::MODELS_BYTES_DEFAULT;
 use skep_inference::shelf::{self, Shelf};
 use skep_model::env::{Clock, Entropy, OsEntropy, SystemClock};
 use skep_model::id::NodeId;
-use skep_model::limits::UPLOAD_MS;
+use skep_model::limits::{MODULES_BYTES_DEFAULT, UPLOAD_MS};
 use skep_model::name::TenantId;
 use skep_model::predict::Models;
 use skep_model::span::{NoSpans, SpanSink};
@@ -49,7 +49,7 @@ use crate::settings::{self, ArtifactSettings, BackendSettings, Roles};
 use crate::spans::OtlpSpans;
 use crate::stats::Stats;
 use crate::store::{Access, ModuleStore};
-use crate::supervisor::{Modules, Supervisor};
+use crate::supervisor::{ModuleMetrics, Modules, Supervisor};
 use crate::tls::{Tls, TlsFiles};
 use crate::usage::Usage;
 
@@ -89,6 +89,8 @@ pub struct NodeSettings {
     /// Also where others may listen in, or come in.
     pub allow_insecure: bool,
     pub models: ModelSettings,
+    /// What modules in memory may take together.
+    pub module_memory_bytes: u64,
 }
 
 /// How a node runs models.
@@ -156,6 +158,7 @@ impl NodeSettings {
             secrets_key_file: None,
             allow_insecure: false,
             models: ModelSettings::default(),
+            module_memory_bytes: MODULES_BYTES_DEFAULT,
         })
     }
 }
@@ -254,7 +257,8 @@ impl Node {
             (None, BackendSettings::Redis(_)) => KeyPlace::Nowhere,
         };
         let vault = Vault::new(catalogs.clone(), Keys::read(place, Arc::clone(&entropy))?);
-        let modules = Modules::new(store.clone(), engine, compiler, cache);
+        let modules = Modules::new(store.clone(), engine, compiler, cache, settings.module_memory_bytes);
+        stats.collect(Box::new(ModuleMetrics(Arc::clone(&modules))));
         let works = settings.roles.worker;
         let quotas = Arc::clone(&registry.quotas);
         let model_threads = Threads::start(settings.models.threads()).context("start threads for models")?;
@@ -285,6 +289,7 @@ impl Node {
         );
         members.begin(&supervisor).await?;
         supervisor.mend();
+        supervisor.sweep();
         if let Some(file) = &settings.bootstrap_token {
             if members.level() < access::LEVEL {
                 anyhow::bail!(tokens_too_new(members.level()));

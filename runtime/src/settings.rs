@@ -11,7 +11,9 @@ use std::time::Duration;
 use serde::Deserialize;
 use skep_inference::backend::Choice;
 use skep_inference::limits::THREADS_MAX;
-use skep_model::limits::{CONFIG_FILE_BYTES_MAX, GATE_TIMEOUT_MS, NODE_NAME_BYTES_MAX, REPLICAS_MAX, UPLOAD_MS};
+use skep_model::limits::{
+    CONFIG_FILE_BYTES_MAX, GATE_TIMEOUT_MS, MODULES_BYTES_DEFAULT, NODE_NAME_BYTES_MAX, REPLICAS_MAX, UPLOAD_MS,
+};
 use skep_model::manifest::units::size_bytes;
 use skep_topic::redis::{Gate, RedisOptions};
 
@@ -157,9 +159,9 @@ pub enum Inference {
     Onnxruntime,
 }
 
-/// What models may take at least, and at most, for a slip to be told.
-const MODEL_MEMORY_MIN: u64 = 1 << 20;
-const MODEL_MEMORY_MAX: u64 = 1 << 40;
+/// What models, or modules, may take at least, and at most, for a slip to be told.
+const MEMORY_MIN: u64 = 1 << 20;
+const MEMORY_MAX: u64 = 1 << 40;
 
 /// A word that may be secret: it is not shown.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
@@ -215,10 +217,11 @@ pub struct Layer {
     pub onnxruntime: Option<PathBuf>,
     pub model_threads: Option<usize>,
     pub model_memory: Option<String>,
+    pub module_memory: Option<String>,
 }
 
 /// The keys of [`Layer`]; a test compares.
-const KEYS: [&str; 29] = [
+const KEYS: [&str; 30] = [
     "data",
     "listen",
     "admin",
@@ -248,6 +251,7 @@ const KEYS: [&str; 29] = [
     "onnxruntime",
     "model-threads",
     "model-memory",
+    "module-memory",
 ];
 
 impl Layer {
@@ -290,6 +294,7 @@ impl Layer {
             onnxruntime: self.onnxruntime.or(below.onnxruntime),
             model_threads: self.model_threads.or(below.model_threads),
             model_memory: self.model_memory.or(below.model_memory),
+            module_memory: self.module_memory.or(below.module_memory),
         }
     }
 }
@@ -329,6 +334,8 @@ pub struct Settings {
     pub secrets_key_file: Option<PathBuf>,
     pub allow_insecure: bool,
     pub models: ModelSettings,
+    /// What modules in memory may take together.
+    pub module_memory_bytes: u64,
     /// What is allowed and not good.
     pub warnings: Vec<String>,
 }
@@ -400,6 +407,7 @@ pub fn resolve(flags: Layer, file: Option<&Path>) -> Result<Settings, Wrong> {
             layer.model_threads,
             layer.model_memory.as_deref(),
         )?,
+        module_memory_bytes: memory_of("module-memory", layer.module_memory.as_deref(), MODULES_BYTES_DEFAULT)?,
         warnings,
     })
 }
@@ -432,6 +440,7 @@ impl Settings {
             secrets_key_file: self.secrets_key_file,
             allow_insecure: self.allow_insecure,
             models: self.models,
+            module_memory_bytes: self.module_memory_bytes,
             ..NodeSettings::local(data)?
         })
     }
@@ -502,24 +511,24 @@ fn models(
             &*format!("give at most {THREADS_MAX}, or 0 for half of the cores"),
         );
     }
-    let memory_bytes = match memory {
-        None => default.memory_bytes,
-        Some(text) => match size_bytes(text) {
-            Some(bytes) if (MODEL_MEMORY_MIN..=MODEL_MEMORY_MAX).contains(&bytes) => bytes,
-            _ => {
-                return wrong(
-                    format!("`model-memory` is `{text}`"),
-                    "give a size with its unit, from 1MiB to 1024GiB: `512MiB`, `2GiB`",
-                );
-            }
-        },
-    };
+    let memory_bytes = memory_of("model-memory", memory, default.memory_bytes)?;
     Ok(ModelSettings {
         backend,
         library,
         threads,
         memory_bytes,
     })
+}
+
+fn memory_of(key: &str, text: Option<&str>, default: u64) -> Result<u64, Wrong> {
+    let Some(text) = text else { return Ok(default) };
+    match size_bytes(text) {
+        Some(bytes) if (MEMORY_MIN..=MEMORY_MAX).contains(&bytes) => Ok(bytes),
+        _ => wrong(
+            format!("`{key}` is `{text}`"),
+            "give a size with its unit, from 1MiB to 1024GiB: `512MiB`, `2GiB`",
+        ),
+    }
 }
 
 const EMBEDDED: &str = "embedded";

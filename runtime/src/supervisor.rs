@@ -4,12 +4,14 @@
 //!   catalog ──settle──► stages (started, replanned, left to drain) ──► route table (what the Gateway sees)
 //! ```
 //! Order matters: a new stage starts before the routes that feed it appear, and a route disappears before its stages stop.
-//! Modules are loaded before the lock is taken and stages are stopped after it is given back, so one Swarm's compile or long
+//! Modules are made ready before the lock is taken and stages are stopped after it is given back, so one Swarm's compile or long
 //! batch holds up no other. Lock order: `writes`, then `fleet`.
 
 mod drain;
+mod metrics;
 mod modules;
 mod plans;
+mod residents;
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -18,7 +20,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use skep_engine::egress::SystemResolver;
-use skep_engine::{BeeSettings, Egress, Module};
+use skep_engine::{BeeSettings, Egress};
 use skep_gateway::{Feed, Open, Route, RouteTable};
 use skep_model::id::{CommitId, Digest};
 use skep_model::name::{StageName, TenantId};
@@ -39,10 +41,11 @@ use crate::models::NodeModels;
 use crate::quotas::{Account, Quotas};
 use crate::secrets::Vault;
 use crate::stats::Stats;
-use crate::usage::BeeMeter;
-use plans::{End, Ends, Metered, Nobody, UnderWay, WasmBee, plan};
+use plans::{End, Ends, Metered, Nobody, UnderWay, plan};
+use residents::StageBee;
 
 pub use drain::Remains;
+pub use metrics::ModuleMetrics;
 pub use modules::{Modules, Refused};
 pub(crate) use plans::topic_spec;
 
@@ -51,7 +54,7 @@ const MEND_EVERY: Duration = Duration::from_secs(5);
 
 pub struct Supervisor {
     pub catalogs: Catalogs,
-    pub modules: Modules,
+    pub modules: Arc<Modules>,
     pub models: Arc<NodeModels>,
     pub vault: Arc<Vault>,
     quotas: Arc<Quotas>,
@@ -173,14 +176,14 @@ impl Live {
     }
 }
 
-/// What a settling loaded, or why it could not.
-type Loaded = HashMap<Digest, Result<Arc<Module>, String>>;
+/// Which modules a settling found ready, or why one is not.
+type Loaded = HashMap<Digest, Result<(), String>>;
 
 impl Supervisor {
     #[must_use]
     pub fn new(
         catalogs: Catalogs,
-        modules: Modules,
+        modules: Arc<Modules>,
         (vault, quotas, models): (Arc<Vault>, Arc<Quotas>, Arc<NodeModels>),
         seams: Arc<Seams>,
         stats: Arc<Stats>,
@@ -253,7 +256,7 @@ impl Supervisor {
                     if let Entry::Vacant(empty) = loaded.entry(digest) {
                         empty.insert(
                             self.modules
-                                .load(name.tenant(), digest)
+                                .ready(name.tenant(), digest)
                                 .await
                                 .map_err(|e| format!("{e:#}")),
                         );
@@ -353,6 +356,23 @@ impl Supervisor {
             self.settle(&name).await?;
         }
         Ok(())
+    }
+
+    /// Lets go of modules that nobody calls, until the node stops.
+    pub fn sweep(self: &Arc<Self>) {
+        let this = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let work = async {
+                loop {
+                    sleep(residents::SWEEP_EVERY).await;
+                    this.modules.residents().sweep();
+                }
+            };
+            tokio::select! {
+                () = this.end.cancelled() => {}
+                () = work => {}
+            }
+        });
     }
 
     /// Tries Swarms that cannot run again and again, until the node stops.
@@ -535,10 +555,25 @@ impl Supervisor {
             meter: Arc::clone(&meter.engine),
             ..BeeSettings::of(stage, digest)
         };
-        match self.works {
-            true => bee_of(stage, settings, loaded, under_way, (meter, account)),
-            false => Ok((digest, Arc::new(Nobody), under_way)),
+        if !self.works {
+            return Ok((digest, Arc::new(Nobody), under_way));
         }
+        match loaded.get(&digest) {
+            Some(Ok(())) => {}
+            Some(Err(why)) => anyhow::bail!("stage `{}`: {why}", stage.name),
+            None => anyhow::bail!("stage `{}`: module {digest} was not looked for", stage.name),
+        }
+        self.modules
+            .check(&settings)
+            .with_context(|| format!("stage `{}`", stage.name))?;
+        let modules = Arc::clone(&self.modules);
+        let bee = Metered {
+            bee: StageBee::new(modules, swarm.tenant().clone(), stage.bee.clone(), settings),
+            under_way: Arc::clone(&under_way),
+            meter,
+            account,
+        };
+        Ok((digest, Arc::new(bee), under_way))
     }
 
     fn start_or_replan(
@@ -699,29 +734,4 @@ fn egress(tenant: &TenantId, stage: &Stage, account: &Account) -> Option<Arc<Egr
         let resolver = Arc::new(SystemResolver);
         Egress::new(grants, own, resolver, Arc::clone(&account.share))
     })
-}
-
-fn bee_of(
-    stage: &Stage,
-    settings: BeeSettings,
-    loaded: &Loaded,
-    under_way: UnderWay,
-    (meter, account): (Arc<BeeMeter>, Arc<Account>),
-) -> anyhow::Result<(Digest, Arc<dyn Bee>, UnderWay)> {
-    let digest = settings.stage_digest;
-    let module = match loaded.get(&digest) {
-        Some(Ok(module)) => module,
-        Some(Err(why)) => anyhow::bail!("stage `{}`: {why}", stage.name),
-        None => anyhow::bail!("stage `{}`: module {digest} was not loaded", stage.name),
-    };
-    let bee = module
-        .bee(&stage.bee, settings)
-        .with_context(|| format!("stage `{}`", stage.name))?;
-    let bee = Metered {
-        bee: WasmBee(bee),
-        under_way: Arc::clone(&under_way),
-        meter,
-        account,
-    };
-    Ok((digest, Arc::new(bee), under_way))
 }

@@ -19,6 +19,7 @@ use tokio::task::AbortHandle;
 
 use crate::egress::Egress;
 use crate::engine::Engine;
+use crate::error::Error;
 use crate::guests::Load;
 use crate::host::Host;
 use crate::instance::{Call, Code, Instance, Time, failed, message};
@@ -32,6 +33,9 @@ use crate::turns::Turn;
 const POOLED_PER_BEE_MAX: usize = 16;
 /// A pooled instance that has grown to this share of its memory limit is not used again: memory never shrinks inside.
 const POOLED_MEMORY_PERCENT_MAX: usize = 75;
+
+/// The smallest memory that a Bee can be given.
+const MEMORY_BYTES_MIN: usize = 1 << 20;
 
 /// How a stage runs its Bee.
 #[derive(Debug, Clone)]
@@ -85,6 +89,23 @@ impl BeeSettings {
         }
     }
 
+    /// Whether an engine can give that.
+    ///
+    /// # Errors
+    /// The first setting that is outside of it.
+    pub fn check(&self, engine: &crate::Settings) -> Result<(), Error> {
+        within(
+            "memory (bytes)",
+            self.memory_bytes as u64,
+            MEMORY_BYTES_MIN as u64,
+            engine.memory_bytes_max as u64,
+        )?;
+        for (what, ms) in [("CPU time (ms)", self.cpu_ms), ("wall time (ms)", self.wall_ms)] {
+            within(what, ms, 1, limits::STAGE_TIMEOUT_MS_MAX)?;
+        }
+        Ok(())
+    }
+
     /// No key, no state, no configuration, and the defaults of a manifest.
     #[must_use]
     pub fn plain(stage_digest: Digest) -> Self {
@@ -104,6 +125,14 @@ impl BeeSettings {
             share: Arc::default(),
             meter: Arc::default(),
         }
+    }
+}
+
+fn within(what: &'static str, found: u64, min: u64, max: u64) -> Result<(), Error> {
+    if (min..=max).contains(&found) {
+        Ok(())
+    } else {
+        Err(Error::BadSetting { what, found, min, max })
     }
 }
 

@@ -95,6 +95,12 @@ impl ArtifactCache {
         Ok(code.map(|code| Artifact::new(own, Some(code))))
     }
 
+    /// Whether there is a file of a module. Whether it verifies is found when it is read.
+    #[must_use]
+    pub fn has(&self, digest: Digest) -> bool {
+        self.path(Of::Module, digest).exists()
+    }
+
     /// Code that modules share, by the digest of its WebAssembly.
     pub(crate) fn code(&self, digest: Digest) -> io::Result<Option<Shared>> {
         let found = self.read(Of::Code, digest)?;

@@ -23,8 +23,6 @@ const BEES_TIME: Time = Time {
     wall_ms: 5_000,
 };
 const BEES_MEMORY_BYTES: usize = 64 << 20;
-/// The smallest memory that a Bee can be given.
-const MEMORY_BYTES_MIN: usize = 1 << 20;
 
 /// A compiled module in this process. Cheap to clone.
 #[derive(Clone)]
@@ -104,29 +102,13 @@ impl Module {
                 has: has.join(", "),
             });
         }
-        within(
-            "memory (bytes)",
-            settings.memory_bytes as u64,
-            MEMORY_BYTES_MIN as u64,
-            self.engine.settings().memory_bytes_max as u64,
-        )?;
-        for (what, ms) in [("CPU time (ms)", settings.cpu_ms), ("wall time (ms)", settings.wall_ms)] {
-            within(what, ms, 1, limits::STAGE_TIMEOUT_MS_MAX)?;
-        }
+        settings.check(self.engine.settings())?;
         Ok(Bee::new(
             Arc::clone(&self.engine),
             Arc::clone(&self.code),
             name.clone(),
             settings,
         ))
-    }
-}
-
-fn within(what: &'static str, found: u64, min: u64, max: u64) -> Result<(), Error> {
-    if (min..=max).contains(&found) {
-        Ok(())
-    } else {
-        Err(Error::BadSetting { what, found, min, max })
     }
 }
 

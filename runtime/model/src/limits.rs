@@ -321,6 +321,14 @@ pub const LOAD_BACKOFF_FIRST_MS: u64 = 5_000;
 pub const LOAD_BACKOFF_MAX_MS: u64 = 300_000;
 /// Modules whose failure to load is remembered; the one that is tried again first makes room.
 pub const LOAD_FAILURES_MAX: usize = 1_024;
+/// What modules in memory may take together, by default.
+pub const MODULES_BYTES_DEFAULT: u64 = 512 << 20;
+/// What a module takes beside its native code: types, tables of functions, names.
+pub const MODULE_BESIDE_BYTES: u64 = 128 << 10;
+/// A module that nobody called for so long is let go.
+pub const MODULE_IDLE_MS: u64 = 300_000;
+/// Modules that are read from disk and mapped at once.
+pub const MODULE_LOADS_AT_ONCE: usize = 8;
 /// How long an upload may take: this, and its size at the least rate.
 pub const UPLOAD_MS: u64 = 60_000;
 pub const UPLOAD_BYTES_PER_S_MIN: u64 = 64 << 10;

@@ -70,10 +70,11 @@ impl Keeper {
         // Before the work, and again where nobody else can come between.
         self.room_for(&digest.to_hex(), size).await?;
         let modules = &self.supervisor.modules;
-        let module = modules
+        let admitted = modules
             .admit(self.catalog.tenant(), digest, bytes.clone())
             .await
             .map_err(|e| refused(&e))?;
+        let module = &admitted.module;
         let compile_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let bees: Vec<String> = module.bees().iter().map(ToString::to_string).collect();
         let (hex, pushed_ms) = (digest.to_hex(), self.clock.now_ms());

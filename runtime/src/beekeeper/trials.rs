@@ -75,6 +75,7 @@ impl Keeper {
             ..BeeSettings::of(stage, digest)
         };
         let bee = code
+            .module
             .bee(&stage.bee, settings)
             .map_err(|e| Status::failed_precondition(e.to_string()))?;
         let attempt = letter.letter.attempts.saturating_add(1);

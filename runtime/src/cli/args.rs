@@ -612,6 +612,9 @@ pub struct Stores {
     /// What loaded models may take together; 2GiB by default. The one used longest ago goes first
     #[arg(long, env = "SKEP_MODEL_MEMORY", hide_env_values = true, value_name = "SIZE")]
     pub model_memory: Option<String>,
+    /// What modules in memory may take together; 512MiB by default. Beyond that the one called longest ago goes, and the next call loads it
+    #[arg(long, env = "SKEP_MODULE_MEMORY", hide_env_values = true, value_name = "SIZE")]
+    pub module_memory: Option<String>,
 }
 
 impl Stores {
@@ -627,6 +630,7 @@ impl Stores {
             onnxruntime: self.onnxruntime,
             model_threads: self.model_threads,
             model_memory: self.model_memory,
+            module_memory: self.module_memory,
             ..Layer::default()
         };
         (self.config, layer)

@@ -217,7 +217,13 @@ fn what_runs_models_is_said_or_refused() {
         "{library:?}"
     );
     type Change = fn(&mut Layer);
-    let cases: [(Change, &str); 6] = [
+    assert_eq!(
+        with(|layer| layer.module_memory = Some("64MiB".into()))
+            .unwrap()
+            .module_memory_bytes,
+        64 << 20
+    );
+    let cases: [(Change, &str); 7] = [
         (
             |layer| layer.inference = Some(Inference::Onnxruntime),
             "no library is named",
@@ -233,6 +239,7 @@ fn what_runs_models_is_said_or_refused() {
         (|layer| layer.model_memory = Some("5".into()), "with its unit"),
         (|layer| layer.model_memory = Some("1KiB".into()), "from 1MiB"),
         (|layer| layer.model_memory = Some("2TiB".into()), "to 1024GiB"),
+        (|layer| layer.module_memory = Some("0".into()), "`module-memory` is `0`"),
     ];
     for (change, says) in cases {
         let Wrong { what, remedy } = with(change).unwrap_err();

@@ -1,14 +1,16 @@
-//! Modules as this node has them: loaded, compiled in the cache, or as bytes in the store.
+//! Modules as this node has them: in memory, compiled in the cache, or as bytes in the store.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use skep_engine::{Artifact, ArtifactCache, CompileError, Compiler, Engine, Module};
+use skep_engine::{Artifact, ArtifactCache, BeeSettings, CompileError, Compiler, Engine};
 use skep_model::id::Digest;
-use skep_model::limits::{LOAD_BACKOFF_FIRST_MS, LOAD_BACKOFF_MAX_MS, LOAD_FAILURES_MAX};
+use skep_model::limits::{LOAD_BACKOFF_FIRST_MS, LOAD_BACKOFF_MAX_MS, LOAD_FAILURES_MAX, MODULE_LOADS_AT_ONCE};
 use skep_model::name::TenantId;
+use tokio::sync::Semaphore;
 
+use super::residents::{Resident, Residents};
 use crate::store::ModuleStore;
 
 /// Why an upload is not accepted.
@@ -25,8 +27,9 @@ pub struct Modules {
     engine: Arc<Engine>,
     compiler: Compiler,
     cache: Arc<ArtifactCache>,
-    /// Loaded ones, as long as a stage holds them.
-    loaded: Mutex<HashMap<Digest, Weak<Module>>>,
+    residents: Residents,
+    /// A node that starts beside a backlog would otherwise read and check all files of all modules at once.
+    loads: Semaphore,
     failed: Mutex<HashMap<(TenantId, Digest), Failure>>,
     /// Of tenants that compile now or wait to.
     turns: Mutex<HashMap<TenantId, Arc<tokio::sync::Mutex<()>>>>,
@@ -40,26 +43,63 @@ struct Failure {
 }
 
 impl Modules {
+    /// `memory_bytes`: what those in memory may take together.
     #[must_use]
-    pub fn new(store: ModuleStore, engine: Arc<Engine>, compiler: Compiler, cache: Arc<ArtifactCache>) -> Self {
-        Self {
+    pub fn new(
+        store: ModuleStore,
+        engine: Arc<Engine>,
+        compiler: Compiler,
+        cache: Arc<ArtifactCache>,
+        memory_bytes: u64,
+    ) -> Arc<Self> {
+        Arc::new(Self {
             store,
             engine,
             compiler,
             cache,
-            loaded: Mutex::default(),
+            residents: Residents::new(memory_bytes),
+            loads: Semaphore::new(MODULE_LOADS_AT_ONCE),
             failed: Mutex::default(),
             turns: Mutex::default(),
-        }
+        })
     }
 
-    /// A tenant's module: as it is loaded, from the artifact cache, or compiled anew from the tenant's own store. What is loaded or compiled
+    #[must_use]
+    pub fn residents(&self) -> &Residents {
+        &self.residents
+    }
+
+    /// Whether this node's engine can run a Bee so.
+    ///
+    /// # Errors
+    /// Which setting is outside what it can give.
+    pub fn check(&self, settings: &BeeSettings) -> Result<(), skep_engine::Error> {
+        settings.check(self.engine.settings())
+    }
+
+    /// Sees to it that the first call finds a module near: it is in memory, its native code is on disk, or it is loaded now.
+    ///
+    /// # Errors
+    /// As [`Modules::load`].
+    pub async fn ready(&self, tenant: &TenantId, digest: Digest) -> anyhow::Result<()> {
+        if self.residents.has(digest) {
+            return Ok(());
+        }
+        let cache = Arc::clone(&self.cache);
+        if tokio::task::spawn_blocking(move || cache.has(digest)).await? {
+            return Ok(());
+        }
+        self.load(tenant, digest).await?;
+        Ok(())
+    }
+
+    /// A tenant's module: as it is in memory, from the artifact cache, or compiled anew from the tenant's own store. What is loaded or compiled
     /// is shared by tenants that have the very same bytes; who may name a digest was decided by the tenant's own records.
     ///
     /// # Errors
     /// Why it cannot be had. Until some time has passed, or the module was pushed again, the last failure is told again.
-    pub async fn load(&self, tenant: &TenantId, digest: Digest) -> anyhow::Result<Arc<Module>> {
-        if let Some(module) = self.loaded(digest) {
+    pub async fn load(&self, tenant: &TenantId, digest: Digest) -> anyhow::Result<Arc<Resident>> {
+        if let Some(module) = self.residents.get(digest) {
             return Ok(module);
         }
         if let Some(why) = self.failed_lately(tenant, digest) {
@@ -77,13 +117,20 @@ impl Modules {
         }
     }
 
-    async fn load_anew(&self, tenant: &TenantId, digest: Digest) -> anyhow::Result<Arc<Module>> {
+    async fn load_anew(&self, tenant: &TenantId, digest: Digest) -> anyhow::Result<Arc<Resident>> {
+        let turn = self.loads.acquire().await?;
+        // It may have been loaded meanwhile.
+        if let Some(module) = self.residents.get(digest) {
+            return Ok(module);
+        }
         if let Some(artifact) = self.cached(digest).await {
-            match self.engine.load(digest, artifact).await {
-                Ok(module) => return Ok(self.keep(digest, module)),
+            match self.map(digest, artifact).await {
+                Ok(module) => return Ok(module),
                 Err(e) => tracing::warn!(%digest, error = %e, "cached artifact does not load, compiling again"),
             }
         }
+        // Compilers have a queue of their own, and take much longer.
+        drop(turn);
         let bytes = self.store.of(tenant).get(&digest).await?;
         Ok(self.admit(tenant, digest, bytes).await?)
     }
@@ -98,8 +145,8 @@ impl Modules {
         tenant: &TenantId,
         digest: Digest,
         bytes: skep_model::Bytes,
-    ) -> Result<Arc<Module>, Refused> {
-        if let Some(module) = self.loaded(digest) {
+    ) -> Result<Arc<Resident>, Refused> {
+        if let Some(module) = self.residents.get(digest) {
             return Ok(module);
         }
         // One at a time of a tenant, so that in front of the compiler there stands one of each: who uploads much waits for itself.
@@ -118,8 +165,13 @@ impl Modules {
                 artifact
             }
         };
+        Ok(self.map(digest, artifact).await?)
+    }
+
+    async fn map(&self, digest: Digest, artifact: Artifact) -> Result<Arc<Resident>, skep_engine::Error> {
+        let bytes = artifact.len();
         let module = self.engine.load(digest, artifact).await?;
-        Ok(self.keep(digest, module))
+        Ok(self.residents.put(digest, module, bytes))
     }
 
     /// Something changed that may mend it: the next load tries.
@@ -131,23 +183,6 @@ impl Modules {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         turns.retain(|_, turn| Arc::strong_count(turn) > 1);
         Arc::clone(turns.entry(tenant.clone()).or_default())
-    }
-
-    fn loaded(&self, digest: Digest) -> Option<Arc<Module>> {
-        let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        loaded.get(&digest).and_then(Weak::upgrade)
-    }
-
-    fn keep(&self, digest: Digest, module: Module) -> Arc<Module> {
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        loaded.retain(|_, weak| weak.strong_count() > 0);
-        // Two loads of one module at once: the first one kept serves both.
-        if let Some(first) = loaded.get(&digest).and_then(Weak::upgrade) {
-            return first;
-        }
-        let module = Arc::new(module);
-        loaded.insert(digest, Arc::downgrade(&module));
-        module
     }
 
     async fn cached(&self, digest: Digest) -> Option<Artifact> {
@@ -173,6 +208,7 @@ impl Modules {
     }
 
     fn remember(&self, tenant: &TenantId, digest: Digest, why: String) {
+        tracing::warn!(%tenant, %digest, error = why, "a module cannot be loaded");
         let mut failures = self.failures();
         let of = (tenant.clone(), digest);
         let times = failures.get(&of).map_or(0, |f| f.times).saturating_add(1);

@@ -31,16 +31,6 @@ pub(super) type Ends = BTreeMap<StageName, End>;
 /// Inputs that a stage's Bee is busy with.
 pub(super) type UnderWay = Arc<AtomicUsize>;
 
-/// Joins engine and stage.
-pub(super) struct WasmBee(pub skep_engine::Bee);
-
-#[async_trait]
-impl Bee for WasmBee {
-    async fn process(&self, batch: Batch) -> Processed {
-        self.0.process(batch).await
-    }
-}
-
 /// Counts what a Bee takes and gives, for its stage and its tenant.
 pub(super) struct Metered<B> {
     pub bee: B,
