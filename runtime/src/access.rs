@@ -388,6 +388,7 @@ mod tests {
             deleting: false,
             limits: Limits::default(),
             signers: crate::signatures::Signers::default(),
+            nodes: None,
         };
         let version = catalogs.put_tenant(&acme, 0, &tenant).await.unwrap().unwrap();
         let theirs = TokenRecord {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use skep_inference::{Described, Policy};
 use skep_model::condition::Condition;
 use skep_model::id::{Digest, Incarnation};
-use skep_model::name::{ModelName, ModuleName, SecretName, StageName, SwarmName, TenantId};
+use skep_model::name::{ModelName, ModuleName, NodeLabel, SecretName, StageName, SwarmName, TenantId};
 use skep_model::quota::Limits;
 use skep_model::scope::{Scope, SwarmId};
 use skep_model::swarm::{Reader, Stage, Swarm};
@@ -252,6 +252,9 @@ pub struct TenantRecord {
     pub limits: Limits,
     #[serde(default, skip_serializing_if = "Signers::is_empty")]
     pub signers: Signers,
+    /// It runs on nodes with this label, and those run nobody else: see [`skep_stage::Pins`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<NodeLabel>,
 }
 
 /// A record that was stored.

@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 use skep_model::Bytes;
 use skep_model::env::Clock;
 use skep_model::id::NodeId;
-use skep_stage::Workers;
+use skep_model::name::{NodeLabel, TenantId};
+use skep_stage::{Pins, Workers};
 use skep_topic::{Backend, Beat, Pulse};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -49,6 +50,8 @@ pub struct Member {
     pub features: u32,
     pub url: String,
     pub roles: Vec<String>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub labels: BTreeSet<NodeLabel>,
     pub started_ms: u64,
     #[serde(default)]
     pub draining: bool,
@@ -109,6 +112,8 @@ pub struct Members {
     demands: Mutex<BTreeMap<String, u64>>,
     /// Who is asked to leave. Read by everybody, so that the next owners are as quick to know as the one that goes.
     leavers: Mutex<BTreeSet<NodeId>>,
+    /// Which tenants are pinned, as the catalog says.
+    pinned: Mutex<BTreeMap<TenantId, NodeLabel>>,
     /// The store's level, as this node heard of it last.
     level: AtomicU32,
     /// Who was there at the last beat and is not at this build's level, by name and version.
@@ -136,6 +141,7 @@ impl Members {
         let first = Workers {
             me,
             all: if works { vec![me] } else { Vec::new() },
+            pins: Pins::default(),
         };
         let (workers, receiver) = watch::channel(Arc::new(first));
         let members = Arc::new(Self {
@@ -150,6 +156,7 @@ impl Members {
             others: Mutex::default(),
             demands: Mutex::default(),
             leavers: Mutex::default(),
+            pinned: Mutex::default(),
             level: AtomicU32::new(level::FIRST),
             below: Mutex::default(),
             outgrown: watch::Sender::new(None),
@@ -224,6 +231,16 @@ impl Members {
     fn place(&self, pulse: &Pulse) {
         let leavers = self.leavers().clone();
         let heard = heard(pulse);
+        let pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let labelled = heard.iter().map(|n| (n.id, &n.member.labels));
+        let labels = labelled
+            .chain([(self.me, &self.about.labels)])
+            .filter(|(_, labels)| !labels.is_empty())
+            .map(|(id, labels)| (id, labels.clone()));
+        let pins = Pins {
+            labels: labels.collect(),
+            tenants: pinned,
+        };
         let others = heard.iter().filter(|n| n.id != self.me).cloned().collect();
         *self.others.lock().unwrap_or_else(PoisonError::into_inner) = others;
         let mut all: Vec<NodeId> = heard
@@ -238,9 +255,13 @@ impl Members {
         }
         all.sort_unstable();
         self.workers.send_if_modified(|now| {
-            let changed = now.all != all;
+            let changed = now.all != all || now.pins != pins;
             if changed {
-                *now = Arc::new(Workers { me: self.me, all });
+                *now = Arc::new(Workers {
+                    me: self.me,
+                    all,
+                    pins,
+                });
             }
             changed
         });
@@ -258,6 +279,8 @@ impl Members {
             .await
             .context("look at the copy of the catalog")?;
         supervisor.sweep(&alive(&pulse)).await?;
+        self.look_at_pins(supervisor).await?;
+        self.place(&pulse);
         supervisor.reconcile().await?;
         self.followed.store(pulse.catalog, Ordering::Relaxed);
         // Nobody else is there, and nothing was written that another could miss.
@@ -519,12 +542,26 @@ impl Members {
             self.leaving.send_replace(leave);
         }
         let before = std::mem::replace(&mut *self.leavers(), wishes.clone());
-        if told || before != wishes {
+        // Before Swarms are looked at: whether one runs here is asked then.
+        let moved = self.look_at_pins(supervisor).await?;
+        if told || moved || before != wishes {
             // Not at the next beat: who goes gives back at once, and who comes must not leave it to a node that goes.
             let pulse = self.beat(supervisor.owned().await).await?;
             self.place(&pulse);
         }
         supervisor.reconcile().await
+    }
+
+    /// Reads which tenants are pinned. Whether that changed.
+    async fn look_at_pins(&self, supervisor: &Supervisor) -> anyhow::Result<bool> {
+        let tenants = supervisor.catalogs.tenants().await?.into_iter();
+        let next: BTreeMap<TenantId, NodeLabel> = tenants
+            .filter_map(|(tenant, found)| Some((tenant, found.record.nodes?)))
+            .collect();
+        let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = *pinned != next;
+        *pinned = next;
+        Ok(changed)
     }
 
     fn leavers(&self) -> MutexGuard<'_, BTreeSet<NodeId>> {
@@ -630,13 +667,20 @@ struct Below {
 
 /// What `clock` says, as a member's start.
 #[must_use]
-pub fn about(name: String, url: String, roles: Roles, clock: &dyn Clock, common: BTreeMap<String, String>) -> Member {
+pub fn about(
+    name: String,
+    url: String,
+    (roles, labels): (Roles, BTreeSet<NodeLabel>),
+    clock: &dyn Clock,
+    common: BTreeMap<String, String>,
+) -> Member {
     Member {
         name,
         version: Build::current().version.to_owned(),
         features: Build::current().level,
         url,
         roles: roles.to_string().split(',').map(str::to_owned).collect(),
+        labels,
         started_ms: clock.now_ms(),
         draining: false,
         starting: true,
@@ -660,7 +704,8 @@ mod tests {
         let [first, second] = [NodeId([1; 8]), NodeId([2; 8])];
         let member = |name: &str| {
             let clock = ManualClock::at(1);
-            about(name.to_owned(), String::new(), Roles::ALL, &clock, BTreeMap::new())
+            let does = (Roles::ALL, BTreeSet::new());
+            about(name.to_owned(), String::new(), does, &clock, BTreeMap::new())
         };
         let join = async |me, name| {
             let backend = Arc::clone(&backend) as Arc<dyn Backend>;

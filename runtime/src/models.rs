@@ -8,6 +8,7 @@
 mod child;
 mod look;
 mod metrics;
+mod near;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -28,6 +29,7 @@ use crate::wording::instead;
 pub use child::child_main;
 pub use look::{LookError, Lookout};
 pub use metrics::ModelMetrics;
+pub use near::Near;
 
 /// The models of all tenants, as this node has them.
 pub struct NodeModels {

@@ -1,6 +1,6 @@
 //! A node: builds its parts in order and stops them in reverse.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,8 +16,7 @@ use skep_inference::shelf::{self, Shelf};
 use skep_model::env::{Clock, Entropy, OsEntropy, SystemClock};
 use skep_model::id::NodeId;
 use skep_model::limits::{MODULES_BYTES_DEFAULT, UPLOAD_MS};
-use skep_model::name::TenantId;
-use skep_model::predict::Models;
+use skep_model::name::{NodeLabel, TenantId};
 use skep_model::span::{NoSpans, SpanSink};
 use skep_stage::{Observer, Seams};
 use skep_topic::Backend;
@@ -39,7 +38,7 @@ use crate::level::Build;
 use crate::logs::LogKeep;
 use crate::members::{self, Member, Members};
 use crate::mirror::Mirror;
-use crate::models::{Lookout, ModelMetrics, NodeModels};
+use crate::models::{Lookout, ModelMetrics, Near, NodeModels};
 use crate::oidc::{self, OidcSettings};
 use crate::owner;
 use crate::peer::Here;
@@ -76,6 +75,8 @@ pub struct NodeSettings {
     /// Where modules are.
     pub artifacts: ArtifactSettings,
     pub roles: Roles,
+    /// What the operator says of it, for tenants that are pinned.
+    pub labels: BTreeSet<NodeLabel>,
     /// What the node is called among others.
     pub node_name: String,
     /// `None`: in the clear.
@@ -151,6 +152,7 @@ impl NodeSettings {
             backend: BackendSettings::Embedded,
             artifacts: ArtifactSettings::Own,
             roles: Roles::ALL,
+            labels: BTreeSet::new(),
             node_name: "local".to_owned(),
             tls: None,
             bootstrap_token: None,
@@ -240,7 +242,7 @@ impl Node {
             entropy: Arc::clone(&entropy),
             observer: Arc::clone(&stats) as Arc<dyn Observer>,
             spans: Arc::clone(&sink),
-            workers,
+            workers: workers.clone(),
             seats,
         });
         let (routes, table) = watch::channel(Arc::new(RouteTable::default()));
@@ -380,7 +382,7 @@ impl Node {
             listener,
             door: Arc::clone(&registry.door),
             witness: Some(audit),
-            models: Some(models as Arc<dyn Models>),
+            models: Some(Arc::new(Near { models, workers })),
             tls: tls.as_ref().map(|tls| tls.server()),
         };
         let doors = tokio::spawn(skep_gateway::serve(
@@ -608,7 +610,7 @@ fn about(settings: &NodeSettings, listen: SocketAddr, clock: &dyn Clock) -> Memb
         common.insert("gate".to_owned(), format!("{:?}", redis.gate));
         common.insert("artifacts".to_owned(), settings.artifacts.to_string());
     }
-    members::about(name, url, settings.roles, clock, common)
+    members::about(name, url, (settings.roles, settings.labels.clone()), clock, common)
 }
 
 /// A node that is to leave says so to whoever balances load, and serves what comes all the same.

@@ -2,6 +2,7 @@
 //!
 //! A backend's URL may hold a password. It is kept in types that do not show it, and no message repeats it.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -12,9 +13,10 @@ use serde::Deserialize;
 use skep_inference::backend::Choice;
 use skep_inference::limits::THREADS_MAX;
 use skep_model::limits::{
-    CONFIG_FILE_BYTES_MAX, GATE_TIMEOUT_MS, MODULES_BYTES_DEFAULT, NODE_NAME_BYTES_MAX, REPLICAS_MAX, UPLOAD_MS,
+    CONFIG_FILE_BYTES_MAX, GATE_TIMEOUT_MS, MODULES_BYTES_DEFAULT, NODE_LABELS_MAX, NODE_NAME_BYTES_MAX, REPLICAS_MAX, UPLOAD_MS,
 };
 use skep_model::manifest::units::size_bytes;
+use skep_model::name::NodeLabel;
 use skep_topic::redis::{Gate, RedisOptions};
 
 use crate::node::{ModelSettings, NodeSettings};
@@ -198,6 +200,7 @@ pub struct Layer {
     pub artifacts: Option<Hidden>,
     pub roles: Option<Vec<String>>,
     pub node_name: Option<String>,
+    pub label: Option<Vec<String>>,
     pub tls_cert: Option<PathBuf>,
     pub tls_key: Option<PathBuf>,
     pub client_ca: Option<PathBuf>,
@@ -221,7 +224,7 @@ pub struct Layer {
 }
 
 /// The keys of [`Layer`]; a test compares.
-const KEYS: [&str; 30] = [
+const KEYS: [&str; 31] = [
     "data",
     "listen",
     "admin",
@@ -233,6 +236,7 @@ const KEYS: [&str; 30] = [
     "artifacts",
     "roles",
     "node-name",
+    "label",
     "tls-cert",
     "tls-key",
     "client-ca",
@@ -276,6 +280,7 @@ impl Layer {
             artifacts: self.artifacts.or(below.artifacts),
             roles: self.roles.or(below.roles),
             node_name: self.node_name.or(below.node_name),
+            label: self.label.or(below.label),
             tls_cert: self.tls_cert.or(below.tls_cert),
             tls_key: self.tls_key.or(below.tls_key),
             client_ca: self.client_ca.or(below.client_ca),
@@ -327,6 +332,7 @@ pub struct Settings {
     pub artifacts: ArtifactSettings,
     pub roles: Roles,
     pub node_name: String,
+    pub labels: BTreeSet<NodeLabel>,
     pub tls: Option<TlsFiles>,
     pub bootstrap_token: Option<PathBuf>,
     /// Whose tokens let in beside the platform's own.
@@ -397,6 +403,7 @@ pub fn resolve(flags: Layer, file: Option<&Path>) -> Result<Settings, Wrong> {
                 );
             }
         },
+        labels: labels(&layer.label.unwrap_or_default())?,
         bootstrap_token: layer.bootstrap_token,
         oidc,
         secrets_key_file: layer.secrets_key_file,
@@ -434,6 +441,7 @@ impl Settings {
             artifacts: self.artifacts,
             roles: self.roles,
             node_name: self.node_name,
+            labels: self.labels,
             tls: self.tls,
             bootstrap_token: self.bootstrap_token,
             oidc: self.oidc,
@@ -673,6 +681,23 @@ fn roles(names: &[String]) -> Result<Roles, Wrong> {
         );
     }
     Ok(roles)
+}
+
+fn labels(texts: &[String]) -> Result<BTreeSet<NodeLabel>, Wrong> {
+    let mut labels = BTreeSet::new();
+    for text in texts {
+        match text.parse() {
+            Ok(label) => labels.insert(label),
+            Err(e) => return wrong(format!("`label`: {e}"), "write KEY=VALUE: `pool=acme`"),
+        };
+    }
+    if labels.len() > NODE_LABELS_MAX {
+        return wrong(
+            format!("the node has {} labels", labels.len()),
+            format!("give it at most {NODE_LABELS_MAX}"),
+        );
+    }
+    Ok(labels)
 }
 
 fn node_name(name: String) -> Result<String, Wrong> {

@@ -67,7 +67,7 @@ pub struct Supervisor {
     /// Why a Swarm does not run as it should; the last attempt's word.
     troubles: std::sync::Mutex<HashMap<SwarmPath, String>>,
     troubled: Notify,
-    /// Whether Bees run on this node.
+    /// Whether Bees run on this node, if not those of each tenant.
     works: bool,
     /// Stages that end, drains and mending.
     tasks: TaskTracker,
@@ -92,6 +92,8 @@ struct Live {
     open: Open,
     /// Some stage is paused: what lies in memory cannot wait, so nothing new goes there.
     held: bool,
+    /// Its Bees may run here.
+    works: bool,
     /// Topics have as many partitions as the revision says.
     scaled: bool,
     stages: BTreeMap<StageName, LiveStage>,
@@ -170,9 +172,9 @@ impl Live {
         self.stages.values().chain(self.draining.values().map(|d| &d.live))
     }
 
-    fn runs(&self, record: &SwarmRecord) -> bool {
+    fn runs(&self, record: &SwarmRecord, works: bool) -> bool {
         let left = |name: &StageName| self.draining.contains_key(name) || self.kept.contains(name);
-        record.is(&self.id) && self.revision == record.revision && record.draining.keys().all(left)
+        record.is(&self.id) && self.revision == record.revision && self.works == works && record.draining.keys().all(left)
     }
 }
 
@@ -247,9 +249,10 @@ impl Supervisor {
         let catalog = self.catalogs.of(name.tenant());
         loop {
             // What may take long comes first, without the lock.
-            if self.works
+            let works = self.works_for(name.tenant());
+            if works
                 && let Some(found) = catalog.swarm(name.name()).await?
-                && !self.is_running(name, &found.record).await
+                && !self.is_running(name, &found.record, works).await
             {
                 for hex in found.record.digests() {
                     let Ok(digest) = hex.parse::<Digest>() else { continue };
@@ -283,7 +286,7 @@ impl Supervisor {
             {
                 live.hold(&record);
             }
-            if fleet.swarms.get(name).is_some_and(|live| live.runs(&record)) {
+            if fleet.swarms.get(name).is_some_and(|live| live.runs(&record, works)) {
                 self.publish_routes(&fleet);
                 let scaled = self.scale(&mut fleet, name).await;
                 drop(fleet);
@@ -291,7 +294,7 @@ impl Supervisor {
                 return Ok(());
             }
             let new = |hex: &str| hex.parse::<Digest>().is_ok_and(|d| !loaded.contains_key(&d));
-            if self.works && record.digests().any(new) {
+            if works && record.digests().any(new) {
                 // Another revision came meanwhile.
                 continue;
             }
@@ -299,7 +302,7 @@ impl Supervisor {
                 Some(live) if !record.is(&live.id) => fleet.swarms.remove(name),
                 _ => None,
             };
-            let mut result = self.swap(&mut fleet, name, &record, &loaded);
+            let mut result = self.swap(&mut fleet, name, &record, &loaded, works);
             self.publish_routes(&fleet);
             if result.is_ok() {
                 result = self.scale(&mut fleet, name).await;
@@ -314,8 +317,16 @@ impl Supervisor {
         }
     }
 
-    async fn is_running(&self, name: &SwarmPath, record: &SwarmRecord) -> bool {
-        self.fleet.lock().await.swarms.get(name).is_some_and(|l| l.runs(record))
+    async fn is_running(&self, name: &SwarmPath, record: &SwarmRecord, works: bool) -> bool {
+        let fleet = self.fleet.lock().await;
+        fleet.swarms.get(name).is_some_and(|l| l.runs(record, works))
+    }
+
+    /// Whether a tenant's Bees run on this node: see [`skep_stage::Pins`].
+    #[must_use]
+    pub fn works_for(&self, tenant: &TenantId) -> bool {
+        let workers = self.seams.workers.borrow();
+        self.works && workers.pins.fits(&workers.me, tenant)
     }
 
     fn say(&self, name: &SwarmPath, trouble: Option<String>) {
@@ -410,6 +421,7 @@ impl Supervisor {
         name: &SwarmPath,
         record: &SwarmRecord,
         loaded: &Loaded,
+        works: bool,
     ) -> anyhow::Result<()> {
         // Every Bee before anything changes: a module that is missing must not leave half a revision.
         let mut bees = BTreeMap::new();
@@ -417,7 +429,7 @@ impl Supervisor {
             let digest = record.digest(&stage.name)?;
             let under_way = fleet.under_way(name, &stage.name);
             let read = !record.swarm.readers(&stage.name).is_empty();
-            let bee = self.bee_of(name, (stage, read), digest, loaded, under_way)?;
+            let bee = self.bee_of(name, (stage, read), digest, loaded, (under_way, works))?;
             bees.insert(stage.name.clone(), bee);
         }
         let id = record.id(&Scope::of(name.tenant().clone()))?;
@@ -478,7 +490,7 @@ impl Supervisor {
                 Some(live) => live,
                 None => match left.digest().and_then(|digest| {
                     let stage = (&left.stage, !left.readers.is_empty());
-                    self.bee_of(&id.path(), stage, digest, loaded, UnderWay::default())
+                    self.bee_of(&id.path(), stage, digest, loaded, (UnderWay::default(), works))
                 }) {
                     Ok((digest, bee, under_way)) => {
                         let plan = plan(
@@ -510,6 +522,7 @@ impl Supervisor {
             swarm: record.swarm.clone(),
             open: Open::Yes,
             held: false,
+            works,
             scaled: false,
             stages,
             draining,
@@ -530,22 +543,23 @@ impl Supervisor {
         (stage, read): (&Stage, bool),
         digest: Digest,
         loaded: &Loaded,
-        under_way: UnderWay,
+        (under_way, works): (UnderWay, bool),
     ) -> anyhow::Result<(Digest, Arc<dyn Bee>, UnderWay)> {
+        if !works {
+            return Ok((digest, Arc::new(Nobody), under_way));
+        }
         let account = self.quotas.of(swarm.tenant());
         let meter = account.meter(&format!("{}/{}", swarm.name(), stage.name));
-        if self.works {
-            let models = Arc::clone(&self.models) as Arc<dyn Models>;
-            let clock = Arc::clone(&self.seams.clock);
-            if let Some(builtin) = BuiltinBee::of(stage, swarm.tenant(), read, models, clock) {
-                let bee = Metered {
-                    bee: builtin,
-                    under_way: Arc::clone(&under_way),
-                    meter,
-                    account,
-                };
-                return Ok((digest, Arc::new(bee), under_way));
-            }
+        let models = Arc::clone(&self.models) as Arc<dyn Models>;
+        let clock = Arc::clone(&self.seams.clock);
+        if let Some(builtin) = BuiltinBee::of(stage, swarm.tenant(), read, models, clock) {
+            let bee = Metered {
+                bee: builtin,
+                under_way: Arc::clone(&under_way),
+                meter,
+                account,
+            };
+            return Ok((digest, Arc::new(bee), under_way));
         }
         let settings = BeeSettings {
             secrets: self.vault.grant(swarm.tenant(), &stage.secrets),
@@ -555,9 +569,6 @@ impl Supervisor {
             meter: Arc::clone(&meter.engine),
             ..BeeSettings::of(stage, digest)
         };
-        if !self.works {
-            return Ok((digest, Arc::new(Nobody), under_way));
-        }
         match loaded.get(&digest) {
             Some(Ok(())) => {}
             Some(Err(why)) => anyhow::bail!("stage `{}`: {why}", stage.name),
@@ -611,7 +622,7 @@ impl Supervisor {
         for live in fleet.swarms.values() {
             for subject in live.swarm.subjects() {
                 // Lanes lie in memory: without Bees here there is nobody to read them.
-                let pure = live.swarm.pure(&subject) && self.works && !live.held;
+                let pure = live.swarm.pure(&subject) && live.works && !live.held;
                 let feeds = live
                     .swarm
                     .fed_by(&subject)

@@ -1563,6 +1563,9 @@ pub struct NodeInfo {
     /// It has not followed the last change of modules and Swarms yet.
     #[prost(bool, tag = "11")]
     pub behind: bool,
+    /// `KEY=VALUE`.
+    #[prost(string, repeated, tag = "12")]
+    pub labels: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// Nested message and enum types in `NodeInfo`.
 pub mod node_info {
@@ -4771,6 +4774,9 @@ pub struct Tenant {
     /// Public keys, `ed25519:KEY`. If there are any, the tenant takes modules that one of them signed, and no others.
     #[prost(string, repeated, tag = "10")]
     pub signers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The label of the nodes that it runs on, which run nobody else. Empty: any that are for nobody in particular.
+    #[prost(string, tag = "12")]
+    pub nodes: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Limit {
@@ -4787,6 +4793,9 @@ pub struct CreateTenantRequest {
     pub name: ::prost::alloc::string::String,
     #[prost(message, repeated, tag = "2")]
     pub limits: ::prost::alloc::vec::Vec<Limit>,
+    /// As in Tenant.
+    #[prost(string, tag = "4")]
+    pub nodes: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SetTenantRequest {
@@ -4801,6 +4810,9 @@ pub struct SetTenantRequest {
     pub add_signers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(string, repeated, tag = "5")]
     pub remove_signers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// As in Tenant. Without it they stay as they are.
+    #[prost(string, optional, tag = "7")]
+    pub nodes: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListTenantsRequest {

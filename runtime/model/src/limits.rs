@@ -314,6 +314,8 @@ pub const MODULES_MAX: usize = 1_000;
 pub const MODULE_TAGS_MAX: usize = 1_000;
 /// Versions of a module without a tag that no Swarm uses; older ones go with their bytes at the next push.
 pub const MODULE_LOOSE_VERSIONS_MAX: usize = 10;
+/// Labels of a node.
+pub const NODE_LABELS_MAX: usize = 32;
 /// Partitions of all stages of a Swarm, those that drain after their removal included: each has an owner's task.
 pub const SWARM_PARTITIONS_MAX: u64 = 4_096;
 /// A module that a node cannot load is tried again after this time, doubling.

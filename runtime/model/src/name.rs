@@ -17,6 +17,8 @@ pub enum BadName {
     TooLong(usize),
     #[error("`{0}` is not a name: use a-z, 0-9 and `-`, first and last a letter or digit (a DNS label)")]
     NotALabel(String),
+    #[error("`{0}` is not a node's label: use KEY=VALUE, both of a-z, 0-9 and `-`, first and last a letter or digit")]
+    NotANodeLabel(String),
     #[error("`{0}` is not a {1} reference: use NAME, NAME:TAG or NAME@sha256:DIGEST")]
     NotARef(String, &'static str),
 }
@@ -37,8 +39,19 @@ fn check_label(s: &str) -> Result<(), BadName> {
     }
 }
 
+fn check_pair(s: &str) -> Result<(), BadName> {
+    let sound = |(key, value)| check_label(key).and_then(|()| check_label(value)).is_ok();
+    match s.split_once('=') {
+        Some(pair) if sound(pair) => Ok(()),
+        _ => Err(BadName::NotANodeLabel(s.chars().take(2 * NAME_BYTES_MAX + 1).collect())),
+    }
+}
+
 macro_rules! label {
     ($(#[$doc:meta])* $name:ident) => {
+        label! { $(#[$doc])* $name by check_label }
+    };
+    ($(#[$doc:meta])* $name:ident by $check:ident) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub struct $name(Arc<str>);
@@ -54,7 +67,7 @@ macro_rules! label {
             type Err = BadName;
 
             fn from_str(s: &str) -> Result<Self, BadName> {
-                check_label(s).map(|()| Self(s.into()))
+                $check(s).map(|()| Self(s.into()))
             }
         }
 
@@ -123,6 +136,10 @@ label! {
 label! {
     /// A tenant's secret.
     SecretName
+}
+label! {
+    /// What an operator says of a node, and asks of one: `KEY=VALUE`.
+    NodeLabel by check_pair
 }
 
 impl TenantId {

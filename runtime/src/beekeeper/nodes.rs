@@ -43,6 +43,7 @@ impl Keeper {
                 silent_ms: heard.silent_ms,
                 here: heard.id == self.node,
                 owned: owned.collect(),
+                labels: member.labels.iter().map(ToString::to_string).collect(),
                 behind: member.catalog != catalog,
             }
         });

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use skep_model::access::{By, Caller, Role};
 use skep_model::limits::TENANTS_MAX;
-use skep_model::name::TenantId;
+use skep_model::name::{NodeLabel, TenantId};
 use skep_model::quota::{Limits, Quota};
 use skep_model::scope::Scope;
 use skep_proto::v1;
@@ -38,6 +38,7 @@ impl Keeper {
             deleting: false,
             limits,
             signers: Signers::default(),
+            nodes: pinned(&asked.nodes)?,
         };
         match catalogs.put_tenant(&tenant, 0, &record).await.map_err(internal)? {
             Ok(_) => {
@@ -64,8 +65,8 @@ impl Keeper {
         };
         let add = keys(&asked.add_signers).map_err(invalid)?;
         let remove = keys(&asked.remove_signers).map_err(invalid)?;
-        if asked.limits.is_empty() && asked.unlimited.is_empty() && add.is_empty() && remove.is_empty() {
-            return Err(invalid("neither a limit nor a signer is named"));
+        if asked.limits.is_empty() && asked.unlimited.is_empty() && add.is_empty() && remove.is_empty() && asked.nodes.is_none() {
+            return Err(invalid("neither a limit nor a signer nor nodes are named"));
         }
         if let Some(both) = add.iter().find(|key| remove.contains(key)) {
             return Err(invalid(format!("{both} is to be added and removed")));
@@ -78,6 +79,9 @@ impl Keeper {
             found.record.limits = changed(found.record.limits, &asked.limits, &asked.unlimited)?;
             let signers = found.record.signers.change(&add, &remove);
             signers.map_err(|why| invalid(format!("tenant `{tenant}`: {why}")))?;
+            if let Some(nodes) = &asked.nodes {
+                found.record.nodes = pinned(nodes)?;
+            }
             let catalogs = &self.supervisor.catalogs;
             let put = catalogs.put_tenant(&tenant, found.version, &found.record).await;
             if put.map_err(internal)?.is_ok() {
@@ -111,6 +115,7 @@ impl Keeper {
                 .collect(),
             used: Vec::new(),
             signers: record.signers.iter().map(ToString::to_string).collect(),
+            nodes: record.nodes.as_ref().map(ToString::to_string).unwrap_or_default(),
         })
     }
 
@@ -174,6 +179,7 @@ impl Keeper {
             deleting: false,
             limits: Limits::default(),
             signers: Signers::default(),
+            nodes: None,
         };
         let mut all = vec![(default, always)];
         let made = self.supervisor.catalogs.tenants().await.map_err(internal)?;
@@ -348,6 +354,13 @@ impl Keeper {
 }
 
 /// `limits` with others set, and others taken away. One that is named twice is a slip.
+fn pinned(text: &str) -> Result<Option<NodeLabel>, Status> {
+    match text {
+        "" => Ok(None),
+        text => text.parse().map(Some).map_err(invalid),
+    }
+}
+
 fn changed(mut limits: Limits, set: &[v1::Limit], unset: &[String]) -> Result<Limits, Status> {
     let mut named = BTreeSet::new();
     let set = set.iter().map(|limit| (&limit.name, Some(limit.value)));

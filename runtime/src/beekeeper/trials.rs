@@ -56,6 +56,11 @@ impl Keeper {
                 stage.name
             )));
         }
+        if !self.supervisor.works_for(self.catalog.tenant()) {
+            return Err(Status::failed_precondition(
+                "this node runs no Bees of the tenant: ask one that does, as `skep nodes` shows them",
+            ));
+        }
         let (module, digest) = if asked.module.is_empty() {
             (stage.module.clone(), record.digest(&stage.name).map_err(internal)?)
         } else {

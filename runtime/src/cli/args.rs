@@ -369,8 +369,11 @@ pub enum TenantCommand {
         name: String,
         #[command(flatten)]
         limits: Limits,
+        /// Run it on nodes that have this label, which then run nobody else; `any` by default
+        #[arg(long, value_name = "KEY=VALUE")]
+        nodes: Option<String>,
     },
-    /// Give one other limits or signers; `none` takes a limit away, what is not named stays
+    /// Give one other limits, signers or nodes; `none` takes a limit away, what is not named stays
     Set {
         /// Its name
         name: String,
@@ -382,6 +385,9 @@ pub enum TenantCommand {
         /// Take modules of this key no more; may be repeated. What runs goes on
         #[arg(long, value_name = "ed25519:…")]
         no_signer: Vec<String>,
+        /// Run it on nodes that have this label, which then run nobody else; `any`: on all that are for nobody in particular
+        #[arg(long, value_name = "KEY=VALUE")]
+        nodes: Option<String>,
     },
     /// List them with what they have
     List,
@@ -667,6 +673,15 @@ pub struct Serve {
     /// What the node is called among others; the machine's name by default
     #[arg(long, env = "SKEP_NODE_NAME", hide_env_values = true, value_name = "NAME")]
     pub node_name: Option<String>,
+    /// What to say of the node, for tenants that are pinned to a label; may be repeated
+    #[arg(
+        long,
+        env = "SKEP_LABEL",
+        hide_env_values = true,
+        value_name = "KEY=VALUE",
+        value_delimiter = ','
+    )]
+    pub label: Option<Vec<String>>,
     /// The node's certificate (PEM), with what is between it and its root: the port speaks TLS
     #[arg(
         long,
@@ -744,6 +759,7 @@ impl Serve {
             no_admin: self.no_admin,
             roles: self.roles,
             node_name: self.node_name,
+            label: self.label,
             log_format: self.log_format,
             sample_ratio: self.sample_ratio,
             tls_cert: self.tls_cert,

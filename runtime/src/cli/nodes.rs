@@ -48,6 +48,12 @@ pub async fn list(node: &str, out: Printer) -> Outcome {
         ],
         rows,
     )?;
+    let labelled: Vec<_> = nodes.iter().filter(|n| !n.labels.is_empty()).collect();
+    if !labelled.is_empty() {
+        out.line("")?;
+        let rows = labelled.iter().map(|n| vec![shown(&n.name), n.labels.join(" ")]);
+        out.table_of_lines(&["NAME", "LABELS"], rows.collect())?;
+    }
     for n in nodes.iter().filter(|n| !n.owned.is_empty()) {
         out.line("")?;
         out.line(&format!("{} owns", shown(&n.name)))?;
@@ -132,7 +138,7 @@ fn state(n: &v1::NodeInfo) -> &'static str {
 
 fn as_json(n: &v1::NodeInfo) -> Value {
     json!({
-        "id": n.id, "name": n.name, "version": n.version, "url": n.url, "roles": n.roles, "state": state(n),
+        "id": n.id, "name": n.name, "version": n.version, "url": n.url, "roles": n.roles, "labels": n.labels, "state": state(n),
         "started_ms": n.started_ms, "silent_ms": n.silent_ms, "here": n.here, "behind": n.behind,
         "owned": n.owned.iter().map(|o| json!({
             "swarm": o.swarm, "stage": o.stage, "partitions": o.partitions, "waiting": o.waiting,

@@ -14,10 +14,11 @@ use crate::wording::count;
 pub async fn tenant(args: args::Tenant, node: &str, out: Printer) -> Outcome {
     let mut access = connect::access(node).await?;
     match args.what {
-        TenantCommand::Create { name, limits } => {
+        TenantCommand::Create { name, limits, nodes } => {
             // Where there is none yet, `none` says nothing.
             let (limits, _) = told(&limits);
-            let request = v1::CreateTenantRequest { name, limits };
+            let nodes = nodes.map(label).unwrap_or_default();
+            let request = v1::CreateTenantRequest { name, limits, nodes };
             let made = access.create_tenant(request).await?.into_inner();
             if out.json() {
                 return out.document(&as_json(&made));
@@ -32,6 +33,7 @@ pub async fn tenant(args: args::Tenant, node: &str, out: Printer) -> Outcome {
             limits,
             signer,
             no_signer,
+            nodes,
         } => {
             let (limits, unlimited) = told(&limits);
             let request = v1::SetTenantRequest {
@@ -40,13 +42,15 @@ pub async fn tenant(args: args::Tenant, node: &str, out: Printer) -> Outcome {
                 unlimited,
                 add_signers: signer,
                 remove_signers: no_signer,
+                nodes: nodes.map(label),
             };
             let set = access.set_tenant(request).await?.into_inner();
             if out.json() {
                 return out.document(&as_json(&set));
             }
             limits_table(&set, out)?;
-            signers(&set, out)
+            signers(&set, out)?;
+            pinned(&set, out)
         }
         TenantCommand::List => {
             let request = v1::ListTenantsRequest { name: String::new() };
@@ -62,7 +66,8 @@ pub async fn tenant(args: args::Tenant, node: &str, out: Printer) -> Outcome {
             }
             out.line("")?;
             limits_table(&one, out)?;
-            signers(&one, out)
+            signers(&one, out)?;
+            pinned(&one, out)
         }
         TenantCommand::Delete { name, purge } => {
             let gone = access
@@ -97,6 +102,21 @@ fn told(given: &args::Limits) -> (Vec<v1::Limit>, Vec<String>) {
         }
     }
     (limits, unlimited)
+}
+
+/// `any` is how people say that there is none.
+fn label(text: String) -> String {
+    if text == "any" { String::new() } else { text }
+}
+
+fn pinned(tenant: &v1::Tenant, out: Printer) -> Outcome {
+    if tenant.nodes.is_empty() {
+        return Ok(());
+    }
+    out.line(&format!(
+        "\nruns on nodes labelled {}, which run nobody else; `skep nodes` shows which they are",
+        tenant.nodes
+    ))
 }
 
 fn signers(tenant: &v1::Tenant, out: Printer) -> Outcome {
@@ -155,7 +175,8 @@ fn as_json(tenant: &v1::Tenant) -> Value {
     };
     json!({
         "name": tenant.name, "created_ms": tenant.created_ms, "deleting": tenant.deleting, "swarms": tenant.swarms,
-        "modules": tenant.modules, "models": tenant.models, "tokens": tenant.tokens, "limits": amounts(&tenant.limits), "used": amounts(&tenant.used),
+        "modules": tenant.modules, "models": tenant.models, "tokens": tenant.tokens, "nodes": tenant.nodes,
+        "limits": amounts(&tenant.limits), "used": amounts(&tenant.used),
     })
 }
 

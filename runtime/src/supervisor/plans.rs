@@ -65,7 +65,7 @@ impl<B: Bee> Bee for Metered<B> {
     }
 }
 
-/// Of a node without workers: it knows the stages for their addresses, owns no partition, and loads no module.
+/// Of a node without workers, or of a tenant that is not for this node: it knows the stages for their addresses, owns no partition, and loads no module.
 pub(super) struct Nobody;
 
 #[async_trait]

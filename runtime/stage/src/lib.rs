@@ -27,6 +27,6 @@ pub mod worker;
 
 pub use bee::Bee;
 pub use observe::{BatchReport, Observer, StageState};
-pub use placement::{Place, Workers};
+pub use placement::{Pins, Place, Workers};
 pub use plan::{Bypass, Destination, Plan};
 pub use worker::{Running, Seams, start};

@@ -1,9 +1,11 @@
 //! Which node should own a partition. A hint only: the claim decides, so nodes that disagree for a while lose time and nothing else.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use skep_model::id::{Digest, NodeId};
+use skep_model::name::{NodeLabel, TenantId};
 use skep_model::scope::PartitionId;
 use tokio::sync::watch;
 
@@ -17,6 +19,32 @@ pub struct Workers {
     pub me: NodeId,
     /// Everyone, me included unless I am to leave.
     pub all: Vec<NodeId>,
+    pub pins: Pins,
+}
+
+/// Which nodes are for whom. A tenant that is pinned to a label runs on nodes that have it, and nobody else runs there: those nodes are
+/// for the tenants that are pinned to them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pins {
+    /// Nodes without labels need not be in it.
+    pub labels: BTreeMap<NodeId, BTreeSet<NodeLabel>>,
+    pub tenants: BTreeMap<TenantId, NodeLabel>,
+}
+
+impl Pins {
+    /// Whether a node runs what a tenant has.
+    #[must_use]
+    pub fn fits(&self, node: &NodeId, tenant: &TenantId) -> bool {
+        if self.tenants.is_empty() {
+            return true;
+        }
+        let none = BTreeSet::new();
+        let labels = self.labels.get(node).unwrap_or(&none);
+        match self.tenants.get(tenant) {
+            Some(pinned) => labels.contains(pinned),
+            None => !self.tenants.values().any(|taken| labels.contains(taken)),
+        }
+    }
 }
 
 /// What a node is to a partition.
@@ -26,7 +54,7 @@ pub enum Place {
     Home,
     /// Another should.
     Guest,
-    /// It is to leave: it owns nothing.
+    /// It is to leave, or it is not for this tenant: it owns nothing.
     Away,
 }
 
@@ -34,14 +62,20 @@ impl Workers {
     /// One node that is alone.
     #[must_use]
     pub fn alone(me: NodeId) -> watch::Receiver<Arc<Self>> {
-        watch::Sender::new(Arc::new(Self { me, all: vec![me] })).subscribe()
+        let alone = Self {
+            me,
+            all: vec![me],
+            pins: Pins::default(),
+        };
+        watch::Sender::new(Arc::new(alone)).subscribe()
     }
 
     /// Rendezvous hashing (Thaler and Ravishankar, 1996): the node with the highest hash of node and partition. Where a node comes
     /// or goes only its own partitions move.
     #[must_use]
     pub fn place(&self, partition: &PartitionId) -> Place {
-        if !self.all.contains(&self.me) {
+        let tenant = partition.topic().swarm().tenant();
+        if !self.all.contains(&self.me) || !self.pins.fits(&self.me, tenant) {
             return Place::Away;
         }
         if self.all.len() == 1 {
@@ -53,7 +87,8 @@ impl Workers {
             bytes.extend_from_slice(name.as_bytes());
             (Digest::of(&bytes).0, *node)
         };
-        match self.all.iter().max_by_key(|node| weight(node)) {
+        let candidates = self.all.iter().filter(|node| self.pins.fits(node, tenant));
+        match candidates.max_by_key(|node| weight(node)) {
             Some(best) if *best == self.me => Place::Home,
             _ => Place::Guest,
         }
@@ -75,7 +110,15 @@ mod tests {
     }
 
     fn home(all: &[NodeId], index: u16) -> Option<NodeId> {
-        let of = |me| Workers { me, all: all.to_vec() };
+        homes_of(all, &Pins::default(), index)
+    }
+
+    fn homes_of(all: &[NodeId], pins: &Pins, index: u16) -> Option<NodeId> {
+        let of = |me| Workers {
+            me,
+            all: all.to_vec(),
+            pins: pins.clone(),
+        };
         let mut homes = all.iter().filter(|me| of(**me).place(&partition(index)) == Place::Home);
         let home = homes.next().copied();
         assert_eq!(homes.next(), None, "two think that they should own it");
@@ -113,7 +156,36 @@ mod tests {
         let workers = Workers {
             me: NodeId([1; 8]),
             all: vec![NodeId([2; 8])],
+            pins: Pins::default(),
         };
         assert_eq!(workers.place(&partition(0)), Place::Away);
+    }
+
+    #[test]
+    fn a_pinned_tenant_and_its_nodes_have_each_other_and_nobody_else() {
+        let all: Vec<NodeId> = (0..4).map(|n| NodeId([n; 8])).collect();
+        let label = |text: &str| text.parse::<NodeLabel>().unwrap();
+        let mut pins = Pins {
+            labels: BTreeMap::from([
+                (all[0], BTreeSet::from([label("pool=acme"), label("zone=a")])),
+                (all[1], BTreeSet::from([label("zone=a")])),
+            ]),
+            tenants: BTreeMap::from([("acme".parse().unwrap(), label("pool=acme"))]),
+        };
+        // The partitions here are the default tenant's, which is not pinned.
+        for index in 0..64 {
+            let home = homes_of(&all, &pins, index).unwrap();
+            assert_ne!(home, all[0], "a node that is for acme took somebody else's");
+        }
+        assert!(pins.fits(&all[0], &"acme".parse().unwrap()));
+        assert!(!pins.fits(&all[1], &"acme".parse().unwrap()), "another label");
+        assert!(!pins.fits(&all[3], &"acme".parse().unwrap()), "no label");
+        pins.tenants.insert(TenantId::default_tenant(), label("zone=a"));
+        for index in 0..64 {
+            let home = homes_of(&all, &pins, index).unwrap();
+            assert!(all[..2].contains(&home), "a node takes all tenants that are pinned to one of its labels");
+        }
+        pins.tenants.insert(TenantId::default_tenant(), label("zone=b"));
+        assert_eq!(homes_of(&all, &pins, 0), None, "nobody has the label");
     }
 }
