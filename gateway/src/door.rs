@@ -94,21 +94,25 @@ struct Entered {
 #[derive(Debug, Clone)]
 struct End {
     called: CancellationToken,
-    /// A token of a provider says when it runs out, and nobody has to be asked again.
-    after: Option<Duration>,
+    /// A token of a provider says when it runs out, and nobody has to be asked again; but its key may be dropped before.
+    vouched: Option<(Duration, CancellationToken)>,
 }
 
 impl From<CancellationToken> for End {
     fn from(called: CancellationToken) -> Self {
-        Self { called, after: None }
+        Self { called, vouched: None }
     }
 }
 
 impl End {
     async fn come(self) {
-        match self.after {
+        match self.vouched {
             None => self.called.cancelled().await,
-            Some(after) => drop(tokio::time::timeout(after, self.called.cancelled()).await),
+            Some((after, dropped)) => tokio::select! {
+                () = self.called.cancelled() => {}
+                () = dropped.cancelled() => {}
+                () = tokio::time::sleep(after) => {}
+            },
         }
     }
 }
@@ -351,7 +355,12 @@ fn vouched(
     tenants: &HashMap<TenantId, CancellationToken>,
     now_ms: u64,
 ) -> Result<Entered, Refused> {
-    let Known { identity, tenant, role } = provider.look(token, now_ms).map_err(|unlet| match unlet {
+    let Known {
+        identity,
+        tenant,
+        role,
+        dropped,
+    } = provider.look(token, now_ms).map_err(|unlet| match unlet {
         // Why is for the operator's eyes: to others it says what would be taken.
         Unlet::Bad(why) => {
             tracing::debug!(%why, "a token that is none of the platform's own lets nobody in");
@@ -380,7 +389,7 @@ fn vouched(
         name,
         end: Some(End {
             called: called.clone(),
-            after: Some(Duration::from_millis(left_ms)),
+            vouched: Some((Duration::from_millis(left_ms), dropped)),
         }),
     })
 }

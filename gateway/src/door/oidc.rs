@@ -20,6 +20,7 @@ use skep_model::limits::{
 };
 use skep_model::name::TenantId;
 use tokio::sync::{Notify, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
 
 pub use keys::{Keys, Refused, Rules, Verified};
 
@@ -148,6 +149,8 @@ pub struct Known {
     pub identity: Arc<Identity>,
     pub tenant: TenantId,
     pub role: Role,
+    /// Called when the provider drops the key that the token is signed by: what was begun with it ends.
+    pub dropped: CancellationToken,
 }
 
 /// Why a token lets nobody in.
@@ -211,7 +214,7 @@ impl Provider {
         &self.rules.issuer
     }
 
-    /// These are its keys now, and no others: what a key signed that is not among them is not good any more.
+    /// These are its keys now, and no others: what a key signed that is not among them is not good any more, and what was begun with it ends.
     pub fn read(&self, keys: Keys) {
         self.set(keys);
         self.readings.send_modify(|reading| {
@@ -238,7 +241,10 @@ impl Provider {
     }
 
     fn set(&self, keys: Keys) {
-        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
+        {
+            let mut now = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+            *now = Arc::new(keys.after(&now));
+        }
         self.known.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
@@ -274,6 +280,7 @@ impl Provider {
             identity: Arc::new(identity),
             tenant,
             role,
+            dropped: verified.dropped,
         };
         let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         // Not under other keys than it was held against.

@@ -14,11 +14,36 @@ use ring::signature as ring_signature;
 use serde_json::{Map, Value};
 use signature::Verifier;
 use skep_model::limits::{OIDC_KEYS_MAX, OIDC_LEEWAY_MS, OIDC_TOKEN_BYTES_MAX};
+use tokio_util::sync::CancellationToken;
+
+/// Kinds of tokens that let somebody in: RFC 7519 §5.1, RFC 9068 §2.1; without `application/`, in small letters.
+const KINDS: [&str; 2] = ["jwt", "at+jwt"];
 
 /// Keys of a provider, each good for one algorithm.
 #[derive(Default)]
 pub struct Keys {
-    by_id: HashMap<String, (Algorithm, DecodingKey)>,
+    by_id: HashMap<String, Key>,
+}
+
+struct Key {
+    algorithm: Algorithm,
+    key: DecodingKey,
+    /// Called when the provider drops it: what was begun with its tokens ends.
+    end: CancellationToken,
+}
+
+impl Key {
+    fn is(&self, other: &Self) -> bool {
+        use DecodingKeyKind::{RsaModulusExponent, SecretOrDer};
+        let same = match (self.key.kind(), other.key.kind()) {
+            (SecretOrDer(point), SecretOrDer(other)) => point == other,
+            (RsaModulusExponent { n, e }, RsaModulusExponent { n: other_n, e: other_e }) => {
+                n == other_n && e == other_e
+            }
+            _ => false,
+        };
+        same && self.algorithm == other.algorithm
+    }
 }
 
 /// What a node asks of a token.
@@ -36,6 +61,10 @@ pub enum Refused {
     NoToken,
     #[error("its algorithm is none of RS256, ES256 and EdDSA")]
     Algorithm,
+    #[error("its kind (`typ`) is neither JWT nor at+jwt: the provider signs it for something else")]
+    Kind,
+    #[error("it has extensions that must be understood (`crit`), and none is")]
+    Critical,
     /// It names no key, or one that the provider did not have when its keys were read last. They may have been changed since.
     #[error("its key is none of the provider's")]
     UnknownKey(String),
@@ -55,6 +84,8 @@ pub enum Refused {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Verified {
     pub until_ms: u64,
+    /// Called when the provider drops the key that it is signed by.
+    pub dropped: CancellationToken,
     pub claims: Map<String, Value>,
 }
 
@@ -69,7 +100,18 @@ impl Keys {
         Ok(Self { by_id })
     }
 
-    fn one(jwk: &Jwk) -> Option<(String, (Algorithm, DecodingKey))> {
+    /// As the keys after these: one that stays goes on, and what was begun with another ends.
+    pub(super) fn after(mut self, former: &Self) -> Self {
+        for (id, before) in &former.by_id {
+            match self.by_id.get_mut(id).filter(|key| key.is(before)) {
+                Some(key) => key.end = before.end.clone(),
+                None => before.end.cancel(),
+            }
+        }
+        self
+    }
+
+    fn one(jwk: &Jwk) -> Option<(String, Key)> {
         let common = &jwk.common;
         let signs = common
             .public_key_use
@@ -91,7 +133,12 @@ impl Keys {
             .is_none_or(|named| named.to_string() == format!("{algorithm:?}"));
         let id = common.key_id.clone().filter(|id| !id.is_empty())?;
         (signs && verifies && named).then_some(())?;
-        Some((id, (algorithm, DecodingKey::from_jwk(jwk).ok()?)))
+        let key = Key {
+            algorithm,
+            key: DecodingKey::from_jwk(jwk).ok()?,
+            end: CancellationToken::new(),
+        };
+        Some((id, key))
     }
 
     #[must_use]
@@ -123,8 +170,17 @@ impl Keys {
         if !matches!(header.alg, Algorithm::RS256 | Algorithm::ES256 | Algorithm::EdDSA) {
             return Err(Refused::Algorithm);
         }
+        // RFC 7515 §4.1.11: whoever does not know an extension that is named there must refuse.
+        if header.crit.is_some() {
+            return Err(Refused::Critical);
+        }
+        // RFC 8725 §3.11: a provider signs more than tokens to come in by, such as events, logouts and answers to introspection.
+        let kind = header.typ.unwrap_or_else(|| KINDS[0].to_owned()).to_ascii_lowercase();
+        if !KINDS.contains(&kind.strip_prefix("application/").unwrap_or(&kind)) {
+            return Err(Refused::Kind);
+        }
         let id = header.kid.unwrap_or_default();
-        let (algorithm, key) = self.by_id.get(&id).ok_or(Refused::UnknownKey(id))?;
+        let Key { algorithm, key, end } = self.by_id.get(&id).ok_or(Refused::UnknownKey(id))?;
         if header.alg != *algorithm {
             return Err(Refused::Algorithm);
         }
@@ -156,7 +212,11 @@ impl Keys {
         {
             return Err(Refused::Early);
         }
-        Ok(Verified { until_ms, claims })
+        Ok(Verified {
+            until_ms,
+            dropped: end.clone(),
+            claims,
+        })
     }
 }
 
@@ -337,6 +397,10 @@ pub(in crate::door) mod tests {
             assert_eq!(verified.until_ms, NOW + 300_000);
             assert_eq!(verified.claims["groups"], json!(["a", 7]));
         }
+        for typ in ["at+jwt", "application/at+jwt", "AT+JWT", "jwt"] {
+            let token = signer.sign(&json!({ "alg": "EdDSA", "kid": "ed", "typ": typ }), &claims());
+            assert!(keys.verify(&token, &rules(), NOW).is_ok(), "{typ}");
+        }
         let many = signer.sign(
             &json!({ "alg": "EdDSA", "kid": "ed" }),
             &with("aud", json!(["other", "skep"])),
@@ -373,6 +437,7 @@ pub(in crate::door) mod tests {
         let keys = signer.keys();
         let head = |alg: &str, kid: &str| json!({ "alg": alg, "kid": kid });
         let ed = head("EdDSA", "ed");
+        let typed = |typ: &str| json!({ "alg": "EdDSA", "kid": "ed", "typ": typ });
         let unknown = |id: &str| Refused::UnknownKey(id.to_owned());
         for (token, why) in [
             (
@@ -397,6 +462,24 @@ pub(in crate::door) mod tests {
             (signer.sign(&head("HS256", "ec"), &claims()), Refused::Algorithm),
             (signer.sign(&head("HS256", "secret"), &claims()), Refused::Algorithm),
             (signer.sign(&head("EdDSA", "ec"), &claims()), Refused::Algorithm),
+            (signer.sign(&typed("logout+jwt"), &claims()), Refused::Kind),
+            (
+                signer.sign(&typed("application/secevent+jwt"), &claims()),
+                Refused::Kind,
+            ),
+            (signer.sign(&typed("token-introspection+jwt"), &claims()), Refused::Kind),
+            (signer.sign(&typed(""), &claims()), Refused::Kind),
+            (
+                signer.sign(
+                    &json!({ "alg": "EdDSA", "kid": "ed", "crit": ["b64"], "b64": true }),
+                    &claims(),
+                ),
+                Refused::Critical,
+            ),
+            (
+                signer.sign(&json!({ "alg": "EdDSA", "kid": "ed", "crit": [] }), &claims()),
+                Refused::Critical,
+            ),
             (signer.sign(&head("EdDSA", "enc"), &claims()), unknown("enc")),
             (signer.sign(&json!({ "alg": "EdDSA" }), &claims()), unknown("")),
             (signer.sign(&head("EdDSA", "next"), &claims()), unknown("next")),

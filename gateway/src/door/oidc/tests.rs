@@ -20,6 +20,7 @@ fn mapping() -> Mapping {
 fn said(claims: &Value) -> Verified {
     Verified {
         until_ms: NOW,
+        dropped: CancellationToken::new(),
         claims: claims.as_object().unwrap().clone(),
     }
 }
@@ -124,13 +125,19 @@ fn keys_that_the_provider_dropped_let_nobody_in_not_even_whom_they_let_in_before
     // Remembered, and only as long as it is good.
     assert_eq!(provider.look(&shown, NOW).unwrap(), known);
     assert_eq!(provider.look(&shown, NOW + 400_000), Err(Unlet::Bad(Refused::Expired)));
-    // A provider that cannot be reached changes nothing.
+    // A provider that cannot be reached changes nothing, nor does one that has the same keys still.
     provider.unread();
-    assert!(provider.look(&shown, NOW).is_ok());
+    provider.read(old.keys());
+    assert_eq!(provider.look(&shown, NOW).unwrap(), known);
+    assert!(!known.dropped.is_cancelled());
+    // Another key by the same name is another key: what was begun with the former one ends.
     provider.read(new.keys());
+    assert!(known.dropped.is_cancelled());
     assert_eq!(provider.look(&shown, NOW), Err(Unlet::Bad(Refused::Signature)));
-    assert!(provider.look(&token(&new, "ed"), NOW).is_ok());
+    let known = provider.look(&token(&new, "ed"), NOW).unwrap();
+    assert!(!known.dropped.is_cancelled());
     provider.forget();
+    assert!(known.dropped.is_cancelled());
     assert_eq!(provider.look(&token(&new, "ed"), NOW), Err(Unlet::Unsure));
 }
 
