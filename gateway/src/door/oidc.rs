@@ -31,7 +31,7 @@ pub struct Mapping {
     pub tenant_claim: Claim,
     /// The claim that names the role, or a list of which one does.
     pub role_claim: Claim,
-    /// What a value of the tenant's claim means. Empty: the tenant of that name.
+    /// What a value of the tenant's claim means. Empty: the tenant of that name, but never the default one, which has to be said.
     pub tenants: BTreeMap<String, TenantId>,
     /// What a value of the role's claim means. Empty: the role of that name, but never an operator's, which has to be said.
     pub roles: BTreeMap<String, Role>,
@@ -117,7 +117,9 @@ impl Mapping {
         // One, or it would be for the order of a list to say whose data is meant.
         let text = self.tenant_claim.of(claims)?.as_str()?;
         if self.tenants.is_empty() {
-            return text.parse().ok();
+            // Every tenant that an operator made is somebody's at the provider too; this one is there by itself, and its name free for whoever
+            // takes it there. It has no limits, and its Bees reach the operator's own network.
+            return text.parse().ok().filter(|named| *named != TenantId::default_tenant());
         }
         self.tenants.get(text).cloned()
     }

@@ -721,7 +721,7 @@ pub struct Serve {
     /// The claim that names the tenant, or a JSON pointer to it; `tenant` by default
     #[arg(long, env = "SKEP_OIDC_TENANT_CLAIM", hide_env_values = true, value_name = "CLAIM")]
     pub oidc_tenant_claim: Option<String>,
-    /// What a value of that claim means; without any, the tenant of that name. May be given again
+    /// What a value of that claim means; without any, the tenant of that name, but never default. May be given again
     #[arg(long, env = "SKEP_OIDC_TENANT", hide_env_values = true, value_name = "VALUE=TENANT")]
     pub oidc_tenant: Option<Vec<String>>,
     /// The claim that names the role, or has a list of which one does, or a JSON pointer to it; `roles` by default

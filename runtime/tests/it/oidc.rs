@@ -167,6 +167,7 @@ async fn tokens_of_a_provider_let_in_by_their_claims() {
     for (fields, said) in [
         ("tenant=nobody&roles=invoke", "skep tenant create"),
         ("roles=invoke", "`tenant`"),
+        ("tenant=default&roles=admin", "`tenant`"),
         ("tenant=acme", "`/roles`"),
         ("tenant=acme&roles=operator", "`/roles`"),
     ] {
@@ -341,7 +342,9 @@ async fn keys_are_read_anew_for_who_needs_them_and_no_more_often_than_that() {
     let dir = tempfile::tempdir().unwrap();
     let mut provider = Provider::start();
     let stranger = Provider::start();
-    let node = trusting(dir.path(), &provider.issuer).start();
+    let issuer = provider.issuer.clone();
+    let start = || trusting(dir.path(), &issuer).env("SKEP_OIDC_TENANT", "default=default");
+    let node = start().start();
     let before = provider.token("RS256", "tenant=default&roles=read");
     assert_eq!(who(&node, &before).await.unwrap().role, "read");
 
@@ -393,7 +396,7 @@ async fn keys_are_read_anew_for_who_needs_them_and_no_more_often_than_that() {
     assert_eq!(who(&node, &after).await.unwrap().role, "read");
     // A node that starts without it serves the platform's own tokens.
     node.stop();
-    let node = trusting(dir.path(), &provider.issuer).start();
+    let node = start().start();
     assert_eq!(refused(&node, &after).await, Code::Unavailable);
     assert_eq!(who(&node, &operator(dir.path())).await.unwrap().role, "operator");
     assert!(

@@ -59,7 +59,14 @@ fn claims_become_a_tenant_and_a_role() {
     assert_eq!(who(&plain, ann(json!(many))), no_role);
 
     let no_tenant = Err(NoPlace::Tenant("tenant".into()));
-    for tenant in [json!("ACME"), json!(["acme"]), json!(""), json!("a/b"), Value::Null] {
+    for tenant in [
+        json!("default"),
+        json!("ACME"),
+        json!(["acme"]),
+        json!(""),
+        json!("a/b"),
+        Value::Null,
+    ] {
         assert_eq!(
             who(&plain, json!({ "sub": "ann", "tenant": tenant, "roles": "read" })),
             no_tenant,
@@ -77,7 +84,9 @@ fn claims_become_a_tenant_and_a_role() {
     let mapped = Mapping {
         tenant_claim: Claim::new("/org/~1id").unwrap(),
         role_claim: Claim::new("/realm_access/roles").unwrap(),
-        tenants: [("7".to_owned(), "acme".parse().unwrap())].into(),
+        tenants: [("7", "acme"), ("0", "default")]
+            .map(|(value, tenant)| (value.to_owned(), tenant.parse().unwrap()))
+            .into(),
         roles: [("ops".to_owned(), Role::Operator), ("dev".to_owned(), Role::Deploy)].into(),
     };
     let bob =
@@ -86,6 +95,7 @@ fn claims_become_a_tenant_and_a_role() {
         who(&mapped, bob("7", json!(["dev", "admin"]))).unwrap(),
         "bob  acme deploy"
     );
+    assert_eq!(who(&mapped, bob("0", json!("dev"))).unwrap(), "bob  default deploy");
     // An operator is of no tenant, whatever the token says.
     assert_eq!(
         who(&mapped, bob("8", json!(["dev", "ops"]))).unwrap(),
