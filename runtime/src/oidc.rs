@@ -6,6 +6,7 @@
 //! OpenID Connect Discovery 1.0 §4; RFC 7517. Keys are read at start, every few minutes, and when somebody shows a token of a key that is not known,
 //! but never more often than [`OIDC_REFRESH_LEAST_MS`]. While the provider cannot be reached the keys stay that were read last, for a day.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,7 +50,10 @@ impl OidcSettings {
     /// # Errors
     /// Which setting cannot be, and what would do.
     pub fn read(&self) -> Result<(Rules, Mapping), String> {
-        address(&self.issuer).map_err(|why| format!("`oidc-issuer` {why}"))?;
+        let issuer = address(&self.issuer).map_err(|why| format!("`oidc-issuer` {why}"))?;
+        if issuer.query().is_some() {
+            return Err("`oidc-issuer` has a query: leave it out".to_owned());
+        }
         if self.audience.is_empty() {
             return Err(
                 "`oidc-audience` is empty: name what the provider puts into `aud` of tokens for this platform"
@@ -75,11 +79,22 @@ impl OidcSettings {
             };
             all.iter().map(pair).collect()
         }
+        // Which of two holds would be for their order to say, and one may be an operator's.
+        fn once<T>(what: &str, all: Vec<(String, T)>) -> Result<BTreeMap<String, T>, String> {
+            let mut found = BTreeMap::new();
+            for (value, named) in all {
+                if found.contains_key(&value) {
+                    return Err(format!("`{what}` says twice what `{value}` means: say it once"));
+                }
+                found.insert(value, named);
+            }
+            Ok(found)
+        }
         let mapping = Mapping {
             tenant_claim: claim(&self.tenant_claim, TENANT_CLAIM_DEFAULT)?,
             role_claim: claim(&self.role_claim, ROLE_CLAIM_DEFAULT)?,
-            tenants: pairs::<TenantId>("oidc-tenant", &self.tenants)?.into_iter().collect(),
-            roles: pairs::<Role>("oidc-role", &self.roles)?.into_iter().collect(),
+            tenants: once("oidc-tenant", pairs::<TenantId>("oidc-tenant", &self.tenants)?)?,
+            roles: once("oidc-role", pairs::<Role>("oidc-role", &self.roles)?)?,
         };
         let rules = Rules {
             issuer: self.issuer.clone(),
@@ -102,8 +117,18 @@ fn address(text: &str) -> Result<Url, String> {
         "http" if near => {}
         _ => return Err("is not https://: only on this machine may it be http://".to_owned()),
     }
-    if !url.username().is_empty() || url.password().is_some() || url.query().is_some() || url.fragment().is_some() {
-        return Err("has a password, a query or a fragment: leave them out".to_owned());
+    if !url.username().is_empty() || url.password().is_some() || url.fragment().is_some() {
+        return Err("has a password or a fragment: leave them out".to_owned());
+    }
+    Ok(url)
+}
+
+/// Where a provider's keys are, by its description. It may have a query, as some providers' do.
+fn keys_address(issuer: &str, text: &str) -> Result<Url, String> {
+    let url = address(text)?;
+    // Or whoever may listen on this machine could say what the keys of a provider elsewhere are.
+    if url.scheme() != "https" && address(issuer)?.scheme() == "https" {
+        return Err("is not https://, and the issuer is".to_owned());
     }
     Ok(url)
 }
@@ -127,13 +152,16 @@ impl Reader {
     /// A setting that cannot be, or a file that cannot be used.
     pub fn new(settings: &OidcSettings) -> anyhow::Result<Self> {
         let (rules, mapping) = settings.read().map_err(anyhow::Error::msg)?;
-        let client = Client::builder()
+        let mut client = Client::builder()
             .tls_backend_preconfigured(tls::client(settings.ca.as_deref())?)
             // The provider says where its keys are; nobody else does.
             .redirect(redirect::Policy::none())
-            .timeout(Duration::from_millis(OIDC_FETCH_MS))
-            .build()
-            .context("set up the client of the OpenID provider")?;
+            .timeout(Duration::from_millis(OIDC_FETCH_MS));
+        if address(&rules.issuer).is_ok_and(|issuer| issuer.scheme() == "http") {
+            // What is asked in the clear stays on this machine: `HTTP_PROXY` would say what the keys are. By TLS a proxy only hands on.
+            client = client.no_proxy();
+        }
+        let client = client.build().context("set up the client of the OpenID provider")?;
         Ok(Self {
             provider: Provider::new(rules, mapping),
             client,
@@ -154,14 +182,22 @@ impl Reader {
                 let begun = Instant::now();
                 match self.fetch().await {
                     Ok(keys) => {
-                        if troubled || self.read.is_none() {
+                        let none = keys.is_empty();
+                        if none {
+                            if !troubled {
+                                tracing::warn!(
+                                    issuer = self.provider.issuer(),
+                                    "the OpenID provider has no key for RS256, ES256 or EdDSA that has an id (`kid`): its tokens let nobody in"
+                                );
+                            }
+                        } else if troubled || self.read.is_none() {
                             tracing::info!(
                                 issuer = self.provider.issuer(),
                                 keys = keys.len(),
                                 "read the OpenID provider's keys"
                             );
                         }
-                        (troubled, self.read) = (false, Some(begun));
+                        (troubled, self.read) = (none, Some(begun));
                         self.provider.read(keys);
                     }
                     Err(error) => {
@@ -215,13 +251,10 @@ impl Reader {
             bail!("{at} says that the issuer is {said:?}: `oidc-issuer` must be that, to the letter");
         }
         let at = description.jwks_uri;
-        address(&at).map_err(|why| anyhow::anyhow!("the provider's jwks_uri {why}"))?;
-        let text = self.get(&at).await?;
-        let keys = Keys::read(&text).with_context(|| format!("{at} is no set of keys"))?;
-        if keys.is_empty() {
-            bail!("{at} has no key for RS256, ES256 or EdDSA that has an id (`kid`)");
-        }
-        Ok(keys)
+        let at = keys_address(issuer, &at).map_err(|why| anyhow::anyhow!("the provider's jwks_uri {why}"))?;
+        let text = self.get(at.as_str()).await?;
+        // None at all is an answer too: whoever withdraws the last key means it.
+        Keys::read(&text).with_context(|| format!("{at} is no set of keys"))
     }
 
     /// One answer, of a bounded size.
@@ -325,6 +358,20 @@ mod tests {
             .unwrap_err();
             assert!(refused.contains(role) && refused.contains("oidc-role"), "{refused}");
         }
+        for (roles, tenants) in [
+            (vec!["ops=operator", "ops=read"], vec![]),
+            (vec![], vec!["7=acme", "8=zeta", "7=zeta"]),
+        ] {
+            let owned = |all: Vec<&str>| all.into_iter().map(str::to_owned).collect();
+            let refused = OidcSettings {
+                roles: owned(roles),
+                tenants: owned(tenants),
+                ..settings()
+            }
+            .read()
+            .unwrap_err();
+            assert!(refused.contains("twice"), "{refused}");
+        }
         // A value may have an equals sign of its own, as names in LDAP do.
         let (_, mapping) = OidcSettings {
             roles: vec!["cn=ops,dc=example=operator".into()],
@@ -335,5 +382,66 @@ mod tests {
         .unwrap();
         assert_eq!(mapping.roles["cn=ops,dc=example"], Role::Operator);
         assert_eq!(mapping.tenants["7"].as_str(), "acme");
+    }
+
+    #[test]
+    fn keys_of_a_provider_elsewhere_are_read_by_tls_only() {
+        let (near, far) = ("http://127.0.0.1:9", "https://id.example.com");
+        assert!(keys_address(far, "https://keys.example.com/k?p=policy").is_ok());
+        assert!(keys_address(near, "http://127.0.0.1:9/k?p=policy").is_ok());
+        assert!(keys_address(near, "https://id.example.com/k").is_ok());
+        for at in [
+            "http://127.0.0.1:9/k",
+            "http://id.example.com/k",
+            "file:///k",
+            "k",
+            "https://u:p@h/k",
+        ] {
+            assert!(keys_address(far, at).is_err(), "{at}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_provider_that_withdraws_its_last_key_is_heard() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let issuer = format!("http://{}", listener.local_addr().unwrap());
+        let description = serde_json::json!({ "issuer": issuer, "jwks_uri": format!("{issuer}/keys?p=a") });
+        let served = tokio::spawn(async move {
+            // Its description and its keys, of three readings.
+            for keys in [
+                include_str!("../../gateway/src/door/oidc/tests/rs256.jwks"),
+                r#"{"keys":[]}"#,
+                "busy",
+            ] {
+                for (path, text) in [
+                    ("/.well-known/", description.to_string()),
+                    ("/keys?p=a ", keys.to_owned()),
+                ] {
+                    let (mut conn, _) = listener.accept().await.unwrap();
+                    let mut asked = Vec::new();
+                    while !asked.ends_with(b"\r\n\r\n") {
+                        asked.push(conn.read_u8().await.unwrap());
+                    }
+                    assert!(
+                        asked.starts_with(format!("GET {path}").as_bytes()),
+                        "{}",
+                        String::from_utf8_lossy(&asked)
+                    );
+                    let head = format!(
+                        "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+                        text.len()
+                    );
+                    conn.write_all((head + &text).as_bytes()).await.unwrap();
+                }
+            }
+        });
+        let reader = Reader::new(&OidcSettings { issuer, ..settings() }).unwrap();
+        assert_eq!(reader.fetch().await.unwrap().len(), 1);
+        // None is what it says; what is no set of keys says nothing.
+        assert!(reader.fetch().await.unwrap().is_empty());
+        assert!(reader.fetch().await.is_err());
+        served.await.unwrap();
     }
 }
