@@ -257,11 +257,7 @@ impl Members {
         self.workers.send_if_modified(|now| {
             let changed = now.all != all || now.pins != pins;
             if changed {
-                *now = Arc::new(Workers {
-                    me: self.me,
-                    all,
-                    pins,
-                });
+                *now = Arc::new(Workers { me: self.me, all, pins });
             }
             changed
         });

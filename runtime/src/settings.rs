@@ -13,7 +13,8 @@ use serde::Deserialize;
 use skep_inference::backend::Choice;
 use skep_inference::limits::THREADS_MAX;
 use skep_model::limits::{
-    CONFIG_FILE_BYTES_MAX, GATE_TIMEOUT_MS, MODULES_BYTES_DEFAULT, NODE_LABELS_MAX, NODE_NAME_BYTES_MAX, REPLICAS_MAX, UPLOAD_MS,
+    CONFIG_FILE_BYTES_MAX, GATE_TIMEOUT_MS, MODULES_BYTES_DEFAULT, NODE_LABELS_MAX, NODE_NAME_BYTES_MAX, REPLICAS_MAX,
+    UPLOAD_MS,
 };
 use skep_model::manifest::units::size_bytes;
 use skep_model::name::NodeLabel;

@@ -174,7 +174,10 @@ impl Live {
 
     fn runs(&self, record: &SwarmRecord, works: bool) -> bool {
         let left = |name: &StageName| self.draining.contains_key(name) || self.kept.contains(name);
-        record.is(&self.id) && self.revision == record.revision && self.works == works && record.draining.keys().all(left)
+        record.is(&self.id)
+            && self.revision == record.revision
+            && self.works == works
+            && record.draining.keys().all(left)
     }
 }
 
@@ -327,6 +330,20 @@ impl Supervisor {
     pub fn works_for(&self, tenant: &TenantId) -> bool {
         let workers = self.seams.workers.borrow();
         self.works && workers.pins.fits(&workers.me, tenant)
+    }
+
+    /// Why no node runs what a tenant has, if so.
+    #[must_use]
+    pub fn homeless(&self, tenant: &TenantId) -> Option<String> {
+        let workers = self.seams.workers.borrow();
+        let mut all = workers.all.iter();
+        if workers.pins.tenants.is_empty() || all.any(|node| workers.pins.fits(node, tenant)) {
+            return None;
+        }
+        Some(match workers.pins.tenants.get(tenant) {
+            Some(label) => format!("no node here has the label {label}, to which the tenant is pinned"),
+            None => "all nodes here are for tenants that are pinned to them".to_owned(),
+        })
     }
 
     fn say(&self, name: &SwarmPath, trouble: Option<String>) {

@@ -110,7 +110,10 @@ pub fn of(path: &str) -> (Fields, Fields) {
             &const { [text("id", &[1])] },
         ),
         "/skep.v1.Beekeeper/Restore" => (&[], &const { [number("taken_ms", &[1]), number("modules", &[4])] }),
-        "/skep.v1.Access/CreateTenant" => (&const { [text("tenant", &[1]), text("limit", &[2, 1]), text("nodes", &[4])] }, &[]),
+        "/skep.v1.Access/CreateTenant" => (
+            &const { [text("tenant", &[1]), text("limit", &[2, 1]), text("nodes", &[4])] },
+            &[],
+        ),
         "/skep.v1.Access/SetTenant" => (
             &const {
                 [

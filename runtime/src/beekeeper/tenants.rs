@@ -65,7 +65,12 @@ impl Keeper {
         };
         let add = keys(&asked.add_signers).map_err(invalid)?;
         let remove = keys(&asked.remove_signers).map_err(invalid)?;
-        if asked.limits.is_empty() && asked.unlimited.is_empty() && add.is_empty() && remove.is_empty() && asked.nodes.is_none() {
+        if asked.limits.is_empty()
+            && asked.unlimited.is_empty()
+            && add.is_empty()
+            && remove.is_empty()
+            && asked.nodes.is_none()
+        {
             return Err(invalid("neither a limit nor a signer nor nodes are named"));
         }
         if let Some(both) = add.iter().find(|key| remove.contains(key)) {

@@ -27,6 +27,8 @@ impl Keeper {
             "deleting".to_owned()
         } else if let Some(trouble) = self.supervisor.trouble(&self.path(name)) {
             format!("degraded: {trouble}")
+        } else if let Some(why) = self.supervisor.homeless(self.catalog.tenant()) {
+            format!("degraded: {why}")
         } else if let Some(hold) = record.hold {
             match hold {
                 Hold::Draining => "draining".to_owned(),

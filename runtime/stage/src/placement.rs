@@ -183,7 +183,10 @@ mod tests {
         pins.tenants.insert(TenantId::default_tenant(), label("zone=a"));
         for index in 0..64 {
             let home = homes_of(&all, &pins, index).unwrap();
-            assert!(all[..2].contains(&home), "a node takes all tenants that are pinned to one of its labels");
+            assert!(
+                all[..2].contains(&home),
+                "a node takes all tenants that are pinned to one of its labels"
+            );
         }
         pins.tenants.insert(TenantId::default_tenant(), label("zone=b"));
         assert_eq!(homes_of(&all, &pins, 0), None, "nobody has the label");

@@ -24,6 +24,7 @@ mod oidc;
 mod overload;
 mod pauses;
 mod peers;
+mod pins;
 mod poison;
 #[path = "../../topic/tests/it/redis/proxy.rs"]
 mod proxy;
@@ -32,6 +33,7 @@ mod races;
 #[path = "../../topic/tests/it/redis/process.rs"]
 mod redis_server;
 mod replaced;
+mod residents;
 mod revoked;
 mod s3;
 mod secrets;

@@ -1,0 +1,140 @@
+//! Tenants that are pinned to nodes with a label, and nodes that are for them.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use skep_proto::v1;
+
+use crate::access::{apply_as, push_as, with};
+use crate::cluster::{Cluster, in_step_as};
+use crate::node::{Node, SOON, response};
+
+const COUNTS: &str = "
+name: counts
+bees:
+  - { name: count, module: test-bees, bee: effect, key: message, state: true, partitions: 32, input: { gateway: counts } }
+";
+
+async fn ask(node: &Node, token: &str, key: u32) -> String {
+    let call = v1::RequestCall {
+        subject: "counts".to_owned(),
+        payload: b"x".to_vec().into(),
+        key: Some(key.to_string()),
+        ..v1::RequestCall::default()
+    };
+    let replied = node.gateway().await.request(with(token, call)).await;
+    response(&replied.unwrap_or_else(|e| panic!("key {key}: {e}")).into_inner())
+}
+
+/// Names of the nodes that own partitions of a Swarm, once all 32 have an owner and these are as `wanted`.
+async fn until_owned(node: &Node, operator: &str, swarm: &str, wanted: &[&str]) {
+    let until = Instant::now() + SOON;
+    loop {
+        let listed = node.keeper().await.list_nodes(with(operator, v1::ListNodesRequest {}));
+        let nodes = listed.await.expect("nodes").into_inner().nodes;
+        let mut owners = BTreeSet::new();
+        let mut partitions = BTreeSet::new();
+        for of in &nodes {
+            for owned in of.owned.iter().filter(|owned| owned.swarm == swarm) {
+                owners.insert(of.name.as_str());
+                partitions.extend(&owned.partitions);
+            }
+        }
+        let all = if wanted.is_empty() { 0 } else { 32 };
+        if partitions.len() == all && owners == wanted.iter().copied().collect() {
+            return;
+        }
+        assert!(
+            Instant::now() < until,
+            "{swarm} is owned by {owners:?}, not {wanted:?}: {nodes:?}"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pinned_tenant_runs_on_its_nodes_and_nobody_else_does() {
+    let cluster = Cluster::new();
+    let own = || cluster.prepared(2).env("SKEP_LABEL", "pool=acme,zone=a");
+    let first = cluster.start(1);
+    let second = own().start();
+    let third = cluster.start(3);
+    let operator = first.bootstrap();
+    let tokens = ["acme", "globex"].map(|tenant| first.token(&operator, tenant, "deploy"));
+    in_step_as(&first, 3, &operator).await;
+    for token in &tokens {
+        push_as(&first, token, "test-bees").await.unwrap();
+        apply_as(&first, token, COUNTS).await.unwrap();
+    }
+    in_step_as(&first, 3, &operator).await;
+    let [acme, globex] = &tokens;
+    let everywhere = ["n1", "n2", "n3"];
+    for swarm in ["acme/counts", "globex/counts"] {
+        until_owned(&first, &operator, swarm, &everywhere).await;
+    }
+    for key in 0..16 {
+        assert_eq!(ask(&first, acme, key).await, "1");
+        assert_eq!(ask(&third, globex, key).await, "1");
+    }
+
+    // Pinned while calls come: each is answered, none twice.
+    let pin = first.cli_ok_as(&operator, &["tenant", "set", "acme", "--nodes", "pool=acme"]);
+    assert!(pin.contains("pool=acme"), "{pin}");
+    for key in 0..16 {
+        assert_eq!(ask(&first, acme, key).await, "2");
+        assert_eq!(ask(&second, globex, key).await, "2");
+    }
+    until_owned(&first, &operator, "acme/counts", &["n2"]).await;
+    until_owned(&first, &operator, "globex/counts", &["n1", "n3"]).await;
+    for key in 0..16 {
+        assert_eq!(ask(&third, acme, key).await, "3");
+        assert_eq!(ask(&second, globex, key).await, "3");
+    }
+    let shown = first.cli_ok_as(&operator, &["nodes"]);
+    assert!(shown.contains("pool=acme zone=a"), "{shown}");
+
+    // Its only node goes: nobody takes its work, and it is told why. The others go on.
+    assert!(second.stop().success());
+    in_step_as(&first, 2, &operator).await;
+    let submit = v1::SubmitCall {
+        subject: "counts".to_owned(),
+        messages: vec![v1::OutMessage {
+            payload: b"x".to_vec().into(),
+            key: Some("0".to_owned()),
+            ..v1::OutMessage::default()
+        }],
+        ..v1::SubmitCall::default()
+    };
+    first.gateway().await.submit(with(acme, submit)).await.expect("submit");
+    until_owned(&first, &operator, "acme/counts", &[]).await;
+    until_owned(&first, &operator, "globex/counts", &["n1", "n3"]).await;
+    assert_eq!(ask(&first, globex, 0).await, "4");
+    let waits = first.cli_ok_as(acme, &["swarms"]);
+    assert!(waits.contains("no node here has the label pool=acme"), "{waits}");
+
+    // It comes back, and what waited is done.
+    let second = own().start();
+    in_step_as(&first, 3, &operator).await;
+    until_owned(&first, &operator, "acme/counts", &["n2"]).await;
+    assert_eq!(ask(&first, acme, 0).await, "5");
+
+    // And free again.
+    first.cli_ok_as(&operator, &["tenant", "set", "acme", "--nodes", "any"]);
+    until_owned(&first, &operator, "acme/counts", &everywhere).await;
+    until_owned(&first, &operator, "globex/counts", &everywhere).await;
+    assert_eq!(ask(&third, acme, 0).await, "6");
+
+    for bad in ["acme", "=acme", "pool=", "pool=a b", "pool=a=b", "POOL=a"] {
+        let refused = first.cli_as(&operator, &["tenant", "set", "acme", "--nodes", bad]);
+        let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && told.contains("KEY=VALUE"), "{bad}: {told}");
+    }
+    let refused = cluster.prepared(4).env("SKEP_LABEL", "pool").try_start().err().unwrap();
+    assert!(
+        refused.contains("`label`") && refused.contains("KEY=VALUE"),
+        "{refused}"
+    );
+    for node in [first, second, third] {
+        assert!(node.stop().success());
+    }
+}
