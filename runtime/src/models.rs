@@ -3,7 +3,8 @@
 //! What a tenant's names mean is read from the catalog once, all of them together, and forgotten whenever the catalog changes: so a name that
 //! is none costs no read, however often it is asked for. Files and memory are by
 //! digest, so tenants that pushed the same bytes share what is loaded, and their calls run together. How calls run together is each tenant's own
-//! choice though, and one must not be made to wait for another's: a model whose batching is not the default is loaded for that choice apart.
+//! choice though, and one must not be made to wait for another's, nor run with one that did not choose so: a model whose batching is not the
+//! default is loaded for that choice apart.
 
 mod child;
 mod look;
@@ -120,7 +121,7 @@ fn place(digest: Digest, batching: Policy) -> Digest {
     let mut both = digest.0.to_vec();
     both.extend_from_slice(&(batching.max_rows as u64).to_le_bytes());
     both.extend_from_slice(&batching.max_wait_us.to_le_bytes());
-    both.push(batching.off.into());
+    both.extend([batching.off.into(), batching.together.into()]);
     Digest::of(&both)
 }
 

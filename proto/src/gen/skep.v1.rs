@@ -6511,6 +6511,9 @@ pub struct Batching {
     /// How long a call may be made to wait for others while the model is idle.
     #[prost(uint32, tag = "3")]
     pub max_wait_us: u32,
+    /// Rows of other tenants that pushed the same bytes, and chose this and the same numbers, may be in one run.
+    #[prost(bool, tag = "4")]
+    pub together: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PushModelReply {

@@ -253,6 +253,7 @@ impl Keeper {
             name: name.to_string(),
             batching: Some(v1::Batching {
                 off: batching.off,
+                together: batching.together,
                 max_rows: u32::try_from(batching.max_rows).unwrap_or(u32::MAX),
                 max_wait_us: u32::try_from(batching.max_wait_us).unwrap_or(u32::MAX),
             }),
@@ -501,6 +502,7 @@ fn policy(batching: v1::Batching) -> Result<Policy, Status> {
         max_rows,
         max_wait_us,
         off: batching.off,
+        together: batching.together,
     })
 }
 

@@ -286,8 +286,12 @@ pub struct Batching {
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub wait: Option<Duration>,
     /// Each call is a run of its own
-    #[arg(long, conflicts_with_all = ["rows", "wait"])]
+    #[arg(long, conflicts_with_all = ["rows", "wait", "with_other_tenants"])]
     pub no_batching: bool,
+    /// Calls of other tenants that pushed the same bytes and chose this and the same numbers may be in one run with yours. A model that was made for it
+    /// could carry your rows into their answers: choose it for models whose origin you trust
+    #[arg(long)]
+    pub with_other_tenants: bool,
 }
 
 #[derive(Debug, Args)]

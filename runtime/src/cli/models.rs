@@ -50,6 +50,7 @@ fn told(given: &args::Batching) -> v1::Batching {
         off: given.no_batching,
         max_rows: given.rows.unwrap_or_default(),
         max_wait_us: u32::try_from(wait).unwrap_or(u32::MAX),
+        together: given.with_other_tenants,
     }
 }
 
@@ -77,7 +78,8 @@ async fn push(
     tag.parse::<Tag>()
         .map_err(|e| refused("tag", &e, "give another with --tag"))?;
     let bytes = Bytes::from(read(file).await?);
-    let says = batching.no_batching || batching.rows.is_some() || batching.wait.is_some();
+    let says =
+        batching.no_batching || batching.with_other_tenants || batching.rows.is_some() || batching.wait.is_some();
     let progress = if out.json() {
         Progress::silent()
     } else {
@@ -186,7 +188,11 @@ fn batching_shown(batching: Option<&v1::Batching>) -> String {
                 0 => "no call is made to wait".to_owned(),
                 us => format!("a call waits for others for {} ms at most", f64::from(us) / 1_000.0),
             };
-            format!("up to {} rows in a run, {wait}", batching.max_rows)
+            let whose = match batching.together {
+                true => " of all tenants that chose so",
+                false => "",
+            };
+            format!("up to {} rows{whose} in a run, {wait}", batching.max_rows)
         }
     }
 }
@@ -369,7 +375,7 @@ fn as_json(model: &v1::Model) -> Value {
     let batching = model.batching.unwrap_or_default();
     json!({
         "name": model.name,
-        "batching": { "off": batching.off, "max_rows": batching.max_rows, "max_wait_us": batching.max_wait_us },
+        "batching": { "off": batching.off, "max_rows": batching.max_rows, "max_wait_us": batching.max_wait_us, "together": batching.together },
         "versions": model.versions.iter().map(version_json).collect::<Vec<_>>(),
     })
 }

@@ -316,7 +316,7 @@ impl Batcher {
         let now = Instant::now();
         let now_us = self.us(now);
         let bytes = inputs.iter().map(|(_, tensor)| tensor.bytes().len()).sum();
-        let group = self.group(subject, &inputs);
+        let group = self.group(subject, &inputs, self.policy().together);
         let what = Job {
             inputs,
             rows,
@@ -373,11 +373,12 @@ impl Batcher {
         self.ask(state, now_us);
     }
 
-    /// Calls of other subjects are of other groups, and calls whose shapes differ beside the rows.
+    /// Calls of other subjects are of other groups, unless the policy is to run them together, and calls whose shapes differ beside the rows.
     ///
     /// That a model's rows do not depend on each other is tried, not proven: a file that was made for it could carry one tenant's rows into
-    /// another's answers, so rows of two tenants are never in one run. Should two shapes fall together, they cannot be joined and run alone.
-    fn group(&self, subject: Subject, inputs: &Named) -> u64 {
+    /// another's answers, so rows of two tenants are in one run only where both chose that. Should two shapes fall together, they cannot be joined and run alone.
+    fn group(&self, subject: Subject, inputs: &Named, together: bool) -> u64 {
+        let subject = if together { Subject(0) } else { subject };
         let fixed = self
             .model
             .signature()

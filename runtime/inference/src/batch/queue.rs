@@ -17,6 +17,9 @@ pub struct Policy {
     pub max_wait_us: u64,
     /// Each call is a run of its own, as with a model whose rows depend on each other.
     pub off: bool,
+    /// Rows of several subjects may be in one run: all of them chose so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub together: bool,
 }
 
 impl Default for Policy {
@@ -25,6 +28,7 @@ impl Default for Policy {
             max_rows: BATCH_ROWS_DEFAULT,
             max_wait_us: 0,
             off: false,
+            together: false,
         }
     }
 }
@@ -45,6 +49,7 @@ impl Policy {
             max_rows: self.max_rows.clamp(1, BATCH_ROWS_MAX),
             max_wait_us: self.max_wait_us.min(BATCH_WAIT_US_MAX),
             off: self.off,
+            together: self.together,
         }
     }
 }
@@ -566,7 +571,7 @@ mod tests {
         #[test]
         fn each_call_ends_once(seed: u64, max_rows in 1usize..20, wait in 0u64..200, off: bool, runs_max in 1usize..4) {
             let mut random = SmallRng::seed_from_u64(seed);
-            let policy = Policy { max_rows, max_wait_us: wait, off };
+            let policy = Policy { max_rows, max_wait_us: wait, off, together: false };
             let bounds = Bounds { rows: 40, bytes: 600 };
             let mut queue: Queue<usize> = Queue::new(policy, bounds, runs_max);
             // Of each call: subject, rows, group, deadline.

@@ -189,6 +189,30 @@ async fn rows_of_two_tenants_are_never_in_one_run() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_of_tenants_that_chose_so_are_one_run() {
+    let policy = Policy {
+        together: true,
+        ..Policy::default()
+    };
+    let (double, batcher) = batcher(policy, Bounds::default());
+    let two = || Subject::named("two");
+    let calls = vec![
+        (one(), rows(&[1.0])),
+        (two(), rows(&[10.0, 20.0, 30.0])),
+        (one(), rows(&[2.0])),
+        (two(), rows(&[40.0, 50.0])),
+    ];
+    let answers = gathered_of(&double, &batcher, calls).await;
+    assert_eq!(numbers(&answers[1]), [20.0, 40.0, 60.0]);
+    assert_eq!(numbers(&answers[2]), [4.0]);
+    assert_eq!(
+        *double.runs.lock().unwrap(),
+        [1, 6],
+        "the first alone, then all that came meanwhile"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn other_shapes_are_other_runs() {
     let (double, batcher) = batcher(Policy::default(), Bounds::default());
     let wide = vec![(String::from("x"), Tensor::from_f32(vec![1, 2], &[5.0, 6.0]).unwrap())];

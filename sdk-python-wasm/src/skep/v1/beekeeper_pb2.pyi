@@ -629,7 +629,7 @@ class ListNodesReply(_message.Message):
     def __init__(self, nodes: _Optional[_Iterable[_Union[NodeInfo, _Mapping]]] = ...) -> None: ...
 
 class NodeInfo(_message.Message):
-    __slots__ = ("id", "name", "version", "url", "roles", "state", "started_ms", "silent_ms", "here", "owned", "behind")
+    __slots__ = ("id", "name", "version", "url", "roles", "state", "started_ms", "silent_ms", "here", "owned", "behind", "labels")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         UNSPECIFIED: _ClassVar[NodeInfo.State]
@@ -649,6 +649,7 @@ class NodeInfo(_message.Message):
     HERE_FIELD_NUMBER: _ClassVar[int]
     OWNED_FIELD_NUMBER: _ClassVar[int]
     BEHIND_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     version: str
@@ -660,7 +661,8 @@ class NodeInfo(_message.Message):
     here: bool
     owned: _containers.RepeatedCompositeFieldContainer[OwnedStage]
     behind: bool
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., version: _Optional[str] = ..., url: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[NodeInfo.State, str]] = ..., started_ms: _Optional[int] = ..., silent_ms: _Optional[int] = ..., here: bool = ..., owned: _Optional[_Iterable[_Union[OwnedStage, _Mapping]]] = ..., behind: bool = ...) -> None: ...
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., version: _Optional[str] = ..., url: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[NodeInfo.State, str]] = ..., started_ms: _Optional[int] = ..., silent_ms: _Optional[int] = ..., here: bool = ..., owned: _Optional[_Iterable[_Union[OwnedStage, _Mapping]]] = ..., behind: bool = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class OwnedStage(_message.Message):
     __slots__ = ("swarm", "stage", "partitions", "waiting")

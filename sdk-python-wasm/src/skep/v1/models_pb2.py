@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14skep/v1/models.proto\x12\x07skep.v1\"S\n\x10PushModelRequest\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x14.skep.v1.ModelHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"}\n\x0bModelHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03tag\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12(\n\x08\x62\x61tching\x18\x05 \x01(\x0b\x32\x11.skep.v1.BatchingH\x00\x88\x01\x01\x42\x0b\n\t_batching\">\n\x08\x42\x61tching\x12\x0b\n\x03off\x18\x01 \x01(\x08\x12\x10\n\x08max_rows\x18\x02 \x01(\r\x12\x13\n\x0bmax_wait_us\x18\x03 \x01(\r\"\x80\x01\n\x0ePushModelReply\x12&\n\x07version\x18\x01 \x01(\x0b\x32\x15.skep.v1.ModelVersion\x12\r\n\x05known\x18\x02 \x01(\x08\x12\x10\n\x08replaced\x18\x03 \x01(\t\x12\x14\n\x0clooked_at_ms\x18\x04 \x01(\x04\x12\x0f\n\x07\x63hanges\x18\x05 \x03(\t\"7\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\"\x85\x02\n\x0cModelVersion\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04tags\x18\x02 \x03(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x11\n\tpushed_ms\x18\x04 \x01(\x04\x12\x1f\n\x06inputs\x18\x05 \x03(\x0b\x32\x0f.skep.v1.Tensor\x12 \n\x07outputs\x18\x06 \x03(\x0b\x32\x0f.skep.v1.Tensor\x12\r\n\x05opset\x18\x07 \x01(\x04\x12\x10\n\x08producer\x18\x08 \x01(\t\x12\r\n\x05nodes\x18\t \x01(\x04\x12\x0f\n\x07weights\x18\n \x01(\x04\x12\x11\n\tbatchable\x18\x0b \x01(\x08\x12\x0e\n\x06loaded\x18\x0c \x01(\x08\x12\x0f\n\x07granted\x18\r \x03(\t\"c\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x08\x62\x61tching\x18\x02 \x01(\x0b\x32\x11.skep.v1.Batching\x12\'\n\x08versions\x18\x03 \x03(\x0b\x32\x15.skep.v1.ModelVersion\"!\n\x11ListModelsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"B\n\x0fListModelsReply\x12\x1e\n\x06models\x18\x01 \x03(\x0b\x32\x0e.skep.v1.Model\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\"=\n\x0fTagModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03tag\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\"1\n\rTagModelReply\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x10\n\x08replaced\x18\x02 \x01(\t\">\n\x12\x44\x65leteModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03tag\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"9\n\x10\x44\x65leteModelReply\x12\x14\n\x0cremoved_tags\x18\x01 \x03(\t\x12\x0f\n\x07removed\x18\x02 \x03(\t\"G\n\x12SetBatchingRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x08\x62\x61tching\x18\x02 \x01(\x0b\x32\x11.skep.v1.Batching2\xd0\x02\n\x06Models\x12\x41\n\tPushModel\x12\x19.skep.v1.PushModelRequest\x1a\x17.skep.v1.PushModelReply(\x01\x12\x42\n\nListModels\x12\x1a.skep.v1.ListModelsRequest\x1a\x18.skep.v1.ListModelsReply\x12<\n\x08TagModel\x12\x18.skep.v1.TagModelRequest\x1a\x16.skep.v1.TagModelReply\x12\x45\n\x0b\x44\x65leteModel\x12\x1b.skep.v1.DeleteModelRequest\x1a\x19.skep.v1.DeleteModelReply\x12:\n\x0bSetBatching\x12\x1b.skep.v1.SetBatchingRequest\x1a\x0e.skep.v1.Modelb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14skep/v1/models.proto\x12\x07skep.v1\"S\n\x10PushModelRequest\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x14.skep.v1.ModelHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"}\n\x0bModelHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03tag\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12(\n\x08\x62\x61tching\x18\x05 \x01(\x0b\x32\x11.skep.v1.BatchingH\x00\x88\x01\x01\x42\x0b\n\t_batching\"P\n\x08\x42\x61tching\x12\x0b\n\x03off\x18\x01 \x01(\x08\x12\x10\n\x08max_rows\x18\x02 \x01(\r\x12\x13\n\x0bmax_wait_us\x18\x03 \x01(\r\x12\x10\n\x08together\x18\x04 \x01(\x08\"\x80\x01\n\x0ePushModelReply\x12&\n\x07version\x18\x01 \x01(\x0b\x32\x15.skep.v1.ModelVersion\x12\r\n\x05known\x18\x02 \x01(\x08\x12\x10\n\x08replaced\x18\x03 \x01(\t\x12\x14\n\x0clooked_at_ms\x18\x04 \x01(\x04\x12\x0f\n\x07\x63hanges\x18\x05 \x03(\t\"7\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\"\x85\x02\n\x0cModelVersion\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04tags\x18\x02 \x03(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x11\n\tpushed_ms\x18\x04 \x01(\x04\x12\x1f\n\x06inputs\x18\x05 \x03(\x0b\x32\x0f.skep.v1.Tensor\x12 \n\x07outputs\x18\x06 \x03(\x0b\x32\x0f.skep.v1.Tensor\x12\r\n\x05opset\x18\x07 \x01(\x04\x12\x10\n\x08producer\x18\x08 \x01(\t\x12\r\n\x05nodes\x18\t \x01(\x04\x12\x0f\n\x07weights\x18\n \x01(\x04\x12\x11\n\tbatchable\x18\x0b \x01(\x08\x12\x0e\n\x06loaded\x18\x0c \x01(\x08\x12\x0f\n\x07granted\x18\r \x03(\t\"c\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x08\x62\x61tching\x18\x02 \x01(\x0b\x32\x11.skep.v1.Batching\x12\'\n\x08versions\x18\x03 \x03(\x0b\x32\x15.skep.v1.ModelVersion\"!\n\x11ListModelsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"B\n\x0fListModelsReply\x12\x1e\n\x06models\x18\x01 \x03(\x0b\x32\x0e.skep.v1.Model\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\"=\n\x0fTagModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03tag\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\"1\n\rTagModelReply\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x10\n\x08replaced\x18\x02 \x01(\t\">\n\x12\x44\x65leteModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03tag\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"9\n\x10\x44\x65leteModelReply\x12\x14\n\x0cremoved_tags\x18\x01 \x03(\t\x12\x0f\n\x07removed\x18\x02 \x03(\t\"G\n\x12SetBatchingRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x08\x62\x61tching\x18\x02 \x01(\x0b\x32\x11.skep.v1.Batching2\xd0\x02\n\x06Models\x12\x41\n\tPushModel\x12\x19.skep.v1.PushModelRequest\x1a\x17.skep.v1.PushModelReply(\x01\x12\x42\n\nListModels\x12\x1a.skep.v1.ListModelsRequest\x1a\x18.skep.v1.ListModelsReply\x12<\n\x08TagModel\x12\x18.skep.v1.TagModelRequest\x1a\x16.skep.v1.TagModelReply\x12\x45\n\x0b\x44\x65leteModel\x12\x1b.skep.v1.DeleteModelRequest\x1a\x19.skep.v1.DeleteModelReply\x12:\n\x0bSetBatching\x12\x1b.skep.v1.SetBatchingRequest\x1a\x0e.skep.v1.Modelb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,29 +36,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELHEADER']._serialized_start=118
   _globals['_MODELHEADER']._serialized_end=243
   _globals['_BATCHING']._serialized_start=245
-  _globals['_BATCHING']._serialized_end=307
-  _globals['_PUSHMODELREPLY']._serialized_start=310
-  _globals['_PUSHMODELREPLY']._serialized_end=438
-  _globals['_TENSOR']._serialized_start=440
-  _globals['_TENSOR']._serialized_end=495
-  _globals['_MODELVERSION']._serialized_start=498
-  _globals['_MODELVERSION']._serialized_end=759
-  _globals['_MODEL']._serialized_start=761
-  _globals['_MODEL']._serialized_end=860
-  _globals['_LISTMODELSREQUEST']._serialized_start=862
-  _globals['_LISTMODELSREQUEST']._serialized_end=895
-  _globals['_LISTMODELSREPLY']._serialized_start=897
-  _globals['_LISTMODELSREPLY']._serialized_end=963
-  _globals['_TAGMODELREQUEST']._serialized_start=965
-  _globals['_TAGMODELREQUEST']._serialized_end=1026
-  _globals['_TAGMODELREPLY']._serialized_start=1028
-  _globals['_TAGMODELREPLY']._serialized_end=1077
-  _globals['_DELETEMODELREQUEST']._serialized_start=1079
-  _globals['_DELETEMODELREQUEST']._serialized_end=1141
-  _globals['_DELETEMODELREPLY']._serialized_start=1143
-  _globals['_DELETEMODELREPLY']._serialized_end=1200
-  _globals['_SETBATCHINGREQUEST']._serialized_start=1202
-  _globals['_SETBATCHINGREQUEST']._serialized_end=1273
-  _globals['_MODELS']._serialized_start=1276
-  _globals['_MODELS']._serialized_end=1612
+  _globals['_BATCHING']._serialized_end=325
+  _globals['_PUSHMODELREPLY']._serialized_start=328
+  _globals['_PUSHMODELREPLY']._serialized_end=456
+  _globals['_TENSOR']._serialized_start=458
+  _globals['_TENSOR']._serialized_end=513
+  _globals['_MODELVERSION']._serialized_start=516
+  _globals['_MODELVERSION']._serialized_end=777
+  _globals['_MODEL']._serialized_start=779
+  _globals['_MODEL']._serialized_end=878
+  _globals['_LISTMODELSREQUEST']._serialized_start=880
+  _globals['_LISTMODELSREQUEST']._serialized_end=913
+  _globals['_LISTMODELSREPLY']._serialized_start=915
+  _globals['_LISTMODELSREPLY']._serialized_end=981
+  _globals['_TAGMODELREQUEST']._serialized_start=983
+  _globals['_TAGMODELREQUEST']._serialized_end=1044
+  _globals['_TAGMODELREPLY']._serialized_start=1046
+  _globals['_TAGMODELREPLY']._serialized_end=1095
+  _globals['_DELETEMODELREQUEST']._serialized_start=1097
+  _globals['_DELETEMODELREQUEST']._serialized_end=1159
+  _globals['_DELETEMODELREPLY']._serialized_start=1161
+  _globals['_DELETEMODELREPLY']._serialized_end=1218
+  _globals['_SETBATCHINGREQUEST']._serialized_start=1220
+  _globals['_SETBATCHINGREQUEST']._serialized_end=1291
+  _globals['_MODELS']._serialized_start=1294
+  _globals['_MODELS']._serialized_end=1630
 # @@protoc_insertion_point(module_scope)

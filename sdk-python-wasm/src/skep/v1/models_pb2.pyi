@@ -29,14 +29,16 @@ class ModelHeader(_message.Message):
     def __init__(self, name: _Optional[str] = ..., tag: _Optional[str] = ..., digest: _Optional[str] = ..., size: _Optional[int] = ..., batching: _Optional[_Union[Batching, _Mapping]] = ...) -> None: ...
 
 class Batching(_message.Message):
-    __slots__ = ("off", "max_rows", "max_wait_us")
+    __slots__ = ("off", "max_rows", "max_wait_us", "together")
     OFF_FIELD_NUMBER: _ClassVar[int]
     MAX_ROWS_FIELD_NUMBER: _ClassVar[int]
     MAX_WAIT_US_FIELD_NUMBER: _ClassVar[int]
+    TOGETHER_FIELD_NUMBER: _ClassVar[int]
     off: bool
     max_rows: int
     max_wait_us: int
-    def __init__(self, off: bool = ..., max_rows: _Optional[int] = ..., max_wait_us: _Optional[int] = ...) -> None: ...
+    together: bool
+    def __init__(self, off: bool = ..., max_rows: _Optional[int] = ..., max_wait_us: _Optional[int] = ..., together: bool = ...) -> None: ...
 
 class PushModelReply(_message.Message):
     __slots__ = ("version", "known", "replaced", "looked_at_ms", "changes")
