@@ -121,7 +121,7 @@ fn place(digest: Digest, batching: Policy) -> Digest {
     let mut both = digest.0.to_vec();
     both.extend_from_slice(&(batching.max_rows as u64).to_le_bytes());
     both.extend_from_slice(&batching.max_wait_us.to_le_bytes());
-    both.extend([batching.off.into(), batching.together.into()]);
+    both.extend([u8::from(batching.off), u8::from(batching.together)]);
     Digest::of(&both)
 }
 

@@ -291,7 +291,7 @@ impl Node {
         );
         members.begin(&supervisor).await?;
         supervisor.mend();
-        supervisor.sweep();
+        supervisor.tidy();
         if let Some(file) = &settings.bootstrap_token {
             if members.level() < access::LEVEL {
                 anyhow::bail!(tokens_too_new(members.level()));

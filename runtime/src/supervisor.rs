@@ -387,7 +387,7 @@ impl Supervisor {
     }
 
     /// Lets go of modules that nobody calls, until the node stops.
-    pub fn sweep(self: &Arc<Self>) {
+    pub fn tidy(self: &Arc<Self>) {
         let this = Arc::clone(self);
         self.tasks.spawn(async move {
             let work = async {

@@ -574,6 +574,7 @@ mod tests {
             off: false,
             max_rows,
             max_wait_us,
+            together: false,
         };
         assert_eq!(policy(asked(0, 0)).unwrap(), Policy::default());
         assert_eq!(policy(asked(7, 2_000)).unwrap().max_rows, 7);

@@ -30,10 +30,11 @@ async fn ask(node: &Node, token: &str, key: u32) -> String {
 async fn until_owned(node: &Node, operator: &str, swarm: &str, wanted: &[&str]) {
     let until = Instant::now() + SOON;
     loop {
-        let listed = node.keeper().await.list_nodes(with(operator, v1::ListNodesRequest {}));
-        let nodes = listed.await.expect("nodes").into_inner().nodes;
+        let mut keeper = node.keeper().await;
+        let listed = keeper.list_nodes(with(operator, v1::ListNodesRequest {})).await;
+        let nodes = listed.expect("nodes").into_inner().nodes;
         let mut owners = BTreeSet::new();
-        let mut partitions = BTreeSet::new();
+        let mut partitions: BTreeSet<u32> = BTreeSet::new();
         for of in &nodes {
             for owned in of.owned.iter().filter(|owned| owned.swarm == swarm) {
                 owners.insert(of.name.as_str());

@@ -435,6 +435,7 @@ mod tests {
             max_rows: 4,
             max_wait_us: 100,
             off: false,
+            together: false,
         };
         let mut queue = queue(waits);
         assert!(!queue.begin_at_once());

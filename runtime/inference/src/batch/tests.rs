@@ -337,6 +337,7 @@ async fn a_policy_that_waits_gathers_and_a_policy_that_is_off_does_not() {
             max_rows: 8,
             max_wait_us: 50_000,
             off: false,
+            together: false,
         },
         Bounds::default(),
     );
