@@ -305,7 +305,8 @@ def report(raw, test, told):
     truth = np.array([at for _, at in test])
     right = probabilities.argmax(axis=1) == truth
     lines = [
-        f"How often `languages.onnx` is right. *Right* is the likeliest class; *answered* is what the Bee says with `sure: {SURE}`, where all else is",
+        "How often `languages.onnx` is right. *Right* is the likeliest class; "
+        f"*answered* is what the Bee says with `sure: {SURE}`, where all else is",
         "`null`. Written by `train.py`.",
     ]
     lines += table("Messages of programs, of which no translation was in training, nor its words for another message", test, probabilities)
