@@ -346,14 +346,14 @@ mod tests {
         }
         let long = v1::CreateTenantRequest {
             name: "e\u{301}\n".repeat(1_000),
-            limits: Vec::new(),
+            ..v1::CreateTenantRequest::default()
         };
         let (found, _) = scan(names::of("/skep.v1.Access/CreateTenant").0, &framed(&long), 64);
         assert!(found[0].1.len() <= NAME_BYTES_MAX && !found[0].1.contains('\n'));
         // A name that is none is not passed over in silence.
         let huge = v1::CreateTenantRequest {
             name: "x".repeat(FIELD_BYTES_MAX + 1),
-            limits: Vec::new(),
+            ..v1::CreateTenantRequest::default()
         };
         let (found, done) = scan(names::of("/skep.v1.Access/CreateTenant").0, &framed(&huge), 64);
         assert_eq!(
