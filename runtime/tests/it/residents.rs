@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use crate::access::reqwest_text;
-use crate::node::{Node, SOON, Start, apply, hello_world, push, request, response};
+use crate::node::{Node, SOON, Start, apply, push, request, response, test_bees};
 
 const MODULES: usize = 6;
 
 /// The same component with other bytes: a custom section at its end, which means nothing and is in the digest.
 fn another(name: &str) -> Vec<u8> {
-    let mut bytes = hello_world().to_vec();
+    let mut bytes = test_bees().to_vec();
     // All lengths are below 128, so that each is one byte of LEB128.
     bytes.extend([0, u8::try_from(name.len()).unwrap() + 2, 1, b'n']);
     bytes.extend(name.as_bytes());
@@ -22,7 +22,7 @@ fn another(name: &str) -> Vec<u8> {
 
 fn manifest() -> String {
     let stages =
-        (0..MODULES).map(|n| format!("  - {{ name: s{n}, module: m{n}, bee: hello, input: {{ gateway: s{n} }} }}\n"));
+        (0..MODULES).map(|n| format!("  - {{ name: s{n}, module: m{n}, bee: echo, input: {{ gateway: s{n} }} }}\n"));
     format!("name: many\nbees:\n{}", stages.collect::<String>())
 }
 

@@ -207,7 +207,7 @@ async fn rows_of_tenants_that_chose_so_are_one_run() {
     assert_eq!(numbers(&answers[2]), [4.0]);
     assert_eq!(
         *double.runs.lock().unwrap(),
-        [1, 6],
+        [1, 7],
         "the first alone, then all that came meanwhile"
     );
 }
