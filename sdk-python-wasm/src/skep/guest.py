@@ -293,6 +293,22 @@ def _is_users(path: str | None) -> bool:
     return path is not None and any(path.startswith(root) for root in registry.ROOTS)
 
 
+def started(inputs: Any) -> list[Any] | None:
+    """Before an instance's first call: what is to be done once. The outcomes of these inputs, where it failed."""
+    global _started
+    if not _started:
+        host.use(_node)
+        try:
+            for start in registry.STARTS:
+                start()
+        except BaseException as e:
+            found = report(e)
+            found = Report(found.reason, f"in a function marked @on_start: {found.detail}")
+            return [_ends.fail(found, e) for _ in inputs]
+        _started = True
+    return None
+
+
 class Handler(exports.Handler):  # type: ignore[misc]
     def bees(self) -> Any:
         # The node asks at an upload, and again in each instance that it prepares for a call to come.
@@ -300,17 +316,9 @@ class Handler(exports.Handler):  # type: ignore[misc]
         return [Bee(name) for name in registry.BEES]
 
     def process(self, bee: str, inputs: Any) -> Any:
-        global _started
-        if not _started:
-            host.use(_node)
-            try:
-                for start in registry.STARTS:
-                    start()
-            except BaseException as e:
-                found = report(e)
-                found = Report(found.reason, f"in a function marked @on_start: {found.detail}")
-                return [_ends.fail(found, e) for _ in inputs]
-            _started = True
+        failed = started(inputs)
+        if failed is not None:
+            return failed
         # Read anew: another stage may run the same module.
         _swarm._config = None
         outcomes = process(bee, inputs, _swarm, _ends)

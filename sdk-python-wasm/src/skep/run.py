@@ -206,12 +206,12 @@ def _filled(parser: argparse.ArgumentParser, args: argparse.Namespace, environ: 
             args.addresses = ";".join(line.strip() for line in Path(hosts).read_text().splitlines() if line.strip())
         except OSError as e:
             parser.error(f"HOSTFILE_PATH: {e}")
-    if environ.get("SKEP_BYTEWAX", "0") not in ("", "0") or _project_says():
+    if environ.get("SKEP_BYTEWAX", "0") not in ("", "0") or project_says():
         args.bytewax = True
 
 
-def _project_says() -> bool:
-    """Whether pyproject.toml has ``bytewax = true`` under ``[tool.skep]``."""
+def project_says() -> bool:
+    """Whether the working directory's pyproject.toml has ``bytewax = true`` under ``[tool.skep]``."""
     try:
         text = Path("pyproject.toml").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

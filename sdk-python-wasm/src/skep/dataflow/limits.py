@@ -1,4 +1,4 @@
-"""Bounds of the in-process runner, each with its reason."""
+"""Bounds of dataflows, in process and on a node, each with its reason."""
 
 from __future__ import annotations
 
@@ -22,3 +22,30 @@ ROWS_BATCH = 10_000
 LOCK_WAIT = 2.0
 #: Names that an error about partitions lists.
 NAMES_SHOWN = 10
+
+# ------------------------------------------------------------------------------------------------------------------------------ on a node
+
+#: Items that one timer of a source's partition reads, give or take a batch: one commit, which its key makes alone. Four crossings cost nothing
+#: beside it, and what it makes must fit into one message's effects.
+READ_ITEMS = 8_192
+#: How long it reads on, in seconds: a slow source's items are not held back for more.
+READ_SECONDS = 0.05
+#: Pickled items of one message, about: a quarter of what a payload may have, so that a step behind it may make much of little.
+MESSAGE_BYTES = 64 << 10
+#: A payload, as nodes bound it.
+PAYLOAD_BYTES_MAX = 256 << 10
+#: What one input may make: messages and state, as nodes bound it; and what an output costs there beside its bytes.
+EFFECTS_BYTES_MAX = 1 << 20
+OUTPUT_OVERHEAD_BYTES = 64
+#: Messages that one input may make.
+EMITS_MAX = 10_000
+#: A key, as nodes bound it.
+KEY_BYTES_MAX = 1 << 10
+#: One value of a key's state; a larger state lies in several.
+STATE_VALUE_BYTES_MAX = 256 << 10
+#: Values that the state of one key takes: with what an input sends they must fit into its effects.
+STATE_VALUES_MAX = 3
+#: Keys of a stage that an instance holds in memory beside what is kept: some 20 MB of an instance's 256.
+HELD_KEYS = 20_000
+#: Partitions of one source: each has a timer of its own.
+SOURCE_PARTS_MAX = 10_000

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import heapq
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import repeat
+from time import monotonic
 from typing import Any, TypeAlias
 from zlib import crc32
 
@@ -114,7 +115,7 @@ class Outcome:
 
 def process(
     stage: Stage,
-    inputs: Sequence[Input],
+    inputs: Iterable[Input],
     load: Callable[[str], bytes | None],
     now: datetime,
     *,
@@ -124,29 +125,50 @@ def process(
     epoch: int = 1,
     begin: Callable[[int], None] = lambda index: None,
     by_name: dict[str, Stage] | None = None,
+    run: StageRun | None = None,
+    settle: Callable[[int, Outcome | StepError], None] = lambda index, outcome: None,
 ) -> list[Outcome | StepError]:
     """Runs a stage on some inputs; one that fails leaves nothing but its error, and the others go on.
 
-    ``begin`` is called with the number of each input before it is worked on. ``load`` gives the kept state of a key; what a former outcome of
-    the same call wrote counts before it. ``by_name``: the stages of the plan that this one sends to, as what is sent is split by their
-    kind. ``sink_parts`` may give the partitions of a sink's stage, which are listed otherwise.
+    ``begin`` is called with the number of each input before it is worked on, and ``settle`` with what came of it before the next is taken. A
+    StepError that it raises of an outcome is what came of the input, and it is told so. ``load`` gives the kept state of a key; what a former outcome of the same call wrote counts before
+    it. ``by_name``: the stages of the plan that this one sends to, as what is sent is split by their kind. ``sink_parts`` may give the
+    partitions of a sink's stage, which are listed otherwise.
+
+    ``run``: that of a call before, which may still hold in memory what it kept. What it holds of a key counts only where it is, to the byte,
+    what ``load`` gives now: whoever else worked on the key meanwhile, and whatever became of what that call wrote.
     """
     written: dict[str, bytes | None] = {}
-    run = StageRun(
-        stage, load=lambda key: written[key] if key in written else load(key), worker=worker, workers=workers, epoch=lambda: epoch
-    )
+
+    def kept(key: str) -> bytes | None:
+        return written[key] if key in written else load(key)
+
+    if run is None:
+        run = StageRun(stage, load=kept, worker=worker, workers=workers, epoch=lambda: epoch)
+    else:
+        run._load = kept
     split = Splitter(by_name or {}, sink_parts)
     found: list[Outcome | StepError] = []
     for index, given in enumerate(inputs):
         begin(index)
+        key = None if isinstance(given, Start) else given.key
         try:
+            if key is not None:
+                run.meet(key, kept(key))
             outcome = run.take(given, now, split)
+            settle(index, outcome)
             written.update(outcome.writes)
             found.append(outcome)
         except StepError as e:
-            if not isinstance(given, Start) and given.key is not None:
-                run.forget(given.key)
+            if key is not None:
+                run.forget(key)
+            settle(index, e)
             found.append(e)
+        except BaseException:
+            # Whoever catches it may go on with the run.
+            if key is not None:
+                run.forget(key)
+            raise
     return found
 
 
@@ -320,6 +342,11 @@ class StageRun:
         self._listed: list[str] | None = None
         #: Sources: when to read a partition again; absent: at once.
         self.awake: dict[str, datetime] = {}
+        #: Sources: one :meth:`poll` reads on until it has so many items, or so many seconds passed; 1: one batch.
+        self.read_items = 1
+        self.read_seconds = 0.0
+        #: What memory has of a key, as it was packed last by :meth:`take`.
+        self._packs: dict[str, bytes] = {}
 
     # ------------------------------------------------------------------------------------------------------------------------ steps
 
@@ -597,24 +624,31 @@ class StageRun:
             self.awake[part] = at
 
     def poll(self, part: str, now: datetime) -> tuple[Exits | None, bool]:
-        """Reads a batch of an open partition. What goes to each exit, and whether the partition has ended."""
+        """Reads a batch of an open partition, or some. What goes to each exit, and whether the partition has ended."""
         opened = self.live[part]
         if self._track:
             self._changed.add(part)
         doing = "next_batch"
+        items: Batch = []
+        until = monotonic() + self.read_seconds if self.read_items > 1 else 0.0
         try:
-            try:
-                items = list(opened.next_batch())
-            except StopIteration:
-                self._ended.add(part)
-                return None, True
-            doing = "next_awake"
-            self._wake(part, opened, None if items else now + COOLDOWN)
+            while True:
+                doing = "next_batch"
+                try:
+                    more = list(opened.next_batch())
+                except StopIteration:
+                    self._ended.add(part)
+                    break
+                doing = "next_awake"
+                self._wake(part, opened, None if more else now + COOLDOWN)
+                items.extend(more)
+                if not more or len(items) >= self.read_items or part in self.awake or monotonic() >= until:
+                    break
         except AbortExecution:
             raise
         except Exception as e:
             raise failure(self.stage.nodes[0], e, part=part, doing=doing) from e
-        return self._pass(items), False
+        return self._pass(items), part in self._ended
 
     # ------------------------------------------------------------------------------------------------------------------------ sinks
 
@@ -653,6 +687,12 @@ class StageRun:
         for key in sorted(self._changed):
             yield key, self._packed(key), self._due.get(key)
         self._changed.clear()
+
+    def pack(self, part: str) -> bytes:
+        """The state of a partition that was just opened."""
+        state = self._packed(part) or b""
+        self._packs[part] = state
+        return state
 
     def _packed(self, key: str) -> bytes | None:
         held = self.live.get(key)
@@ -696,6 +736,21 @@ class StageRun:
         self.live.pop(key, None)
         self._due.pop(key, None)
         self._changed.discard(key)
+        self._packs.pop(key, None)
+        self._ended.discard(key)
+        self.awake.pop(key, None)
+
+    def meet(self, key: str, data: bytes | None) -> None:
+        """Drops what memory holds of a key, unless it is what is kept of it."""
+        if key in self.live and (data is None or self._packs.get(key) != data):
+            self.forget(key)
+
+    def rest(self, most: int) -> None:
+        """Between two calls of :func:`process`: holds at most so many keys, of which the longest held go, and no list of timers, which others
+        keep here."""
+        self._heap.clear()
+        for key in list(self.live)[: max(len(self.live) - most, 0)]:
+            self.forget(key)
 
     # ------------------------------------------------------------------------------------------------------------------- one by one
 
@@ -733,6 +788,10 @@ class StageRun:
             exits = self._pass(self._each([key], "on_notify" if isinstance(given, Due) else "on_eof"))
         for changed, state, due in self.changes():
             outcome.writes[changed] = state
+            if state is None:
+                self._packs.pop(changed, None)
+            else:
+                self._packs[changed] = state
             if kind is Kind.KEYED:
                 outcome.timers[changed] = due
         for to, items in zip(self.stage.exits, exits or ()):

@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ GUEST = (
     "watch.py",
     "window.py",
 )
+#: … and into one of a dataflow, beside all of `dataflow/`.
+GUEST_OF_FLOW = ("guest_flow.py", "run.py")
 #: How long a file may take to be read: it is read again, more slowly, by the build.
 PROBE_S = 120
 BUILD_S = 900
@@ -76,17 +78,29 @@ for name in {sources!r}:
     with open(f"{{HERE}}/{{name}}", encoding="utf-8", errors="replace") as file:
         linecache.cache[f"{{HERE}}/{{name}}"] = (0, None, file.readlines(), name)
 
-importlib.import_module({module!r})
+{begin}
 for name in {imports!r}:
     try:
         importlib.import_module(name)
     except ImportError:
         pass
 
-from skep.guest import Handler
-
-guest.ready()
+{end}
 '''
+BEES = ("importlib.import_module({module!r})", "from skep.guest import Handler\n\nguest.ready()")
+FLOW = (
+    """\
+from skep import guest_flow
+
+if {bytewax!r}:
+    from skep.dataflow import alias
+
+    alias.install()
+from skep.run import find_flow
+
+guest_flow.install(find_flow({module!r} + ":" + {flow!r}))""",
+    "from skep.guest_flow import Handler\n\nguest_flow.ready()",
+)
 
 
 @dataclass
@@ -99,10 +113,14 @@ class Probed:
     #: Whether it imports what sends requests.
     http: bool
     vendored: Path | None
+    #: Of a dataflow: what names it in the file, as `flow` or `make(3)`; whether `import bytewax` means this package; what is deployed of it.
+    flow: str = ""
+    bytewax: bool = False
+    deployment: dict[str, Any] = field(default_factory=dict)
 
 
-def check(file: Path, quiet: bool = False) -> Probed:
-    """What is in the file, or what is wrong with it."""
+def check(file: Path, quiet: bool = False, flow: str = "", bytewax: bool = False) -> Probed:
+    """What is in the file, or what is wrong with it. ``flow``: it is a dataflow's, and this names it there."""
     file = file.resolve()
     if file.is_dir():
         raise Failure(f"{file} is a folder", "name the .py file with the Bees")
@@ -114,8 +132,10 @@ def check(file: Path, quiet: bool = False) -> Probed:
         raise Failure(f"{file.name}: a module `{file.stem}` is there already, and would hide this one", "rename the file")
     vendored = needs.vendor(file.parent, quiet)
     with cache.room("probe") as stage:
-        _stage_sdk(stage)
+        _stage_sdk(stage, bool(flow))
         command = [sys.executable, "-I", "-S", "-B", "-X", f"pycache_prefix={stage / 'pyc'}", str(Path(__file__).parent / "probe.py")]
+        command += ["--flow", flow] if flow else []
+        command += ["--bytewax"] if bytewax else []
         command += [str(stage), str(file.parent), file.stem, *([str(vendored)] if vendored else [])]
         try:
             ran = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=PROBE_S)
@@ -131,12 +151,15 @@ def check(file: Path, quiet: bool = False) -> Probed:
         raise Failure(f"{file.name}: Python died while it read the file; it said: {said[0]}", "mend what it names") from None
     if "error" in found:
         raise _refusal(file, found["error"])
-    if not found["bees"]:
+    if not found["bees"] and not flow:
         raise Failure(
             f"{file.name}:1: no Bee is registered",
             f'put `@register_bee(name="{_bee_name(file.stem)}")` above the function that takes messages',
         )
-    return Probed(file.parent, file.stem, found["bees"], found["files"], found["imports"], found["http"], vendored)
+    deployment = found.get("deployment", {})
+    return Probed(
+        file.parent, file.stem, found["bees"], found["files"], found["imports"], found["http"], vendored, flow, found["bytewax"], deployment
+    )
 
 
 def _bee_name(stem: str) -> str:
@@ -155,22 +178,32 @@ def _refusal(file: Path, error: dict[str, Any]) -> Failure:
     return Failure(f"{at}: {error['text']}", "mend the line; the top level of the file runs while it is built")
 
 
-def _stage_sdk(stage: Path) -> None:
-    (stage / "skep").mkdir()
-    for name in GUEST:
-        shutil.copyfile(PACKAGE / name, stage / "skep" / name)
+def _guest(flow: bool) -> list[str]:
+    """The files of the SDK that go into a component."""
+    if not flow:
+        return list(GUEST)
+    return [*GUEST, *GUEST_OF_FLOW, *(path.relative_to(PACKAGE).as_posix() for path in sorted((PACKAGE / "dataflow").rglob("*.py")))]
 
 
-def build(file: Path, out: Path, quiet: bool = False, wit: str = "") -> tuple[Probed, bool]:
-    """Writes the component. Whether it had been made before."""
+def _stage_sdk(stage: Path, flow: bool) -> None:
+    for name in _guest(flow):
+        target = stage / "skep" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(PACKAGE / name, target)
+
+
+def build(
+    file: Path, out: Path, quiet: bool = False, wit: str = "", flow: str = "", bytewax: bool = False
+) -> tuple[Probed, bool]:
+    """Writes the component. Whether it had been made before. ``flow``: the file is a dataflow's, and this names it there."""
     if wit and wit != WIT:
         raise Failure(
             f"this skep-py {VERSION} makes components for skep:bee@{WIT}, the node takes skep:bee@{wit}",
             "install the `skep` package of the node's own release",
         )
     with Step(f"check {file.name}", quiet) as step:
-        probed = check(file, quiet)
-        step.about = ", ".join(bee["name"] for bee in probed.bees)
+        probed = check(file, quiet, flow, bytewax)
+        step.about = ", ".join([*probed.deployment.get("stages", {}).values(), *(bee["name"] for bee in probed.bees)])
     key = _key(probed)
     if (kept := cache.find("components", key)) is not None:
         _deliver(kept, out)
@@ -203,10 +236,9 @@ def _key(probed: Probed) -> str:
         sha.update(data)
 
     add("componentize-py", metadata.version("componentize-py").encode())
-    add("app", APP.encode())
-    add("module", probed.module.encode())
+    add("app", _app(probed, []).encode())
     add("vendored", str(probed.vendored.name if probed.vendored else "").encode())
-    for name in GUEST:
+    for name in _guest(bool(probed.flow)):
         add(name, (PACKAGE / name).read_bytes())
     for wit in sorted([*(PACKAGE / "wit").rglob("*.wit"), *(PACKAGE / "wit-http").rglob("*.wit")]):
         add(wit.name, wit.read_bytes())
@@ -223,17 +255,22 @@ def _key(probed: Probed) -> str:
     return sha.hexdigest()
 
 
+def _app(probed: Probed, sources: list[str]) -> str:
+    begin, end = FLOW if probed.flow else BEES
+    begin = begin.format(module=probed.module, flow=probed.flow, bytewax=probed.bytewax)
+    return APP.format(sources=sources, begin=begin, imports=probed.imports, end=end)
+
+
 def _componentize(probed: Probed, room: Path, file: Path) -> Path:
     stage, out = room / "app", room / "made.wasm"
     stage.mkdir()
-    _stage_sdk(stage)
+    _stage_sdk(stage, bool(probed.flow))
     for name in probed.files:
         target = stage / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(probed.folder / name, target)
     sources = [name for name in probed.files if name.endswith(".py")]
-    app = APP.format(sources=sources, module=probed.module, imports=probed.imports)
-    (stage / "_skep_app.py").write_text(app)
+    (stage / "_skep_app.py").write_text(_app(probed, sources))
     # Else it would add the site-packages of whatever Python is around.
     bare = room / "venv" / "lib" / "site-packages"
     bare.mkdir(parents=True)

@@ -35,12 +35,18 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("file", type=Path, help="the file with the Bees")
     build.add_argument("-o", "--out", type=Path, metavar="FILE", help="what to write; by default the file's name with .wasm")
     build.add_argument("--wit", default="", help=argparse.SUPPRESS)
+    flow = commands.add_parser("flow", help="make a component and a manifest of a dataflow, as `skep deploy` does")
+    flow.add_argument("flow", metavar="FILE[:FLOW]", help="orders.py, orders.py:totals, orders.py:make(3); by default the one called `flow`")
+    flow.add_argument("-o", "--out", type=Path, metavar="FILE", help="the component; by default the file's name with .wasm")
+    flow.add_argument("-m", "--manifest", type=Path, metavar="FILE", help="the manifest; by default that of the component with .yaml")
+    flow.add_argument("--bytewax", action="store_true", help="let `import bytewax` mean skep.dataflow, for scripts written for Bytewax")
+    flow.add_argument("--wit", default="", help=argparse.SUPPRESS)
     check = commands.add_parser("check", help="read a Python file as a build does, in a second, and list its Bees")
     check.add_argument("file", type=Path, help="the file with the Bees")
     version = commands.add_parser("version", help="print versions: of the SDK, of what components speak, of their Python")
-    for command in (new, build, check, version):
+    for command in (new, build, flow, check, version):
         command.add_argument("--json", action="store_true", help="for programs")
-    for command in (build, check):
+    for command in (build, flow, check):
         command.add_argument("-q", "--quiet", action="store_true", help="no progress")
     return top
 
@@ -84,6 +90,10 @@ def run(arguments: argparse.Namespace) -> None:
             print(say({"out": str(out), "bees": names, "cached": cached, "files": probed.files, "wit": WIT}))
         else:
             print(f"{out}: {', '.join(names)}" + (" (as built before)" if cached else ""))
+    elif arguments.command == "flow":
+        from .flow import build_flow
+
+        build_flow(arguments)
     elif arguments.command == "check":
         from .build import check
 

@@ -16,7 +16,14 @@ from typing import Any
 
 
 def main() -> None:
-    stage, folder, module, *vendored = sys.argv[1:]
+    given = sys.argv[1:]
+    flow, bytewax = "", False
+    while given[0].startswith("--"):
+        if given.pop(0) == "--flow":
+            flow = given.pop(0)
+        else:
+            bytewax = True
+    stage, folder, module, *vendored = given
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     # The last comes first: the SDK, the user's folder, what it needs.
@@ -36,7 +43,17 @@ def main() -> None:
         from skep import registry
 
         registry.ROOTS[:] = [folder.rstrip("/") + "/"]
-        importlib.import_module(module)
+        if flow:
+            from skep.run import find_flow, project_says
+
+            bytewax = bytewax or project_says()
+            if bytewax:
+                from skep.dataflow import alias
+
+                alias.install()
+            made = find_flow(f"{module}:{flow}")
+        else:
+            importlib.import_module(module)
         inner = later_imports(folder, opened)
         for name in inner:
             try:
@@ -48,6 +65,13 @@ def main() -> None:
         ]
         found["imports"] = inner
         found["http"] = "skep.http" in sys.modules
+        found["bytewax"] = bytewax
+        if flow:
+            from dataclasses import asdict
+
+            from skep.dataflow.deploy import deployment
+
+            found["deployment"] = asdict(deployment(made))
     except BaseException as e:
         found["error"] = describe(e, folder)
     root = folder.rstrip("/") + "/"

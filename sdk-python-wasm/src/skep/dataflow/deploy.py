@@ -1,0 +1,129 @@
+"""A flow as a Swarm: its manifest, what starts its sources, and whether it can run on a node at all."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from .connectors.subject import SubjectSource
+from .errors import DataflowError
+from .graph import Dataflow, Operator
+from .inputs import DynamicSource, FixedPartitionedSource
+from .limits import NAMES_SHOWN, SOURCE_PARTS_MAX
+from .names import label, stage_names
+from .node import address
+from .plan import Kind, Plan, Stage, manifest, plan
+from .stage import list_parts
+from .testing import TestingSink
+
+_PACKAGE = __name__.rpartition(".")[0]
+#: Connectors that need what a sandbox has not, and what that is.
+_OUTSIDE = {
+    f"{_PACKAGE}.connectors.files": "files, and a flow on a node has none",
+    f"{_PACKAGE}.connectors.kafka": "a Kafka client, and a flow on a node has no sockets",
+}
+_INSTEAD = "take a source or sink of your own in plain Python, `connectors.subject` or `connectors.stdio`; or run the flow with `python -m skep.run`"
+#: A timer of a source that fails is tried so often, half a minute apart at last: a service that it reads may be away for three quarters of an hour.
+_SOURCE_ATTEMPTS = 100
+#: As large as a node takes: what a batch costs beside its messages is shared by more.
+_BATCH_MESSAGES = 2_048
+_BATCH_BYTES = "4MiB"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A flow as a node takes it."""
+
+    #: The Swarm's name, and the module's.
+    name: str
+    #: The manifest, YAML.
+    manifest: str
+    #: What is sent once it runs, any number of times: ``(subject, key)``.
+    starts: tuple[tuple[str, str], ...]
+    #: What is otherwise than in process.
+    warnings: tuple[str, ...]
+    #: Of each stage: its label.
+    stages: dict[str, str] = field(default_factory=dict)
+
+
+def deployment(flow: Dataflow) -> Deployment:
+    """What `skep deploy` sends. A :class:`DataflowError` names the first step that can't run on a node."""
+    whole = plan(flow)
+    for stage in whole.stages:
+        for node in stage.nodes:
+            _check(node.op)
+    names = stage_names(whole)
+    name = label(flow.flow_id)
+    subjects = {stage.name: _subject(stage, name, names) for stage in whole.stages if stage.kind in (Kind.SOURCE, Kind.WORKER_SOURCE)}
+    starts = []
+    for stage in whole.stages:
+        if stage.kind is Kind.SOURCE:
+            parts = list_parts(stage)
+            if len(parts) > SOURCE_PARTS_MAX:
+                raise DataflowError(f"{stage.entry.title()} has {len(parts)} partitions; on a node a source has at most {SOURCE_PARTS_MAX}")
+            for part in parts:
+                try:
+                    starts.append((subjects[stage.name], address(part)))
+                except ValueError as e:
+                    raise DataflowError(f"{stage.entry.title()}: the name of a partition is its key: {e}") from None
+    ends = [stage["name"] for stage in manifest(flow)["stages"] if stage["wants_end"] and stage["kind"] == Kind.KEYED.value]
+    return Deployment(name, _yaml(name, whole, names, subjects), tuple(starts), tuple(_warnings(whole, ends)), names)
+
+
+def _check(op: Operator) -> None:
+    for role in ("source", "sink"):
+        owner = op.args.get(role)
+        if owner is None:
+            continue
+        for kind in type(owner).__mro__:
+            for module, needs in _OUTSIDE.items():
+                if kind.__module__ == module or kind.__module__.startswith(f"{module}."):
+                    raise DataflowError(f"{op.title()} can't run on a node: {kind.__name__} needs {needs}; {_INSTEAD}")
+        if isinstance(owner, TestingSink):
+            raise DataflowError(f"{op.title()} can't run on a node: nobody could read the list that a TestingSink appends to; {_INSTEAD}")
+        if isinstance(owner, DynamicSource) and not isinstance(owner, SubjectSource):
+            raise DataflowError(
+                f"{op.title()} can't run on a node: a DynamicSource has its place in memory only, and an instance on a node ends at any time; "
+                "derive it from FixedPartitionedSource or SimplePollingSource"
+            )
+        if role == "source" and not isinstance(owner, (FixedPartitionedSource, DynamicSource)):
+            raise DataflowError(f"{op.title()}: a source is a FixedPartitionedSource or a SubjectSource; got {type(owner).__name__}")
+
+
+def _warnings(whole: Plan, ends: list[str]) -> list[str]:
+    found = []
+    if ends:
+        shown = ", ".join(ends[:NAMES_SHOWN]) + (" and others" if len(ends) > NAMES_SHOWN else "")
+        found.append(
+            f"a stream has no end on a node: {shown} would do something at its end, which is not done there; "
+            "what emits at the end only, as count_final, emits nothing"
+        )
+    return found
+
+
+def _subject(stage: Stage, name: str, names: dict[str, str]) -> str:
+    source = stage.entry.args["source"]
+    return source.subject if isinstance(source, SubjectSource) else label(f"{name}-{names[stage.name]}")
+
+
+def _yaml(name: str, whole: Plan, names: dict[str, str], subjects: dict[str, str]) -> str:
+    lines = [f"# The dataflow {json.dumps(whole.flow_id)}, made by `skep deploy`.", f"name: {name}", "bees:"]
+    for stage in whole.stages:
+        inputs: list[str] = []
+        if stage.name in subjects:
+            inputs.append(f"{{ gateway: {json.dumps(subjects[stage.name])} }}")
+        inputs += [f"{{ bee: {names[up]}, output: {names[stage.name]} }}" for up in whole.upstreams(stage.name)]
+        source = stage.entry.args.get("source")
+        subject = source if isinstance(source, SubjectSource) else None
+        fields: dict[str, Any] = {"module": name, "input": f"[{', '.join(inputs)}]", "instances": "pooled", "clock": "real"}
+        if subject is None and stage.kind is not Kind.SPREAD:
+            fields |= {"key": "message", "state": "true"}
+        elif subject is not None and subject.keyed:
+            fields |= {"key": "message"}
+        fields["batch"] = f"{{ messages: {_BATCH_MESSAGES}, bytes: {_BATCH_BYTES} }}"
+        if stage.kind is Kind.SOURCE:
+            fields["retry"] = f"{{ attempts: {_SOURCE_ATTEMPTS} }}"
+        lines.append(f"  - name: {names[stage.name]}")
+        lines += [f"    {field}: {value}" for field, value in fields.items()]
+    return "\n".join(lines) + "\n"

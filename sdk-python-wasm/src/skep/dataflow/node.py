@@ -1,0 +1,382 @@
+"""A stage of a flow as a node runs it: the node's inputs to :func:`~skep.dataflow.stage.process`, and what comes of it to the node's effects.
+
+A message carries items for one address, pickled together: a key's values, a sink partition's, or items for any worker. So a crossing carries
+many, and what costs a node by the message is paid once a key and batch. A state is a header and what the stage packed; the header says when
+the key's timer is set for, so that it is set only when that changes.
+
+An instance may hold in memory what it kept of a key. It can't know whether another instance worked on the key since, or whether what it wrote
+was committed: so each input reads what is kept, and memory counts only if it is that to the byte. It spares building, not reading.
+
+Who may send to a flow's own subjects is not who wrote the flow: what comes from there is never unpickled.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any, Protocol
+
+from ..errors import Reject
+from ..report import Report, report
+from .connectors.subject import SubjectSource, desk
+from .errors import StepError
+from .limits import (
+    EFFECTS_BYTES_MAX,
+    EMITS_MAX,
+    HELD_KEYS,
+    KEY_BYTES_MAX,
+    MESSAGE_BYTES,
+    NAMES_SHOWN,
+    OUTPUT_OVERHEAD_BYTES,
+    PAYLOAD_BYTES_MAX,
+    READ_ITEMS,
+    READ_SECONDS,
+    STATE_VALUE_BYTES_MAX,
+    STATE_VALUES_MAX,
+)
+from .names import stage_names
+from .plan import Kind, Plan, Stage
+from .stage import Batch, Due, Input, Items, Outcome, Send, StageRun, list_parts, process
+
+#: What a message of items begins with, and what a state does. What begins with a later one is refused.
+MESSAGE_VERSION = 1
+KEPT_VERSION = 1
+#: The one timer of a key.
+TIMER = "next"
+#: The value that holds the state, or its beginning.
+STATE = "state"
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_MS = timedelta(milliseconds=1)
+#: Version; whether the partition of a source has ended; values behind the first; when the timer is due, ms since 1970, 0: none.
+_HEADER = struct.Struct("<BBBxq")
+_MESSAGE_HEAD = bytes((MESSAGE_VERSION,))
+
+
+class Host(Protocol):
+    """The node. ``begin`` says whose state and timers the calls after it are about."""
+
+    def begin(self, index: int, message: Any) -> None: ...
+    def abandon(self, index: int) -> None: ...
+    def state_get(self, name: str) -> bytes | None: ...
+    def state_put(self, name: str, value: bytes) -> None: ...
+    def state_delete(self, name: str) -> None: ...
+    def timer_set(self, name: str, at_ms: int) -> None: ...
+    def timer_cancel(self, name: str) -> None: ...
+    def emit(self, payload: Any, data: bytes, to: str | None, key: str | None, headers: Any) -> Any: ...
+
+
+class Ends(Protocol):
+    """How inputs come and end, as :class:`skep.process.Ends`."""
+
+    timer: type[Any]
+
+    def done(self, publish: list[Any], respond: list[Any]) -> Any: ...
+    def retry(self, after_ms: int) -> Any: ...
+    def reject(self, reason: str) -> Any: ...
+    def fail(self, found: Report, error: BaseException | None) -> Any: ...
+
+
+class TooMuch(StepError):
+    """What came of one input is more than a node takes of one."""
+
+
+def address(key: str) -> str:
+    """A key as a node takes it: not empty. ``bytes`` too long for one, or no UTF-8, raise ValueError.
+
+    >>> address("a"), address("")
+    ('a', '\\x00')
+    """
+    if key.isascii() and 0 < len(key) <= KEY_BYTES_MAX and key[0] != "\x00":
+        return key
+    if not key or key[0] == "\x00":
+        key = "\x00" + key
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError as e:
+        raise ValueError(f"a key on a node is UTF-8 text, and {key!r} is not: {e.reason}") from None
+    if size > KEY_BYTES_MAX:
+        raise ValueError(f"a key on a node has at most {KEY_BYTES_MAX} bytes; {key[:40]!r}… has {size}: take a digest of it in key_on")
+    return key
+
+
+def key_of(address: str) -> str:
+    """The key that :func:`address` made this of."""
+    return address[1:] if address[:1] == "\x00" else address
+
+
+def pack_items(items: Batch) -> Iterable[bytes]:
+    """Items as payloads, in their order; more than one where they are many bytes. Raises whatever pickling raises, and ValueError where one
+    item is too large."""
+    data = _MESSAGE_HEAD + pickle.dumps(items, protocol=5)
+    if len(data) <= MESSAGE_BYTES or len(items) == 1:
+        if len(data) > PAYLOAD_BYTES_MAX:
+            raise ValueError(f"an item has {len(data)} bytes, pickled; a message on a node has at most {PAYLOAD_BYTES_MAX}")
+        yield data
+        return
+    half = len(items) // 2
+    yield from pack_items(items[:half])
+    yield from pack_items(items[half:])
+
+
+def unpack_items(data: bytes) -> Batch:
+    """Items of a payload. ValueError: it is of a later version, or was not written by a stage.
+
+    >>> [unpack_items(data) for data in pack_items([1, "b"])]
+    [[1, 'b']]
+    """
+    if data[:1] != _MESSAGE_HEAD:
+        found = f"version {data[0]}" if data else "nothing"
+        raise ValueError(f"the message is none of a flow's stage: it begins with {found}, and this skep reads {MESSAGE_VERSION}")
+    items = pickle.loads(memoryview(data)[1:])
+    if type(items) is not list:
+        raise ValueError("the message is none of a flow's stage: it holds no list")
+    return items
+
+
+def milliseconds(at: datetime) -> int:
+    """A time as nodes have it, not before it was; 1 where it is in 1970 or before."""
+    return max(-((_EPOCH - at) // _MS), 1)
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+class _Kept:
+    """What is kept of the key of the current input."""
+
+    __slots__ = ("data", "due", "ended", "raw", "values")
+
+    def __init__(self, raw: bytes | None = None, data: bytes | None = None, due: int = 0, ended: bool = False, values: int = 0) -> None:
+        #: With its header, if it is one value.
+        self.raw = raw
+        self.data = data
+        #: When its timer is set for, ms since 1970; 0: it has none.
+        self.due = due
+        self.ended = ended
+        #: Behind the first.
+        self.values = values
+
+
+_NOTHING = _Kept()
+
+
+class NodeStage:
+    """A stage in an instance of a component."""
+
+    def __init__(self, stage: Stage, plan: Plan, host: Host, ends: Ends, *, now: Callable[[], datetime] = _now) -> None:
+        self._stage = stage
+        self._host = host
+        self._ends = ends
+        self._now = now
+        self._by_name = {one.name: one for one in plan.stages}
+        self._outputs = stage_names(plan)
+        self._run = StageRun(stage)
+        self._run.read_seconds = READ_SECONDS
+        source = stage.entry.args.get("source")
+        self._subject = source if isinstance(source, SubjectSource) else None
+        self._parts: frozenset[str] | None = None
+        #: How many items a timer of a source reads: fewer once that made too much.
+        self._read_items = READ_ITEMS
+        # Of the current input.
+        self._index = 0
+        self._kept = _NOTHING
+        self._wrote = False
+        self._answers: list[bytes] = []
+
+    def process(self, inputs: Sequence[Any]) -> list[Any]:
+        """One outcome an input, whatever happens."""
+        found: list[Any] = [None] * len(inputs)
+        first = 0
+        while first < len(inputs):
+            try:
+                self._process(inputs, first, found)
+                break
+            except BaseException as e:
+                # What no step answers for: a message that is none, a source's ABORT, an exit.
+                found[self._index] = self._failed(e)
+                first = self._index + 1
+        self._run.rest(HELD_KEYS)
+        return found
+
+    def _process(self, inputs: Sequence[Any], first: int, found: list[Any]) -> None:
+        def ready() -> Iterator[Input]:
+            for self._index in range(first, len(inputs)):
+                given = self._begin(inputs[self._index])
+                if given is None:
+                    found[self._index] = self._ends.done([], [])
+                else:
+                    yield given
+
+        def settle(_: int, outcome: Outcome | StepError) -> None:
+            found[self._index] = self._failed(outcome) if isinstance(outcome, StepError) else self._done(outcome)
+
+        process(self._stage, ready(), lambda key: self._kept.data, self._now(), by_name=self._by_name, run=self._run, settle=settle)
+
+    # ---------------------------------------------------------------------------------------------------------------------- one input
+
+    def _begin(self, given: Any) -> Input | None:
+        """Makes an input the current one. None: there is nothing to do."""
+        value = given.value
+        self._wrote = False
+        self._kept = _NOTHING
+        self._answers = desk.answers = []
+        self._host.begin(self._index, value)
+        if self._subject is not None:
+            return Items(None, self._subject.items_of(value))
+        kind = self._stage.kind
+        if kind is Kind.SPREAD:
+            return Items(None, unpack_items(value.payload))
+        key = key_of(value.key)
+        kept = self._kept = self._read(key)
+        if type(given) is self._ends.timer:
+            # One that was set anew, or cancelled, by what came before it in the same batch.
+            if kept.due != value.at_ms or kept.ended:
+                return None
+            kept.due = 0
+            if kind is Kind.SOURCE:
+                # Behind a failure by one batch, so that what can be read is.
+                self._run.read_items = self._read_items if value.attempt == 1 else 1
+            return Due(key)
+        if kind is not Kind.SOURCE:
+            return Items(key, unpack_items(value.payload))
+        self._start(key)
+        return None
+
+    def _start(self, part: str) -> None:
+        """Whoever may send to a Swarm may start its sources, any number of times: a partition is opened once."""
+        if self._parts is None:
+            self._parts = frozenset(list_parts(self._stage))
+        if part not in self._parts:
+            some = ", ".join(sorted(self._parts)[:NAMES_SHOWN])
+            raise Reject(f"{self._stage.entry.title()} has no partition {part!r}; it has: {some or 'none'}")
+        kept, run = self._kept, self._run
+        if kept.ended:
+            return
+        if kept.data is not None:
+            # For when it was: one that became a dead letter is there again.
+            self._wrote = True
+            self._host.timer_set(TIMER, max(kept.due, 1))
+            return
+        run.meet(part, None)
+        run.open(part)
+        at = run.awake.get(part)
+        self._keep(part, run.pack(part), milliseconds(at or self._now()), False)
+
+    def _done(self, outcome: Outcome) -> Any:
+        """Writes what the current input came to, and gives its outcome."""
+        publish: list[Any] = []
+        size = 0
+        for send in outcome.sends:
+            to, key = self._outputs[send.to], None if send.key is None else self._address(send.key)
+            for data in self._payloads(send):
+                publish.append(self._host.emit(None, data, to, key, []))
+                size += len(data) + OUTPUT_OVERHEAD_BYTES
+        size += sum(map(len, self._answers)) + sum(len(state) for state in outcome.writes.values() if state is not None)
+        if size > EFFECTS_BYTES_MAX or len(publish) > EMITS_MAX:
+            raise self._too_much(size, len(publish))
+        for key, state in outcome.writes.items():
+            at = outcome.timers.get(key)
+            self._keep(key, state, 0 if at is None else milliseconds(at), outcome.ended)
+        return self._ends.done(publish, self._answers)
+
+    def _address(self, key: str) -> str:
+        try:
+            return address(key)
+        except ValueError as e:
+            op = self._stage.entry
+            raise StepError(f"{op.title()}: what it sends on: {e}", (op.shown or op).step_id, key=key) from None
+
+    def _payloads(self, send: Send) -> list[bytes]:
+        try:
+            return list(pack_items(send.items))
+        except Exception as e:
+            op = self._by_name[send.to].entry
+            kinds = ", ".join(sorted({type(item).__name__ for item in send.items})[:NAMES_SHOWN])
+            raise StepError(
+                f"{op.title()}: what is sent to it can't be pickled: {type(e).__name__}: {e}; between stages items are plain data; got {kinds}",
+                (op.shown or op).step_id,
+                key=send.key,
+            ) from e
+
+    def _too_much(self, size: int, count: int) -> TooMuch:
+        op = self._stage.entry
+        remedy = "let its source read fewer items at once" if self._stage.kind is Kind.SOURCE else "let the steps behind it make less of one item"
+        return TooMuch(
+            f"{op.title()}: what came of one input is {count} messages and, with its state, {size} bytes; a node takes {EMITS_MAX} and "
+            f"{EFFECTS_BYTES_MAX}: {remedy}",
+            (op.shown or op).step_id,
+        )
+
+    def _failed(self, error: BaseException) -> Any:
+        """Undoes what the current input wrote, and says what went wrong."""
+        if self._wrote:
+            self._wrote = False
+            self._host.abandon(self._index)
+        if isinstance(error, Reject):
+            return self._ends.reject(error.reason)
+        if isinstance(error, TooMuch) and self._run.read_items > 1:
+            # The source is read anew from where it was, first by one batch, then by fewer.
+            self._read_items = max(self._read_items // 4, 1)
+            return self._ends.retry(0)
+        if isinstance(error, StepError):
+            cause = error.__cause__
+            detail = str(error) if cause is None else f"{error}\n{report(cause).detail}"
+            return self._ends.fail(Report(type(cause or error).__name__, detail), error)
+        return self._ends.fail(report(error), error)
+
+    # -------------------------------------------------------------------------------------------------------------------------- state
+
+    def _read(self, key: str) -> _Kept:
+        raw = self._host.state_get(STATE)
+        if raw is None:
+            return _Kept()
+        if raw[0] != KEPT_VERSION or len(raw) < _HEADER.size:
+            op = self._stage.entry
+            raise StepError(
+                f"{op.title()}: the kept state of {key!r} has version {raw[0]} and this skep reads {KEPT_VERSION}: it was written by a later "
+                "one, or by no flow",
+                (op.shown or op).step_id,
+                key=key,
+            )
+        _, ended, values, due = _HEADER.unpack_from(raw)
+        data = raw[_HEADER.size :]
+        if values:
+            more = [self._host.state_get(f"{STATE}.{number}") for number in range(1, values + 1)]
+            data = b"".join((data, *(part or b"" for part in more)))
+        return _Kept(None if values else raw, data, due, bool(ended), values)
+
+    def _keep(self, key: str, state: bytes | None, due: int, ended: bool) -> None:
+        kept, host = self._kept, self._host
+        self._wrote = True
+        if state is None:
+            if kept.data is not None:
+                host.state_delete(STATE)
+            values = 0
+        else:
+            first = STATE_VALUE_BYTES_MAX - _HEADER.size
+            values = 0 if len(state) <= first else -((first - len(state)) // STATE_VALUE_BYTES_MAX)
+            if values >= STATE_VALUES_MAX:
+                op = self._stage.entry
+                most = STATE_VALUES_MAX * STATE_VALUE_BYTES_MAX
+                raise StepError(
+                    f"{op.title()}: the state of {key!r} has {len(state)} bytes, pickled; a node keeps {most} of one key at most",
+                    (op.shown or op).step_id,
+                    key=key,
+                )
+            raw = _HEADER.pack(KEPT_VERSION, ended, values, due) + (state if not values else state[:first])
+            if raw != kept.raw:
+                host.state_put(STATE, raw)
+            for number in range(1, values + 1):
+                begin = first + (number - 1) * STATE_VALUE_BYTES_MAX
+                host.state_put(f"{STATE}.{number}", state[begin : begin + STATE_VALUE_BYTES_MAX])
+        for number in range(values + 1, kept.values + 1):
+            host.state_delete(f"{STATE}.{number}")
+        if due != kept.due:
+            if due:
+                host.timer_set(TIMER, due)
+            else:
+                host.timer_cancel(TIMER)
