@@ -20,9 +20,11 @@ START = datetime(2024, 1, 1, tzinfo=timezone.utc)
 
 
 class Apart:
-    """One run of a flow. ``seed`` chooses which key goes on next, and how many of its inputs come in one batch."""
+    """One run of a flow. ``seed`` chooses which key goes on next, and how many of its inputs come in one batch. ``ends``: whether the end of the
+    stream comes to keys."""
 
-    def __init__(self, flow: Dataflow, seed: int, workers: int = 3) -> None:
+    def __init__(self, flow: Dataflow, seed: int, workers: int = 3, *, ends: bool = True) -> None:
+        self.ends = ends
         self.stages = {stage.name: stage for stage in plan(flow).stages}
         self.about = {stage["name"]: stage for stage in manifest(flow)["stages"]}
         self.random = random.Random(seed)
@@ -54,7 +56,7 @@ class Apart:
             for name, stage in self.about.items():
                 if name not in ended and ended.issuperset(stage["inputs"]) and not self.reading.get(name):
                     ended.add(name)
-                    if stage["wants_end"]:
+                    if stage["wants_end"] and self.ends:
                         for _, key in [place for place in self.state if place[0] == name]:
                             self.put(name, key, End(key))
                     break
@@ -116,9 +118,9 @@ class Apart:
             self.reading[name].discard(key)
 
 
-def run_apart(flow: Dataflow, seed: int = 0) -> Apart:
+def run_apart(flow: Dataflow, seed: int = 0, *, ends: bool = True) -> Apart:
     """Runs a flow, stage by stage."""
-    engine = Apart(flow, seed)
+    engine = Apart(flow, seed, ends=ends)
     engine.run()
     return engine
 

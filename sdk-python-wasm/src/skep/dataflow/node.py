@@ -183,6 +183,7 @@ class NodeStage:
         self._read_items = READ_ITEMS
         # Of the current input.
         self._index = 0
+        self._moment = _EPOCH
         self._kept = _NOTHING
         self._wrote = False
         self._answers: list[bytes] = []
@@ -214,7 +215,8 @@ class NodeStage:
         def settle(_: int, outcome: Outcome | StepError) -> None:
             found[self._index] = self._failed(outcome) if isinstance(outcome, StepError) else self._done(outcome)
 
-        process(self._stage, ready(), lambda key: self._kept.data, self._now(), by_name=self._by_name, run=self._run, settle=settle)
+        self._moment = self._now()
+        process(self._stage, ready(), lambda key: self._kept.data, self._moment, by_name=self._by_name, run=self._run, settle=settle)
 
     # ---------------------------------------------------------------------------------------------------------------------- one input
 
@@ -237,6 +239,11 @@ class NodeStage:
             if kept.due != value.at_ms or kept.ended:
                 return None
             kept.due = 0
+            early = value.at_ms - milliseconds(self._moment)
+            if early > 0 and kind is Kind.KEYED:
+                # The clock of the store is ahead of this one, by which the logic goes: it would ask for the same time again, at once, until then.
+                self._keep(key, kept.data, value.at_ms + early, False)
+                return None
             if kind is Kind.SOURCE:
                 # Behind a failure by one batch, so that what can be read is.
                 self._run.read_items = self._read_items if value.attempt == 1 else 1
@@ -334,11 +341,11 @@ class NodeStage:
         raw = self._host.state_get(STATE)
         if raw is None:
             return _Kept()
-        if raw[0] != KEPT_VERSION or len(raw) < _HEADER.size:
+        if raw[:1] != bytes((KEPT_VERSION,)) or len(raw) < _HEADER.size:
             op = self._stage.entry
+            found = f"has version {raw[0]} and this skep reads {KEPT_VERSION}" if raw else "is empty"
             raise StepError(
-                f"{op.title()}: the kept state of {key!r} has version {raw[0]} and this skep reads {KEPT_VERSION}: it was written by a later "
-                "one, or by no flow",
+                f"{op.title()}: the kept state of {key!r} {found}: it was written by a later one, or by no flow",
                 (op.shown or op).step_id,
                 key=key,
             )

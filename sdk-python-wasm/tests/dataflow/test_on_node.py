@@ -1,0 +1,501 @@
+"""Stages as a node runs them, over a small one in memory: what comes out is what comes out in process, whatever is lost on the way."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from apart import run_apart
+from programs import Program
+from small_node import START, Call, Ends, SmallNode, Timer, results, wire
+
+import skep.dataflow.operators as op
+import skep.dataflow.operators.windowing as win
+from skep.dataflow import Dataflow
+from skep.dataflow.connectors.demo import RandomMetricSource
+from skep.dataflow.connectors.files import FileSink, FileSource
+from skep.dataflow.connectors.stdio import StdOutSink
+from skep.dataflow.connectors.subject import RespondSink, SubjectSource
+from skep.dataflow.deploy import deployment
+from skep.dataflow.errors import DataflowError
+from skep.dataflow.inputs import DynamicSource, FixedPartitionedSource, SimplePollingSource, StatefulSourcePartition
+from skep.dataflow.limits import MESSAGE_BYTES, READ_ITEMS
+from skep.dataflow.names import stage_names
+from skep.dataflow.node import NodeStage, address, key_of, milliseconds, pack_items, unpack_items
+from skep.dataflow.outputs import FixedPartitionedSink, StatefulSinkPartition
+from skep.dataflow.plan import plan
+from skep.dataflow.testing import TestingSink, TestingSource
+
+
+def out(s: Any) -> None:
+    op.output("out", op.redistribute("results", s), StdOutSink())
+
+
+@pytest.mark.parametrize("block", range(6))
+def test_generated_flows_give_the_same(block: int) -> None:
+    for seed in range(block * 20, block * 20 + 20):
+        program = Program(seed)
+        flow, want = Dataflow("f"), []  # type: ignore[var-annotated]
+        op.output("out", program.make(op, flow, TestingSource(program.items, program.batch_size)), TestingSink(want))
+        run_apart(flow, seed, ends=False)
+        flow = Dataflow("f")
+        out(program.make(op, flow, TestingSource(program.items, program.batch_size)))
+        got = results(flow, seed)
+        assert Counter(map(repr, got)) == Counter(map(repr, want)), (seed, program.names, program.items, program.batch_size)
+
+
+class Numbers(FixedPartitionedSource[int, int]):
+    """So many numbers a partition; a memory that must never be ahead of, or behind, what is kept."""
+
+    def __init__(self, parts: dict[str, int], batch: int) -> None:
+        self.parts = parts
+        self.batch = batch
+
+    def list_parts(self) -> list[str]:
+        return list(self.parts)
+
+    def build_part(self, step_id: str, for_part: str, resume_state: int | None) -> StatefulSourcePartition[int, int]:
+        source = self
+
+        class Part(StatefulSourcePartition[int, int]):
+            at = resume_state or 0
+
+            def next_batch(self) -> list[int]:
+                if self.at >= source.parts[for_part]:
+                    raise StopIteration()
+                found = list(range(self.at, min(self.at + source.batch, source.parts[for_part])))
+                self.at += len(found)
+                return found
+
+            def snapshot(self) -> int:
+                return self.at
+
+        return Part()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_counts_are_exact_whatever_is_lost(seed: int) -> None:
+    flow = Dataflow("f")
+    s = op.key_on("key", op.input("in", flow, Numbers({"a": 300, "b": 70, "": 0, "\x00c": 1}, 7)), lambda n: str(n % 5))
+    out(op.stateful_map("count", s, lambda n, _: ((n or 0) + 1, (n or 0) + 1)))
+    want = []
+    for key in range(5):
+        count = sum(len(range(key, many, 5)) for many in (300, 70, 1))
+        want += [(str(key), n) for n in range(1, count + 1)]
+    node = SmallNode(flow, seed, results="results", losses=0.5, instances=1 + seed % 3)
+    for instances in node.instances.values():
+        for stage, _ in instances:
+            stage._read_items = 20
+    # Started again and again, as by a deploy in its middle.
+    node.start()
+    for _ in range(50):
+        if not node.turn():
+            break
+        if node.random.random() < 0.2:
+            node.start()
+    node.start()
+    node.run()
+    assert sorted(node.out) == sorted(want)
+    assert not node.failed
+    assert not node.timers["in"], "ended partitions are not read again"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_windows_close_by_timers_and_values(seed: int) -> None:
+    clocks = [lambda: START]
+
+    def build(end: Any) -> Dataflow:
+        flow = Dataflow("f")
+        events = [("ab"[n % 2], n) for n in range(60)]
+        s = op.key_on("key", op.input("in", flow, TestingSource(events, 3)), lambda e: e[0])
+        clock = win.EventClock(lambda e: START + timedelta(seconds=e[1]), timedelta(seconds=5), now_getter=lambda: clocks[-1]())
+        w = win.count_window("w", op.key_rm("un", s), clock, win.TumblingWindower(timedelta(seconds=10), START), lambda e: e[0])
+        end(w.down)
+        return flow
+
+    want: list[Any] = []
+    run_apart(build(lambda s: op.output("out", s, TestingSink(want))), seed, ends=False)
+    node = SmallNode(build(out), seed, results="results")
+    clocks.append(lambda: node.now)
+    node.start()
+    node.run()
+    # Those that the last values left open are closed by the clock, which goes on here.
+    assert not node.failed and not Counter(want) - Counter(node.out) and want
+    assert Counter(node.out) == Counter((key, (number, 5)) for key in "ab" for number in range(6))
+
+
+def test_a_timer_that_comes_early_by_this_clock_is_put_off_not_asked_again_and_again() -> None:
+    flow = Dataflow("f")
+    out(op.collect("c", op.key_on("key", op.input("in", flow, TestingSource([])), str), timedelta(seconds=10), 7))
+    stage, call = one_stage(flow, 1, now=lambda: START)
+    ask(stage, call, [items("a", 1)])
+    late = Timer(wire(b"", "a").value)
+    late.value.name, late.value.at_ms = "next", call.steps[0][1]["next"]
+    early = late.value.at_ms - milliseconds(START)
+    (found,) = ask(stage, call, [late], dict(call.kept))
+    assert found.publish == [] and call.steps == [({"state": call.kept["a", "state"]}, {"next": late.value.at_ms + early})]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_timers_fire_once_and_go_with_their_key(seed: int) -> None:
+    flow = Dataflow("f")
+    s = op.key_on("key", op.input("in", flow, Numbers({"a": 50}, 1)), lambda n: str(n % 3))
+    out(op.collect("c", s, timedelta(seconds=10), 7))
+    node = SmallNode(flow, seed, results="results", losses=0.4)
+    node.start()
+    node.run()
+    got = Counter(n for _, values in node.out for n in values)
+    assert got == Counter(range(50))
+    # What was full, and what the timer took: nothing is left of any.
+    assert not node.timers["c"] and not node.state["c"]
+
+
+class Log(FixedPartitionedSink[Any, int]):
+    """Remembers how far it wrote, and writes over what came behind."""
+
+    def __init__(self) -> None:
+        self.lines: dict[str, list[Any]] = {"p": [], "q": []}
+
+    def list_parts(self) -> list[str]:
+        return list(self.lines)
+
+    def build_part(self, step_id: str, for_part: str, resume_state: int | None) -> StatefulSinkPartition[Any, int]:
+        lines = self.lines[for_part]
+        del lines[resume_state or 0 :]
+
+        class Part(StatefulSinkPartition[Any, int]):
+            def write_batch(self, values: list[Any]) -> None:
+                lines.extend(values)
+
+            def snapshot(self) -> int:
+                return len(lines)
+
+        return Part()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_sink_that_can_go_back_has_each_item_once(seed: int) -> None:
+    log, flow = Log(), Dataflow("f")
+    op.output("out", op.key_on("key", op.input("in", flow, Numbers({"a": 90}, 4)), str), log)
+    # One instance: the list is what all would share.
+    node = SmallNode(flow, seed, losses=0.5, instances=1)
+    node.start()
+    node.run()
+    assert sorted(n for lines in log.lines.values() for n in lines) == list(range(90))
+
+
+def test_what_comes_to_a_subject_is_items_and_who_asked_is_answered() -> None:
+    flow = Dataflow("f")
+    s = op.input("orders", flow, SubjectSource("orders", "list"))
+    totals = op.stateful_map("total", op.key_on("who", s, lambda o: o["who"]), lambda t, o: ((t or 0) + o["n"], (t or 0) + o["n"]))
+    op.output("answer", op.map("text", totals, lambda kv: {"who": kv[0], "total": kv[1]}), RespondSink())
+    assert '{ gateway: "orders" }' in deployment(flow).manifest and deployment(flow).starts == ()
+    node = SmallNode(flow, 1, losses=0)
+    for n in (1, 2):
+        node.send("orders", json.dumps([{"who": "a", "n": n}, {"who": "b", "n": 10}]).encode())
+        node.run()
+    node.send("orders", b"no json")
+    node.send("orders", b'{"a": 1}')
+    node.run()
+    assert sorted(map(json.loads, node.answers), key=str) == sorted(
+        [{"who": "a", "total": 1}, {"who": "b", "total": 10}, {"who": "a", "total": 3}, {"who": "b", "total": 20}], key=str
+    )
+    assert [(ended.how, ended.reason.split(":")[0]) for _, ended in node.failed] == [
+        ("reject", "the payload is not JSON"),
+        ("reject", "the payload is no JSON list, and a message to `orders` is a list of items"),
+    ]
+
+
+def one_stage(flow: Dataflow, index: int = 0, **more: Any) -> tuple[NodeStage, Call]:
+    whole, call = plan(flow), Call()
+    return NodeStage(whole.stages[index], whole, call, Ends(), **more), call
+
+
+def ask(stage: NodeStage, call: Call, inputs: list[Any], kept: dict[tuple[str, str], bytes] | None = None) -> list[Any]:
+    call.enter(inputs, kept or {})
+    return stage.process(inputs)
+
+
+def counting(mapper: Any) -> tuple[NodeStage, Call]:
+    flow = Dataflow("f")
+    s = op.key_on("key", op.input("in", flow, TestingSource([])), str)
+    out(op.stateful_map("count", s, mapper))
+    return one_stage(flow, 1)
+
+
+def items(key: str, *values: Any) -> Any:
+    (data,) = pack_items(list(values))
+    return wire(data, key)
+
+
+def test_one_input_that_fails_costs_only_itself_and_names_the_line() -> None:
+    def mapper(state: Any, value: int) -> Any:
+        return (state or 0) + 1, 1 // value
+
+    stage, call = counting(mapper)
+    found = ask(stage, call, [items("a", 1), items("a", 1, 0), items("b", 2), wire(b"\x07what", "a"), wire(b"", "a"), items("a", 1)])
+    assert [one.how for one in found] == ["done", "fail", "done", "fail", "fail", "done"]
+    assert found[1].reason == "ZeroDivisionError"
+    assert "step 'f.count' (stateful_map" in found[1].detail and "the key 'a'" in found[1].detail and "test_on_node.py" in found[1].detail
+    assert "begins with version 7" in found[3].detail and "begins with nothing" in found[4].detail
+    assert [bool(writes) for writes, _ in call.steps] == [True, False, True, False, False, True]
+    # As if the failed one had not been.
+    assert unpack_items(found[5].publish[0].payload) == [("a", 1)]
+    assert call.kept["a", "state"].endswith(b"K\x02.")
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), RecursionError("deep"), MemoryError(), TestingSource.ABORT])
+def test_whatever_is_raised_is_an_outcome(error: Any) -> None:
+    def mapper(state: Any, value: int) -> Any:
+        if value:
+            raise error
+        return state, value
+
+    stage, call = counting(mapper)
+    found = ask(stage, call, [items("a", 0), items("b", 1), items("c", 0)])
+    assert [one.how for one in found] == ["done", "fail", "done"]
+
+
+def test_memory_counts_only_where_it_is_what_is_kept() -> None:
+    built: list[Any] = []
+
+    def mapper(state: Any, value: int) -> Any:
+        return (state or 0) + value, value
+
+    stage, call = counting(mapper)
+    builder = stage._stage.entry.args["builder"]
+    stage._stage.entry.args["builder"] = lambda state: built.append(state) or builder(state)
+    ask(stage, call, [items("a", 1), items("a", 2)])
+    kept = dict(call.kept)
+    ask(stage, call, [items("a", 4)], kept)
+    assert built == [None], "what is kept is what memory has"
+    # That call's commit is lost: what is kept is as before.
+    ask(stage, call, [items("a", 4)], kept)
+    assert built == [None, 3]
+    # Another instance went on.
+    other, another = counting(mapper)
+    ask(other, another, [items("a", 100)], dict(call.kept))
+    ask(stage, call, [items("a", 1)], dict(another.kept))
+    assert built == [None, 3, 107]
+    assert call.kept["a", "state"].endswith(b"Kl.")
+    # It was discarded, or its state deleted by hand.
+    ask(stage, call, [items("a", 1)])
+    assert built == [None, 3, 107, None]
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        (b"", "empty"),
+        (b"\x01", "version 1"),
+        (b"\x09" + bytes(20), "version 9 and this skep reads 1"),
+        (bytes(30), "version 0"),
+        (b"\x01" + bytes(11) + b"\x01broken", "can't be read"),
+        (b"\x01" + bytes(11), "can't be read"),
+        (b"\x01\x00\x02" + bytes(9) + b"\x01\x80\x05", "can't be read"),
+    ],
+)
+def test_state_that_is_none(state: bytes, says: str) -> None:
+    stage, call = counting(lambda s, v: (s, v))
+    (found,) = ask(stage, call, [items("a", 1)], {("a", "state"): state})
+    assert found.how == "fail" and says in found.detail
+    assert call.steps == [({}, {})]
+
+
+def test_large_state_lies_in_several_values_and_shrinks() -> None:
+    stage, call = counting(lambda s, v: (v, 0))
+    sizes = [10, 300_000, 700_000, 300_000, 262_144 - 40, 10]
+    for size in sizes:
+        (found,) = ask(stage, call, [items("a", "x" * min(size, 100))], dict(call.kept))
+        assert found.how == "done"
+    state = {"n": 0}
+
+    def grown(s: Any, v: int) -> Any:
+        assert s is None or s == "x" * state["n"]
+        state["n"] = v
+        return "x" * v, 0
+
+    stage, call = counting(grown)
+    other, another = counting(grown)
+    kept: dict[tuple[str, str], bytes] = {}
+    for turn, size in enumerate(sizes):
+        one, its = ((stage, call), (other, another))[turn % 2]
+        (found,) = ask(one, its, [items("a", size)], kept)
+        assert found.how == "done", found.detail
+        kept = dict(its.kept)
+        assert len(kept) == max(-(-(size + 30) // (256 << 10)), 1)
+    (found,) = ask(stage, call, [items("a", 900_000)], kept)
+    assert found.how == "fail" and "a node keeps 786432 of one key" in found.detail
+    assert call.steps == [({}, {})] and call.kept == kept
+
+
+def test_too_much_of_one_input_is_an_error_that_says_so() -> None:
+    flow = Dataflow("f")
+    s = op.flat_map("many", op.redistribute("r", op.input("in", flow, TestingSource([]))), lambda n: range(n))
+    out(op.key_on("key", s, str).then(op.key_rm, "un"))
+    stage, call = one_stage(flow, 1)
+    (few, many) = ask(stage, call, [items("", 100), items("", 1_000_000)])
+    assert few.how == "done" and many.how == "fail" and "and a node takes" not in many.detail
+    assert "a node takes 10000 and 1048576" in many.detail
+    # A key that no node takes, items that can't be sent.
+    for make, says in ((lambda n: "k" * 2000, "at most 1024 bytes"), (lambda n: "\ud800", "UTF-8")):
+        flow = Dataflow("f")
+        s = op.key_on("key", op.redistribute("r", op.input("in", flow, TestingSource([]))), make)
+        out(op.stateful_map("c", s, lambda st, v: (st, v)))
+        stage, call = one_stage(flow, 1)
+        (found,) = ask(stage, call, [items("", 1)])
+        assert found.how == "fail" and says in found.detail, found
+    flow = Dataflow("f")
+    out(op.map("f", op.redistribute("r", op.input("in", flow, TestingSource([]))), lambda n: lambda: n))
+    stage, call = one_stage(flow, 1)
+    (found,) = ask(stage, call, [items("", 1)])
+    assert found.how == "fail" and "can't be pickled" in found.detail and "got function" in found.detail
+    flow = Dataflow("f")
+    out(op.map("f", op.redistribute("r", op.input("in", flow, TestingSource([]))), lambda n: bytes(300_000)))
+    stage, call = one_stage(flow, 1)
+    (found,) = ask(stage, call, [items("", 1)])
+    assert found.how == "fail" and "an item has 3000" in found.detail
+
+
+def test_a_source_that_read_too_much_reads_less() -> None:
+    flow = Dataflow("f")
+    out(op.map("large", op.input("in", flow, Numbers({"a": 200}, 1)), lambda n: (n, bytes(20_000))))
+    got = [n for n, _ in results(flow, 0, losses=0)]
+    assert got == list(range(200))
+    # One batch that is too much stays so.
+    flow = Dataflow("f")
+    out(op.map("large", op.input("in", flow, Numbers({"a": 200}, 200)), lambda n: (n, bytes(20_000))))
+    node = SmallNode(flow, 0, results="results", losses=0)
+    node.start()
+    node.run()
+    ((_, ended),) = node.failed
+    assert "let its source read fewer items at once" in ended.detail and node.out == []
+
+
+def test_what_a_source_read_before_it_failed_is_not_lost() -> None:
+    class Ten(SimplePollingSource[int, int]):
+        def __init__(self) -> None:
+            super().__init__(timedelta(0))
+            self.at = 0
+
+        def next_item(self) -> int:
+            if self.at == 10:
+                raise OSError("gone")
+            self.at += 1
+            return self.at
+
+        def snapshot(self) -> int:
+            return self.at
+
+        def resume(self, state: int) -> None:
+            self.at = state
+
+    flow = Dataflow("f")
+    out(op.input("in", flow, Numbers({"a": 10}, 1)).then(op.map, "m", lambda n: 1 // (7 - n) and n or n))
+    node = SmallNode(flow, 0, results="results", losses=0)
+    node.start()
+    node.run()
+    ((_, ended),) = node.failed
+    assert ended.reason == "ZeroDivisionError" and "the partition" not in ended.reason
+    assert node.out == list(range(7))
+
+
+def test_a_source_is_read_when_it_says() -> None:
+    flow = Dataflow("f")
+    out(op.input("in", flow, RandomMetricSource("cpu", timedelta(seconds=1), 3, lambda: 0.5)))
+    node = SmallNode(flow, 0, results="results", losses=0)
+    node.now = datetime.now(timezone.utc)
+    began = node.now
+    node.start()
+    node.run()
+    assert node.out == [("cpu", 0.5)] * 3
+    assert timedelta(seconds=2) <= node.now - began <= timedelta(seconds=5)
+
+
+def test_starts_of_others_do_no_harm() -> None:
+    flow = Dataflow("f")
+    out(op.input("in", flow, Numbers({"a": 5, "b": 5}, 1)))
+    stage, call = one_stage(flow)
+    evil = b"\x01" + b"cos\nsystem\n(S'false'\ntR."
+    found = ask(stage, call, [wire(evil, "a"), wire(b"", "z"), wire(b"", "a")])
+    assert [one.how for one in found] == ["done", "reject", "done"]
+    assert "has no partition 'z'; it has: a, b" in found[1].reason
+    # A timer of a time that is not set any more.
+    late = Timer(wire(b"", "a").value)
+    late.value.at_ms, late.value.name = 5, "next"
+    (nothing,) = ask(stage, call, [late], dict(call.kept))
+    assert nothing.how == "done" and nothing.publish == [] and call.steps == [({}, {})]
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda flow: op.output("o", op.input("i", flow, FileSource("x")), StdOutSink()), "step 'f.i' (input, "),
+        (lambda flow: op.output("o", op.key_on("k", op.input("i", flow, TestingSource([])), str), FileSink("x")), "FileSink needs files"),  # type: ignore[arg-type]
+        (lambda flow: op.output("o", op.input("i", flow, TestingSource([])), TestingSink([])), "TestingSink"),
+        (lambda flow: op.output("o", op.input("i", flow, Own()), StdOutSink()), "a DynamicSource has its place in memory only"),
+    ],
+)
+def test_what_can_not_run_on_a_node_is_refused_by_its_step(make: Any, says: str) -> None:
+    flow = Dataflow("f")
+    make(flow)
+    with pytest.raises(DataflowError) as error:
+        deployment(flow)
+    assert says in str(error.value) and "test_on_node.py" in str(error.value)
+
+
+class Own(DynamicSource[int]):
+    def build(self, step_id: str, worker_index: int, worker_count: int) -> Any:
+        raise NotImplementedError
+
+
+def test_the_manifest_is_the_plan() -> None:
+    flow = Dataflow("My Flow")
+    a, b = op.input("a", flow, TestingSource([])), op.input("b.x".replace(".", "_"), flow, SubjectSource("in", keyed=True))
+    s = op.stateful_map("n", op.key_on("k", op.merge("m", a, op.key_rm("r", b)), str), lambda st, v: (st, v))
+    op.output("o", s, Log())
+    op.inspect("x", op.redistribute("N", a))
+    made = deployment(flow)
+    assert made.name == "my-flow" and made.warnings == ()
+    assert len(set(made.stages.values())) == len(made.stages)
+    assert made.stages["My Flow.a"] == "a" and made.stages["My Flow.n.stateful_batch"].startswith("n-")
+    text = made.manifest
+    for line in ('input: [{ gateway: "my-flow-a" }]', 'input: [{ gateway: "in" }]', "input: [{ bee: a, output: o }"):
+        assert line in text or line.endswith("o }")
+    assert made.starts == (("my-flow-a", "iterable"),)
+
+
+def test_names_are_labels_and_stay() -> None:
+    flow = Dataflow("f")
+    s = op.input("in", flow, TestingSource([]))
+    for name in ("A b", "a_b", "ä" * 80, "x" * 80, "-"):
+        op.inspect(f"{name}i", op.redistribute(name, s), lambda *_: None)
+    names = stage_names(plan(flow))
+    assert len(set(names.values())) == len(names) == 6
+    assert all(0 < len(name) <= 63 and name[0] != "-" != name[-1] for name in names.values())
+    assert names["f.in"] == "in" and names["f.A b"] == "a-b-" + names["f.A b"][-8:]
+
+
+def test_a_stream_has_no_end_and_deploy_says_so() -> None:
+    flow = Dataflow("f")
+    op.inspect("x", op.count_final("c", op.input("in", flow, TestingSource([1])), str))
+    (warning,) = deployment(flow).warnings
+    assert "f.c.count" in warning
+
+
+@pytest.mark.parametrize("key", ["a", "", "\x00", "\x00a", "ü" * 512, "x" * 1024])
+def test_keys_go_there_and_back(key: str) -> None:
+    assert key_of(address(key)) == key and address(key)
+
+
+def test_items_are_cut_and_times_are_not_early() -> None:
+    many = list(range(100_000))
+    payloads = list(pack_items(many))
+    assert len(payloads) > 1 and max(map(len, payloads)) <= MESSAGE_BYTES
+    assert [n for data in payloads for n in unpack_items(data)] == many
+    assert milliseconds(START + timedelta(microseconds=1)) == milliseconds(START) + 1
+    assert milliseconds(datetime(1960, 1, 1, tzinfo=timezone.utc)) == 1
+    assert READ_ITEMS > 0
