@@ -123,6 +123,9 @@ def _import(place: str) -> Any:
             raise UsageError(f"no module {e.name!r} (looked in {where} and where Python looks)") from None
         raise
     except ValueError as e:
+        if any("importlib" not in frame.filename for frame in traceback.extract_tb(e.__traceback__)[1:]):
+            # The module's own.
+            raise
         raise UsageError(f"{place!r} is no name of a module: {e}") from None
     if is_file and getattr(module, "__file__", None) and Path(str(module.__file__)).resolve() != path:
         raise UsageError(f"{path} has the name of another module, {module.__file__}: rename it")

@@ -26,6 +26,9 @@ _OUTSIDE = {
 _INSTEAD = "take a source or sink of your own in plain Python, `connectors.subject` or `connectors.stdio`; or run the flow with `python -m skep.run`"
 #: A timer of a source that fails is tried so often, half a minute apart at last: a service that it reads may be away for three quarters of an hour.
 _SOURCE_ATTEMPTS = 100
+#: A node that dies takes no item for the cause so soon as it does elsewhere: what runs here is Python in a sandbox, and one item less is a wrong
+#: count.
+_CRASHES = 100
 #: As large as a node takes: what a batch costs beside its messages is shared by more.
 _BATCH_MESSAGES = 2_048
 _BATCH_BYTES = "4MiB"
@@ -67,7 +70,8 @@ def deployment(flow: Dataflow) -> Deployment:
                     starts.append((subjects[stage.name], address(part)))
                 except ValueError as e:
                     raise DataflowError(f"{stage.entry.title()}: the name of a partition is its key: {e}") from None
-    ends = [stage["name"] for stage in manifest(flow)["stages"] if stage["wants_end"] and stage["kind"] == Kind.KEYED.value]
+    wants = {stage["name"] for stage in manifest(flow)["stages"] if stage["wants_end"]}
+    ends = [(op.shown or op).step_id for stage in whole.stages if stage.kind is Kind.KEYED and stage.name in wants for op in [stage.entry]]
     return Deployment(name, _yaml(name, whole, names, subjects), tuple(starts), tuple(_warnings(whole, ends)), names)
 
 
@@ -96,8 +100,8 @@ def _warnings(whole: Plan, ends: list[str]) -> list[str]:
     if ends:
         shown = ", ".join(ends[:NAMES_SHOWN]) + (" and others" if len(ends) > NAMES_SHOWN else "")
         found.append(
-            f"a stream has no end on a node: {shown} would do something at its end, which is not done there; "
-            "what emits at the end only, as count_final, emits nothing"
+            f"a stream has no end on a node: what {shown} would do at its end is not done there. Windows close by the clock; what emits at the "
+            "end only, as count_final, emits nothing"
         )
     return found
 
@@ -122,8 +126,8 @@ def _yaml(name: str, whole: Plan, names: dict[str, str], subjects: dict[str, str
         elif subject is not None and subject.keyed:
             fields |= {"key": "message"}
         fields["batch"] = f"{{ messages: {_BATCH_MESSAGES}, bytes: {_BATCH_BYTES} }}"
-        if stage.kind is Kind.SOURCE:
-            fields["retry"] = f"{{ attempts: {_SOURCE_ATTEMPTS} }}"
+        attempts = f"attempts: {_SOURCE_ATTEMPTS}, " if stage.kind is Kind.SOURCE else ""
+        fields["retry"] = f"{{ {attempts}crashes: {_CRASHES} }}"
         lines.append(f"  - name: {names[stage.name]}")
         lines += [f"    {field}: {value}" for field, value in fields.items()]
     return "\n".join(lines) + "\n"

@@ -19,6 +19,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Protocol
 
 from ..errors import Reject
+from ..registry import ROOTS
 from ..report import Report, report
 from .connectors.subject import SubjectSource, desk
 from .errors import StepError
@@ -331,7 +332,10 @@ class NodeStage:
             return self._ends.retry(0)
         if isinstance(error, StepError):
             cause = error.__cause__
-            detail = str(error) if cause is None else f"{error}\n{report(cause).detail}"
+            said = str(error)
+            for root in ROOTS:
+                said = said.replace(root, "")
+            detail = said if cause is None else f"{said}\n{report(cause).detail}"
             return self._ends.fail(Report(type(cause or error).__name__, detail), error)
         return self._ends.fail(report(error), error)
 

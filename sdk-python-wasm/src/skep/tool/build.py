@@ -167,6 +167,8 @@ def _bee_name(stem: str) -> str:
 
 
 def _refusal(file: Path, error: dict[str, Any]) -> Failure:
+    if error["told"]:
+        return Failure(error["text"], "mend the step, or name another flow: FILE:FLOW")
     at = error["at"] or file.name
     missing = error["missing"]
     if missing:

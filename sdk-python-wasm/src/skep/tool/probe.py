@@ -122,7 +122,10 @@ def describe(error: BaseException, folder: str) -> dict[str, Any]:
     elif isinstance(error, SystemExit):
         text = f"the file ends the program (exit status {error.code}) while it is read"
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
-    return {"kind": kind, "text": text, "at": at, "missing": missing}
+    # What the SDK says of a flow names the step and its line, or what the file has instead.
+    told = type(error).__module__ in ("skep.run", "skep.dataflow.errors")
+    text = (str(error) if told else text).replace(root, "")
+    return {"kind": kind, "text": text, "at": "" if told else at, "missing": missing, "told": told}
 
 
 if __name__ == "__main__":
