@@ -99,6 +99,8 @@ pub enum Command {
     Push(Push),
     /// Make a Swarm as its manifest says, showing what changes
     Apply(Apply),
+    /// Make a Swarm of a dataflow in Python, and start its sources
+    Deploy(Deploy),
     /// Call a subject and wait for the response
     Request(Box<Request>),
     /// Append messages to a subject; returns once they are durable
@@ -884,6 +886,34 @@ pub struct Apply {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
+Each stage of the flow is a Bee of one module, and the Swarm has the flow's name. A flow that was deployed before is changed as `apply` changes
+a Swarm: what is not the same step any more is shown, and refused where its state would be lost. Sources go on where they are.
+
+Examples:
+  skep deploy orders.py
+  skep deploy 'shop/orders.py:make(days=7)' --yes
+  skep deploy orders.py --manifest > swarm.yaml")]
+pub struct Deploy {
+    /// FILE[:FLOW]: a Python file, and the flow's name in it, `flow` unless given, or a call that makes it
+    pub flow: String,
+    /// Only print the manifest that would be applied
+    #[arg(long)]
+    pub manifest: bool,
+    /// Do not ask before a running Swarm is changed
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Let the state of steps go that the flow has no more
+    #[arg(long)]
+    pub discard_state: bool,
+    /// Let `import bytewax` mean `skep.dataflow`, for scripts written for Bytewax
+    #[arg(long)]
+    pub bytewax: bool,
+    #[command(flatten)]
+    pub signature: SignedBy,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
 Modules, Swarms, and of each Swarm what is unread, waits or is dead-lettered, keyed state, timers, and how repeated calls are
 recognised: each Swarm as at one moment. Nothing stops but, on Redis, each Swarm while it is read.
 
@@ -1501,6 +1531,7 @@ mod tests {
             "doctor",
             "push",
             "apply",
+            "deploy",
             "request",
             "submit",
             "dlq",

@@ -7,6 +7,7 @@ pub mod build;
 mod call;
 pub mod certs;
 mod connect;
+mod deploy;
 mod doctor;
 mod edits;
 pub mod failure;
@@ -143,6 +144,7 @@ async fn run(cli: Cli, seen: Option<String>) -> Outcome {
         Command::CompileModule | Command::InspectModel => Ok(()),
         Command::Push(args) => modules::push(args, node, out).await,
         Command::Apply(args) => swarms::apply(args, node, out).await,
+        Command::Deploy(args) => Box::pin(deploy::run(args, node, out)).await,
         Command::Request(args) => call::request(*args, node, out).await,
         Command::Submit(args) => submit::submit(*args, node, out).await,
         Command::Bees => modules::list(node, out).await,

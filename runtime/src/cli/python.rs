@@ -1,5 +1,6 @@
-//! Bees in Python: `skep-py`, of the Python SDK, makes components of them. This finds it and says what it said.
+//! Bees and dataflows in Python: `skep-py`, of the Python SDK, makes components of them. This finds it and says what it said.
 
+use std::ffi::OsStr;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -67,7 +68,16 @@ pub async fn build(file: &Path, out: &Path, progress: &Progress) -> Outcome<Buil
     let name = file.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
     let step = progress.step(format!("build {}", file.display()));
     step.note("half a minute the first time");
-    let said = run(file, out).await?;
+    let said = run(
+        &[
+            OsStr::new("build"),
+            file.as_os_str(),
+            OsStr::new("--out"),
+            out.as_os_str(),
+        ],
+        file,
+    )
+    .await?;
     step.done(if said["cached"] == true { "as built before" } else { "" });
     Ok(Built {
         name: name.replace('_', "-").to_lowercase(),
@@ -75,19 +85,64 @@ pub async fn build(file: &Path, out: &Path, progress: &Progress) -> Outcome<Buil
     })
 }
 
-async fn run(file: &Path, out: &Path) -> Outcome<Value> {
+/// A dataflow as a node takes it.
+pub struct Flow {
+    /// Of Swarm and module.
+    pub name: String,
+    pub wasm: PathBuf,
+    pub manifest: String,
+    /// Subject and key of each message that starts a partition of a source.
+    pub starts: Vec<(String, String)>,
+    /// What is otherwise than in the process of `python -m skep.run`.
+    pub warnings: Vec<String>,
+}
+
+/// Makes component and manifest of a dataflow: `FILE[:FLOW]`.
+pub async fn flow(given: &str, room: &Path, bytewax: bool, progress: &Progress) -> Outcome<Flow> {
+    let (wasm, manifest) = (room.join("flow.wasm"), room.join("flow.yaml"));
+    let step = progress.step(format!("build {given}"));
+    step.note("half a minute the first time");
+    let mut words: Vec<&OsStr> = vec![
+        OsStr::new("flow"),
+        OsStr::new(given),
+        OsStr::new("--out"),
+        wasm.as_os_str(),
+    ];
+    words.extend([OsStr::new("--manifest"), manifest.as_os_str()]);
+    if bytewax {
+        words.push(OsStr::new("--bytewax"));
+    }
+    let said = run(&words, Path::new(given)).await?;
+    let read = std::fs::read_to_string(&manifest).map_err(|e| files::unreadable(&manifest, &e))?;
+    step.done(if said["cached"] == true { "as built before" } else { "" });
+    let flow = serde_json::from_value(said["name"].clone()).and_then(|name| {
+        Ok(Flow {
+            name,
+            wasm,
+            manifest: read,
+            starts: serde_json::from_value(said["starts"].clone())?,
+            warnings: serde_json::from_value(said["warnings"].clone())?,
+        })
+    });
+    flow.map_err(|e| {
+        Failure::new(
+            Exit::Failed,
+            format!("`skep-py flow` said what this `skep` does not understand: {e}"),
+        )
+        .remedy("install the `skep` package of this release again")
+    })
+}
+
+async fn run(words: &[&OsStr], file: &Path) -> Outcome<Value> {
     let mut last = None;
-    for words in candidates() {
-        let (program, first) = words
+    for called in candidates() {
+        let (program, first) = called
             .split_first()
             .map(|(p, f)| (p.clone(), f.to_vec()))
             .unwrap_or_default();
         let ran = Command::new(&program)
             .args(&first)
-            .arg("build")
-            .arg(file)
-            .arg("--out")
-            .arg(out)
+            .args(words)
             .args(["--wit", WIT, "--json"])
             .stdin(Stdio::null())
             .kill_on_drop(true)
@@ -110,10 +165,13 @@ async fn run(file: &Path, out: &Path) -> Outcome<Value> {
             return Err(failure);
         }
         if said.contains("No module named skep") {
-            last = Some(format!("`{}`: the Python package `skep` is not there", words.join(" ")));
+            last = Some(format!(
+                "`{}`: the Python package `skep` is not there",
+                called.join(" ")
+            ));
             continue;
         }
-        let message = format!("`{}` failed:\n{}", words.join(" "), said.trim_end());
+        let message = format!("`{}` failed:\n{}", called.join(" "), said.trim_end());
         return Err(Failure::new(Exit::Failed, message).remedy("install the `skep` package of this release again"));
     }
     let message = format!(
