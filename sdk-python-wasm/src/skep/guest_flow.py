@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import Any
 
@@ -13,6 +14,8 @@ from .dataflow.names import stage_names
 from .dataflow.node import NodeStage
 from .dataflow.plan import plan
 
+#: Objects that are made between two looks for cycles: some batches', of some 100 bytes each.
+_NEW_OBJECTS = 50_000
 _STAGES: dict[str, NodeStage] = {}
 
 
@@ -27,6 +30,8 @@ def install(flow: Dataflow) -> None:
 def ready() -> None:
     """As the last thing before the memory is kept."""
     guest.ready()
+    # What a batch makes and drops again would be looked through several times meanwhile.
+    gc.set_threshold(_NEW_OBJECTS)
     # Its source draws from the generator of `random`.
     guest._node.reseed = guest._node.reseed or "skep.dataflow.connectors.demo" in sys.modules
 

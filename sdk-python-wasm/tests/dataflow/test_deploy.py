@@ -112,7 +112,7 @@ def test_killed_at_any_moment_each_item_counts_once(own_node: Any) -> None:
     assert kept(own_node, "shop/count") == counts
 
 
-def test_it_is_a_swarm_like_any_other(own_node: Any, source: Callable[..., Path]) -> None:
+def test_it_is_a_swarm_like_any_other(own_node: Any) -> None:
     own_node.skep("deploy", f"{SHOP}:make(1000000, 0.05)")
     swarm = json.loads(own_node.skep("swarms", "-o", "json").stdout)["swarms"][0]
     assert (swarm["name"], swarm["status"], swarm["stages"]) == ("shop", "running", 7)
@@ -124,13 +124,13 @@ def test_it_is_a_swarm_like_any_other(own_node: Any, source: Callable[..., Path]
     own_node.skep("deploy", f"{SHOP}:make(1000000, 0.05)")
     stages = {s["name"]: s for s in json.loads(own_node.skep("describe", "shop", "-o", "json").stdout)["stages"]}
     assert stages["count"]["partitions"] == 8
-    other = source(SHOP.read_text().replace('"window"', '"windows"'), "shop.py")
-    refused = own_node.skep("deploy", f"{other}:make(1000000, 0.05)", ok=False)
-    assert refused.returncode != 0 and "window" in refused.stderr and "discard-state" in refused.stderr
+    other = f"{SHOP}:make(1000000, 0.05, batches=False)"
+    refused = own_node.skep("deploy", other, ok=False)
+    assert refused.returncode == 5 and "batch" in refused.stderr and "lists" in refused.stderr and "--discard-state" in refused.stderr
     before = sum(kept(own_node, "shop/count").values())
-    own_node.skep("deploy", f"{other}:make(1000000, 0.05)", "--discard-state")
-    soon(lambda: sum(kept(own_node, "shop/count").values()) > before)
-    soon(lambda: kept(own_node, "shop/windows"))
+    changed = own_node.skep("deploy", other, "--discard-state")
+    assert "- stage batch" in changed.stdout
+    soon(lambda: sum(kept(own_node, "shop/count").values()) > before + 100)
     own_node.skep("delete", "shop", "--discard")
     assert json.loads(own_node.skep("swarms", "-o", "json").stdout)["swarms"] == []
 

@@ -25,9 +25,10 @@ NAMES_SHOWN = 10
 
 # ------------------------------------------------------------------------------------------------------------------------------ on a node
 
-#: Items that one timer of a source's partition reads, give or take a batch: one commit, which its key makes alone. Four crossings cost nothing
-#: beside it, and what it makes must fit into one message's effects.
+#: Items that one timer of a source's partition reads, give or take a batch, at first and at most. What it makes must fit into one message's
+#: effects, and the more it reads, the more items of a key share a message, which costs as much as twenty items: so it reads more while there is room.
 READ_ITEMS = 8_192
+READ_ITEMS_MAX = 131_072
 #: How long it reads on, in seconds: a slow source's items are not held back for more.
 READ_SECONDS = 0.05
 #: Pickled items of one message, about: a quarter of what a payload may have, so that a step behind it may make much of little.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import pickle
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any, Protocol
 
@@ -33,6 +33,7 @@ from .limits import (
     OUTPUT_OVERHEAD_BYTES,
     PAYLOAD_BYTES_MAX,
     READ_ITEMS,
+    READ_ITEMS_MAX,
     READ_SECONDS,
     STATE_VALUE_BYTES_MAX,
     STATE_VALUES_MAX,
@@ -108,18 +109,16 @@ def key_of(address: str) -> str:
     return address[1:] if address[:1] == "\x00" else address
 
 
-def pack_items(items: Batch) -> Iterable[bytes]:
+def pack_items(items: Batch) -> list[bytes]:
     """Items as payloads, in their order; more than one where they are many bytes. Raises whatever pickling raises, and ValueError where one
     item is too large."""
     data = _MESSAGE_HEAD + pickle.dumps(items, protocol=5)
     if len(data) <= MESSAGE_BYTES or len(items) == 1:
         if len(data) > PAYLOAD_BYTES_MAX:
             raise ValueError(f"an item has {len(data)} bytes, pickled; a message on a node has at most {PAYLOAD_BYTES_MAX}")
-        yield data
-        return
+        return [data]
     half = len(items) // 2
-    yield from pack_items(items[:half])
-    yield from pack_items(items[half:])
+    return pack_items(items[:half]) + pack_items(items[half:])
 
 
 def unpack_items(data: bytes) -> Batch:
@@ -131,7 +130,7 @@ def unpack_items(data: bytes) -> Batch:
     if data[:1] != _MESSAGE_HEAD:
         found = f"version {data[0]}" if data else "nothing"
         raise ValueError(f"the message is none of a flow's stage: it begins with {found}, and this skep reads {MESSAGE_VERSION}")
-    items = pickle.loads(memoryview(data)[1:])
+    items = pickle.loads(data[1:])
     if type(items) is not list:
         raise ValueError("the message is none of a flow's stage: it holds no list")
     return items
@@ -277,15 +276,24 @@ class NodeStage:
     def _done(self, outcome: Outcome) -> Any:
         """Writes what the current input came to, and gives its outcome."""
         publish: list[Any] = []
-        size = 0
+        size = sum(map(len, self._answers)) if self._answers else 0
+        emit, address = self._host.emit, self._address
         for send in outcome.sends:
-            to, key = self._outputs[send.to], None if send.key is None else self._address(send.key)
+            to, key = self._outputs[send.to], None if send.key is None else address(send.key)
             for data in self._payloads(send):
-                publish.append(self._host.emit(None, data, to, key, []))
+                publish.append(emit(None, data, to, key, []))
                 size += len(data) + OUTPUT_OVERHEAD_BYTES
-        size += sum(map(len, self._answers)) + sum(len(state) for state in outcome.writes.values() if state is not None)
+        for state in outcome.writes.values():
+            if state is not None:
+                size += len(state)
         if size > EFFECTS_BYTES_MAX or len(publish) > EMITS_MAX:
             raise self._too_much(size, len(publish))
+        if self._stage.kind is Kind.SOURCE and self._run.read_full:
+            full = max(size / EFFECTS_BYTES_MAX, len(publish) / EMITS_MAX)
+            if full < 0.5:
+                self._read_items = min(self._read_items * 2, READ_ITEMS_MAX)
+            elif full > 0.9:
+                self._read_items = max(self._read_items * 3 // 4, 1)
         for key, state in outcome.writes.items():
             at = outcome.timers.get(key)
             self._keep(key, state, 0 if at is None else milliseconds(at), outcome.ended)
@@ -300,7 +308,7 @@ class NodeStage:
 
     def _payloads(self, send: Send) -> list[bytes]:
         try:
-            return list(pack_items(send.items))
+            return pack_items(send.items)
         except Exception as e:
             op = self._by_name[send.to].entry
             kinds = ", ".join(sorted({type(item).__name__ for item in send.items})[:NAMES_SHOWN])

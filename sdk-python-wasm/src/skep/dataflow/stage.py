@@ -15,7 +15,7 @@ import pickle
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import repeat
+from itertools import islice, repeat
 from time import monotonic
 from typing import Any, TypeAlias
 from zlib import crc32
@@ -60,7 +60,7 @@ def unpack(data: bytes) -> Any:
     return pickle.loads(data[1:])
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Items:
     """What was sent to a stage. Of a keyed stage: a key with its values; of a sink: a partition with its values. To a source: read."""
 
@@ -68,14 +68,14 @@ class Items:
     items: Batch = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Due:
     """The timer of a key came."""
 
     key: str
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class End:
     """No more will come for this key; None where a stage has no keys."""
 
@@ -90,7 +90,7 @@ class Start:
 Input: TypeAlias = Items | Due | End | Start
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Send:
     """Items for another stage, or a source's own partition."""
 
@@ -100,7 +100,7 @@ class Send:
     items: Batch
 
 
-@dataclass
+@dataclass(slots=True)
 class Outcome:
     """What came of one input."""
 
@@ -345,6 +345,8 @@ class StageRun:
         #: Sources: one :meth:`poll` reads on until it has so many items, or so many seconds passed; 1: one batch.
         self.read_items = 1
         self.read_seconds = 0.0
+        #: Whether the last one had as many.
+        self.read_full = False
         #: What memory has of a key, as it was packed last by :meth:`take`.
         self._packs: dict[str, bytes] = {}
 
@@ -648,6 +650,7 @@ class StageRun:
             raise
         except Exception as e:
             raise failure(self.stage.nodes[0], e, part=part, doing=doing) from e
+        self.read_full = len(items) >= self.read_items
         return self._pass(items), part in self._ended
 
     # ------------------------------------------------------------------------------------------------------------------------ sinks
@@ -749,8 +752,9 @@ class StageRun:
         """Between two calls of :func:`process`: holds at most so many keys, of which the longest held go, and no list of timers, which others
         keep here."""
         self._heap.clear()
-        for key in list(self.live)[: max(len(self.live) - most, 0)]:
-            self.forget(key)
+        if len(self.live) > most:
+            for key in list(islice(self.live, len(self.live) - most)):
+                self.forget(key)
 
     # ------------------------------------------------------------------------------------------------------------------- one by one
 
@@ -769,32 +773,36 @@ class StageRun:
         if key is None:
             if isinstance(given, Items):
                 exits = self._pass(given.items)
-        elif kind in (Kind.SOURCE, Kind.WORKER_SOURCE):
-            if key not in self.live:
-                self.open(key)
-            self.awake.pop(key, None)
-            exits, outcome.ended = self.poll(key, now)
-            outcome.timers[key] = None if outcome.ended else self.awake.get(key, now)
+        elif kind is Kind.KEYED:
+            if isinstance(given, Items):
+                exits = self.groups({key: given.items}, now)
+            else:
+                self._due.pop(key, None)
+                exits = self._pass(self._each([key], "on_notify" if isinstance(given, Due) else "on_eof"))
+            outcome.timers[key] = self._due.get(key)
         elif kind is Kind.SINK:
             if isinstance(given, Items):
                 self.write(key, given.items)
             elif isinstance(given, End) and key in self.live:
                 outcome.writes[key] = self._packed(key)
                 self.close(key)
-        elif isinstance(given, Items):
-            exits = self.groups({key: given.items}, now)
         else:
-            self._due.pop(key, None)
-            exits = self._pass(self._each([key], "on_notify" if isinstance(given, Due) else "on_eof"))
-        for changed, state, due in self.changes():
-            outcome.writes[changed] = state
+            if key not in self.live:
+                self.open(key)
+            self.awake.pop(key, None)
+            exits, outcome.ended = self.poll(key, now)
+            outcome.timers[key] = None if outcome.ended else self.awake.get(key, now)
+        if self._changed:
+            # Of this key alone.
+            self._changed.clear()
+            state = outcome.writes[key] = self._packed(key)  # type: ignore[index, arg-type]
             if state is None:
-                self._packs.pop(changed, None)
+                self._packs.pop(key, None)  # type: ignore[arg-type]
             else:
-                self._packs[changed] = state
-            if kind is Kind.KEYED:
-                outcome.timers[changed] = due
-        for to, items in zip(self.stage.exits, exits or ()):
+                self._packs[key] = state  # type: ignore[index]
+        if not exits:
+            return outcome
+        for to, items in zip(self.stage.exits, exits):
             if items:
                 outcome.sends.extend(Send(to, address, some) for address, some in split.split(to, items))
         return outcome

@@ -70,7 +70,7 @@ def closed_by_values(count):
     return found
 
 
-def make(count=3000, pause=0.0, windows=None):
+def make(count=3000, pause=0.0, windows=None, batches=True):
     flow = Dataflow("shop")
     orders = op.key_on("key", op.input("orders", flow, Orders(count, timedelta(seconds=pause))), key_of)
     counts = op.stateful_map("count", orders, lambda n, order: ((n or 0) + 1, (n or 0) + 1))
@@ -78,8 +78,9 @@ def make(count=3000, pause=0.0, windows=None):
     closed = win.count_window("window", op.key_rm("unkey", orders), clock, win.TumblingWindower(WINDOW, START), key_of)
     each = op.map("each", closed.down, lambda w: (f"{w[0]}/{w[1][0]}", w[1][1]))
     op.output("windows", op.stateful_map("kept", each, held) if windows is None else each, windows or StdOutSink())
-    lists = op.collect("batch", op.map_value("number", orders, lambda order: order[1]), timedelta(milliseconds=300), 50)
-    op.output("batches", op.stateful_map("lists", lists, held), StdOutSink())
+    if batches:
+        lists = op.collect("batch", op.map_value("number", orders, lambda order: order[1]), timedelta(milliseconds=300), 50)
+        op.output("batches", op.stateful_map("lists", lists, held), StdOutSink())
     every = op.redistribute("spread", op.filter("hundredths", counts, lambda c: c[1] % 100 == 0))
     op.output("printed", every, StdOutSink())
     return flow
