@@ -175,3 +175,15 @@ def test_the_commands(tmp_path, capsys, monkeypatch, source):
         main(["nonsense"])
     assert usage.value.code == 2
     assert subprocess.run([sys.executable, "-m", "skep", "version"], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("given", ["", ":x", "..", "./:flow", "nowhere.py", "no.such.module", "hello.py:make("])
+def test_a_flow_that_is_not_there_is_refused_with_a_remedy(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hello.py").write_text("x = 1\n")
+    assert main(["flow", given, "-q"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "\ntry:   " in said and "Traceback" not in said
+    assert not list(tmp_path.glob("*.wasm"))

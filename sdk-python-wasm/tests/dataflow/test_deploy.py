@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import random
+import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -160,7 +162,22 @@ def test_what_comes_to_a_subject_is_answered_and_a_failure_names_the_line(own_no
     for letter in letters:
         assert letter.reason == "ZeroDivisionError"
         assert letter.detail.startswith("step 'asked.total' (stateful_map, asked.py:7) failed in on_batch for the key ")
-        assert "raised at asked.py:7 in <lambda>" in letter.detail
+        assert "raised at asked.py:7 in <lambda>" in letter.detail and "/0/" not in letter.detail
+
+
+def test_the_page_says_what_a_node_does(own_node: Any, source: Callable[..., Path]) -> None:
+    """The section "On a node": its program is deployed, its commands print what it shows."""
+    text = (HERE.parents[2] / "docs" / "dataflow.md").read_text()
+    section = text[text.index("## On a node") : text.index("## Coming from Bytewax")]
+    (name, body) = re.findall(r"`(\w+\.py)`:\n\n```python\n(.*?)```", section, re.S)[0]
+    program = source(body, name)
+    (block,) = re.findall(r"```console\n(.*?)```", section, re.S)
+    ran = 0
+    for command, want in re.findall(r"^\$ skep (.+)\n((?:(?!\$ ).*\n)*)", block, re.M):
+        words = [str(program) if word == name else word for word in shlex.split(command)]
+        assert own_node.skep(*words).stdout == want, command
+        ran += 1
+    assert ran == 3
 
 
 REFUSED = """

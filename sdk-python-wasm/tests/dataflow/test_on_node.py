@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -434,7 +435,7 @@ def test_starts_of_others_do_no_harm() -> None:
     ("make", "says"),
     [
         (lambda flow: op.output("o", op.input("i", flow, FileSource("x")), StdOutSink()), "step 'f.i' (input, "),
-        (lambda flow: op.output("o", op.key_on("k", op.input("i", flow, TestingSource([])), str), FileSink("x")), "FileSink needs files"),  # type: ignore[arg-type]
+        (lambda flow: op.output("o", op.key_on("k", op.input("i", flow, TestingSource([])), str), FileSink(Path("x"))), "FileSink needs files"),
         (lambda flow: op.output("o", op.input("i", flow, TestingSource([])), TestingSink([])), "TestingSink"),
         (lambda flow: op.output("o", op.input("i", flow, Own()), StdOutSink()), "a DynamicSource has its place in memory only"),
     ],

@@ -340,10 +340,9 @@ class NodeStage:
             return self._ends.retry(0)
         if isinstance(error, StepError):
             cause = error.__cause__
-            said = str(error)
+            detail = str(error) if cause is None else f"{error}\n{report(cause).detail}"
             for root in ROOTS:
-                said = said.replace(root, "")
-            detail = said if cause is None else f"{said}\n{report(cause).detail}"
+                detail = detail.replace(root, "")
             return self._ends.fail(Report(type(cause or error).__name__, detail), error)
         return self._ends.fail(report(error), error)
 

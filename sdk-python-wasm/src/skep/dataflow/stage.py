@@ -131,9 +131,9 @@ def process(
     """Runs a stage on some inputs; one that fails leaves nothing but its error, and the others go on.
 
     ``begin`` is called with the number of each input before it is worked on, and ``settle`` with what came of it before the next is taken. A
-    StepError that it raises of an outcome is what came of the input, and it is told so. ``load`` gives the kept state of a key; what a former outcome of the same call wrote counts before
-    it. ``by_name``: the stages of the plan that this one sends to, as what is sent is split by their kind. ``sink_parts`` may give the
-    partitions of a sink's stage, which are listed otherwise.
+    StepError that it raises of an outcome is what came of the input, and it is told so. ``load`` gives the kept state of a key; what a former
+    outcome of the same call wrote counts before it. ``by_name``: the stages of the plan that this one sends to, as what is sent is split by
+    their kind. ``sink_parts`` may give the partitions of a sink's stage, which are listed otherwise.
 
     ``run``: that of a call before, which may still hold in memory what it kept. What it holds of a key counts only where it is, to the byte,
     what ``load`` gives now: whoever else worked on the key meanwhile, and whatever became of what that call wrote.

@@ -23,6 +23,8 @@ def place(given: str) -> tuple[Path, str]:
         # A drive's letter.
         rest, _, what = what.partition(":")
         file = f"{file}:{rest}"
+    if not file.strip("./\\"):
+        raise Failure(f"{given!r} names no file", "write FILE[:FLOW], as in orders.py:flow")
     path = Path(file if file.endswith(".py") or "/" in file or "\\" in file else file.replace(".", "/"))
     return (path if path.suffix == ".py" else path.with_name(f"{path.name}.py")), what.strip() or "flow"
 

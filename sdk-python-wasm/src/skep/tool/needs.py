@@ -29,6 +29,7 @@ _INSTEAD = {
     "httpx": "use `skep.http`, which sends to the hosts that the manifest lists",
     "aiohttp": "use `skep.http`, which sends to the hosts that the manifest lists",
     "urllib3": "use `skep.http`, which sends to the hosts that the manifest lists",
+    "bytewax": "import it from `skep.dataflow`; or give --bytewax, by which `import bytewax` means that",
     "torch": "run the model elsewhere and call it from there, or take a small one that is Python alone",
     "scikit-learn": "export the model's numbers and compute with them in Python or Rust",
 }
