@@ -180,6 +180,7 @@ impl Reader {
             let mut troubled = false;
             loop {
                 let begun = Instant::now();
+                self.provider.begin();
                 match self.fetch().await {
                     Ok(keys) => {
                         let none = keys.is_empty();

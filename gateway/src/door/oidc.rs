@@ -9,6 +9,7 @@
 pub mod keys;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -75,6 +76,8 @@ pub enum NoPlace {
         "the token's claim `{0}` names no role: a token gives one of invoke, read, deploy and admin, or what the node's operator mapped"
     )]
     Role(String),
+    #[error("the token is bound to a key of its holder's (`cnf`), for which nobody is asked here: get one that is not")]
+    Bound,
     #[error("the token's claim `sub` is not 1 to {OIDC_SUBJECT_BYTES_MAX} characters that can be shown")]
     Subject,
 }
@@ -86,6 +89,10 @@ impl Mapping {
     /// [`NoPlace`].
     pub fn identity(&self, verified: &Verified) -> Result<(Identity, TenantId, Role), NoPlace> {
         let claims = &verified.claims;
+        // Taken as it is, one that was stolen would be as good as with the key (RFC 7800).
+        if claims.contains_key("cnf") {
+            return Err(NoPlace::Bound);
+        }
         let subject = claims.get("sub").and_then(Value::as_str).unwrap_or_default();
         if subject.is_empty() || subject.len() > OIDC_SUBJECT_BYTES_MAX || subject.chars().any(char::is_control) {
             return Err(NoPlace::Subject);
@@ -185,6 +192,8 @@ pub struct Provider {
     /// Tokens that were looked at, by their digest: checking a signature costs more than a call. Emptied when it is full, and with the keys.
     known: Mutex<HashMap<[u8; 32], Known>>,
     readings: watch::Sender<Reading>,
+    /// Readings that were begun.
+    begun: AtomicU64,
     wanted: Notify,
     waiters: Semaphore,
 }
@@ -206,6 +215,7 @@ impl Provider {
             keys: RwLock::default(),
             known: Mutex::default(),
             readings: watch::Sender::default(),
+            begun: AtomicU64::new(0),
             wanted: Notify::new(),
             waiters: Semaphore::new(OIDC_WAITERS_MAX),
         })
@@ -214,6 +224,11 @@ impl Provider {
     #[must_use]
     pub fn issuer(&self) -> &str {
         &self.rules.issuer
+    }
+
+    /// A reading begins, which [`Provider::read`] or [`Provider::unread`] ends.
+    pub fn begin(&self) {
+        self.begun.fetch_add(1, Ordering::Relaxed);
     }
 
     /// These are its keys now, and no others: what a key signed that is not among them is not good any more, and what was begun with it ends.
@@ -295,16 +310,17 @@ impl Provider {
         Ok(known)
     }
 
-    /// Asks for the keys to be read once more, and waits until they are.
+    /// Asks for the keys to be read once more, and waits until they are, by a reading that begins now or later.
     ///
     /// # Errors
     /// [`NotRead`].
     pub async fn fresh(&self) -> Result<(), NotRead> {
         let _waiting = self.waiters.try_acquire().map_err(|_| NotRead)?;
         let mut readings = self.readings.subscribe();
-        let before = readings.borrow_and_update().number;
+        // One that is under way may have been answered before there was the key.
+        let begun = self.begun.load(Ordering::Relaxed);
         self.wanted.notify_one();
-        let read = readings.wait_for(|reading| reading.number > before);
+        let read = readings.wait_for(|reading| reading.number > begun);
         match tokio::time::timeout(Duration::from_millis(OIDC_WAIT_MS), read).await {
             Ok(Ok(reading)) if reading.good => Ok(()),
             _ => Err(NotRead),

@@ -81,6 +81,9 @@ fn claims_become_a_tenant_and_a_role() {
         );
     }
 
+    let bound = json!({ "sub": "ann", "tenant": "acme", "roles": "read", "cnf": { "jkt": "x" } });
+    assert_eq!(who(&plain, bound), Err(NoPlace::Bound));
+
     let mapped = Mapping {
         tenant_claim: Claim::new("/org/~1id").unwrap(),
         role_claim: Claim::new("/realm_access/roles").unwrap(),
@@ -180,18 +183,31 @@ async fn a_call_of_an_unknown_key_waits_for_the_keys_and_no_more_than_a_few_do()
         .await
         .unwrap();
     assert!(!waits.is_finished());
+    provider.begin();
     provider.read(signer.keys());
     assert_eq!(waits.await.unwrap(), Ok(()));
     // That it cannot be read is told at once.
     let waits = waiting(&provider);
     provider.wanted().await;
+    provider.begin();
     provider.unread();
     assert_eq!(waits.await.unwrap(), Err(NotRead));
+    // One that was under way already may not have seen the key.
+    provider.begin();
+    let waits = waiting(&provider);
+    provider.wanted().await;
+    provider.unread();
+    tokio::task::yield_now().await;
+    assert!(!waits.is_finished());
+    provider.begin();
+    provider.read(signer.keys());
+    assert_eq!(waits.await.unwrap(), Ok(()));
     // A flood: so many wait, the others are told; and once the keys were read nobody waits any more.
     let all: Vec<_> = (0..OIDC_WAITERS_MAX + 50).map(|_| waiting(&provider)).collect();
     while all.iter().filter(|waits| waits.is_finished()).count() < 50 {
         tokio::task::yield_now().await;
     }
+    provider.begin();
     provider.read(signer.keys());
     let mut ended = 0;
     for waits in all {
