@@ -23,7 +23,7 @@ from skep.dataflow.connectors.subject import RespondSink, SubjectSource
 from skep.dataflow.deploy import deployment
 from skep.dataflow.errors import DataflowError
 from skep.dataflow.inputs import DynamicSource, FixedPartitionedSource, SimplePollingSource, StatefulSourcePartition
-from skep.dataflow.limits import MESSAGE_BYTES, READ_ITEMS
+from skep.dataflow.limits import MESSAGE_BYTES, READ_ITEMS, READ_ITEMS_MAX
 from skep.dataflow.names import stage_names
 from skep.dataflow.node import NodeStage, address, key_of, milliseconds, pack_items, unpack_items
 from skep.dataflow.outputs import FixedPartitionedSink, StatefulSinkPartition
@@ -287,6 +287,40 @@ def test_memory_counts_only_where_it_is_what_is_kept() -> None:
     assert built == [None, 3, 107, None]
 
 
+@pytest.mark.parametrize("held", [True, False])
+def test_a_value_behind_the_time_of_a_timer_is_followed_by_it_whoever_has_the_key(held: bool) -> None:
+    class Late(op.StatefulLogic[int, str, int]):
+        """Tells of a silence of ten seconds."""
+
+        def __init__(self, last: int | None) -> None:
+            self.last = last or 0
+
+        def on_item(self, value: int) -> tuple[list[str], bool]:
+            self.last = value
+            return [f"value {value}"], False
+
+        def on_notify(self) -> tuple[list[str], bool]:
+            self.last = 0
+            return ["silence"], False
+
+        def notify_at(self) -> datetime | None:
+            return START + timedelta(seconds=10) if self.last else None
+
+        def snapshot(self) -> int:
+            return self.last
+
+    flow = Dataflow("f")
+    out(op.stateful("s", op.key_on("key", op.input("in", flow, TestingSource([])), str), Late))
+    now = [START]
+    stage, call = one_stage(flow, 1, now=lambda: now[0])
+    ask(stage, call, [items("a", 1)])
+    now[0] = START + timedelta(seconds=11)
+    other, another = (stage, call) if held else one_stage(flow, 1, now=lambda: now[0])
+    (found,) = ask(other, another, [items("a", 2)], dict(call.kept))
+    assert [item for emit in found.publish for item in unpack_items(emit.payload)] == [("a", "value 2"), ("a", "silence")]
+    assert another.steps[0][1] == {"next": None}
+
+
 @pytest.mark.parametrize(
     ("state", "says"),
     [
@@ -374,6 +408,28 @@ def test_a_source_that_read_too_much_reads_less() -> None:
     node.run()
     ((_, ended),) = node.failed
     assert "let its source read fewer items at once" in ended.detail and node.out == []
+
+
+@pytest.mark.parametrize(("each", "most"), [(0.0, READ_ITEMS_MAX), (1e-5, 32_768), (0.002, 500), (10.0, 1)])
+def test_a_source_reads_as_much_as_a_call_has_time_for(each: float, most: int) -> None:
+    clock = [0.0]
+
+    def slow(n: int) -> int:
+        clock[0] += each
+        return n
+
+    flow = Dataflow("f")
+    out(op.map("slow", op.input("in", flow, Numbers({"a": 10**9}, 1)), slow))
+    stage, call = one_stage(flow, seconds=lambda: clock[0])
+    stage._run.read_seconds = 60
+    ask(stage, call, [wire(b"", "a")])
+    counts = []
+    for _ in range(12):
+        due = Timer(wire(b"", "a").value)
+        due.value.name, due.value.at_ms = "next", call.steps[-1][1]["next"]
+        (found,) = ask(stage, call, [due], dict(call.kept))
+        counts.append(sum(len(unpack_items(emit.payload)) for emit in found.publish))
+    assert counts[0] == READ_ITEMS and most / 2 <= counts[-1] <= most, counts
 
 
 def test_what_a_source_read_before_it_failed_is_not_lost() -> None:
@@ -499,4 +555,3 @@ def test_items_are_cut_and_times_are_not_early() -> None:
     assert [n for data in payloads for n in unpack_items(data)] == many
     assert milliseconds(START + timedelta(microseconds=1)) == milliseconds(START) + 1
     assert milliseconds(datetime(1960, 1, 1, tzinfo=timezone.utc)) == 1
-    assert READ_ITEMS > 0

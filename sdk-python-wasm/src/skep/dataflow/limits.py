@@ -26,9 +26,13 @@ NAMES_SHOWN = 10
 # ------------------------------------------------------------------------------------------------------------------------------ on a node
 
 #: Items that one timer of a source's partition reads, give or take a batch, at first and at most. What it makes must fit into one message's
-#: effects, and the more it reads, the more items of a key share a message, which costs as much as twenty items: so it reads more while there is room.
-READ_ITEMS = 8_192
+#: effects, and all of it happens in one call, which has its stage's time; but the more it reads, the more items of a key share a message, which
+#: costs as much as twenty items. So it begins with what any steps get through, and reads twice as much while there is room and time.
+READ_ITEMS = 1_024
 READ_ITEMS_MAX = 131_072
+#: How long a call may take, in seconds, for its source to read more the next time; and from when on it reads less.
+READ_QUICK = 0.25
+READ_SLOW = 1.0
 #: How long it reads on, in seconds: a slow source's items are not held back for more.
 READ_SECONDS = 0.05
 #: Pickled items of one message, about: a quarter of what a payload may have, so that a step behind it may make much of little.

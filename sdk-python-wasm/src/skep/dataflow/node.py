@@ -16,6 +16,7 @@ import pickle
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
+from time import monotonic
 from typing import Any, Protocol
 
 from ..errors import Reject
@@ -34,7 +35,9 @@ from .limits import (
     PAYLOAD_BYTES_MAX,
     READ_ITEMS,
     READ_ITEMS_MAX,
+    READ_QUICK,
     READ_SECONDS,
+    READ_SLOW,
     STATE_VALUE_BYTES_MAX,
     STATE_VALUES_MAX,
 )
@@ -167,11 +170,21 @@ _NOTHING = _Kept()
 class NodeStage:
     """A stage in an instance of a component."""
 
-    def __init__(self, stage: Stage, plan: Plan, host: Host, ends: Ends, *, now: Callable[[], datetime] = _now) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        plan: Plan,
+        host: Host,
+        ends: Ends,
+        *,
+        now: Callable[[], datetime] = _now,
+        seconds: Callable[[], float] = monotonic,
+    ) -> None:
         self._stage = stage
         self._host = host
         self._ends = ends
         self._now = now
+        self._seconds = seconds
         self._by_name = {one.name: one for one in plan.stages}
         self._outputs = stage_names(plan)
         self._run = StageRun(stage)
@@ -181,6 +194,7 @@ class NodeStage:
         self._parts: frozenset[str] | None = None
         #: How many items a timer of a source reads: fewer once that made too much.
         self._read_items = READ_ITEMS
+        self._began = 0.0
         # Of the current input.
         self._index = 0
         self._moment = _EPOCH
@@ -247,8 +261,11 @@ class NodeStage:
             if kind is Kind.SOURCE:
                 # Behind a failure by one batch, so that what can be read is.
                 self._run.read_items = self._read_items if value.attempt == 1 else 1
+                self._began = self._seconds()
             return Due(key)
         if kind is not Kind.SOURCE:
+            if kind is Kind.KEYED:
+                self._run.expect(key, _EPOCH + kept.due * _MS if kept.due else None)
             return Items(key, unpack_items(value.payload))
         self._start(key)
         return None
@@ -290,10 +307,13 @@ class NodeStage:
             raise self._too_much(size, len(publish))
         if self._stage.kind is Kind.SOURCE and self._run.read_full:
             full = max(size / EFFECTS_BYTES_MAX, len(publish) / EMITS_MAX)
-            if full < 0.5:
-                self._read_items = min(self._read_items * 2, READ_ITEMS_MAX)
+            took = self._seconds() - self._began
+            if took > READ_SLOW:
+                self._read_items = max(int(self._run.read_items / took * READ_SLOW / 2), 1)
             elif full > 0.9:
                 self._read_items = max(self._read_items * 3 // 4, 1)
+            elif full < 0.5 and took < READ_QUICK:
+                self._read_items = min(self._read_items * 2, READ_ITEMS_MAX)
         for key, state in outcome.writes.items():
             at = outcome.timers.get(key)
             self._keep(key, state, 0 if at is None else milliseconds(at), outcome.ended)

@@ -748,6 +748,13 @@ class StageRun:
         if key in self.live and (data is None or self._packs.get(key) != data):
             self.forget(key)
 
+    def expect(self, key: str, at: datetime | None) -> None:
+        """The timer that is set for a key, whatever memory has of it."""
+        if at is None:
+            self._due.pop(key, None)
+        else:
+            self._due[key] = at
+
     def rest(self, most: int) -> None:
         """Between two calls of :func:`process`: holds at most so many keys, of which the longest held go, and no list of timers, which others
         keep here."""
