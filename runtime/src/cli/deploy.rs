@@ -7,9 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use skep_client::{Kind, Message};
-use skep_model::limits::{CONCURRENCY_DEFAULT, PARTITIONS_DEFAULT_EMBEDDED};
-use skep_model::manifest;
-use skep_model::swarm::Stage;
+use skep_model::limits::PARTITIONS_DEFAULT_EMBEDDED;
 use skep_proto::v1;
 use tonic::Code;
 
@@ -44,7 +42,7 @@ pub async fn run(args: args::Deploy, node: &str, out: Printer) -> Outcome {
     if args.manifest {
         return out.bytes(flow.manifest.as_bytes());
     }
-    let text = with_numbers(&flow.manifest, &running(node, &flow.name).await?);
+    let text = with_partitions(&flow.manifest, &running(node, &flow.name).await?);
     let file = room.path().join("swarm.yaml");
     std::fs::write(&file, text)
         .map_err(|e| Failure::new(Exit::Failed, format!("cannot write {}: {e}", file.display())))?;
@@ -66,37 +64,32 @@ pub async fn run(args: args::Deploy, node: &str, out: Printer) -> Outcome {
     Ok(())
 }
 
-/// The stages of the Swarm that a deploy would change, if there is one.
-async fn running(node: &str, name: &str) -> Outcome<Vec<Stage>> {
+/// The partitions of each stage of the Swarm that a deploy would change, if there is one. Its manifest does not know what `skep scale` changed.
+async fn running(node: &str, name: &str) -> Outcome<BTreeMap<String, u64>> {
     let request = v1::DescribeSwarmRequest {
         name: name.to_owned(),
         count_keys: false,
     };
     match connect::beekeeper(node).await?.describe_swarm(request).await {
-        Ok(reply) => manifest::parse_local(&reply.into_inner().manifest)
-            .map(|swarm| swarm.stages)
-            .map_err(|e| Failure::new(Exit::Failed, format!("the stored manifest cannot be read: {e}"))),
-        Err(status) if status.code() == Code::NotFound => Ok(Vec::new()),
+        Ok(reply) => Ok(partitions(reply.into_inner())),
+        Err(status) if status.code() == Code::NotFound => Ok(BTreeMap::new()),
         Err(status) => Err(status.into()),
     }
 }
 
-/// The manifest with the numbers that `skep scale` gave to stages: a deploy is about what they do. Its lines are those that the SDK writes.
-fn with_numbers(text: &str, stages: &[Stage]) -> String {
-    let scaled: BTreeMap<String, &Stage> = stages
-        .iter()
-        .filter(|s| s.partitions != PARTITIONS_DEFAULT_EMBEDDED || s.concurrency != CONCURRENCY_DEFAULT)
-        .map(|stage| (format!("  - name: {}", stage.name), stage))
-        .collect();
+fn partitions(reply: v1::DescribeSwarmReply) -> BTreeMap<String, u64> {
+    reply.stages.into_iter().map(|s| (s.name, s.partitions)).collect()
+}
+
+/// The manifest with the partitions that `skep scale` gave to stages: a deploy is about what they do. Its lines are those that the SDK writes.
+fn with_partitions(text: &str, running: &BTreeMap<String, u64>) -> String {
     let mut made = String::with_capacity(text.len());
     for line in text.lines() {
         made.push_str(line);
         made.push('\n');
-        if let Some(stage) = scaled.get(line) {
-            let (partitions, concurrency) = (stage.partitions, stage.concurrency);
-            made.push_str(&format!(
-                "    partitions: {partitions}\n    concurrency: {concurrency}\n"
-            ));
+        let stage = line.strip_prefix("  - name: ").and_then(|name| running.get(name));
+        if let Some(partitions) = stage.filter(|n| **n != u64::from(PARTITIONS_DEFAULT_EMBEDDED)) {
+            made.push_str(&format!("    partitions: {partitions}\n"));
         }
     }
     made
@@ -149,16 +142,13 @@ mod tests {
     fn what_was_scaled_stays_so() {
         let text = "name: f\nbees:\n  - name: in\n    module: f\n    input: [{ gateway: f-in }]\n    key: message\n    state: true\n\
                     \x20 - name: count\n    module: f\n    input: [{ bee: in, output: count }]\n    key: message\n    state: true\n";
-        let stages = |text: &str| manifest::parse_local(text).unwrap().stages;
-        assert_eq!(with_numbers(text, &stages(text)), text);
-        assert_eq!(with_numbers(text, &[]), text);
-        let mut found = stages(text);
-        found[1].partitions = 16;
-        let again = stages(&with_numbers(text, &found));
-        assert_eq!(
-            (again[0].partitions, again[1].partitions),
-            (PARTITIONS_DEFAULT_EMBEDDED, 16)
-        );
-        assert_eq!(again[1].concurrency, CONCURRENCY_DEFAULT);
+        let of = |name: &str, n: u64| BTreeMap::from([(name.to_owned(), n)]);
+        let default = u64::from(PARTITIONS_DEFAULT_EMBEDDED);
+        for none in [BTreeMap::new(), of("count", default), of("gone", 16)] {
+            assert_eq!(with_partitions(text, &none), text);
+        }
+        let swarm = skep_model::manifest::parse_local(&with_partitions(text, &of("count", 16))).unwrap();
+        let found: Vec<u16> = swarm.stages.iter().map(|stage| stage.partitions).collect();
+        assert_eq!(found, [PARTITIONS_DEFAULT_EMBEDDED, 16]);
     }
 }
