@@ -460,6 +460,28 @@ def test_what_a_source_read_before_it_failed_is_not_lost() -> None:
     assert node.out == list(range(7))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_source_that_gave_up_goes_on_where_it_was_when_deployed_again(seed: int) -> None:
+    broken = [True]
+
+    def work(n: int) -> int:
+        if broken[0] and n >= 20:
+            raise OSError("away")
+        return n
+
+    flow = Dataflow("f")
+    out(op.map("work", op.input("in", flow, Numbers({"a": 50}, 5)), work))
+    node = SmallNode(flow, seed, results="results")
+    node.start()
+    node.run()
+    assert [ended.reason for _, ended in node.failed] == ["OSError"] and node.out == list(range(20))
+    broken[0] = False
+    node.start()
+    node.start()
+    node.run()
+    assert node.out == list(range(50)) and len(node.failed) == 1
+
+
 def test_a_source_is_read_when_it_says() -> None:
     flow = Dataflow("f")
     out(op.input("in", flow, RandomMetricSource("cpu", timedelta(seconds=1), 3, lambda: 0.5)))
