@@ -86,3 +86,15 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     found.start()
     yield found
     found.stop()
+
+
+@pytest.fixture
+def own_node(tmp_path: Path) -> Iterator[Node]:
+    """One that the test may kill and start again."""
+    binary = find_skep()
+    if binary is None:
+        pytest.skip("no `skep` on PATH or in SKEP_BIN")
+    found = Node(binary, tmp_path / "data")
+    found.start()
+    yield found
+    found.stop()

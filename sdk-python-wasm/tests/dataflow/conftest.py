@@ -1,4 +1,4 @@
-"""Tests of dataflows run in this process; none needs a node."""
+"""Tests of dataflows run in this process; only `test_deploy` needs a node."""
 
 from __future__ import annotations
 

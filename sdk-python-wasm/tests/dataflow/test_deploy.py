@@ -9,7 +9,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +19,9 @@ from skep import Admin, Gateway
 from skep.client import Rejected
 from skep.dataflow.stage import unpack
 from skep.dataflow.testing import TestingSink, run_main
-from skep.pytest_plugin import find_skep
 
 HERE = Path(__file__).parent
 SHOP = HERE / "deployed" / "shop.py"
-
-
-@pytest.fixture
-def own_node(tmp_path: Path) -> Iterator[Any]:
-    """A node that the test may kill."""
-    binary = find_skep()
-    if binary is None:
-        pytest.skip("no `skep` on PATH or in SKEP_BIN")
-    found = _node_class()(binary, tmp_path / "data")
-    found.start()
-    yield found
-    found.stop()
-
-
-def _node_class() -> Any:
-    # That of the tests beside.
-    import conftest
-
-    return getattr(conftest, "Node", None) or __import__("tests.conftest").conftest.Node
 
 
 def soon(look: Callable[[], Any], patience: float = 90) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 from ...errors import Reject
 from ...message import Message
-from ...payload import JSON, Form, decode, encode
+from ...payload import JSON, Form, encode
 from ..errors import DataflowError
 from ..inputs import DynamicSource, StatelessSourcePartition
 from ..outputs import DynamicSink, StatelessSinkPartition
