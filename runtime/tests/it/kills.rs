@@ -108,7 +108,22 @@ pub async fn check(node: &Node, acked: u64, sent: u64) -> u64 {
     let mut keeper = node.keeper().await;
     let told = drained(&mut keeper, "ledger").await;
     let dead: u64 = told.stages.iter().map(|s| s.dead).sum();
-    assert_eq!(dead, 0, "lost, repeated or swapped: {:?}", told.stages);
+    if dead > 0 {
+        // The first refusals tell where it began.
+        let call = v1::ListDeadLettersRequest {
+            swarm: "ledger".to_owned(),
+            limit: 12,
+            ..v1::ListDeadLettersRequest::default()
+        };
+        let letters = keeper
+            .list_dead_letters(call)
+            .await
+            .expect("dead letters")
+            .into_inner()
+            .letters;
+        let first: Vec<_> = letters.iter().map(|letter| (letter.at_ms, &letter.detail)).collect();
+        panic!("lost, repeated or swapped: {first:?} {:?}", told.stages);
+    }
     let mut last = 0;
     for i in 1..=sent {
         let (_, _, id) = entry(i);
