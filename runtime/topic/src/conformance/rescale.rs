@@ -8,7 +8,7 @@ use skep_model::limits::HAND_OVER_MAX;
 
 use super::actors::{Owner, Reason, World, finished, put, text};
 use super::{Harness, Stop, Verdict, holds, refused, same};
-use crate::{Claim, Error, Fetched, Lease, Rescaled, TopicSpec, partition_of_group};
+use crate::{Call, Claim, Error, Fetched, Lease, Once, Rescaled, TopicSpec, partition_of_group};
 
 /// The owners of a topic, one a partition, who count each key in its state and keep what they saw.
 struct Owners {
@@ -349,6 +349,38 @@ pub(super) async fn a_rescale_is_told(harness: Box<dyn Harness>) -> Verdict {
         Error::Gone,
         "gone"
     );
+    Ok(())
+}
+
+/// A gateway hears of another number while calls wait: those that came before were made for the former one, and all go in one publish.
+pub(super) async fn calls_made_for_different_numbers_go_by_the_store_s(harness: Box<dyn Harness>) -> Verdict {
+    let world = World::new(harness);
+    let four = world.spec("a", 4);
+    let keys: Vec<String> = (0..24).map(|n| format!("k{n}")).collect();
+    for key in &keys {
+        world.words(&four, Some(key), &["0"]).await?;
+    }
+    let mut calls = Vec::new();
+    for (word, partitions) in [("1", 4), ("2", 16), ("3", 2), ("4", 4)] {
+        let messages = keys.iter().map(|key| world.message(Some(key), word)).collect();
+        calls.push(Call {
+            to: vec![(with(&four, partitions), messages)],
+            once: Once::No,
+        });
+    }
+    for result in world.calls(calls).await? {
+        result.why()?;
+    }
+    let layout = world.backend().layout(&four.id).await.why()?.ok_or("it is there")?;
+    same!(layout.partitions, 4, "nobody rescaled it");
+    let mut owners = Owners::new(&four);
+    owners.work(&world).await?;
+    for key in &keys {
+        let seen: Vec<&str> = owners.seen.get(key).into_iter().flatten().map(String::as_str).collect();
+        same!(seen, ["0", "1", "2", "3", "4"], "in order");
+        let own = owners.owners.get(&four.partition_of_key(key));
+        holds!(own.is_some(), "by the owner of its partition");
+    }
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! Appends from doors.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use redis::Value;
 use skep_model::env::Entropy;
@@ -60,21 +62,24 @@ pub(super) fn command(redis: &Core, publish: &Publish) -> Result<Args, Error> {
         .num(limits::REPLY_BYTES_MAX)
         .num(limits::SESSIONS_MAX)
         .num(limits::EXPIRED_ROWS_MAX);
-    let mut topics: Vec<(std::sync::Arc<TopicSpec>, bool, Vec<u16>)> = Vec::new();
+    let mut topics: Vec<(Arc<TopicSpec>, bool, Vec<u16>)> = Vec::new();
     let mut calls = Vec::with_capacity(publish.calls.len());
     for call in &publish.calls {
         let request = request_of(call);
         let mut bundles = Vec::with_capacity(call.to.len());
         for (spec, messages) in &call.to {
-            let mut bundle = Bundle::new(redis.told(spec));
-            messages.iter().for_each(|message| bundle.push(message));
-            let at = match topics.iter().position(|(s, ..)| s.id == spec.id) {
+            // Calls of one publish may come from before and behind another revision: where they differ, in the number of partitions above all, each
+            // is held against the store as what it was made for.
+            let told = redis.told(spec);
+            let at = match topics.iter().position(|(known, ..)| *known == told) {
                 Some(at) => at,
                 None => {
-                    topics.push((redis.told(spec), false, Vec::new()));
+                    topics.push((Arc::clone(&told), false, Vec::new()));
                     topics.len() - 1
                 }
             };
+            let mut bundle = Bundle::new(told);
+            messages.iter().for_each(|message| bundle.push(message));
             if let Once::Letter { timer: Some(timer), .. } = &call.once {
                 let place = bundle.to.partition_of_key(&timer.key);
                 topics[at].2.push(place);
