@@ -694,7 +694,7 @@ impl Supervisor {
         let backend = &self.seams.backend;
         for (stage, its) in &live.stages {
             let id = CommitId::random(self.seams.entropy.as_ref());
-            let layout = match backend.layout(&its.topic.id).await {
+            let mut layout = match backend.layout(&its.topic.id).await {
                 Ok(Some(layout)) => layout,
                 Ok(None) | Err(Error::Gone) => continue,
                 Err(e) => return Err(e.into()),
@@ -705,8 +705,13 @@ impl Supervisor {
                         swarm = %name, %stage, from = layout.partitions, to = its.topic.partitions, "a rescale begins"
                     ),
                     Ok(Rescaled::Already) | Err(Error::Gone) => {}
+                    // Another node may have begun it between the two.
                     Ok(Rescaled::Busy) => {
-                        anyhow::bail!("stage `{stage}` is still being rescaled; the next number follows")
+                        let now = backend.layout(&its.topic.id).await?;
+                        match now.filter(|now| now.partitions == its.topic.partitions) {
+                            Some(begun) => layout = begun,
+                            None => anyhow::bail!("stage `{stage}` is still being rescaled; the next number follows"),
+                        }
                     }
                     Err(e) => return Err(e.into()),
                 }
