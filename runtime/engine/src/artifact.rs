@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
 use skep_model::id::Digest;
 
 /// The native code of one module, as our compiler process made it. Cheap to clone.
@@ -33,6 +33,30 @@ impl Artifact {
             own: Arc::new(own),
             code,
         }
+    }
+
+    /// Of memory files that came from the node that started this process.
+    ///
+    /// # Errors
+    /// One of them could still change.
+    pub(crate) fn received(own: OwnedFd, code: Option<(Digest, OwnedFd)>) -> io::Result<Self> {
+        let code = match code {
+            Some((digest, native)) => Some(Shared {
+                digest,
+                native: Arc::new(Sealed::received(native)?),
+            }),
+            None => None,
+        };
+        Ok(Self::new(Sealed::received(own)?, code))
+    }
+
+    /// For another process to have: its own code, and what it shares with others.
+    pub(crate) fn hand_over(&self) -> io::Result<Vec<OwnedFd>> {
+        let shared = self.code.iter().map(|code| &code.native);
+        std::iter::once(&self.own)
+            .chain(shared)
+            .map(|sealed| sealed.reader())
+            .collect()
     }
 
     /// Bytes of native code, without what is shared with other modules.
@@ -67,6 +91,16 @@ pub struct Sealed {
 impl Sealed {
     pub(crate) fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
+
+    fn received(file: OwnedFd) -> io::Result<Self> {
+        let seals = fcntl_get_seals(&file)?;
+        if !seals.contains(SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK) {
+            return Err(io::Error::other("a memory file that is not sealed"));
+        }
+        let file = File::from(file);
+        let len = file.metadata()?.len();
+        Ok(Self { file, len })
     }
 
     pub(crate) fn open(&self) -> io::Result<File> {

@@ -24,7 +24,7 @@ use crate::guests::Load;
 use crate::host::Host;
 use crate::instance::{Call, Code, Instance, Time, failed, message};
 use crate::places::Place;
-use crate::secret::Secrets;
+use crate::secret::{Granted, Secrets};
 use crate::share::{Meter, Share};
 use crate::time::Sense;
 use crate::turns::Turn;
@@ -136,6 +136,15 @@ fn within(what: &'static str, found: u64, min: u64, max: u64) -> Result<(), Erro
     }
 }
 
+/// What one call may use beside its batch.
+#[derive(Default)]
+pub(crate) struct Grants {
+    pub(crate) secrets: Arc<Granted>,
+    /// `None`: what its stage has.
+    pub(crate) http: Option<Arc<Egress>>,
+    pub(crate) models: Option<Arc<ModelAccess>>,
+}
+
 /// One stage's Bee. Cheap to clone. Its instances are shared with no other stage.
 #[derive(Clone)]
 pub struct Bee(Arc<Inner>);
@@ -203,14 +212,25 @@ impl Bee {
     /// it runs where it is called, unless another thread has less to do. Dropping the future stops the guest within an epoch_tick.
     /// More calls than [`crate::Settings::running`] at once wait here.
     pub async fn process(&self, batch: Batch) -> Processed {
+        let secrets = self.0.settings.secrets.as_ref();
+        let grants = Grants {
+            secrets: secrets.map(|secrets| secrets.granted()).unwrap_or_default(),
+            ..Grants::default()
+        };
+        self.process_granted(batch, grants).await
+    }
+
+    /// The same with what is granted to this call and to no other.
+    pub(crate) async fn process_granted(&self, batch: Batch, grants: Grants) -> Processed {
         match self.0.engine.guests().here() {
-            Some(load) => self.right_here(batch, load).await,
-            None => self.elsewhere(batch).await,
+            Some(load) => self.right_here(batch, grants, load).await,
+            None => self.elsewhere(batch, grants).await,
         }
     }
 
-    async fn right_here(&self, batch: Batch, load: Load) -> Processed {
-        let ran = AssertUnwindSafe(Arc::clone(&self.0).run(batch)).catch_unwind().await;
+    async fn right_here(&self, batch: Batch, grants: Grants, load: Load) -> Processed {
+        let run = Arc::clone(&self.0).run(batch, grants);
+        let ran = AssertUnwindSafe(run).catch_unwind().await;
         drop(load);
         match ran {
             Ok(Ok((processed, used))) => {
@@ -231,12 +251,12 @@ impl Bee {
         }
     }
 
-    async fn elsewhere(&self, batch: Batch) -> Processed {
+    async fn elsewhere(&self, batch: Batch, grants: Grants) -> Processed {
         let (answer, answered) = oneshot::channel();
         let task = self.0.engine.guests().spawn(|load| {
             let bee = Arc::clone(&self.0);
             async move {
-                let (processed, used) = match Arc::clone(&bee).run(batch).await {
+                let (processed, used) = match Arc::clone(&bee).run(batch, grants).await {
                     Ok(ran) => ran,
                     Err(processed) => {
                         drop(load);
@@ -305,7 +325,7 @@ impl Inner {
     ///
     /// # Errors
     /// It had no place.
-    async fn run(self: Arc<Self>, batch: Batch) -> Result<(Processed, Used), Box<Processed>> {
+    async fn run(self: Arc<Self>, batch: Batch, grants: Grants) -> Result<(Processed, Used), Box<Processed>> {
         let Some(place) = self.engine.places().take(&self.settings.share, self.memory()).await else {
             return Err(Box::new(lost(format!(
                 "too many calls wait for an instance: this node holds {} of them, and one tenant has its share of that",
@@ -330,12 +350,9 @@ impl Inner {
             bee: self.name.as_str(),
             batch,
             state: self.settings.keyed && self.settings.state,
-            secrets: self
-                .settings
-                .secrets
-                .as_ref()
-                .map(|secrets| secrets.granted())
-                .unwrap_or_default(),
+            secrets: grants.secrets,
+            http: grants.http,
+            models: grants.models,
         };
         let call = instance.call(call, self.engine.ticker(), self.time(), self.turn());
         let (processed, sound) = Box::pin(call).await;

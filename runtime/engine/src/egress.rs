@@ -6,6 +6,7 @@
 //! Nothing is looked up between the look and the connection, so a name that leads elsewhere a moment later changes nothing. Redirects are
 //! answers like others: the Bee sees them, and what it asks for next is looked at anew. Everything ends with the call that began it.
 
+mod dial;
 mod send;
 
 use std::fmt;
@@ -30,6 +31,8 @@ use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpH
 
 use crate::log::Log;
 use crate::share::Share;
+
+pub(crate) use dial::{DialCause, DialError, Dialler};
 
 /// Connections of all Bees of this process.
 static NODE: LazyLock<Arc<Lines>> = LazyLock::new(|| Lines::new(HTTP_PER_NODE_MAX, |share| &share.connections));
@@ -69,13 +72,19 @@ pub struct Egress {
     own: fn(IpAddr) -> bool,
     connections: Arc<Semaphore>,
     lookups: Arc<Semaphore>,
+    /// Who connects, where this process may not.
+    dialler: Option<Arc<dyn Dialler>>,
 }
 
 impl Egress {
     /// `private`: whether what is listed may be private. `share`: the tenant's, of whose Bees no one leaves nothing to other tenants.
     #[must_use]
     pub fn new(grants: Vec<HttpGrant>, private: bool, resolver: Arc<dyn Resolver>, share: Arc<Share>) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new(Self::parts(grants, private, resolver, share))
+    }
+
+    fn parts(grants: Vec<HttpGrant>, private: bool, resolver: Arc<dyn Resolver>, share: Arc<Share>) -> Self {
+        Self {
             grants,
             private,
             resolver,
@@ -83,7 +92,13 @@ impl Egress {
             own: is_own,
             connections: Arc::new(Semaphore::new(HTTP_PER_STAGE_MAX)),
             lookups: Arc::new(Semaphore::new(HTTP_LOOKUPS_PER_STAGE_MAX)),
-        })
+            dialler: None,
+        }
+    }
+
+    fn allows(&self, target: &Target) -> bool {
+        let mut grants = self.grants.iter();
+        grants.any(|grant| grant.allows(target.scheme, &target.host, target.port))
     }
 
     /// Looks a name up, which counts until the system has answered: it cannot be told that nobody waits any more, and each lookup holds a
@@ -286,8 +301,11 @@ impl Outgoing {
         }
     }
 
-    /// A call begins.
-    pub(crate) fn begin_call(&mut self) {
+    /// A call begins. `egress`: where it is not the stage's own.
+    pub(crate) fn begin_call(&mut self, egress: Option<Arc<Egress>>) {
+        if egress.is_some() {
+            self.hooks.egress = egress;
+        }
         if self.hooks.egress.is_some() {
             self.hooks.end = CancellationToken::new();
             self.hooks.places = Arc::new(Semaphore::new(HTTP_PER_CALL_MAX));
@@ -372,11 +390,7 @@ impl Hooks {
             None => return refuse(Error::HttpRequestUriInvalid, "its host is none"),
         };
         let target = Target { scheme, host, port };
-        if !egress
-            .grants
-            .iter()
-            .any(|grant| grant.allows(target.scheme, &target.host, target.port))
-        {
+        if !egress.allows(&target) {
             return Err(Refusal::new(
                 Error::HttpRequestDenied,
                 format!("the manifest does not list {target}: add it to the Bee's `http:`"),

@@ -23,6 +23,12 @@ pub enum Error {
     Export(String),
     #[error("the module's `bees` export failed: {0}")]
     Bees(String),
+    /// Of a tenant that has processes of its own.
+    #[error("the tenant's own process: {0}")]
+    Apart(String),
+    /// What that one said of a module: in its words.
+    #[error("{0}")]
+    Told(String),
     #[error("the module names no Bee; register at least one")]
     NoBees,
     #[error("the module names {0} Bees, more than {max}", max = skep_model::limits::BEES_PER_MODULE_MAX)]

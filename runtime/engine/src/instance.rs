@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 
 use skep_model::id::Digest;
 use skep_model::limits::EPOCH_TICK_MS;
+use skep_model::predict::ModelAccess;
 use skep_model::step::{Batch, Disposition, Outcome, Processed};
 use wasmtime::component::{ComponentExportIndex, Func, InstancePre, TypedFunc};
 use wasmtime::{Store, error::Context as _};
 
 use crate::abi::{BeeResult, InputParam, OutcomeResult};
 use crate::effects::Effects;
+use crate::egress::Egress;
 use crate::host::{HOSTCALL_BYTES_MAX, Host};
 use crate::log::Log;
 use crate::outside::Outside;
@@ -59,6 +61,9 @@ pub(crate) struct Call<'a> {
     /// State and timers.
     pub(crate) state: bool,
     pub(crate) secrets: Arc<Granted>,
+    /// Where they are not the stage's own.
+    pub(crate) http: Option<Arc<Egress>>,
+    pub(crate) models: Option<Arc<ModelAccess>>,
 }
 
 pub(crate) struct Instance {
@@ -145,6 +150,8 @@ impl Instance {
             mut batch,
             state,
             secrets,
+            http,
+            models,
         } = call;
         let parts = batch.parts.take();
         let effects = Effects::new(batch, state, HOSTCALL_BYTES_MAX);
@@ -152,7 +159,10 @@ impl Instance {
         let host = self.store.data_mut();
         host.effects = effects;
         host.parts = parts;
-        host.http.begin_call();
+        host.http.begin_call(http);
+        if models.is_some() {
+            host.models = models;
+        }
         host.log.set_secrets(Arc::clone(&secrets));
         host.secrets = Arc::clone(&secrets);
         host.ticks = 0;

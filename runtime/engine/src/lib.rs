@@ -13,6 +13,7 @@
 //! `skep-guest-N`; futures of this crate may be polled on any tokio runtime.
 
 mod abi;
+pub mod apart;
 mod artifact;
 mod bee;
 mod cache;

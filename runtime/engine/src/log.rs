@@ -11,7 +11,7 @@ use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
 
 /// Bytes of a logging context kept.
-const CONTEXT_BYTES_MAX: usize = 256;
+pub(crate) const CONTEXT_BYTES_MAX: usize = 256;
 /// What a write may bring at once. wasmtime-wasi allocates this much on a guest's word.
 const PERMIT_BYTES: usize = 64 << 10;
 
@@ -204,7 +204,7 @@ impl Book {
 }
 
 /// Appends `text` with control characters escaped, so that no terminal obeys it; cut at `max` bytes with a mark.
-fn escape(text: &str, max: usize, out: &mut String) {
+pub(crate) fn escape(text: &str, max: usize, out: &mut String) {
     const MARK: &str = "…";
     let start = out.len();
     // Where a mark still fits.

@@ -138,7 +138,14 @@ async fn names(engine: &Engine, code: &Code, digest: Digest) -> Result<Vec<BeeNa
     let named = guarded(BEES_TIME, &mut turn(), &outside, bees.call_async(&mut store, ())).await;
     drop(running);
     let (named,) = named.map_err(|failure| ended(failure, store.data()))?;
+    checked(named.into_iter().map(|bee| bee.name).collect())
+}
 
+/// What a module said its Bees' names are.
+///
+/// # Errors
+/// It named none, too many, one twice, or one badly.
+pub(crate) fn checked(named: Vec<String>) -> Result<Vec<BeeName>, Error> {
     if named.is_empty() {
         return Err(Error::NoBees);
     }
@@ -147,8 +154,8 @@ async fn names(engine: &Engine, code: &Code, digest: Digest) -> Result<Vec<BeeNa
     }
     let mut seen = BTreeSet::new();
     let mut names = Vec::with_capacity(named.len());
-    for bee in named {
-        let name: BeeName = bee.name.parse()?;
+    for name in named {
+        let name: BeeName = name.parse()?;
         if !seen.insert(name.clone()) {
             return Err(Error::TwiceNamed(name));
         }

@@ -86,6 +86,10 @@ impl Granted {
         Self { values, marks }
     }
 
+    pub(crate) fn values(&self) -> impl Iterator<Item = (&str, Option<&SecretValue>)> {
+        self.values.iter().map(|(name, value)| (name.as_str(), value.as_ref()))
+    }
+
     pub(crate) fn get(&self, name: &str) -> Option<Option<&SecretValue>> {
         self.values.get(name).map(Option::as_ref)
     }

@@ -39,6 +39,8 @@ pub struct Share {
     /// Connections and lookups of its Bees' requests. Changed under the lock of `egress::Lines` only.
     pub(crate) connections: AtomicU64,
     pub(crate) lookups: AtomicU64,
+    /// Live in a process of its own: instances, and what they may grow to.
+    apart: [AtomicU64; 2],
     used: Meter,
 }
 
@@ -70,6 +72,12 @@ impl Meter {
     pub(crate) fn ran(&self, ns: u64) {
         self.cpu_ns.fetch_add(ns, Ordering::Relaxed);
     }
+
+    /// What was used in another process.
+    pub(crate) fn add(&self, cpu_ns: u64, byte_ms: u64) {
+        self.ran(cpu_ns);
+        self.byte_ms.fetch_add(byte_ms, Ordering::Relaxed);
+    }
 }
 
 impl Default for Share {
@@ -87,6 +95,7 @@ impl Default for Share {
             spare_memory: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             lookups: AtomicU64::new(0),
+            apart: Default::default(),
             used: Meter::default(),
         }
     }
@@ -110,8 +119,45 @@ impl Share {
     /// Its live instances, and the memory that they may grow to: those in a call, and those that wait for one.
     #[must_use]
     pub fn live(&self) -> (u64, u64) {
+        let (here, apart) = (self.live_here(), &self.apart);
+        (
+            here.0.saturating_add(apart[0].load(Ordering::Relaxed)),
+            here.1.saturating_add(apart[1].load(Ordering::Relaxed)),
+        )
+    }
+
+    /// The same of this process alone.
+    pub(crate) fn live_here(&self) -> (u64, u64) {
         let (calls, spares) = (self.called(), self.spared());
         (calls.0 + spares.0, calls.1 + spares.1)
+    }
+
+    pub(crate) fn note_apart(&self, instances: u64, memory: u64) {
+        self.apart[0].store(instances, Ordering::Relaxed);
+        self.apart[1].store(memory, Ordering::Relaxed);
+    }
+
+    /// Its limits, for the tenant's own process: weight, cap, instances, memory.
+    pub(crate) fn told(&self) -> [u64; 4] {
+        [&self.weight, &self.cap, &self.instances_max, &self.memory_max].map(|at| at.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn tell(&self, told: [u64; 4]) {
+        let places = [&self.weight, &self.cap, &self.instances_max, &self.memory_max];
+        places
+            .into_iter()
+            .zip(told)
+            .for_each(|(at, told)| at.store(told, Ordering::Relaxed));
+    }
+
+    /// Thousandths of a core, where they are limited.
+    pub(crate) fn cap(&self) -> Option<u64> {
+        Some(self.cap.load(Ordering::Relaxed)).filter(|cap| *cap != NONE)
+    }
+
+    /// What its instances may grow to together, where that is limited.
+    pub(crate) fn memory_cap(&self) -> Option<u64> {
+        Some(self.memory_max.load(Ordering::Relaxed)).filter(|most| *most != NONE)
     }
 
     pub(crate) fn called(&self) -> (u64, u64) {
@@ -130,7 +176,7 @@ impl Share {
 
     /// More instances or memory than its limits: spares must go.
     pub(crate) fn is_over(&self) -> bool {
-        let (instances, memory) = self.live();
+        let (instances, memory) = self.live_here();
         let over =
             instances > self.instances_max.load(Ordering::Relaxed) || memory > self.memory_max.load(Ordering::Relaxed);
         over && self.spared().0 > 0

@@ -9,7 +9,7 @@ use crate::host::HOSTCALL_BYTES_MAX;
 use crate::nn::TooMuchHeld;
 
 /// Longest detail, bytes.
-const DETAIL_BYTES_MAX: usize = 1 << 10;
+pub(crate) const DETAIL_BYTES_MAX: usize = 1 << 10;
 
 /// Why the call ended without outcomes.
 #[derive(Debug)]

@@ -580,3 +580,43 @@ pub const STORE_RETRIES_MAX: usize = 3;
 pub const STORE_RETRY_MS: u64 = 30_000;
 /// How long a store is tried out before a node starts on it.
 pub const STORE_PROBE_MS: u64 = 20_000;
+
+// Processes of tenants that have their own.
+
+/// On one node.
+pub const APART_PROCESSES_MAX: usize = 64;
+/// Calls under way in one of them; more wait in the node.
+pub const APART_CALLS_MAX: usize = 64;
+/// Sockets to one of them that wait for the next call.
+pub const APART_SOCKETS_KEPT: usize = 16;
+/// One that nobody called for so long ends.
+pub const APART_IDLE_MS: u64 = 300_000;
+/// How often one that works is asked whether it is there, and after which silence it is killed.
+pub const APART_PING_MS: u64 = 2_000;
+pub const APART_SILENCE_MS: u64 = 20_000;
+/// How long one may take to start, and to read a module's names.
+pub const APART_START_MS: u64 = 30_000;
+/// What a call may wait in it for its turns, beside its own time: for places and for the tenant's CPU limit.
+pub const APART_WAIT_MS: u64 = 15 * 60 * 1_000;
+/// The same once the node stops.
+pub const APART_WAIT_STOPPING_MS: u64 = 10_000;
+/// The wait before the next start of one that died soon after its start, doubling, and its bound.
+pub const APART_BACKOFF_FIRST_MS: u64 = 100;
+pub const APART_BACKOFF_MAX_MS: u64 = 30_000;
+/// One frame of what it says, bytes: an answer with its effects and log lines, or tensors for a model.
+pub const APART_ANSWER_BYTES_MAX: usize = 16 << 20;
+pub const APART_TENSORS_BYTES_MAX: usize = CALL_BYTES_MAX;
+/// Frames of one process that are not whole yet, bytes.
+pub const APART_UNREAD_BYTES_MAX: usize = 256 << 20;
+/// What lists of one frame may take in memory, bytes: as much as what a guest may return at once takes in the node.
+pub const APART_LISTS_BYTES_MAX: usize = 64 << 20;
+/// What may wait to be sent to one call, bytes: until it has taken that, nothing more that it asks is read.
+pub const APART_QUEUE_BYTES: usize = 1 << 20;
+/// One frame of what the node says: a batch with its state, secrets and configuration, or a model's answer.
+pub const APART_TOLD_BYTES_MAX: usize = 512 << 20;
+/// What one call asks the node for at once: connections, a part or a model.
+pub const APART_ASKS_MAX: usize = HTTP_PER_CALL_MAX + 2;
+/// Versions of models that one Bee found and may call by what it was told of them.
+pub const APART_FOUND_MAX: usize = 64;
+/// Resident memory of one beside what its tenant's instances may have, bytes: the program, native code, frames.
+pub const APART_BESIDE_BYTES: u64 = 1 << 30;

@@ -39,7 +39,7 @@ pub fn confine(bounds: &Bounds) -> io::Result<()> {
     let _ = shut_in();
     // Last, for it allows none of the above; and not best effort. Where the kernel has none, the node says so.
     if syscalls::offered() {
-        syscalls::restrict()
+        syscalls::restrict(syscalls::For::Look)
             .map_err(|e| io::Error::other(format!("the kernel takes no filter of system calls: {e}")))?;
     }
     Ok(())

@@ -7,6 +7,7 @@
 
 mod confine;
 mod syscalls;
+pub(crate) mod tenant;
 
 use std::ffi::OsString;
 use std::fs::File;

@@ -1,4 +1,4 @@
-//! Which system calls the compiler may make, once it is confined.
+//! Which system calls a compiler may make, or a tenant's process, once it is confined.
 //!
 //! Three filters, of which the strictest answer counts: what a compiler needs is allowed and everything else fails with
 //! EPERM, so that a call that some library makes on the side costs an honest compile nothing; what only somebody who has
@@ -62,6 +62,37 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_gettimeofday,
     libc::SYS_getrandom,
 ];
+
+/// What a process that runs Bees needs beside it: to wait for sockets that it has, and to say and hear on them what brings descriptors. It can
+/// make no socket, and [`needed_only`] allows `openat` and `ioctl` in part.
+const OF_TENANTS: &[c_long] = &[
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_eventfd2,
+    libc::SYS_ppoll,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_shutdown,
+    libc::SYS_dup,
+    libc::SYS_setsockopt,
+    libc::SYS_getsockopt,
+];
+
+/// Whom a filter is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum For {
+    /// A process that looks at an upload and ends.
+    Look,
+    /// One that runs a tenant's Bees.
+    Tenant,
+}
 
 /// No library asks for these on the side: a program, another process, the network, the machine, or more rights.
 const DEADLY: &[c_long] = &[
@@ -158,9 +189,9 @@ pub(super) fn offered() -> bool {
 }
 
 /// For all threads of the process, those to come included, and for good.
-pub(super) fn restrict() -> Result<(), Error> {
+pub(super) fn restrict(whom: For) -> Result<(), Error> {
     // The list comes last: it does not allow another filter. All are made before the first is in force.
-    let filters = [without_clone3()?, without_attack()?, needed_only()?];
+    let filters = [without_clone3()?, without_attack(whom)?, needed_only(whom)?];
     filters.iter().try_for_each(|filter| apply_filter_all_threads(filter))
 }
 
@@ -175,13 +206,16 @@ fn without_clone3() -> Result<BpfProgram, Error> {
     program(rules, SeccompAction::Errno(libc::ENOSYS as u32), SeccompAction::Allow)
 }
 
-fn without_attack() -> Result<BpfProgram, Error> {
-    let mut rules: Rules = DEADLY.iter().map(|call| (*call, Vec::new())).collect();
+fn without_attack(whom: For) -> Result<BpfProgram, Error> {
+    let deadly = DEADLY
+        .iter()
+        .filter(|call| whom == For::Look || !OF_TENANTS.contains(call));
+    let mut rules: Rules = deadly.map(|call| (*call, Vec::new())).collect();
     rules.insert(libc::SYS_tgkill, vec![when(0, Len::Dword, Op::Ne, own_pid())?]);
     program(rules, SeccompAction::KillProcess, SeccompAction::Allow)
 }
 
-fn needed_only() -> Result<BpfProgram, Error> {
+fn needed_only(whom: For) -> Result<BpfProgram, Error> {
     // Threads, not processes, and in the namespaces that there are.
     const NAMESPACES: i32 = libc::CLONE_NEWNS
         | libc::CLONE_NEWCGROUP
@@ -194,6 +228,17 @@ fn needed_only() -> Result<BpfProgram, Error> {
     let looked_at = thread | u64::from(NAMESPACES.cast_unsigned());
 
     let mut rules: Rules = ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
+    if whom == For::Tenant {
+        rules.extend(OF_TENANTS.iter().map(|call| (*call, Vec::new())));
+        // Memory files are mapped by their names under /proc, and Landlock lets through no other. Nothing is opened for writing.
+        let reading = (libc::O_RDONLY | libc::O_CLOEXEC).cast_unsigned().into();
+        rules.insert(libc::SYS_openat, vec![when(2, Len::Dword, Op::Eq, reading)?]);
+        // How the C library asks for the size of what is open. It could ask for that of a path too: that there is a file, not what is in it.
+        let open = libc::AT_EMPTY_PATH.cast_unsigned().into();
+        rules.insert(libc::SYS_newfstatat, vec![when(3, Len::Dword, Op::Eq, open)?]);
+        // How a socket is told not to block.
+        rules.insert(libc::SYS_ioctl, vec![when(1, Len::Dword, Op::Eq, libc::FIONBIO)?]);
+    }
     rules.insert(
         libc::SYS_clone,
         vec![when(0, Len::Qword, Op::MaskedEq(looked_at), thread)?],

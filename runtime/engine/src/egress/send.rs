@@ -29,14 +29,30 @@ use wasmtime_wasi_http::{Error, RequestOptions, WasiBody};
 
 use super::{Egress, Io, Line, NODE, Refusal, Target, within};
 
-trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(super) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 
 /// Held as long as a connection is.
 struct Places {
     _call: OwnedSemaphorePermit,
+    _beside: OfNode,
+}
+
+/// The places of it that are not its call's.
+pub(super) struct OfNode {
     _stage: OwnedSemaphorePermit,
     _node: Line,
+}
+
+impl OfNode {
+    pub(super) async fn take(egress: &Egress, by: Instant) -> Result<Self, Refusal> {
+        Ok(Self {
+            _stage: free(by, &egress.connections, "this Bee").await?,
+            _node: timeout_at(by, NODE.take(&egress.share))
+                .await
+                .map_err(|_| crowded("this node, or this tenant on it,"))?,
+        })
+    }
 }
 
 pub(super) async fn send(
@@ -51,10 +67,7 @@ pub(super) async fn send(
     let late = || Refusal::new(Error::ConnectionTimeout, "no connection in time".to_owned());
     let places = Places {
         _call: call,
-        _stage: free(by, &egress.connections, "this Bee").await?,
-        _node: timeout_at(by, NODE.take(&egress.share))
-            .await
-            .map_err(|_| crowded("this node, or this tenant on it,"))?,
+        _beside: OfNode::take(&egress, by).await?,
     };
     let wire = timeout_at(by, connect(&egress, &target)).await.map_err(|_| late())??;
     let mut builder = http1::Builder::new();
@@ -144,8 +157,17 @@ fn broken(e: &hyper::Error) -> Refusal {
     Refusal::new(error, words)
 }
 
-/// To one of the addresses that were looked at, in their order.
 async fn connect(egress: &Egress, target: &Target) -> Result<Box<dyn Wire>, Refusal> {
+    let Some(dialler) = &egress.dialler else {
+        return connect_here(egress, target).await;
+    };
+    let host = target.host.to_string();
+    let socket = dialler.dial(target.scheme, &host, target.port).await?;
+    Ok(Box::new(socket))
+}
+
+/// To one of the addresses that were looked at, in their order.
+pub(super) async fn connect_here(egress: &Egress, target: &Target) -> Result<Box<dyn Wire>, Refusal> {
     let addresses = egress.addresses(&target.host).await?;
     let mut stream = None;
     let mut last = None;

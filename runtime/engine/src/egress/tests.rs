@@ -45,7 +45,7 @@ fn names(known: &[(&'static str, &[&[&'static str]])]) -> Arc<Names> {
 fn outgoing(grants: &[&str], names: Arc<Names>) -> Outgoing {
     let grants = grants.iter().map(|grant| grant.parse().unwrap()).collect();
     let mut out = Outgoing::new(Some(Egress::new(grants, true, names, Arc::default())), Log::default());
-    out.begin_call();
+    out.begin_call(None);
     out
 }
 
@@ -173,7 +173,7 @@ async fn what_is_listed_is_reached_and_nothing_else() {
     ));
     // Not granted at all.
     let mut none = Outgoing::new(None, Log::default());
-    none.begin_call();
+    none.begin_call(None);
     let (error, said) = refused(&mut none, &format!("http://127.0.0.1:{port}")).await;
     assert!(
         error == "HttpRequestDenied" && said.contains("http: [api.example.com]"),
@@ -253,7 +253,7 @@ async fn no_name_leads_home_but_one_of_home() {
         Arc::default(),
     );
     let mut stranger = Outgoing::new(Some(egress), Log::default());
-    stranger.begin_call();
+    stranger.begin_call(None);
     for host in ["127.0.0.1", "svc.test"] {
         let (error, said) = refused(&mut stranger, &port80(host)).await;
         assert!(
@@ -431,7 +431,7 @@ async fn a_call_has_so_many_requests_under_way_and_so_many_in_all() {
         "{said}"
     );
     // Another call begins with all of it.
-    out.begin_call();
+    out.begin_call(None);
     assert!(out.hooks.check(&get(&grant)).is_ok());
 }
 

@@ -1,0 +1,290 @@
+//! A tenant's process that was taken over, played by these tests: whatever it says, the call ends, and so does the process.
+
+use std::io::Write as _;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use skep_model::id::{Digest, Uid};
+use skep_model::limits::{APART_ASKS_MAX, APART_TOLD_BYTES_MAX};
+use skep_model::message::Message;
+use skep_model::name::TenantId;
+use skep_model::step::{Batch, Disposition, Input, Outcome, Processed, Step, TrapKind};
+
+use super::codec::written;
+use super::link::{Bounds, Link, Room};
+use super::messages::{Ask, Done, Hello, News, Order, ToGuest, ToHost};
+use super::process::{Process, Start, streams};
+use super::{ApartBee, Codes, Processes};
+use crate::artifact::Artifact;
+use crate::bee::BeeSettings;
+use crate::settings::Settings;
+
+struct NoCode;
+
+#[async_trait]
+impl Codes for NoCode {
+    async fn code(&self, _: &TenantId, _: Digest) -> Result<Artifact, String> {
+        Err("there is none".to_owned())
+    }
+}
+
+/// A process that does nothing, and its end of the orders.
+struct Impostor {
+    processes: Arc<Processes>,
+    process: Arc<Process>,
+    orders: Link,
+    bee: Arc<ApartBee>,
+}
+
+fn trusting() -> Bounds {
+    Bounds {
+        frame: APART_TOLD_BYTES_MAX,
+        lists: APART_TOLD_BYTES_MAX,
+        room: Room::new(usize::MAX),
+        queue: usize::MAX,
+        descriptors: true,
+    }
+}
+
+impl Impostor {
+    async fn new() -> Self {
+        let engine = Settings::new(std::path::PathBuf::new());
+        let processes = Processes::new("/nowhere".into(), Vec::new(), &engine).unwrap();
+        let tenant: TenantId = "acme".parse().unwrap();
+        let share = Arc::<crate::Share>::default();
+        let mut command = tokio::process::Command::new("sleep");
+        let (idle, _kept) = StdStream::pair().unwrap();
+        streams(command.arg("600"), idle);
+        let (own, its) = StdStream::pair().unwrap();
+        let start = Start {
+            hello: Hello {
+                tenant: tenant.clone(),
+                threads: 1,
+                running: 1,
+                spare: 1,
+                memory_bytes_max: 1,
+                modules_bytes: 1,
+                idle_ms: 1,
+                limits: share.told(),
+            },
+            share: Arc::clone(&share),
+            memory_bytes: 1 << 30,
+        };
+        let process = tokio::spawn(Process::new(command.spawn().unwrap(), own, start));
+        let mut orders = Link::new(its, trusting()).unwrap();
+        assert!(matches!(orders.next().await, Ok(Some(Order::Hello(_)))));
+        orders.put(&News::Ready, Vec::new()).unwrap();
+        let process = process.await.unwrap().unwrap();
+        processes.adopt(&process);
+        let settings = BeeSettings {
+            share,
+            wall_ms: 500,
+            cpu_ms: 500,
+            ..BeeSettings::plain(Digest([1; 32]))
+        };
+        let bee = ApartBee::new(
+            Arc::clone(&processes),
+            Arc::new(NoCode),
+            tenant,
+            Digest([1; 32]),
+            "echo".parse().unwrap(),
+            settings,
+        );
+        Self {
+            processes,
+            process,
+            orders,
+            bee: Arc::new(bee),
+        }
+    }
+
+    /// A call, and its socket.
+    async fn called(&mut self) -> (tokio::task::JoinHandle<Processed>, StdStream) {
+        let bee = Arc::clone(&self.bee);
+        let batch = Batch {
+            inputs: vec![input()],
+            ..Batch::default()
+        };
+        let call = tokio::spawn(async move { bee.process(batch).await });
+        loop {
+            match self.orders.next::<Order>().await.unwrap().unwrap() {
+                Order::Call => break,
+                Order::Ping(number) => self.orders.put(&News::Pong(number), Vec::new()).unwrap(),
+                _ => {}
+            }
+        }
+        let socket: OwnedFd = self.orders.descriptor().unwrap();
+        (call, StdStream::from(socket))
+    }
+}
+
+fn input() -> Input {
+    Input::Message {
+        message: Message {
+            uid: Uid([1; 16]),
+            key: None,
+            headers: Vec::new(),
+            payload: b"hello".as_slice().into(),
+            accepted_ms: 1,
+            request: None,
+            trace: None,
+            lineage: None,
+            hops: Vec::new(),
+        },
+        attempt: 1,
+    }
+}
+
+fn steps(count: usize) -> ToHost {
+    let step = Step {
+        outcome: Outcome {
+            publish: Vec::new(),
+            respond: Vec::new(),
+            disposition: Disposition::Done,
+        },
+        state: Vec::new(),
+        timers: Vec::new(),
+    };
+    let result = Ok(vec![step; count]);
+    ToHost::Done(Box::new(Done {
+        result,
+        log: Vec::new(),
+    }))
+}
+
+fn framed(said: &ToHost) -> Vec<u8> {
+    let body = written(said);
+    [&u32::try_from(body.len()).unwrap().to_le_bytes()[..], &body].concat()
+}
+
+fn told(processed: Processed) -> String {
+    let trap = processed.result.unwrap_err();
+    assert_eq!(
+        trap.kind,
+        TrapKind::Host,
+        "it is never the message's fault: {}",
+        trap.detail
+    );
+    trap.detail
+}
+
+#[tokio::test]
+async fn a_process_that_keeps_the_rules_is_believed() {
+    let mut impostor = Impostor::new().await;
+    let (call, socket) = impostor.called().await;
+    let mut link = Link::new(socket, trusting()).unwrap();
+    assert!(matches!(link.next().await, Ok(Some(ToGuest::Call(_)))));
+    link.put(&ToHost::NeedBee, Vec::new()).unwrap();
+    let Ok(Some(ToGuest::Bee(bee))) = link.next().await else {
+        panic!("no Bee")
+    };
+    assert_eq!(bee.name.as_str(), "echo");
+    link.put(&steps(1), Vec::new()).unwrap();
+    assert_eq!(call.await.unwrap().result.unwrap().len(), 1);
+    // The next call comes on the same socket.
+    let bee = Arc::clone(&impostor.bee);
+    let next = tokio::spawn(async move {
+        let inputs = vec![input()];
+        bee.process(Batch {
+            inputs,
+            ..Batch::default()
+        })
+        .await
+    });
+    assert!(matches!(link.next().await, Ok(Some(ToGuest::Call(_)))));
+    link.put(&steps(1), Vec::new()).unwrap();
+    assert!(next.await.unwrap().result.is_ok());
+    assert!(!impostor.process.gone.is_cancelled());
+    impostor.processes.stop().await;
+    assert!(impostor.process.reaped.is_cancelled());
+}
+
+#[tokio::test]
+async fn one_that_breaks_the_rules_is_killed_and_the_call_is_the_hosts() {
+    let ask = |number| ToHost::Ask(number, Ask::Find("m".parse().unwrap()));
+    let part = |input| {
+        let data = b"x".as_slice().into();
+        ToHost::Ask(1, Ask::Part { input, data })
+    };
+    let many: Vec<u8> = (0..2 * APART_ASKS_MAX).flat_map(|_| framed(&ask(1))).collect();
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("no step", framed(&steps(0))),
+        ("two steps", framed(&steps(2))),
+        ("what a look answers", framed(&ToHost::Looked(Ok((Vec::new(), false))))),
+        ("another's module", framed(&ToHost::NeedCode(Digest([9; 32])))),
+        (
+            "its settings twice",
+            [framed(&ToHost::NeedBee), framed(&ToHost::NeedBee)].concat(),
+        ),
+        ("a part of no input", framed(&part(1))),
+        ("the same number twice", many),
+        ("a frame of 4 GiB", vec![0xff; 64]),
+        ("a frame of no kind", vec![1, 0, 0, 0, 99]),
+        ("a list without end", vec![7, 0, 0, 0, 3, 1, 0xff, 0xff, 0xff, 0xff, 0]),
+        ("bytes behind the end", {
+            let mut frame = framed(&steps(1));
+            frame.push(0);
+            frame[0] += 1;
+            frame
+        }),
+    ];
+    for (what, bytes) in cases {
+        let mut impostor = Impostor::new().await;
+        let (call, mut socket) = impostor.called().await;
+        socket.write_all(&bytes).unwrap();
+        let detail = told(call.await.unwrap());
+        assert!(detail.contains("killed"), "{what}: {detail}");
+        let reaped = tokio::time::timeout(Duration::from_secs(10), impostor.process.reaped.cancelled()).await;
+        assert!(reaped.is_ok(), "{what}: it lives");
+        assert!(!impostor.process.ended_well(), "{what}");
+    }
+}
+
+#[tokio::test]
+async fn frames_that_never_end_have_a_bound_together() {
+    let mut impostor = Impostor::new().await;
+    let mut calls = Vec::new();
+    // Sixteen of almost 16 MiB and one more are too many.
+    for _ in 0..17 {
+        calls.push(impostor.called().await);
+    }
+    let sends = calls.into_iter().map(|(call, socket)| {
+        let send = tokio::task::spawn_blocking(move || {
+            let mut socket = socket;
+            socket.set_nonblocking(false).unwrap();
+            let bytes = vec![0; (16 << 20) - 1_024];
+            let _ = socket.write_all(&u32::try_from(bytes.len() + 512).unwrap().to_le_bytes());
+            let _ = socket.write_all(&bytes);
+            // Open until the node closes it.
+            let _ = std::io::Read::read(&mut socket, &mut [0; 64 << 10]);
+            let _ = std::io::Read::read(&mut socket, &mut [0; 64 << 10]);
+        });
+        (call, send)
+    });
+    let ends: Vec<_> = sends.collect();
+    for (call, send) in ends {
+        let detail = told(call.await.unwrap());
+        assert!(detail.contains("died") || detail.contains("killed"), "{detail}");
+        send.await.unwrap();
+    }
+    assert!(!impostor.process.ended_well());
+}
+
+#[tokio::test]
+async fn one_that_dies_or_says_nothing_ends_the_call() {
+    let mut impostor = Impostor::new().await;
+    let (call, socket) = impostor.called().await;
+    drop(socket);
+    assert!(told(call.await.unwrap()).contains("died"));
+    assert!(!impostor.process.gone.is_cancelled(), "a call may end so by itself");
+
+    // Once the node stops, a call has its own time and a little more.
+    let (call, _socket) = impostor.called().await;
+    impostor.processes.stopping();
+    let began = std::time::Instant::now();
+    assert!(told(call.await.unwrap()).contains("did not end"));
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+}

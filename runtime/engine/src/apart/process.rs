@@ -1,0 +1,387 @@
+//! One tenant's process, as the node has it: started, asked whether it is there, fed with sockets, and ended.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdStream;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use skep_model::limits::{
+    APART_ANSWER_BYTES_MAX, APART_BESIDE_BYTES, APART_CALLS_MAX, APART_LISTS_BYTES_MAX, APART_PING_MS,
+    APART_QUEUE_BYTES, APART_SILENCE_MS, APART_SOCKETS_KEPT, APART_START_MS, APART_UNREAD_BYTES_MAX,
+};
+use skep_model::name::TenantId;
+use tokio::process::Child;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::link::{Bounds, Link, Room};
+use super::messages::{Hello, News, Order, Used};
+use crate::share::{Meter, Share};
+
+/// How much of what it says on its standard error is kept: the last lines.
+const STDERR_BYTES: usize = 4 << 10;
+
+/// One that runs, or did: `gone` says which.
+pub(super) struct Process {
+    pub(super) tenant: TenantId,
+    pub(super) pid: u32,
+    pub(super) began: Instant,
+    orders: mpsc::UnboundedSender<(Order, Option<OwnedFd>)>,
+    /// Places for calls.
+    pub(super) calls: Semaphore,
+    sockets: Mutex<Vec<StdStream>>,
+    pub(super) room: Arc<Room>,
+    /// It has ended, or is about to be killed.
+    pub(super) gone: CancellationToken,
+    /// Nothing of it is left.
+    pub(super) reaped: CancellationToken,
+    /// Why it was killed, and whether that is its own fault.
+    why: Mutex<Option<(String, bool)>>,
+    under_way: AtomicUsize,
+    /// When a call ended last, ms since `began`.
+    used_ms: AtomicU64,
+    /// Where what its Bees use is counted.
+    meters: Mutex<HashMap<u64, Arc<Meter>>>,
+    share: Arc<Share>,
+}
+
+/// A call under way.
+pub(super) struct Busy(Arc<Process>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.touch();
+        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What it is to be.
+pub(super) struct Start {
+    pub(super) hello: Hello,
+    pub(super) share: Arc<Share>,
+    /// What its tenant's Bees may grow to where no limit is set, for all instances together, bytes.
+    pub(super) memory_bytes: u64,
+}
+
+impl Process {
+    /// Takes a started child into care.
+    pub(super) async fn new(mut child: Child, control: StdStream, start: Start) -> io::Result<Arc<Self>> {
+        let Start {
+            hello,
+            share,
+            memory_bytes,
+        } = start;
+        let room = Room::new(APART_UNREAD_BYTES_MAX);
+        let said = said(child.stderr.take());
+        let mut link = Link::new(control, bounds(&room, APART_ANSWER_BYTES_MAX))?;
+        let tenant = hello.tenant.clone();
+        let limits = hello.limits;
+        link.put(&Order::Hello(hello), Vec::new())?;
+        let ready = tokio::time::timeout(Duration::from_millis(APART_START_MS), link.next::<News>()).await;
+        match ready {
+            Ok(Ok(Some(News::Ready))) => {}
+            told => {
+                let _ = child.start_kill();
+                let status = child.wait().await;
+                let words = last(&said);
+                let how = match (told, status) {
+                    (Err(_), _) => format!("it was not ready within {APART_START_MS} ms"),
+                    (Ok(Err(e)), _) => e.to_string(),
+                    (_, Ok(status)) => status.to_string(),
+                    (_, Err(e)) => e.to_string(),
+                };
+                return Err(io::Error::other(format!("it ended at its start ({how}): {words}")));
+            }
+        }
+        let (orders, ordered) = mpsc::unbounded_channel();
+        let process = Arc::new(Self {
+            tenant,
+            pid: child.id().unwrap_or(0),
+            began: Instant::now(),
+            orders,
+            calls: Semaphore::new(APART_CALLS_MAX),
+            sockets: Mutex::default(),
+            room,
+            gone: CancellationToken::new(),
+            reaped: CancellationToken::new(),
+            why: Mutex::default(),
+            under_way: AtomicUsize::new(0),
+            used_ms: AtomicU64::new(0),
+            meters: Mutex::default(),
+            share,
+        });
+        let care = Care {
+            process: Arc::clone(&process),
+            child,
+            link,
+            said,
+            limits,
+            memory_bytes,
+        };
+        tokio::spawn(care.take(ordered));
+        Ok(process)
+    }
+
+    fn sockets(&self) -> MutexGuard<'_, Vec<StdStream>> {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn meters(&self) -> MutexGuard<'_, HashMap<u64, Arc<Meter>>> {
+        self.meters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn touch(&self) {
+        let ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.used_ms.store(ms, Ordering::Relaxed);
+    }
+
+    pub(super) fn busy(self: &Arc<Self>) -> Busy {
+        self.under_way.fetch_add(1, Ordering::Relaxed);
+        Busy(Arc::clone(self))
+    }
+
+    /// How long nobody has called for, where nobody does.
+    pub(super) fn idle(&self) -> Option<Duration> {
+        if self.under_way.load(Ordering::Relaxed) > 0 {
+            return None;
+        }
+        let used = Duration::from_millis(self.used_ms.load(Ordering::Relaxed));
+        Some(self.began.elapsed().saturating_sub(used))
+    }
+
+    /// A socket for a call, on the runtime that it is called on. `frame`: the most of one frame that comes.
+    pub(super) fn link(&self, frame: usize) -> io::Result<Link> {
+        let kept = self.sockets().pop();
+        let own = match kept {
+            Some(kept) => kept,
+            None => {
+                let (own, its) = StdStream::pair()?;
+                let gone = |_| io::Error::other("it has ended");
+                self.orders.send((Order::Call, Some(its.into()))).map_err(gone)?;
+                own
+            }
+        };
+        Link::new(own, bounds(&self.room, frame))
+    }
+
+    /// A call ended as it should: its socket serves the next.
+    pub(super) fn give_back(&self, link: Link) {
+        let Some(socket) = link.into_std() else { return };
+        let mut sockets = self.sockets();
+        if sockets.len() < APART_SOCKETS_KEPT {
+            sockets.push(socket);
+        }
+    }
+
+    /// From now on the process knows this Bee by that number.
+    pub(super) fn count(&self, bee: u64, meter: &Arc<Meter>) {
+        let mut meters = self.meters();
+        // Of Bees that went, the last of what they used is counted a while later.
+        if meters.len() > 4_096 {
+            meters.retain(|_, meter| Arc::strong_count(meter) > 1);
+        }
+        meters.insert(bee, Arc::clone(meter));
+    }
+
+    /// It did what no honest one does.
+    pub(super) fn kill(&self, why: impl Into<String>) {
+        self.go(why.into(), true);
+    }
+
+    /// It is not needed any more.
+    pub(super) fn end(&self, why: &str) {
+        self.go(why.to_owned(), false);
+    }
+
+    fn go(&self, why: String, fault: bool) {
+        self.why().get_or_insert((why, fault));
+        self.gone.cancel();
+    }
+
+    /// It was ended, and that was not its fault.
+    pub(super) fn ended_well(&self) -> bool {
+        self.why().as_ref().is_some_and(|(_, fault)| !fault)
+    }
+
+    fn why(&self) -> MutexGuard<'_, Option<(String, bool)>> {
+        self.why.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn bounds(room: &Arc<Room>, frame: usize) -> Bounds {
+    Bounds {
+        frame,
+        lists: APART_LISTS_BYTES_MAX,
+        room: Arc::clone(room),
+        queue: APART_QUEUE_BYTES,
+        descriptors: false,
+    }
+}
+
+/// The task that has the child.
+struct Care {
+    process: Arc<Process>,
+    child: Child,
+    link: Link,
+    said: Arc<Mutex<Vec<u8>>>,
+    limits: [u64; 4],
+    memory_bytes: u64,
+}
+
+/// Pings, and what came of them.
+struct Pings {
+    sent: u64,
+    unanswered: Option<Instant>,
+}
+
+impl Care {
+    async fn take(mut self, mut ordered: mpsc::UnboundedReceiver<(Order, Option<OwnedFd>)>) {
+        let process = Arc::clone(&self.process);
+        let mut tick = tokio::time::interval(Duration::from_millis(APART_PING_MS));
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut pings = Pings {
+            sent: 0,
+            unanswered: None,
+        };
+        let mut heard = Instant::now();
+        let ended = loop {
+            tokio::select! {
+                () = process.gone.cancelled() => break String::new(),
+                status = self.child.wait() => break status.map_or_else(|e| e.to_string(), |status| status.to_string()),
+                Some((order, socket)) = ordered.recv() => {
+                    if let Err(e) = self.link.put(&order, socket.into_iter().collect()) {
+                        break e.to_string();
+                    }
+                }
+                news = self.link.next::<News>() => match news {
+                    Ok(Some(News::Pong(number))) if number == pings.sent => pings.unanswered = None,
+                    Ok(Some(News::Used { bees, instances, memory })) => {
+                        self.count(&bees, heard.elapsed());
+                        heard = Instant::now();
+                        process.share.note_apart(instances, memory);
+                    }
+                    Ok(Some(News::Pong(_) | News::Ready)) => break "it said what it was not asked".to_owned(),
+                    // How it ended is told by its status.
+                    Ok(None) => break self.child.wait().await.map_or_else(|e| e.to_string(), |status| status.to_string()),
+                    Err(e) => break e.to_string(),
+                },
+                _ = tick.tick() => if let Err(why) = self.look(&mut pings) {
+                    break why;
+                },
+            }
+        };
+        let words = last(&self.said);
+        process.gone.cancel();
+        let _ = self.child.kill().await;
+        process.sockets().clear();
+        process.share.note_apart(0, 0);
+        process.reaped.cancel();
+        let why = process.why().clone();
+        match why {
+            Some((why, false)) => {
+                tracing::info!(tenant = %process.tenant, pid = process.pid, why, "a tenant's process was ended")
+            }
+            Some((why, true)) => {
+                tracing::error!(tenant = %process.tenant, pid = process.pid, why, "a tenant's process was killed");
+            }
+            None => {
+                tracing::warn!(tenant = %process.tenant, pid = process.pid, ended, words, "a tenant's process died")
+            }
+        }
+    }
+
+    /// What it says of itself is believed as far as it can be true: more than all cores had to give it did not use.
+    fn count(&self, bees: &[Used], passed: Duration) {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+        // Reports are half a second apart, and late ones come together.
+        let most = u64::try_from((passed + Duration::from_secs(1)).as_nanos())
+            .unwrap_or(u64::MAX)
+            .saturating_mul(cores);
+        let lived_ms = u64::try_from(self.process.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let meters = self.process.meters();
+        let mut left = most;
+        for used in bees {
+            let Some(meter) = meters.get(&used.bee) else { continue };
+            let cpu_ns = used.cpu_ns.min(left);
+            left -= cpu_ns;
+            let byte_ms = used.byte_ms.min(self.memory_bytes.saturating_mul(lived_ms));
+            meter.add(cpu_ns, byte_ms);
+            self.process.share.used().add(cpu_ns, byte_ms);
+        }
+    }
+
+    /// # Errors
+    /// Why it has to go.
+    fn look(&mut self, pings: &mut Pings) -> Result<(), String> {
+        let process = &self.process;
+        let silence = Duration::from_millis(APART_SILENCE_MS);
+        if pings.unanswered.is_some_and(|since| since.elapsed() > silence) {
+            return Err(format!("it said nothing for {APART_SILENCE_MS} ms"));
+        }
+        if pings.unanswered.is_none() && process.idle().is_none() {
+            pings.sent += 1;
+            pings.unanswered = Some(Instant::now());
+            let put = self.link.put(&Order::Ping(pings.sent), Vec::new());
+            put.map_err(|e| e.to_string())?;
+        }
+        let limits = process.share.told();
+        if limits != self.limits {
+            self.limits = limits;
+            let put = self.link.put(&Order::Limits(limits), Vec::new());
+            put.map_err(|e| e.to_string())?;
+        }
+        let most = process.share.memory_cap().unwrap_or(self.memory_bytes) + APART_BESIDE_BYTES;
+        match resident(process.pid) {
+            Some(bytes) if bytes > most => {
+                process.kill(format!("it had {bytes} bytes of memory, of {most}"));
+                Err("memory".to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Bytes that a process has in memory. `None`: it is gone.
+fn resident(pid: u32) -> Option<u64> {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}
+
+/// Reads what it says to its end, and keeps the last of it.
+fn said(stderr: Option<tokio::process::ChildStderr>) -> Arc<Mutex<Vec<u8>>> {
+    use tokio::io::AsyncReadExt as _;
+    let kept = Arc::new(Mutex::new(Vec::new()));
+    let Some(mut stderr) = stderr else { return kept };
+    let keep = Arc::clone(&kept);
+    tokio::spawn(async move {
+        let mut piece = [0; 1_024];
+        while let Ok(read @ 1..) = stderr.read(&mut piece).await {
+            let mut kept = keep.lock().unwrap_or_else(PoisonError::into_inner);
+            kept.extend_from_slice(&piece[..read]);
+            let excess = kept.len().saturating_sub(STDERR_BYTES);
+            kept.drain(..excess);
+        }
+    });
+    kept
+}
+
+fn last(said: &Mutex<Vec<u8>>) -> String {
+    let said = said.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut words = String::new();
+    crate::log::escape(String::from_utf8_lossy(&said).trim(), STDERR_BYTES, &mut words);
+    words
+}
+
+/// The standard streams of a tenant's process: its orders come by the first.
+pub(super) fn streams(command: &mut tokio::process::Command, orders: StdStream) {
+    command
+        .stdin(Stdio::from(OwnedFd::from(orders)))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+}
