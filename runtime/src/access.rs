@@ -153,8 +153,11 @@ impl Registry {
         // Before anybody is let in by it: it may be a catalog that was taken back.
         self.catalogs.follow().await?;
         let tenants = self.catalogs.tenants().await?;
-        self.quotas
-            .tell(tenants.iter().map(|(tenant, found)| (tenant, &found.record.limits)));
+        self.quotas.tell(
+            tenants
+                .iter()
+                .map(|(tenant, found)| (tenant, &found.record.limits, found.record.isolation)),
+        );
         let mut passes = Vec::new();
         for (id, token) in self.tokens().await? {
             let known = token.record.tenant.as_ref().is_none_or(|tenant| {
@@ -389,6 +392,7 @@ mod tests {
             limits: Limits::default(),
             signers: crate::signatures::Signers::default(),
             nodes: None,
+            isolation: crate::isolation::Isolation::default(),
         };
         let version = catalogs.put_tenant(&acme, 0, &tenant).await.unwrap().unwrap();
         let theirs = TokenRecord {

@@ -18,6 +18,7 @@ use skep_model::scope::{Scope, SwarmId};
 use skep_model::swarm::{Reader, Stage, Swarm};
 use skep_topic::CatalogRecord;
 
+use crate::isolation::Isolation;
 use crate::secrets::SecretRecord;
 use crate::signatures::{Signature, Signers};
 pub use all::{Catalogs, read};
@@ -255,6 +256,9 @@ pub struct TenantRecord {
     /// It runs on nodes with this label, and those run nobody else: see [`skep_stage::Pins`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<NodeLabel>,
+    /// Of the level at which there are tenants: a node that knows of tenants knows of it.
+    #[serde(default, skip_serializing_if = "Isolation::is_default")]
+    pub isolation: Isolation,
 }
 
 /// A record that was stored.

@@ -48,6 +48,7 @@ const BACKEND: &str = "backend";
 const ARTIFACTS: &str = "artifacts";
 const DATA: &str = "data";
 const MODELS: &str = "models";
+const TENANTS: &str = "tenants";
 
 /// Asks everything that there is to ask. What fails is a finding.
 pub async fn examine(settings: &Settings, access: Access) -> Report {
@@ -61,6 +62,20 @@ pub async fn examine(settings: &Settings, access: Access) -> Report {
     backend(settings, &mut report).await;
     artifacts(settings, access, &mut report).await;
     models(settings, &mut report);
+    match skep_engine::apart::missing() {
+        None => report.say(
+            TENANTS,
+            Severity::Fine,
+            "may have processes of their own (`--isolation process`)",
+            "",
+        ),
+        Some(what) => report.say(
+            TENANTS,
+            Severity::Warn,
+            format!("none can have a process of its own (`--isolation process`): this kernel has {what}"),
+            "use Linux 5.13 or newer, with Landlock among its security modules and seccomp filters",
+        ),
+    }
     match settings.data.clone() {
         Some(dir) => {
             let looked = tokio::task::spawn_blocking(move || folder(&dir)).await;

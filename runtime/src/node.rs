@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use skep_engine::apart::Processes;
 use skep_engine::{ArtifactCache, Compiler, Engine};
 use skep_gateway::RouteTable;
 use skep_inference::Threads;
@@ -68,7 +69,7 @@ pub struct NodeSettings {
     pub sample_ratio: f64,
     /// How long an upload may take beside its bytes.
     pub upload: Duration,
-    /// The program that compiles modules when it is called with `compile-module`: this one.
+    /// The program that compiles modules when it is called with `compile-module`, and runs a tenant's Bees with `run-tenant`: this one.
     pub compiler: PathBuf,
     /// Where topics are.
     pub backend: BackendSettings,
@@ -259,7 +260,16 @@ impl Node {
             (None, BackendSettings::Redis(_)) => KeyPlace::Nowhere,
         };
         let vault = Vault::new(catalogs.clone(), Keys::read(place, Arc::clone(&entropy))?);
-        let modules = Modules::new(store.clone(), engine, compiler, cache, settings.module_memory_bytes);
+        let processes = Processes::new(settings.compiler.clone(), vec!["run-tenant".into()], engine.settings());
+        let processes = processes.context("start a thread for processes of tenants")?;
+        let modules = Modules::new(
+            store.clone(),
+            engine,
+            compiler,
+            cache,
+            processes,
+            settings.module_memory_bytes,
+        );
         stats.collect(Box::new(ModuleMetrics(Arc::clone(&modules))));
         let works = settings.roles.worker;
         let quotas = Arc::clone(&registry.quotas);

@@ -24,6 +24,7 @@ use skep_topic::Backend;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::Catalogs;
+use crate::isolation::Isolation;
 use crate::members::Members;
 use crate::usage::{Amounts, BeeMeter};
 
@@ -41,6 +42,8 @@ pub struct Account {
     meters: Mutex<BTreeMap<String, Arc<BeeMeter>>>,
     /// Whether there is any limit: who has none pays for none.
     limited: AtomicBool,
+    /// Its Bees run in a process of its own.
+    apart: AtomicBool,
     now: Mutex<Now>,
 }
 
@@ -149,6 +152,7 @@ impl Account {
             share: Arc::default(),
             meters: Mutex::default(),
             limited: AtomicBool::new(false),
+            apart: AtomicBool::new(false),
             now: Mutex::default(),
         })
     }
@@ -177,6 +181,19 @@ impl Account {
         meters.retain(|_, meter| Arc::strong_count(meter) > 1);
         all.push((String::new(), Amounts::of(&self.purse, &self.share)));
         all
+    }
+
+    /// Where its Bees run. Asked at each call, so that a change counts from the next batch on.
+    #[must_use]
+    pub fn isolation(&self) -> Isolation {
+        match self.apart.load(Ordering::Relaxed) {
+            false => Isolation::Shared,
+            true => Isolation::Process,
+        }
+    }
+
+    pub(crate) fn isolate(&self, isolation: Isolation) {
+        self.apart.store(isolation == Isolation::Process, Ordering::Relaxed);
     }
 
     #[must_use]
@@ -266,6 +283,16 @@ impl Quotas {
         Arc::clone(made)
     }
 
+    /// Where a tenant's Bees run, as far as this node was told.
+    #[must_use]
+    pub fn isolation(&self, tenant: &TenantId) -> Isolation {
+        let accounts = self.accounts.read().unwrap_or_else(PoisonError::into_inner);
+        accounts
+            .get(tenant)
+            .map(|account| account.isolation())
+            .unwrap_or_default()
+    }
+
     pub(crate) fn all(&self) -> Vec<(TenantId, Arc<Account>)> {
         let accounts = self.accounts.read().unwrap_or_else(PoisonError::into_inner);
         let mut all: Vec<_> = accounts.iter().map(|(t, a)| (t.clone(), Arc::clone(a))).collect();
@@ -276,13 +303,21 @@ impl Quotas {
     }
 
     /// What the catalog says now.
-    pub fn tell<'a>(&self, tenants: impl IntoIterator<Item = (&'a TenantId, &'a Limits)>) {
-        let told: BTreeMap<&TenantId, &Limits> = tenants.into_iter().collect();
+    pub fn tell<'a>(&self, tenants: impl IntoIterator<Item = (&'a TenantId, &'a Limits, Isolation)>) {
+        let told = tenants
+            .into_iter()
+            .map(|(tenant, limits, isolation)| (tenant, (limits, isolation)));
+        let told: BTreeMap<&TenantId, (&Limits, Isolation)> = told.collect();
         for tenant in told.keys() {
             let _ = self.of(tenant);
         }
         for (tenant, account) in self.all() {
-            let limits = told.get(&tenant).copied().cloned().unwrap_or_default();
+            let (limits, isolation) = match told.get(&tenant) {
+                Some((limits, isolation)) => ((*limits).clone(), *isolation),
+                // What is left of one that went stays where it was.
+                None => (Limits::default(), account.isolation()),
+            };
+            account.isolate(isolation);
             let mut now = account.now();
             if now.limits != limits {
                 account.limited.store(!limits.is_empty(), Ordering::Relaxed);
@@ -562,7 +597,10 @@ mod tests {
     fn a_tenant_s_account_is_one_and_goes_with_it() {
         let quotas = Quotas::default();
         let [acme, globex]: [TenantId; 2] = ["acme", "globex"].map(|name| name.parse().unwrap());
-        quotas.tell([(&acme, &limits(Quota::Rate, 5)), (&globex, &Limits::default())]);
+        quotas.tell([
+            (&acme, &limits(Quota::Rate, 5), Isolation::Shared),
+            (&globex, &Limits::default(), Isolation::Shared),
+        ]);
         let held = quotas.of(&acme);
         assert!(Arc::ptr_eq(&held, &quotas.of(&acme)));
         assert_eq!(held.limits().get(Quota::Rate), Some(5));
@@ -581,7 +619,10 @@ mod tests {
     fn what_is_offered_is_measured_for_those_that_have_a_rate() {
         let quotas = Quotas::default();
         let [acme, globex]: [TenantId; 2] = ["acme", "globex"].map(|name| name.parse().unwrap());
-        quotas.tell([(&acme, &limits(Quota::Rate, 50)), (&globex, &Limits::default())]);
+        quotas.tell([
+            (&acme, &limits(Quota::Rate, 50), Isolation::Shared),
+            (&globex, &Limits::default(), Isolation::Shared),
+        ]);
         assert!(quotas.measure(Duration::from_secs(1)).is_empty());
         quotas.of(&acme).now().demand = 40.0;
         assert_eq!(quotas.measure(Duration::from_secs(1)), [("acme".to_owned(), 20)].into());
@@ -648,7 +689,7 @@ mod tests {
         let acme: TenantId = "acme".parse().unwrap();
         // Four nodes, of which this is one.
         quotas.share(&[BTreeMap::new(), BTreeMap::new(), BTreeMap::new()]);
-        quotas.tell([(&acme, &limits(Quota::Rate, 1_000))]);
+        quotas.tell([(&acme, &limits(Quota::Rate, 1_000), Isolation::Shared)]);
         let parted = |quotas: &Quotas| {
             let purse = Arc::clone(&quotas.of(&acme).purse);
             purse.part_of_rate()
@@ -658,9 +699,9 @@ mod tests {
         quotas.share(&[BTreeMap::new(), BTreeMap::new(), BTreeMap::new()]);
         assert_eq!(parted(&quotas), Some(970));
         // Another limit keeps the part that it has.
-        quotas.tell([(&acme, &limits(Quota::Rate, 100))]);
+        quotas.tell([(&acme, &limits(Quota::Rate, 100), Isolation::Shared)]);
         assert_eq!(parted(&quotas), Some(97));
-        quotas.tell([(&acme, &Limits::default())]);
+        quotas.tell([(&acme, &Limits::default(), Isolation::Shared)]);
         assert_eq!(parted(&quotas), None);
     }
 }

@@ -12,6 +12,7 @@ mod metrics;
 mod modules;
 mod plans;
 mod residents;
+mod tenant_bee;
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -37,20 +38,23 @@ use tokio_util::task::TaskTracker;
 
 use crate::builtin::BuiltinBee;
 use crate::catalog::{Catalogs, Hold, SwarmRecord};
+use crate::isolation::Isolation;
 use crate::models::NodeModels;
 use crate::quotas::{Account, Quotas};
 use crate::secrets::Vault;
 use crate::stats::Stats;
 use plans::{End, Ends, Metered, Nobody, UnderWay, plan};
-use residents::StageBee;
 
 pub use drain::Remains;
 pub use metrics::ModuleMetrics;
 pub use modules::{Modules, Refused};
 pub(crate) use plans::topic_spec;
+pub(crate) use tenant_bee::TenantBee;
 
 /// How often a Swarm that cannot run is tried again. Nothing is tried while all run.
 const MEND_EVERY: Duration = Duration::from_secs(5);
+/// How often it is looked whose processes are not needed any more.
+const PROCESSES_LOOK: Duration = Duration::from_secs(2);
 
 pub struct Supervisor {
     pub catalogs: Catalogs,
@@ -251,6 +255,7 @@ impl Supervisor {
         let mut loaded = Loaded::new();
         let catalog = self.catalogs.of(name.tenant());
         loop {
+            let isolation = self.look_at_isolation(name.tenant()).await?;
             // What may take long comes first, without the lock.
             let works = self.works_for(name.tenant());
             if works
@@ -262,7 +267,7 @@ impl Supervisor {
                     if let Entry::Vacant(empty) = loaded.entry(digest) {
                         empty.insert(
                             self.modules
-                                .ready(name.tenant(), digest)
+                                .ready(name.tenant(), isolation, digest)
                                 .await
                                 .map_err(|e| format!("{e:#}")),
                         );
@@ -346,6 +351,17 @@ impl Supervisor {
         })
     }
 
+    /// Where a tenant's Bees run, from its record: what is told of tenants may come later than their first Swarm.
+    async fn look_at_isolation(&self, tenant: &TenantId) -> anyhow::Result<Isolation> {
+        let account = self.quotas.of(tenant);
+        if self.works
+            && let Some(found) = self.catalogs.tenant(tenant).await?
+        {
+            account.isolate(found.record.isolation);
+        }
+        Ok(account.isolation())
+    }
+
     fn say(&self, name: &SwarmPath, trouble: Option<String>) {
         let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
         match trouble {
@@ -386,15 +402,25 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Lets go of modules that nobody calls, until the node stops.
+    /// Lets go of modules that nobody calls, and of processes whose tenants have none any more, until the node stops.
     pub fn tidy(self: &Arc<Self>) {
         let this = Arc::clone(self);
         self.tasks.spawn(async move {
-            let work = async {
+            let modules = async {
                 loop {
                     sleep(residents::SWEEP_EVERY).await;
                     this.modules.residents().sweep();
                 }
+            };
+            let processes = async {
+                loop {
+                    sleep(PROCESSES_LOOK).await;
+                    let apart = |tenant: &TenantId| this.quotas.isolation(tenant) == Isolation::Process;
+                    this.modules.processes().retain(apart);
+                }
+            };
+            let work = async {
+                tokio::join!(modules, processes);
             };
             tokio::select! {
                 () = this.end.cancelled() => {}
@@ -594,9 +620,14 @@ impl Supervisor {
         self.modules
             .check(&settings)
             .with_context(|| format!("stage `{}`", stage.name))?;
-        let modules = Arc::clone(&self.modules);
         let bee = Metered {
-            bee: StageBee::new(modules, swarm.tenant().clone(), stage.bee.clone(), settings),
+            bee: TenantBee::new(
+                &self.modules,
+                Arc::clone(&account),
+                swarm.tenant(),
+                &stage.bee,
+                settings,
+            ),
             under_way: Arc::clone(&under_way),
             meter,
             account,
@@ -741,10 +772,12 @@ impl Supervisor {
             std::mem::take(&mut fleet.swarms)
         };
         self.end.cancel();
+        self.modules.processes().stopping();
         self.routes.send_replace(Arc::new(RouteTable::default()));
         self.end_stages(swarms.into_values().flat_map(Live::into_stages));
         self.tasks.close();
         self.tasks.wait().await;
+        self.modules.processes().stop().await;
     }
 }
 

@@ -111,7 +111,14 @@ pub fn of(path: &str) -> (Fields, Fields) {
         ),
         "/skep.v1.Beekeeper/Restore" => (&[], &const { [number("taken_ms", &[1]), number("modules", &[4])] }),
         "/skep.v1.Access/CreateTenant" => (
-            &const { [text("tenant", &[1]), text("limit", &[2, 1]), text("nodes", &[4])] },
+            &const {
+                [
+                    text("tenant", &[1]),
+                    text("limit", &[2, 1]),
+                    text("isolation", &[3]),
+                    text("nodes", &[4]),
+                ]
+            },
             &[],
         ),
         "/skep.v1.Access/SetTenant" => (
@@ -122,6 +129,7 @@ pub fn of(path: &str) -> (Fields, Fields) {
                     text("unlimited", &[3]),
                     text("signer", &[4]),
                     text("no_signer", &[5]),
+                    text("isolation", &[6]),
                     text("nodes", &[7]),
                 ]
             },

@@ -4775,8 +4775,14 @@ pub struct Tenant {
     #[prost(string, repeated, tag = "10")]
     pub signers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// The label of the nodes that it runs on, which run nobody else. Empty: any that are for nobody in particular.
-    #[prost(string, tag = "12")]
+    #[prost(string, tag = "13")]
     pub nodes: ::prost::alloc::string::String,
+    /// Where its Bees run on each node: `shared`, in the node's process beside other tenants', or `process`, in one of their own.
+    #[prost(string, tag = "11")]
+    pub isolation: ::prost::alloc::string::String,
+    /// Its process on the node that answers, where there is one now. Of one tenant only.
+    #[prost(uint32, tag = "12")]
+    pub process_id: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Limit {
@@ -4796,6 +4802,9 @@ pub struct CreateTenantRequest {
     /// As in Tenant.
     #[prost(string, tag = "4")]
     pub nodes: ::prost::alloc::string::String,
+    /// `shared`, which is meant where it is empty, or `process`.
+    #[prost(string, tag = "3")]
+    pub isolation: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SetTenantRequest {
@@ -4813,6 +4822,9 @@ pub struct SetTenantRequest {
     /// As in Tenant. Without it they stay as they are.
     #[prost(string, optional, tag = "7")]
     pub nodes: ::core::option::Option<::prost::alloc::string::String>,
+    /// Empty: as it is.
+    #[prost(string, tag = "6")]
+    pub isolation: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListTenantsRequest {

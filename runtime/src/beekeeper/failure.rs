@@ -40,6 +40,7 @@ pub(super) fn refused(e: &Refused) -> Status {
         Refused::Load(skep_engine::Error::Artifact(_) | skep_engine::Error::TooBig(_)) => {
             Status::invalid_argument(e.to_string())
         }
+        Refused::Load(skep_engine::Error::Apart(_)) => Status::unavailable(e.to_string()),
         Refused::Load(_) => Status::invalid_argument(e.to_string()),
     };
     let code = match e {

@@ -70,13 +70,13 @@ impl Keeper {
         // Before the work, and again where nobody else can come between.
         self.room_for(&digest.to_hex(), size).await?;
         let modules = &self.supervisor.modules;
-        let admitted = modules
-            .admit(self.catalog.tenant(), digest, bytes.clone())
+        let account = self.registry.quotas.of(self.catalog.tenant());
+        let module = modules
+            .admit(self.catalog.tenant(), &account, digest, bytes.clone())
             .await
             .map_err(|e| refused(&e))?;
-        let module = &admitted.module;
         let compile_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let bees: Vec<String> = module.bees().iter().map(ToString::to_string).collect();
+        let bees: Vec<String> = module.bees.iter().map(ToString::to_string).collect();
         let (hex, pushed_ms) = (digest.to_hex(), self.clock.now_ms());
         let writes = self.supervisor.writes.lock().await;
         self.room_for(&hex, size).await?;
@@ -89,7 +89,7 @@ impl Keeper {
         // Bytes before the record: a crash between the two leaves bytes that nobody names, never a name without bytes.
         self.store.put(&digest, bytes.clone()).await.map_err(internal)?;
         let mut dropped = Vec::new();
-        let sends_http = module.sends_http();
+        let sends_http = module.sends_http;
         let mut sent_before = false;
         let changed = self.catalog.change_module(&name, |record, swarms| {
                 let known = record.versions.contains_key(&hex);

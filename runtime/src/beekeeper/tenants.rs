@@ -13,6 +13,7 @@ use tonic::Status;
 use super::failure::{internal, invalid};
 use super::{Desk, Keeper};
 use crate::catalog::{RACES_MAX, TenantRecord, Versioned};
+use crate::isolation::Isolation;
 use crate::quotas::kept;
 use crate::signatures::{PublicKey, Signers};
 use crate::usage;
@@ -23,6 +24,7 @@ impl Keeper {
         self.closed()?;
         let tenant: TenantId = asked.name.parse().map_err(invalid)?;
         let limits = changed(Limits::default(), &asked.limits, &[])?;
+        let isolation = isolation(&asked.isolation)?.unwrap_or_default();
         let there = || Status::already_exists(format!("there is a tenant `{tenant}` already"));
         if tenant == TenantId::default_tenant() {
             return Err(there());
@@ -39,6 +41,7 @@ impl Keeper {
             limits,
             signers: Signers::default(),
             nodes: pinned(&asked.nodes)?,
+            isolation,
         };
         match catalogs.put_tenant(&tenant, 0, &record).await.map_err(internal)? {
             Ok(_) => {
@@ -65,13 +68,15 @@ impl Keeper {
         };
         let add = keys(&asked.add_signers).map_err(invalid)?;
         let remove = keys(&asked.remove_signers).map_err(invalid)?;
+        let isolation = isolation(&asked.isolation)?;
         if asked.limits.is_empty()
             && asked.unlimited.is_empty()
             && add.is_empty()
             && remove.is_empty()
+            && isolation.is_none()
             && asked.nodes.is_none()
         {
-            return Err(invalid("neither a limit nor a signer nor nodes are named"));
+            return Err(invalid("neither a limit, an isolation, a signer nor nodes are named"));
         }
         if let Some(both) = add.iter().find(|key| remove.contains(key)) {
             return Err(invalid(format!("{both} is to be added and removed")));
@@ -82,6 +87,7 @@ impl Keeper {
                 continue;
             };
             found.record.limits = changed(found.record.limits, &asked.limits, &asked.unlimited)?;
+            found.record.isolation = isolation.unwrap_or(found.record.isolation);
             let signers = found.record.signers.change(&add, &remove);
             signers.map_err(|why| invalid(format!("tenant `{tenant}`: {why}")))?;
             if let Some(nodes) = &asked.nodes {
@@ -121,6 +127,8 @@ impl Keeper {
             used: Vec::new(),
             signers: record.signers.iter().map(ToString::to_string).collect(),
             nodes: record.nodes.as_ref().map(ToString::to_string).unwrap_or_default(),
+            isolation: record.isolation.to_string(),
+            process_id: 0,
         })
     }
 
@@ -185,6 +193,7 @@ impl Keeper {
             limits: Limits::default(),
             signers: Signers::default(),
             nodes: None,
+            isolation: Isolation::default(),
         };
         let mut all = vec![(default, always)];
         let made = self.supervisor.catalogs.tenants().await.map_err(internal)?;
@@ -208,6 +217,8 @@ impl Keeper {
             let mut told = self.told(&tenant, &record).await?;
             if !name.is_empty() {
                 told.used = self.used(&tenant).await?;
+                let processes = self.supervisor.modules.processes();
+                told.process_id = processes.pid(&tenant).unwrap_or(0);
             }
             out.push(told);
         }
@@ -262,6 +273,7 @@ impl Keeper {
                 .await
                 .map_err(internal)?;
             if gone.is_ok() {
+                self.supervisor.modules.processes().end(&tenant);
                 self.registry.refresh().await.map_err(internal)?;
                 return Ok(told);
             }
@@ -378,6 +390,11 @@ fn changed(mut limits: Limits, set: &[v1::Limit], unset: &[String]) -> Result<Li
         limits.set(quota, value);
     }
     Ok(limits)
+}
+
+/// `None`: as it is.
+fn isolation(asked: &str) -> Result<Option<Isolation>, Status> {
+    (!asked.is_empty()).then(|| asked.parse()).transpose().map_err(invalid)
 }
 
 fn amount(quota: Quota, value: u64) -> v1::Limit {

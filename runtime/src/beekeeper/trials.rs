@@ -8,10 +8,11 @@ use skep_engine::BeeSettings;
 use skep_model::condition::Facts;
 use skep_model::id::Digest;
 use skep_model::limits::TRIALS_MAX;
-use skep_model::name::ModuleRef;
+use skep_model::name::{BeeName, ModuleRef};
 use skep_model::step::{Batch, Disposition, Due, Emit, Input, StateMap, Step};
 use skep_model::swarm::Reader;
 use skep_proto::v1;
+use skep_stage::Bee;
 use skep_stage::decide::visible;
 use skep_topic::Work;
 use tokio::sync::Semaphore;
@@ -21,6 +22,9 @@ use super::applies::Known;
 use super::failure::{internal, invalid, topic_error};
 use super::letters::headers;
 use super::{Keeper, Reply};
+use crate::isolation::Isolation;
+use crate::quotas::Account;
+use crate::supervisor::TenantBee;
 
 static TRIALS: Semaphore = Semaphore::const_new(TRIALS_MAX);
 
@@ -66,12 +70,6 @@ impl Keeper {
         } else {
             (asked.module.clone(), self.digest_of(&asked.module).await?)
         };
-        let code = self
-            .supervisor
-            .modules
-            .load(self.catalog.tenant(), digest)
-            .await
-            .map_err(|e| Status::failed_precondition(format!("module `{module}` cannot be loaded: {e:#}")))?;
         let account = self.registry.quotas.of(self.catalog.tenant());
         let settings = BeeSettings {
             share: Arc::clone(&account.share),
@@ -79,10 +77,7 @@ impl Keeper {
             models: self.supervisor.models.grant(self.catalog.tenant(), &stage.models),
             ..BeeSettings::of(stage, digest)
         };
-        let bee = code
-            .module
-            .bee(&stage.bee, settings)
-            .map_err(|e| Status::failed_precondition(e.to_string()))?;
+        let bee = self.trial_bee(&module, digest, &stage.bee, settings, account).await?;
         let attempt = letter.letter.attempts.saturating_add(1);
         let input = match letter.letter.work {
             Work::Message(message) => Input::Message { message, attempt },
@@ -139,6 +134,28 @@ impl Keeper {
             }
         }
         Ok(Response::new(reply))
+    }
+
+    /// Where its tenant's Bees run.
+    async fn trial_bee(
+        &self,
+        module: &str,
+        digest: Digest,
+        bee: &BeeName,
+        settings: BeeSettings,
+        account: Arc<Account>,
+    ) -> Result<TenantBee, Status> {
+        let (modules, tenant) = (&self.supervisor.modules, self.catalog.tenant());
+        let failed = |e| Status::failed_precondition(format!("module `{module}` cannot be loaded: {e:#}"));
+        match account.isolation() {
+            Isolation::Shared => {
+                let code = modules.load(tenant, digest).await.map_err(failed)?;
+                let tried = code.module.bee(bee, settings.clone());
+                tried.map_err(|e| Status::failed_precondition(e.to_string()))?;
+            }
+            isolation @ Isolation::Process => modules.ready(tenant, isolation, digest).await.map_err(failed)?,
+        }
+        Ok(TenantBee::new(modules, account, tenant, bee, settings))
     }
 
     async fn digest_of(&self, module: &str) -> Result<Digest, Status> {

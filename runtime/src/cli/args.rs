@@ -94,6 +94,12 @@ pub enum Command {
     /// The limited process in which a node looks at a model that was uploaded
     #[command(name = "inspect-model", hide = true)]
     InspectModel,
+    /// The limited process in which a node runs the Bees of one tenant
+    #[command(name = "run-tenant", hide = true)]
+    RunTenant {
+        /// The node's process
+        parent: u32,
+    },
 
     /// Upload a module (a WebAssembly component with Bees)
     Push(Push),
@@ -378,13 +384,19 @@ pub enum TenantCommand {
         /// Run it on nodes that have this label, which then run nobody else; `any` by default
         #[arg(long, value_name = "KEY=VALUE")]
         nodes: Option<String>,
+        /// Where its Bees run on each node: in the node's process beside those of others, or in a process of their own
+        #[arg(long, value_enum, default_value = "shared")]
+        isolation: Isolation,
     },
-    /// Give one other limits, signers or nodes; `none` takes a limit away, what is not named stays
+    /// Give one other limits, signers, nodes or another isolation; `none` takes a limit away, what is not named stays
     Set {
         /// Its name
         name: String,
         #[command(flatten)]
         limits: Limits,
+        /// Where its Bees run on each node; a change counts from the next batch on
+        #[arg(long, value_enum)]
+        isolation: Option<Isolation>,
         /// Take modules of this public key, and with that signed ones only; may be repeated
         #[arg(long, value_name = "ed25519:…")]
         signer: Vec<String>,
@@ -410,6 +422,23 @@ pub enum TenantCommand {
         #[arg(long)]
         purge: bool,
     },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Isolation {
+    /// In the node's process, in sandboxes of their own
+    Shared,
+    /// In a process of the tenant's own on each node
+    Process,
+}
+
+impl From<Isolation> for crate::isolation::Isolation {
+    fn from(isolation: Isolation) -> Self {
+        match isolation {
+            Isolation::Shared => Self::Shared,
+            Isolation::Process => Self::Process,
+        }
+    }
 }
 
 /// What a tenant may have; without a limit it has what the node has.
@@ -1482,6 +1511,9 @@ mod tests {
             "skep submit s - --skip-empty --retry-for 5s",
             "skep delete-module hello:v1",
             "skep compile-module",
+            "skep run-tenant 1",
+            "skep tenant create a --isolation process",
+            "skep tenant set a --isolation shared",
             "skep push hello.py",
             "skep filter hello.wasm --bee hello --key-json /user --config a=b",
             "skep filter hello.py --messages --batch 1 --fresh --timeout 5s -o json",

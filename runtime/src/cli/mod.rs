@@ -74,6 +74,9 @@ pub fn main() -> ExitCode {
     if matches!(cli.command, Command::InspectModel) {
         return crate::models::child_main();
     }
+    if let Command::RunTenant { parent } = cli.command {
+        return skep_engine::apart::child_main(parent);
+    }
     let json = cli.global.output == args::Format::Json;
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -141,7 +144,7 @@ async fn run(cli: Cli, seen: Option<String>) -> Outcome {
             Box::pin(up::run(args, node, Printer::stderr(&cli.global))).await
         }
         // Taken care of before the runtime.
-        Command::CompileModule | Command::InspectModel => Ok(()),
+        Command::CompileModule | Command::InspectModel | Command::RunTenant { .. } => Ok(()),
         Command::Push(args) => modules::push(args, node, out).await,
         Command::Apply(args) => swarms::apply(args, node, out).await,
         Command::Deploy(args) => Box::pin(deploy::run(args, node, out)).await,

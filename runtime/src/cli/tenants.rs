@@ -9,16 +9,27 @@ use super::args::{self, TenantCommand};
 use super::connect;
 use super::failure::Outcome;
 use super::output::{Printer, size, time};
+use crate::isolation::Isolation;
 use crate::wording::count;
 
 pub async fn tenant(args: args::Tenant, node: &str, out: Printer) -> Outcome {
     let mut access = connect::access(node).await?;
     match args.what {
-        TenantCommand::Create { name, limits, nodes } => {
+        TenantCommand::Create {
+            name,
+            limits,
+            isolation,
+            nodes,
+        } => {
             // Where there is none yet, `none` says nothing.
             let (limits, _) = told(&limits);
-            let nodes = nodes.map(label).unwrap_or_default();
-            let request = v1::CreateTenantRequest { name, limits, nodes };
+            let isolation = Isolation::from(isolation).to_string();
+            let request = v1::CreateTenantRequest {
+                name,
+                limits,
+                isolation,
+                nodes: nodes.map(label).unwrap_or_default(),
+            };
             let made = access.create_tenant(request).await?.into_inner();
             if out.json() {
                 return out.document(&as_json(&made));
@@ -31,6 +42,7 @@ pub async fn tenant(args: args::Tenant, node: &str, out: Printer) -> Outcome {
         TenantCommand::Set {
             name,
             limits,
+            isolation,
             signer,
             no_signer,
             nodes,
@@ -43,12 +55,14 @@ pub async fn tenant(args: args::Tenant, node: &str, out: Printer) -> Outcome {
                 add_signers: signer,
                 remove_signers: no_signer,
                 nodes: nodes.map(label),
+                isolation: isolation.map_or_else(String::new, |isolation| Isolation::from(isolation).to_string()),
             };
             let set = access.set_tenant(request).await?.into_inner();
             if out.json() {
                 return out.document(&as_json(&set));
             }
             limits_table(&set, out)?;
+            isolation_of(&set, out)?;
             signers(&set, out)?;
             pinned(&set, out)
         }
@@ -66,6 +80,7 @@ pub async fn tenant(args: args::Tenant, node: &str, out: Printer) -> Outcome {
             }
             out.line("")?;
             limits_table(&one, out)?;
+            isolation_of(&one, out)?;
             signers(&one, out)?;
             pinned(&one, out)
         }
@@ -119,6 +134,17 @@ fn pinned(tenant: &v1::Tenant, out: Printer) -> Outcome {
     ))
 }
 
+/// Where its Bees run. Older nodes do not say.
+fn isolation_of(tenant: &v1::Tenant, out: Printer) -> Outcome {
+    if tenant.isolation != Isolation::Process.as_str() {
+        return Ok(());
+    }
+    out.line(&match tenant.process_id {
+        0 => "\nisolation process: its Bees run in a process of their own, which is not there now".to_owned(),
+        id => format!("\nisolation process: its Bees run in a process of their own, {id} on the node that answered"),
+    })
+}
+
 fn signers(tenant: &v1::Tenant, out: Printer) -> Outcome {
     if tenant.signers.is_empty() {
         return Ok(());
@@ -150,6 +176,12 @@ fn tenants(all: Vec<v1::Tenant>, out: Printer) -> Outcome {
         vec![
             t.name.clone(),
             if t.deleting { "deleting" } else { "active" }.to_owned(),
+            if t.isolation.is_empty() {
+                Isolation::Shared.as_str()
+            } else {
+                &t.isolation
+            }
+            .to_owned(),
             t.swarms.to_string(),
             t.modules.to_string(),
             t.models.to_string(),
@@ -162,7 +194,16 @@ fn tenants(all: Vec<v1::Tenant>, out: Printer) -> Outcome {
         ]
     });
     out.table_of_lines(
-        &["TENANT", "STATE", "SWARMS", "MODULES", "MODELS", "TOKENS", "CREATED"],
+        &[
+            "TENANT",
+            "STATE",
+            "ISOLATION",
+            "SWARMS",
+            "MODULES",
+            "MODELS",
+            "TOKENS",
+            "CREATED",
+        ],
         rows.collect(),
     )
 }
@@ -177,6 +218,7 @@ fn as_json(tenant: &v1::Tenant) -> Value {
         "name": tenant.name, "created_ms": tenant.created_ms, "deleting": tenant.deleting, "swarms": tenant.swarms,
         "modules": tenant.modules, "models": tenant.models, "tokens": tenant.tokens, "nodes": tenant.nodes,
         "limits": amounts(&tenant.limits), "used": amounts(&tenant.used),
+        "isolation": tenant.isolation, "process_id": (tenant.process_id != 0).then_some(tenant.process_id),
     })
 }
 

@@ -1,4 +1,4 @@
-//! What is counted of modules in memory, for the metrics page.
+//! What is counted of modules in memory and of processes of tenants, for the metrics page.
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,9 +25,15 @@ impl fmt::Debug for ModuleMetrics {
 
 impl Collector for ModuleMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let counts = self.0.residents().counts();
+        let (counts, processes) = (self.0.residents().counts(), self.0.processes().counts());
         let gauges = [
             ("modules_loaded", "Modules in memory", counts.modules, None),
+            (
+                "tenant_processes",
+                "Processes of tenants that have their own",
+                processes.processes,
+                None,
+            ),
             (
                 "modules_memory",
                 "Memory of the modules that are loaded",
@@ -46,6 +52,16 @@ impl Collector for ModuleMetrics {
             gauge.encode(encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?)?;
         }
         let totals = [
+            (
+                "tenant_processes_starts",
+                "Processes of tenants that were started",
+                processes.starts,
+            ),
+            (
+                "tenant_processes_deaths",
+                "Processes of tenants that died or had to be killed",
+                processes.deaths,
+            ),
             ("modules_loads", "Modules that were loaded", counts.loads),
             ("modules_evictions", "Modules that went to make room", counts.evictions),
             (

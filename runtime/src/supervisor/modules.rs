@@ -4,13 +4,17 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
+use skep_engine::apart::{Codes, Processes};
 use skep_engine::{Artifact, ArtifactCache, BeeSettings, CompileError, Compiler, Engine};
 use skep_model::id::Digest;
 use skep_model::limits::{LOAD_BACKOFF_FIRST_MS, LOAD_BACKOFF_MAX_MS, LOAD_FAILURES_MAX, MODULE_LOADS_AT_ONCE};
-use skep_model::name::TenantId;
+use skep_model::name::{BeeName, TenantId};
 use tokio::sync::Semaphore;
 
 use super::residents::{Resident, Residents};
+use crate::isolation::Isolation;
+use crate::quotas::Account;
 use crate::store::ModuleStore;
 
 /// Why an upload is not accepted.
@@ -28,11 +32,28 @@ pub struct Modules {
     compiler: Compiler,
     cache: Arc<ArtifactCache>,
     residents: Residents,
+    /// Of tenants that have their own.
+    processes: Arc<Processes>,
     /// A node that starts beside a backlog would otherwise read and check all files of all modules at once.
     loads: Semaphore,
     failed: Mutex<HashMap<(TenantId, Digest), Failure>>,
     /// Of tenants that compile now or wait to.
     turns: Mutex<HashMap<TenantId, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+/// What an upload was found to be.
+pub struct Admitted {
+    /// In the module's order.
+    pub bees: Vec<BeeName>,
+    /// It imports what sends HTTP requests.
+    pub sends_http: bool,
+}
+
+#[async_trait]
+impl Codes for Modules {
+    async fn code(&self, tenant: &TenantId, digest: Digest) -> Result<Artifact, String> {
+        self.compiled(tenant, digest).await.map_err(|e| format!("{e:#}"))
+    }
 }
 
 /// A module that could not be loaded is not compiled again at every look.
@@ -50,6 +71,7 @@ impl Modules {
         engine: Arc<Engine>,
         compiler: Compiler,
         cache: Arc<ArtifactCache>,
+        processes: Arc<Processes>,
         memory_bytes: u64,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -58,6 +80,7 @@ impl Modules {
             compiler,
             cache,
             residents: Residents::new(memory_bytes),
+            processes,
             loads: Semaphore::new(MODULE_LOADS_AT_ONCE),
             failed: Mutex::default(),
             turns: Mutex::default(),
@@ -69,6 +92,11 @@ impl Modules {
         &self.residents
     }
 
+    #[must_use]
+    pub fn processes(&self) -> &Arc<Processes> {
+        &self.processes
+    }
+
     /// Whether this node's engine can run a Bee so.
     ///
     /// # Errors
@@ -77,20 +105,51 @@ impl Modules {
         settings.check(self.engine.settings())
     }
 
-    /// Sees to it that the first call finds a module near: it is in memory, its native code is on disk, or it is loaded now.
+    /// Sees to it that the first call finds a module near: it is in memory, its native code is on disk, or it is loaded now; where its Bees
+    /// run in another process, it is only compiled.
     ///
     /// # Errors
     /// As [`Modules::load`].
-    pub async fn ready(&self, tenant: &TenantId, digest: Digest) -> anyhow::Result<()> {
-        if self.residents.has(digest) {
+    pub async fn ready(&self, tenant: &TenantId, isolation: Isolation, digest: Digest) -> anyhow::Result<()> {
+        if self.residents.has(digest) && isolation == Isolation::Shared {
             return Ok(());
         }
         let cache = Arc::clone(&self.cache);
         if tokio::task::spawn_blocking(move || cache.has(digest)).await? {
             return Ok(());
         }
-        self.load(tenant, digest).await?;
+        match isolation {
+            Isolation::Shared => drop(self.load(tenant, digest).await?),
+            Isolation::Process => drop(self.compiled(tenant, digest).await?),
+        }
         Ok(())
+    }
+
+    /// A tenant's module as native code, which is not loaded here: from the artifact cache, or compiled anew.
+    ///
+    /// # Errors
+    /// As [`Modules::load`].
+    async fn compiled(&self, tenant: &TenantId, digest: Digest) -> anyhow::Result<Artifact> {
+        if let Some(artifact) = self.cached(digest).await {
+            return Ok(artifact);
+        }
+        if let Some(why) = self.failed_lately(tenant, digest) {
+            anyhow::bail!("{why}");
+        }
+        let made = async {
+            let bytes = self.store.of(tenant).get(&digest).await?;
+            Ok::<_, anyhow::Error>(self.compile(tenant, digest, bytes).await?)
+        };
+        match made.await {
+            Ok(artifact) => {
+                self.forgive(tenant, digest);
+                Ok(artifact)
+            }
+            Err(e) => {
+                self.remember(tenant, digest, format!("{e:#}"));
+                Err(e)
+            }
+        }
     }
 
     /// A tenant's module: as it is in memory, from the artifact cache, or compiled anew from the tenant's own store. What is loaded or compiled
@@ -132,40 +191,62 @@ impl Modules {
         // Compilers have a queue of their own, and take much longer.
         drop(turn);
         let bytes = self.store.of(tenant).get(&digest).await?;
-        Ok(self.admit(tenant, digest, bytes).await?)
+        let artifact = self.compile(tenant, digest, bytes).await?;
+        Ok(self.map(digest, artifact).await?)
     }
 
-    /// Compiles a component, unless this node has, and loads it: an upload is accepted when this succeeds, so what was accepted
-    /// runs.
+    /// Compiles a component, unless this node has, and loads it where its tenant's Bees run: an upload is accepted when this succeeds, so what
+    /// was accepted runs.
     ///
     /// # Errors
     /// Why it is not accepted.
     pub async fn admit(
         &self,
         tenant: &TenantId,
+        account: &Account,
         digest: Digest,
         bytes: skep_model::Bytes,
-    ) -> Result<Arc<Resident>, Refused> {
-        if let Some(module) = self.residents.get(digest) {
-            return Ok(module);
+    ) -> Result<Admitted, Refused> {
+        if account.isolation() == Isolation::Process {
+            let artifact = self.compile(tenant, digest, bytes).await?;
+            let looked = self.processes.look(tenant, &account.share, digest, &artifact).await;
+            let (bees, sends_http) = looked?;
+            return Ok(Admitted { bees, sends_http });
         }
+        let resident = match self.residents.get(digest) {
+            Some(resident) => resident,
+            None => {
+                let artifact = self.compile(tenant, digest, bytes).await?;
+                self.map(digest, artifact).await?
+            }
+        };
+        Ok(Admitted {
+            bees: resident.module.bees().to_vec(),
+            sends_http: resident.module.sends_http(),
+        })
+    }
+
+    /// Native code of a component: as it is in the cache, or made now and put there.
+    async fn compile(
+        &self,
+        tenant: &TenantId,
+        digest: Digest,
+        bytes: skep_model::Bytes,
+    ) -> Result<Artifact, CompileError> {
         // One at a time of a tenant, so that in front of the compiler there stands one of each: who uploads much waits for itself.
         let turn = self.turn(tenant);
         let _turn = turn.lock().await;
-        let artifact = match self.cached(digest).await {
-            Some(artifact) => artifact,
-            None => {
-                let artifact = self.compiler.compile(bytes).await?;
-                let (cache, copy) = (Arc::clone(&self.cache), artifact.clone());
-                let kept = tokio::task::spawn_blocking(move || cache.put(digest, &copy)).await;
-                // The cache saves time, nothing else: a node that cannot write it still runs the module.
-                if let Ok(Err(e)) = kept {
-                    tracing::warn!(%digest, error = %e, "cannot keep a compiled module");
-                }
-                artifact
-            }
-        };
-        Ok(self.map(digest, artifact).await?)
+        if let Some(artifact) = self.cached(digest).await {
+            return Ok(artifact);
+        }
+        let artifact = self.compiler.compile(bytes).await?;
+        let (cache, copy) = (Arc::clone(&self.cache), artifact.clone());
+        let kept = tokio::task::spawn_blocking(move || cache.put(digest, &copy)).await;
+        // The cache saves time, nothing else: a node that cannot write it still runs the module.
+        if let Ok(Err(e)) = kept {
+            tracing::warn!(%digest, error = %e, "cannot keep a compiled module");
+        }
+        Ok(artifact)
     }
 
     async fn map(&self, digest: Digest, artifact: Artifact) -> Result<Arc<Resident>, skep_engine::Error> {

@@ -230,6 +230,13 @@ impl StageBee {
         Some(bee.clone())
     }
 
+    /// Its tenant's Bees run elsewhere: the module goes once no other stage has it.
+    pub fn let_go(&self) {
+        let held = lock(&self.held).take();
+        // Its spare instances go with it, and nobody waits for that under the lock.
+        drop(held);
+    }
+
     async fn load(&self) -> anyhow::Result<skep_engine::Bee> {
         let _one = self.loading.lock().await;
         if let Some(bee) = self.here() {
