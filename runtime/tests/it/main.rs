@@ -11,6 +11,7 @@ mod doctor;
 mod egress;
 mod faults;
 mod first_steps;
+mod isolation;
 mod joins;
 mod keyed;
 mod kills;
