@@ -47,6 +47,7 @@ fn main() -> anyhow::Result<()> {
         ["state", bin, bees] => report::state_only(bin.as_ref(), bees.as_ref(), state::MANY_KEYS),
         ["state", bin, bees, keys] => report::state_only(bin.as_ref(), bees.as_ref(), keys.parse()?),
         ["tenants", bin, bees] => report::tenants_only(bin.as_ref(), bees.as_ref()),
+        ["isolation", bin, bees] => report::isolation_only(bin.as_ref(), bees.as_ref()),
         ["many", bin, wasm, bee, tenants, bees] => {
             report::many_only(bin.as_ref(), wasm.as_ref(), bee, tenants.parse()?, bees.parse()?)
         }

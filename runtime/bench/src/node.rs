@@ -105,13 +105,22 @@ impl Server {
     }
 
     fn proc_number(&self, file: &str, name: &str) -> anyhow::Result<f64> {
-        let text = std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id()))?;
-        let line = text
-            .lines()
-            .find(|l| l.starts_with(name))
-            .with_context(|| format!("{file} has {name}"))?;
-        Ok(line.split_whitespace().nth(1).context("a number")?.parse()?)
+        proc_number(&self.child.id().to_string(), file, name)
     }
+}
+
+/// A size that the kernel tells of a process in kB.
+pub fn proc_mb(process: &str, file: &str, name: &str) -> anyhow::Result<f64> {
+    proc_number(process, file, name).map(|kb| kb / 1024.0)
+}
+
+fn proc_number(process: &str, file: &str, name: &str) -> anyhow::Result<f64> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/{file}"))?;
+    let line = text
+        .lines()
+        .find(|l| l.starts_with(name))
+        .with_context(|| format!("{file} has {name}"))?;
+    Ok(line.split_whitespace().nth(1).context("a number")?.parse()?)
 }
 
 /// CPU time of a process since its start, from the kernel's ticks of 10 ms.

@@ -163,6 +163,13 @@ pub fn tenants_only(binaries: &Path, bees: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+pub fn isolation_only(binaries: &Path, bees: &Path) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(crate::tenants::isolation(binaries, bees))?;
+    println!("load average {}", load_average());
+    Ok(())
+}
+
 pub fn many_only(binaries: &Path, wasm: &Path, bee: &str, tenants: usize, bees: usize) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(crate::many::measure(&binaries.join("skep"), wasm, bee, tenants, bees))?;

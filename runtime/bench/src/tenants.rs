@@ -382,3 +382,59 @@ async fn cost(binaries: &Path, bees: &Path, dir: &Path) -> anyhow::Result<Row> {
         met: ratio >= 0.85,
     })
 }
+
+/// A tenant in the node's process and one with a process of its own, by turns: prints, for `skep-bench isolation`.
+pub async fn isolation(binaries: &Path, bees: &Path) -> anyhow::Result<()> {
+    let dir = tempfile::Builder::new().prefix("bench-").tempdir_in(binaries)?;
+    let site = Site::start(binaries, dir.path(), false)?;
+    let shared = site.tenant("shared", &[], bees)?;
+    let before = site.server.rss_mb()?;
+    let apart = site.tenant("apart", &["--isolation", "process"], bees)?;
+    let tokens = [&shared, &apart];
+    let (mut alone, mut many) = ([vec![], vec![]], [vec![], vec![]]);
+    for _ in 0..ROUNDS {
+        for (at, token) in tokens.iter().enumerate() {
+            let times = one_by_one(&site, token, SPAN).await?;
+            alone[at].push(times[times.len() / 2].as_secs_f64() * 1e6);
+            many[at].push(pipelined(&site, token, SPAN).await?);
+        }
+    }
+    let [near, far] = alone.map(|mut all| middle(&mut all));
+    println!(
+        "a request, p50: {near:.0} us in the node's process, {far:.0} us in the tenant's own: {:.2} ×",
+        far / near
+    );
+    let [near, far] = many.map(|mut all| middle(&mut all));
+    println!(
+        "requests/s, {WINDOW} in flight: {} and {}: {:.2} ×",
+        count(near),
+        count(far),
+        far / near
+    );
+    let pid = pid_of(&site)?;
+    let [rss, pss] =
+        [("status", "VmRSS:"), ("smaps_rollup", "Pss:")].map(|(file, name)| crate::node::proc_mb(&pid, file, name));
+    println!(
+        "its process: {:.0} MB resident, {:.0} MB of them its own (PSS); the node had {before:.0} MB",
+        rss?, pss?
+    );
+    let mut firsts = Vec::new();
+    for _ in 0..ROUNDS {
+        Command::new("kill").args(["-9", &pid_of(&site)?]).status()?;
+        // Its end is seen at once; the next call starts another.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        firsts.push(one_by_one(&site, &apart, Duration::from_nanos(1)).await?[0].as_secs_f64() * 1e3);
+    }
+    println!(
+        "the first call, which starts the process and loads the module: {:.1} ms",
+        middle(&mut firsts)
+    );
+    Ok(())
+}
+
+fn pid_of(site: &Site) -> anyhow::Result<String> {
+    let shown = site.cli(&site.operator, &["tenant", "show", "apart", "-o", "json"])?;
+    let shown: serde_json::Value = serde_json::from_str(&shown)?;
+    let pid = shown["tenants"][0]["process_id"].as_u64().context("its process")?;
+    Ok(pid.to_string())
+}
