@@ -81,8 +81,8 @@ impl std::fmt::Debug for Processes {
 }
 
 impl Processes {
-    /// `exe` with `args`, and this process's id as the last of them, must call [`super::child_main`]. To be called on the runtime that is to look after
-    /// them. `engine`: as the node's own, for what fits one fits the other.
+    /// `exe` with `args`, and this process's id as the last of them, must call [`super::child_main`]. To be called on the runtime that is to
+    /// look after them. `engine`: as the node's own, for what fits one fits the other.
     ///
     /// # Errors
     /// The machine gives no thread.
