@@ -110,8 +110,13 @@ impl Engine {
         let loading = self.guests().spawn(|load| async move {
             let _load = load;
             let inside = Arc::clone(&engine);
-            let pre = tokio::task::spawn_blocking(move || inside.map(&artifact)).await;
-            let mapped = pre.map_err(|e| Error::Artifact(format!("loading was interrupted: {e}")))??;
+            let mapped = match inside.settings.threads_fixed {
+                true => inside.map(&artifact)?,
+                false => {
+                    let mapped = tokio::task::spawn_blocking(move || inside.map(&artifact)).await;
+                    mapped.map_err(|e| Error::Artifact(format!("loading was interrupted: {e}")))??
+                }
+            };
             Box::pin(Module::open(engine, digest, mapped)).await
         });
         loading

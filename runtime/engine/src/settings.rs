@@ -41,6 +41,8 @@ pub struct Settings {
     pub memory_bytes_max: usize,
     /// Threads that run guest code. Zero: one a core.
     pub threads: usize,
+    /// The engine starts no thread after its start: it maps modules on guest threads. For a process that may not.
+    pub threads_fixed: bool,
     /// The compiler's limits.
     pub compiler: CompilerLimits,
     /// Where compiled artifacts are kept. Private to the node: mode 0700.
@@ -60,6 +62,7 @@ impl Settings {
             slow_to_make: Duration::from_micros(200),
             memory_bytes_max: limits::MEMORY_BYTES_MAX,
             threads: 0,
+            threads_fixed: false,
             compiler: CompilerLimits::default(),
             cache_dir,
             cache_bytes: 4 << 30,

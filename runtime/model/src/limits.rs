@@ -593,6 +593,10 @@ pub const APART_SOCKETS_KEPT: usize = 16;
 pub const APART_IDLE_MS: u64 = 300_000;
 /// How often one that works is asked whether it is there, and after which silence it is killed.
 pub const APART_PING_MS: u64 = 2_000;
+/// How often its memory is looked at.
+pub const APART_LOOK_MS: u64 = 250;
+/// What it may say of itself between two looks, frames. Honest ones say something every 500 ms.
+pub const APART_NEWS_MAX: usize = 16;
 pub const APART_SILENCE_MS: u64 = 20_000;
 /// How long one may take to start, and to read a module's names.
 pub const APART_START_MS: u64 = 30_000;
@@ -614,8 +618,10 @@ pub const APART_LISTS_BYTES_MAX: usize = 64 << 20;
 pub const APART_QUEUE_BYTES: usize = 1 << 20;
 /// One frame of what the node says: a batch with its state, secrets and configuration, or a model's answer.
 pub const APART_TOLD_BYTES_MAX: usize = 512 << 20;
-/// What one call asks the node for at once: connections, a part or a model.
-pub const APART_ASKS_MAX: usize = HTTP_PER_CALL_MAX + 2;
+/// What one call asks the node for at once: connections, and a part or a model, for which a guest waits.
+pub const APART_ASKS_MAX: usize = HTTP_PER_CALL_MAX + APART_WAITS_MAX;
+/// … of which so many are no connections. A guest that is stopped leaves one behind; then there may be another.
+pub const APART_WAITS_MAX: usize = 2;
 /// Versions of models that one Bee found and may call by what it was told of them.
 pub const APART_FOUND_MAX: usize = 64;
 /// Resident memory of one beside what its tenant's instances may have, bytes: the program, native code, frames.

@@ -199,21 +199,27 @@ async fn a_tenant_s_bee_does_not_reach_the_operator_s_network() {
     let dir = tempfile::tempdir().unwrap();
     let node = Start::new(dir.path()).start();
     let operator = node.bootstrap();
-    let acme = node.token(&operator, "acme", "deploy");
     let (port, heads) = server();
+    for isolation in ["shared", "process"] {
+        let token = node.token(&operator, isolation, "deploy");
+        node.cli_ok_as(&operator, &["tenant", "set", isolation, "--isolation", isolation]);
+        is_kept_in(&node, &token, port).await;
+        assert!(heads.lock().unwrap().is_empty(), "{isolation}");
+    }
+    node.stop();
+}
+
+async fn is_kept_in(node: &Node, acme: &str, port: u16) {
     let wasm = test_bees_http();
     let parts = upload("test-bees-http", "latest", wasm, wasm.len() as u64, "");
     let mut keeper = node.keeper().await;
-    keeper
-        .push_module(with(&acme, tokio_stream::iter(parts)))
-        .await
-        .unwrap();
+    keeper.push_module(with(acme, tokio_stream::iter(parts))).await.unwrap();
     let grants = format!(", http: ['http://127.0.0.1:{port}', 'http://localhost:{port}', 'http://169.254.169.254']");
     let call = v1::ApplySwarmRequest {
         manifest: manifest("fetch", &grants),
         ..v1::ApplySwarmRequest::default()
     };
-    keeper.apply_swarm(with(&acme, call)).await.unwrap();
+    keeper.apply_swarm(with(acme, call)).await.unwrap();
     for host in [
         format!("127.0.0.1:{port}"),
         format!("localhost:{port}"),
@@ -227,14 +233,12 @@ async fn a_tenant_s_bee_does_not_reach_the_operator_s_network() {
         let reply = node
             .gateway()
             .await
-            .request(with(&acme, call))
+            .request(with(acme, call))
             .await
             .unwrap()
             .into_inner();
         assert_eq!(response(&reply), "error destination-ip-prohibited", "{host}");
     }
-    assert!(heads.lock().unwrap().is_empty());
-    node.stop();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

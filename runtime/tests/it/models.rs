@@ -511,6 +511,84 @@ async fn concurrent_calls_become_fewer_runs_unless_that_is_off() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_of_two_tenants_share_a_run_where_both_chose_so_and_answers_stay_their_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Start::new(&dir.path().join("data")).start();
+    let operator = node.bootstrap();
+    let tokens = ["a", "b"].map(|tenant| node.token(&operator, tenant, "deploy"));
+    let of = expected("digits-mlp");
+    for token in &tokens {
+        let parts = upload("digits", "latest", &bytes("digits-mlp"), 0, "");
+        let pushed = models(&node)
+            .await
+            .push_model(with(token, tokio_stream::iter(parts)))
+            .await;
+        pushed.unwrap();
+        let call = v1::ApplySwarmRequest {
+            manifest: swarm_of("digits", "digits"),
+            ..v1::ApplySwarmRequest::default()
+        };
+        node.keeper().await.apply_swarm(with(token, call)).await.unwrap();
+    }
+    let counted = || {
+        (
+            metric(&node, "skep_model_calls_total"),
+            metric(&node, "skep_model_runs_total"),
+        )
+    };
+    // One of each tenant at once, each with a row of its own. They wait for each other for so long that a busy machine lets both come.
+    let pair = async |n: usize| {
+        let (before_calls, before_runs) = counted();
+        let calls = tokens.iter().enumerate().map(|(at, token)| {
+            let (node, row) = (&node, (2 * n + at) % of.rows.len());
+            let payload = json!({ &of.input: &of.rows[row] });
+            let label = of.labels[row];
+            async move {
+                let call = v1::RequestCall {
+                    subject: "digits".to_owned(),
+                    payload: payload.to_string().into_bytes().into(),
+                    ..v1::RequestCall::default()
+                };
+                let reply = node
+                    .gateway()
+                    .await
+                    .request(with(token, call))
+                    .await
+                    .unwrap()
+                    .into_inner();
+                let said: Value = serde_json::from_str(&response(&reply)).unwrap();
+                assert_eq!(said["label"], json!([label]), "another's answer");
+            }
+        });
+        futures::future::join_all(calls).await;
+        let (calls, runs) = counted();
+        assert_eq!(calls - before_calls, 2);
+        runs - before_runs
+    };
+    let wait = ["model", "batching", "digits", "--wait", "200ms", "--rows", "2"];
+    let joint = [&wait[..], &["--with-other-tenants"]].concat();
+    // Loads them, so that it takes no part in what is counted.
+    pair(0).await;
+
+    for token in &tokens {
+        node.cli_ok_as(token, &wait);
+    }
+    for n in 0..3 {
+        assert_eq!(pair(n).await, 2, "nobody asked for runs with others");
+    }
+    node.cli_ok_as(&tokens[0], &joint);
+    for n in 0..3 {
+        assert_eq!(pair(n).await, 2, "one of the two did not ask for it");
+    }
+    node.cli_ok_as(&tokens[1], &joint);
+    let mut runs = 0;
+    for n in 0..4 {
+        runs += pair(n).await;
+    }
+    assert!(runs < 8, "{runs} runs of four pairs");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn models_go_when_others_need_their_memory_and_one_that_cannot_fit_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let node = Start::new(&dir.path().join("data"))

@@ -157,7 +157,13 @@ impl Processes {
         let looked =
             looked.map_err(|_| Error::Apart(format!("it said nothing of the module for {APART_START_MS} ms")))?;
         let (names, sends_http) = looked
-            .map_err(|e: std::io::Error| Error::Apart(e.to_string()))?
+            .map_err(|e: std::io::Error| {
+                // A frame that is none is no accident.
+                if e.kind() == std::io::ErrorKind::Other {
+                    process.kill(e.to_string());
+                }
+                Error::Apart(e.to_string())
+            })?
             .map_err(|said| {
                 let mut words = String::new();
                 crate::log::escape(&said, crate::verdict::DETAIL_BYTES_MAX, &mut words);

@@ -1,6 +1,6 @@
 //! In the node: one call of a Bee in its tenant's process, and what that one asks meanwhile.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use futures::stream::FuturesUnordered;
 use skep_model::error::ErrorKind;
 use skep_model::limits::{
     APART_ANSWER_BYTES_MAX, APART_ASKS_MAX, APART_TENSORS_BYTES_MAX, APART_WAIT_MS, APART_WAIT_STOPPING_MS,
-    HTTP_PER_CALL_MAX,
+    APART_WAITS_MAX, HTTP_PER_CALL_MAX, HTTP_REQUESTS_PER_CALL_MAX,
 };
 use skep_model::part::{NoPart, Parts};
 use skep_model::predict::PredictError;
@@ -35,8 +35,31 @@ type Carried = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// What is under way beside a call's frames. All of it ends with the call.
 struct Beside<'a> {
     asked: FuturesUnordered<Asked<'a>>,
-    numbers: HashSet<u32>,
+    /// What is asked, by its number, and whether it is something else than a connection.
+    numbers: HashMap<u32, bool>,
+    /// Connections that were asked for in this call.
+    dials: usize,
     connections: JoinSet<()>,
+}
+
+impl Beside<'_> {
+    /// # Errors
+    /// What no honest process asks.
+    fn admit(&mut self, number: u32, ask: &Ask, inputs: usize) -> Result<(), Broke> {
+        let waits = !matches!(ask, Ask::Dial { .. });
+        let nobody = matches!(ask, Ask::Part { input, .. } if *input as usize >= inputs);
+        let waiting = self.numbers.values().filter(|waits| **waits).count();
+        self.dials += usize::from(!waits);
+        let much = self.numbers.len() >= APART_ASKS_MAX
+            || (waits && waiting >= APART_WAITS_MAX)
+            || self.dials > HTTP_REQUESTS_PER_CALL_MAX;
+        if nobody || much || self.numbers.insert(number, waits).is_some() {
+            return Err(Broke::Rules(
+                "it asked for too much at once, or for no input".to_owned(),
+            ));
+        }
+        Ok(())
+    }
 }
 
 impl ApartBee {
@@ -93,7 +116,8 @@ impl ApartBee {
         self.begin(&mut link, &batch)?;
         let mut beside = Beside {
             asked: FuturesUnordered::new(),
-            numbers: HashSet::new(),
+            numbers: HashMap::new(),
+            dials: 0,
             connections: JoinSet::new(),
         };
         loop {
@@ -126,14 +150,10 @@ impl ApartBee {
                     self.code(&mut link).await?;
                 }
                 Ok(Some(ToHost::Ask(number, ask))) => {
-                    let nobody = matches!(&ask, Ask::Part { input, .. } if *input as usize >= inputs);
-                    if nobody || beside.asked.len() >= APART_ASKS_MAX || !beside.numbers.insert(number) {
-                        return Err(Broke::Rules(
-                            "it asked for too much at once, or for no input".to_owned(),
-                        ));
-                    }
+                    beside.admit(number, &ask, inputs)?;
                     while beside.connections.try_join_next().is_some() {}
-                    let crowded = beside.connections.len() >= HTTP_PER_CALL_MAX;
+                    // The last of a connection may still be under way when its request has ended, and the next one begins.
+                    let crowded = beside.connections.len() >= 2 * HTTP_PER_CALL_MAX;
                     beside.asked.push(self.asked(number, ask, parts.clone(), crowded));
                 }
                 Ok(Some(ToHost::Done(done))) => {

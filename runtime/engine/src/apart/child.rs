@@ -46,6 +46,8 @@ pub fn child_main(parent: u32) -> ExitCode {
         running: hello.running,
         spare: hello.spare,
         threads: usize::try_from(hello.threads).unwrap_or(1),
+        // The filter of system calls lets none be made.
+        threads_fixed: true,
         memory_bytes_max: usize::try_from(hello.memory_bytes_max).unwrap_or(usize::MAX),
         ..Settings::new(PathBuf::new())
     };

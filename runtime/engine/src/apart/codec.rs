@@ -2,7 +2,7 @@
 //!
 //! Written here rather than by a library's derive, because the reader is the node and the writer may be hostile: a list of nothing is two bytes
 //! in most formats, and a hundred times that in memory. This reader counts what it makes against a budget before it makes it, and takes
-//! payloads from the frame without a copy.
+//! large payloads from the frame without a copy.
 
 use std::collections::BTreeMap;
 
@@ -16,6 +16,8 @@ pub(super) struct Broken(pub(super) &'static str);
 /// A frame that is being read.
 pub(super) struct Reader {
     rest: Bytes,
+    /// Of the whole frame, bytes.
+    length: usize,
     /// Bytes of memory that lists may still take.
     budget: usize,
 }
@@ -23,7 +25,11 @@ pub(super) struct Reader {
 impl Reader {
     /// `budget`: what all lists in it may take in memory together, beside the bytes of the frame.
     pub(super) fn new(frame: Bytes, budget: usize) -> Self {
-        Self { rest: frame, budget }
+        Self {
+            length: frame.len(),
+            rest: frame,
+            budget,
+        }
     }
 
     pub(super) fn bytes(&mut self, count: usize) -> Result<Bytes, Broken> {
@@ -116,7 +122,12 @@ impl Wire for Bytes {
 
     fn take(from: &mut Reader) -> Result<Self, Broken> {
         let length = from.length()?;
-        from.bytes(length)
+        let bytes = from.bytes(length)?;
+        // A payload may be kept for long, in a topic: it must not keep a frame of which it is a small part.
+        Ok(match bytes.len() < from.length / 2 {
+            true => Self::copy_from_slice(&bytes),
+            false => bytes,
+        })
     }
 }
 

@@ -259,10 +259,7 @@ impl House {
         if let Some(module) = self.module(digest) {
             return Ok(Ok(module));
         }
-        let _one = self.loading.lock().await;
-        if let Some(module) = self.module(digest) {
-            return Ok(Ok(module));
-        }
+        // Before the lock, for the node may have to compile it first.
         link.put(&ToHost::NeedCode(digest), Vec::new())?;
         let Some(ToGuest::Code { shared }) = link.next().await? else {
             return Err(Gone);
@@ -272,6 +269,10 @@ impl House {
             Some(digest) => Some((digest, link.descriptor()?)),
             None => None,
         };
+        let _one = self.loading.lock().await;
+        if let Some(module) = self.module(digest) {
+            return Ok(Ok(module));
+        }
         let artifact = Artifact::received(own, code)?;
         let bytes = artifact.len();
         let loaded = self.engine.load(digest, artifact).await;

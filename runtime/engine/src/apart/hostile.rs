@@ -7,18 +7,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use skep_model::egress::Scheme;
 use skep_model::id::{Digest, Uid};
-use skep_model::limits::{APART_ASKS_MAX, APART_TOLD_BYTES_MAX};
+use skep_model::limits::{
+    APART_ASKS_MAX, APART_BACKOFF_FIRST_MS, APART_BESIDE_BYTES, APART_PROCESSES_MAX, APART_TOLD_BYTES_MAX,
+    HTTP_PER_CALL_MAX, HTTP_REQUESTS_PER_CALL_MAX,
+};
 use skep_model::message::Message;
 use skep_model::name::TenantId;
 use skep_model::step::{Batch, Disposition, Input, Outcome, Processed, Step, TrapKind};
 
-use super::codec::written;
+use super::codec::{Wire, written};
 use super::link::{Bounds, Link, Room};
-use super::messages::{Ask, Done, Hello, News, Order, ToGuest, ToHost};
+use super::messages::{Answer, Ask, Done, Hello, News, Order, ToGuest, ToHost};
 use super::process::{Process, Start, streams};
 use super::{ApartBee, Codes, Processes};
-use crate::artifact::Artifact;
+use crate::artifact::{Artifact, Sealed};
 use crate::bee::BeeSettings;
 use crate::settings::Settings;
 
@@ -49,15 +53,36 @@ fn trusting() -> Bounds {
     }
 }
 
+/// Processes that such a script makes: told so on its standard input, it is as good as any.
+fn scripted(script: &str) -> Arc<Processes> {
+    let ready: String = framed(&News::Ready)
+        .iter()
+        .map(|byte| format!("\\{byte:03o}"))
+        .collect();
+    let script = format!("ready() {{ printf '{ready}' >&0; }}; {script}");
+    let engine = Settings::new(std::path::PathBuf::new());
+    Processes::new("/bin/sh".into(), vec!["-c".into(), script.into()], &engine).unwrap()
+}
+
+fn is_there(pid: u32) -> bool {
+    std::path::Path::new(&format!("/proc/{pid}")).exists()
+}
+
 impl Impostor {
     async fn new() -> Self {
+        let mut idle = tokio::process::Command::new("sleep");
+        idle.arg("600");
+        Self::of(idle, 1 << 30).await
+    }
+
+    /// One that is such a program.
+    async fn of(mut command: tokio::process::Command, memory_bytes: u64) -> Self {
         let engine = Settings::new(std::path::PathBuf::new());
         let processes = Processes::new("/nowhere".into(), Vec::new(), &engine).unwrap();
         let tenant: TenantId = "acme".parse().unwrap();
         let share = Arc::<crate::Share>::default();
-        let mut command = tokio::process::Command::new("sleep");
         let (idle, _kept) = StdStream::pair().unwrap();
-        streams(command.arg("600"), idle);
+        streams(&mut command, idle);
         let (own, its) = StdStream::pair().unwrap();
         let start = Start {
             hello: Hello {
@@ -71,7 +96,7 @@ impl Impostor {
                 limits: share.told(),
             },
             share: Arc::clone(&share),
-            memory_bytes: 1 << 30,
+            memory_bytes,
         };
         let process = tokio::spawn(Process::new(command.spawn().unwrap(), own, start));
         let mut orders = Link::new(its, trusting()).unwrap();
@@ -155,7 +180,7 @@ fn steps(count: usize) -> ToHost {
     }))
 }
 
-fn framed(said: &ToHost) -> Vec<u8> {
+fn framed(said: &impl Wire) -> Vec<u8> {
     let body = written(said);
     [&u32::try_from(body.len()).unwrap().to_le_bytes()[..], &body].concat()
 }
@@ -209,6 +234,10 @@ async fn one_that_breaks_the_rules_is_killed_and_the_call_is_the_hosts() {
         let data = b"x".as_slice().into();
         ToHost::Ask(1, Ask::Part { input, data })
     };
+    let dial = |number| {
+        let (scheme, host, port) = (Scheme::Http, "127.0.0.1".to_owned(), 1);
+        ToHost::Ask(number, Ask::Dial { scheme, host, port })
+    };
     let many: Vec<u8> = (0..2 * APART_ASKS_MAX).flat_map(|_| framed(&ask(1))).collect();
     let cases: Vec<(&str, Vec<u8>)> = vec![
         ("no step", framed(&steps(0))),
@@ -221,6 +250,16 @@ async fn one_that_breaks_the_rules_is_killed_and_the_call_is_the_hosts() {
         ),
         ("a part of no input", framed(&part(1))),
         ("the same number twice", many),
+        (
+            "three questions at once",
+            (1..=3).flat_map(|number| framed(&ask(number))).collect(),
+        ),
+        (
+            "more connections at once than a call may have",
+            (1..=1 + HTTP_PER_CALL_MAX as u32 + 2)
+                .flat_map(|number| framed(&dial(number)))
+                .collect(),
+        ),
         ("a frame of 4 GiB", vec![0xff; 64]),
         ("a frame of no kind", vec![1, 0, 0, 0, 99]),
         ("a list without end", vec![7, 0, 0, 0, 3, 1, 0xff, 0xff, 0xff, 0xff, 0]),
@@ -287,4 +326,178 @@ async fn one_that_dies_or_says_nothing_ends_the_call() {
     let began = std::time::Instant::now();
     assert!(told(call.await.unwrap()).contains("did not end"));
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+}
+
+async fn reaped(process: &Process) {
+    let reaped = tokio::time::timeout(Duration::from_secs(10), process.reaped.cancelled()).await;
+    assert!(reaped.is_ok(), "it lives");
+    assert!(!is_there(process.pid));
+}
+
+#[tokio::test]
+async fn one_that_takes_no_orders_any_more_is_killed() {
+    let impostor = Impostor::new().await;
+    drop(impostor.orders);
+    reaped(&impostor.process).await;
+    impostor.processes.stop().await;
+}
+
+#[tokio::test]
+async fn one_that_talks_of_itself_without_end_is_killed() {
+    let mut impostor = Impostor::new().await;
+    let news = || News::Used {
+        bees: Vec::new(),
+        instances: 0,
+        memory: 0,
+    };
+    for _ in 0..1_000 {
+        if impostor.orders.put(&news(), Vec::new()).is_err() {
+            break;
+        }
+    }
+    reaped(&impostor.process).await;
+}
+
+#[tokio::test]
+async fn one_that_takes_more_memory_than_its_tenant_may_is_killed() {
+    let mut greedy = tokio::process::Command::new("tail");
+    // It keeps so much of what never ends.
+    greedy.args(["-c", &(APART_BESIDE_BYTES + (64 << 20)).to_string(), "/dev/zero"]);
+    let impostor = Impostor::of(greedy, 0).await;
+    let gone = tokio::time::timeout(Duration::from_secs(60), impostor.process.reaped.cancelled()).await;
+    assert!(gone.is_ok(), "it lives");
+    assert!(!impostor.process.ended_well());
+}
+
+#[tokio::test]
+async fn a_call_asks_for_so_many_connections_and_no_more() {
+    let mut impostor = Impostor::new().await;
+    let (call, socket) = impostor.called().await;
+    let mut link = Link::new(socket, trusting()).unwrap();
+    assert!(matches!(link.next().await, Ok(Some(ToGuest::Call(_)))));
+    for number in 0..HTTP_REQUESTS_PER_CALL_MAX {
+        let number = u32::try_from(number).unwrap();
+        let (scheme, host, port) = (Scheme::Http, "127.0.0.1".to_owned(), 1);
+        let ask = ToHost::Ask(number, Ask::Dial { scheme, host, port });
+        link.put(&ask, Vec::new()).unwrap();
+        let told = link.next::<ToGuest>().await.unwrap().unwrap();
+        assert!(matches!(told, ToGuest::Answer(of, Answer::Dialled(Err(_))) if of == number));
+    }
+    let (scheme, host, port) = (Scheme::Http, "127.0.0.1".to_owned(), 1);
+    link.put(&ToHost::Ask(u32::MAX, Ask::Dial { scheme, host, port }), Vec::new())
+        .unwrap();
+    assert!(told(call.await.unwrap()).contains("killed"));
+    reaped(&impostor.process).await;
+}
+
+#[tokio::test]
+async fn a_call_that_is_given_up_leaves_nothing_under_way() {
+    let mut impostor = Impostor::new().await;
+    let (call, socket) = impostor.called().await;
+    let mut link = Link::new(socket, trusting()).unwrap();
+    assert!(matches!(link.next().await, Ok(Some(ToGuest::Call(_)))));
+    assert!(impostor.process.idle().is_none());
+    call.abort();
+    assert!(call.await.is_err());
+    // The process hears of it by the end of its socket, and may be called again.
+    assert!(matches!(link.next::<ToGuest>().await, Ok(None)));
+    assert!(impostor.process.idle().is_some());
+    let (call, socket) = impostor.called().await;
+    let mut link = Link::new(socket, trusting()).unwrap();
+    assert!(matches!(link.next().await, Ok(Some(ToGuest::Call(_)))));
+    link.put(&steps(1), Vec::new()).unwrap();
+    assert!(call.await.unwrap().result.is_ok());
+}
+
+#[tokio::test]
+async fn one_that_lies_about_a_module_is_killed() {
+    for said in [
+        framed(&steps(1)),
+        framed(&ToHost::NeedCode(Digest([9; 32]))),
+        vec![0xff; 64],
+        vec![1, 0, 0, 0, 99],
+    ] {
+        let mut impostor = Impostor::new().await;
+        let processes = Arc::clone(&impostor.processes);
+        let looking = tokio::spawn(async move {
+            let artifact = Artifact::new(Sealed::of("code", b"none").unwrap(), None);
+            let (tenant, share) = ("acme".parse().unwrap(), Arc::default());
+            processes.look(&tenant, &share, Digest([1; 32]), &artifact).await
+        });
+        let Ok(Some(Order::Call)) = impostor.orders.next().await else {
+            panic!("no call")
+        };
+        let mut socket = StdStream::from(impostor.orders.descriptor().unwrap());
+        socket.write_all(&said).unwrap();
+        let refused = looking.await.unwrap().unwrap_err();
+        assert!(matches!(refused, crate::Error::Apart(_)), "{refused}");
+        reaped(&impostor.process).await;
+    }
+}
+
+#[tokio::test]
+async fn a_start_that_nobody_waits_for_any_more_is_the_next_callers() {
+    let processes = scripted("sleep 0.3; ready; exec sleep 600");
+    let tenant: TenantId = "acme".parse().unwrap();
+    let share = Arc::<crate::Share>::default();
+    let given_up = tokio::time::timeout(Duration::from_millis(50), processes.of(&tenant, &share)).await;
+    assert!(given_up.is_err(), "it started too soon for this test");
+    let process = processes.of(&tenant, &share).await.unwrap();
+    assert_eq!((processes.counts().starts, processes.counts().processes), (1, 1));
+    assert!(is_there(process.pid));
+    processes.stop().await;
+    assert!(!is_there(process.pid));
+}
+
+#[tokio::test]
+async fn a_node_that_stops_leaves_none_that_is_being_started() {
+    let processes = scripted("sleep 0.3; ready; exec sleep 600");
+    let tenant: TenantId = "acme".parse().unwrap();
+    let of = Arc::clone(&processes);
+    let calling = tokio::spawn(async move { of.of(&tenant, &Arc::default()).await.map(|process| process.pid) });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    processes.stop().await;
+    assert_eq!(calling.await.unwrap(), Err("the node stops".to_owned()));
+    assert_eq!(processes.counts().processes, 0);
+}
+
+#[tokio::test]
+async fn one_that_cannot_start_is_not_tried_at_every_call() {
+    let processes = scripted("exit 3");
+    let tenant: TenantId = "acme".parse().unwrap();
+    let share = Arc::<crate::Share>::default();
+    let began = std::time::Instant::now();
+    for _ in 0..4 {
+        let refused = processes.of(&tenant, &share).await.err().unwrap();
+        assert!(refused.contains("ended at its start"), "{refused}");
+    }
+    let waits = APART_BACKOFF_FIRST_MS * (1 + 2 + 4);
+    assert!(began.elapsed() >= Duration::from_millis(waits), "{:?}", began.elapsed());
+    assert_eq!(processes.counts().starts, 0);
+}
+
+#[tokio::test]
+async fn a_node_has_so_many_and_the_one_longest_idle_makes_room() {
+    let processes = scripted("ready; exec sleep 600");
+    let share = Arc::<crate::Share>::default();
+    let mut all = Vec::new();
+    for at in 0..APART_PROCESSES_MAX {
+        let tenant: TenantId = format!("tenant-{at}").parse().unwrap();
+        all.push(processes.of(&tenant, &share).await.unwrap());
+    }
+    // All are busy: the next has to wait for its turn elsewhere.
+    let busy: Vec<_> = all.iter().map(Process::busy).collect();
+    let one_more: TenantId = "one-more".parse().unwrap();
+    let refused = processes.of(&one_more, &share).await.err().unwrap();
+    assert!(refused.contains("all are busy"), "{refused}");
+    drop(busy);
+    let second = all[1].busy();
+    drop(second);
+    // The second was called last; of the others any may go, and one does.
+    processes.of(&one_more, &share).await.unwrap();
+    let gone: Vec<_> = all.iter().filter(|process| process.gone.is_cancelled()).collect();
+    assert_eq!(gone.len(), 1);
+    assert!(gone[0].ended_well());
+    processes.stop().await;
+    assert!(all.iter().all(|process| !is_there(process.pid)));
 }

@@ -181,11 +181,22 @@ impl Link {
             .sum()
     }
 
-    /// Until all that was put is sent.
+    /// Until all that was put is sent. What comes meanwhile is read, and kept for [`Self::next`]: the other side may take nothing before it is rid
+    /// of that.
     pub(super) async fn flushed(&mut self) -> io::Result<()> {
         while !self.outgoing.is_empty() {
-            self.stream.writable().await?;
-            self.flush()?;
+            let ready = self.stream.ready(Interest::READABLE | Interest::WRITABLE).await?;
+            if ready.is_writable() {
+                self.flush()?;
+            }
+            if ready.is_readable() && !self.outgoing.is_empty() {
+                match self.fill() {
+                    Ok(0) => return Err(io::ErrorKind::BrokenPipe.into()),
+                    Ok(_) => {}
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(e) => return Err(e),
+                }
+            }
         }
         Ok(())
     }
@@ -253,13 +264,17 @@ impl Drop for Link {
 }
 
 fn send(to: BorrowedFd<'_>, bytes: &[u8], descriptors: &[OwnedFd]) -> io::Result<usize> {
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    if descriptors.is_empty() {
+        // A tenant's process may make no other call for it: with `sendmsg` it could send descriptors, of which a user has only so many under way.
+        return Ok(retry_on_intr(|| rustix::net::send(to, bytes, flags))?);
+    }
     let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(OwnedFd::as_fd).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_AT_ONCE))];
     let mut beside = SendAncillaryBuffer::new(&mut space);
-    if !borrowed.is_empty() && !beside.push(SendAncillaryMessage::ScmRights(&borrowed)) {
+    if !beside.push(SendAncillaryMessage::ScmRights(&borrowed)) {
         return Err(io::Error::other("too many descriptors for one frame"));
     }
-    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
     Ok(retry_on_intr(|| {
         sendmsg(to, &[IoSlice::new(bytes)], &mut beside, flags)
     })?)

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use skep_model::limits::{
-    APART_ANSWER_BYTES_MAX, APART_BESIDE_BYTES, APART_CALLS_MAX, APART_LISTS_BYTES_MAX, APART_PING_MS,
-    APART_QUEUE_BYTES, APART_SILENCE_MS, APART_SOCKETS_KEPT, APART_START_MS, APART_UNREAD_BYTES_MAX,
+    APART_ANSWER_BYTES_MAX, APART_BESIDE_BYTES, APART_CALLS_MAX, APART_LISTS_BYTES_MAX, APART_LOOK_MS, APART_NEWS_MAX,
+    APART_PING_MS, APART_QUEUE_BYTES, APART_SILENCE_MS, APART_SOCKETS_KEPT, APART_START_MS, APART_UNREAD_BYTES_MAX,
 };
 use skep_model::name::TenantId;
 use tokio::process::Child;
@@ -236,18 +236,53 @@ struct Care {
 struct Pings {
     sent: u64,
     unanswered: Option<Instant>,
+    /// When the next is due.
+    due: Instant,
+}
+
+/// What a process may say of itself, and how much of it is believed.
+struct Believed {
+    /// CPU time that it can have used since what it told last: as much as all cores had, ns.
+    cpu_ns: u64,
+    since: Instant,
+    /// Frames since the last look.
+    frames: usize,
+}
+
+impl Believed {
+    fn new() -> Self {
+        Self {
+            cpu_ns: 0,
+            since: Instant::now(),
+            frames: 0,
+        }
+    }
+
+    /// Time has passed. What was not used of it may be told late, with the next one: reports are half a second apart.
+    fn grow(&mut self) {
+        const CORES_TIME_MAX_NS: u64 = 10_000_000_000;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+        let passed = u64::try_from(self.since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.since = Instant::now();
+        let more = self.cpu_ns.saturating_add(passed.saturating_mul(cores));
+        self.cpu_ns = more.min(CORES_TIME_MAX_NS * cores);
+    }
 }
 
 impl Care {
     async fn take(mut self, mut ordered: mpsc::UnboundedReceiver<(Order, Option<OwnedFd>)>) {
         let process = Arc::clone(&self.process);
-        let mut tick = tokio::time::interval(Duration::from_millis(APART_PING_MS));
+        // Whatever happens to this task: nobody waits for it in vain. The child goes with it.
+        let _gone = process.gone.clone().drop_guard();
+        let _reaped = process.reaped.clone().drop_guard();
+        let mut tick = tokio::time::interval(Duration::from_millis(APART_LOOK_MS));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut pings = Pings {
             sent: 0,
             unanswered: None,
+            due: Instant::now(),
         };
-        let mut heard = Instant::now();
+        let mut believed = Believed::new();
         let ended = loop {
             tokio::select! {
                 () = process.gone.cancelled() => break String::new(),
@@ -260,18 +295,28 @@ impl Care {
                 news = self.link.next::<News>() => match news {
                     Ok(Some(News::Pong(number))) if number == pings.sent => pings.unanswered = None,
                     Ok(Some(News::Used { bees, instances, memory })) => {
-                        self.count(&bees, heard.elapsed());
-                        heard = Instant::now();
+                        believed.frames += 1;
+                        if believed.frames > APART_NEWS_MAX {
+                            break "it said too much of what it used".to_owned();
+                        }
+                        believed.grow();
+                        self.count(&bees, &mut believed.cpu_ns);
                         process.share.note_apart(instances, memory);
                     }
                     Ok(Some(News::Pong(_) | News::Ready)) => break "it said what it was not asked".to_owned(),
-                    // How it ended is told by its status.
-                    Ok(None) => break self.child.wait().await.map_or_else(|e| e.to_string(), |status| status.to_string()),
+                    // How it ended is told by its status; one that closes its orders and lives on has none, and is killed.
+                    Ok(None) => break match tokio::time::timeout(Duration::from_secs(1), self.child.wait()).await {
+                        Ok(status) => status.map_or_else(|e| e.to_string(), |status| status.to_string()),
+                        Err(_) => "it takes no orders any more".to_owned(),
+                    },
                     Err(e) => break e.to_string(),
                 },
-                _ = tick.tick() => if let Err(why) = self.look(&mut pings) {
-                    break why;
-                },
+                _ = tick.tick() => {
+                    believed.frames = 0;
+                    if let Err(why) = self.look(&mut pings) {
+                        break why;
+                    }
+                }
             }
         };
         let words = last(&self.said);
@@ -295,19 +340,13 @@ impl Care {
     }
 
     /// What it says of itself is believed as far as it can be true: more than all cores had to give it did not use.
-    fn count(&self, bees: &[Used], passed: Duration) {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
-        // Reports are half a second apart, and late ones come together.
-        let most = u64::try_from((passed + Duration::from_secs(1)).as_nanos())
-            .unwrap_or(u64::MAX)
-            .saturating_mul(cores);
+    fn count(&self, bees: &[Used], left: &mut u64) {
         let lived_ms = u64::try_from(self.process.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let meters = self.process.meters();
-        let mut left = most;
         for used in bees {
             let Some(meter) = meters.get(&used.bee) else { continue };
-            let cpu_ns = used.cpu_ns.min(left);
-            left -= cpu_ns;
+            let cpu_ns = used.cpu_ns.min(*left);
+            *left -= cpu_ns;
             let byte_ms = used.byte_ms.min(self.memory_bytes.saturating_mul(lived_ms));
             meter.add(cpu_ns, byte_ms);
             self.process.share.used().add(cpu_ns, byte_ms);
@@ -322,8 +361,9 @@ impl Care {
         if pings.unanswered.is_some_and(|since| since.elapsed() > silence) {
             return Err(format!("it said nothing for {APART_SILENCE_MS} ms"));
         }
-        if pings.unanswered.is_none() && process.idle().is_none() {
+        if pings.unanswered.is_none() && process.idle().is_none() && pings.due <= Instant::now() {
             pings.sent += 1;
+            pings.due = Instant::now() + Duration::from_millis(APART_PING_MS);
             pings.unanswered = Some(Instant::now());
             let put = self.link.put(&Order::Ping(pings.sent), Vec::new());
             put.map_err(|e| e.to_string())?;
@@ -335,7 +375,7 @@ impl Care {
             put.map_err(|e| e.to_string())?;
         }
         let most = process.share.memory_cap().unwrap_or(self.memory_bytes) + APART_BESIDE_BYTES;
-        match resident(process.pid) {
+        match occupied(process.pid) {
             Some(bytes) if bytes > most => {
                 process.kill(format!("it had {bytes} bytes of memory, of {most}"));
                 Err("memory".to_owned())
@@ -345,11 +385,16 @@ impl Care {
     }
 }
 
-/// Bytes that a process has in memory. `None`: it is gone.
-fn resident(pid: u32) -> Option<u64> {
-    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
-    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
-    Some(pages * rustix::param::page_size() as u64)
+/// Bytes that a process takes of the machine: resident, swapped out, and the tables of its pages, for one page of every 2 MiB costs a table as
+/// well. It has no other: it can make no file, and maps none to share. `None`: it is gone.
+fn occupied(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let kib = |field: &str| -> Option<u64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+        line.trim().strip_suffix("kB")?.trim().parse().ok()
+    };
+    let resident = kib("VmRSS:")?;
+    Some((resident + kib("VmSwap:").unwrap_or(0) + kib("VmPTE:").unwrap_or(0)) << 10)
 }
 
 /// Reads what it says to its end, and keeps the last of it.

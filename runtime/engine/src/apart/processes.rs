@@ -55,7 +55,7 @@ pub struct Processes {
 #[derive(Default)]
 struct Slot {
     /// Held while one is started.
-    process: tokio::sync::Mutex<Option<Arc<Process>>>,
+    process: Arc<tokio::sync::Mutex<Option<Arc<Process>>>>,
     /// The same for those who only look.
     last: Mutex<Weak<Process>>,
     deaths: Mutex<Deaths>,
@@ -150,10 +150,14 @@ impl Processes {
     pub async fn stop(&self) {
         self.stopping.cancel();
         let slots: Vec<_> = lock(&self.slots).drain().map(|(_, slot)| slot).collect();
-        for process in slots.iter().filter_map(|slot| slot.live()) {
-            process.end("the node stops");
-            // Its task reaps it; nobody else is left to wait for.
-            process.reaped.cancelled().await;
+        for slot in slots {
+            // One that is being started ends by itself, for the node stops, but not before that is known.
+            let _started = slot.process.lock().await;
+            if let Some(process) = slot.last() {
+                process.end("the node stops");
+                // Its task reaps it; nobody else is left to wait for.
+                process.reaped.cancelled().await;
+            }
         }
     }
 
@@ -177,7 +181,21 @@ impl Processes {
         if let Some(process) = slot.live() {
             return Ok(process);
         }
-        let mut place = slot.process.lock().await;
+        // On the node's runtime, whatever runtime this call comes from; and to its end, also when the call is given up: one that was started has
+        // an owner from the first moment on.
+        let begun = self
+            .runtime
+            .spawn(Arc::clone(self).begin(tenant.clone(), Arc::clone(share), slot));
+        begun.await.map_err(|e| e.to_string())?
+    }
+
+    async fn begin(
+        self: Arc<Self>,
+        tenant: TenantId,
+        share: Arc<Share>,
+        slot: Arc<Slot>,
+    ) -> Result<Arc<Process>, String> {
+        let mut place = Arc::clone(&slot.process).lock_owned().await;
         if let Some(process) = place.as_ref().filter(|process| !process.gone.is_cancelled()) {
             return Ok(Arc::clone(process));
         }
@@ -194,15 +212,16 @@ impl Processes {
         if self.stopping.is_cancelled() {
             return Err("the node stops".to_owned());
         }
-        self.make_room(tenant)?;
-        match self.start(tenant, share).await {
+        self.make_room(&tenant)?;
+        match self.start(&tenant, &share).await {
             Ok(process) => {
                 lock(&self.counts).starts += 1;
-                if self.stopping.is_cancelled() {
-                    process.end("the node stops");
-                }
                 *lock(&slot.last) = Arc::downgrade(&process);
                 *place = Some(Arc::clone(&process));
+                if self.stopping.is_cancelled() {
+                    process.end("the node stops");
+                    return Err("the node stops".to_owned());
+                }
                 Ok(process)
             }
             Err(why) => {
@@ -274,17 +293,17 @@ impl Processes {
             .current_dir("/");
         streams(&mut command, its);
         let child = self.starter.start(command).await.map_err(not)?;
-        // On the node's runtime, whatever runtime this call comes from; and to its end, also when the call is given up.
-        let made = self.runtime.spawn(Process::new(child, own, start)).await;
-        made.map_err(std::io::Error::other).and_then(|made| made).map_err(not)
+        Process::new(child, own, start).await.map_err(not)
     }
 }
 
 impl Slot {
+    fn last(&self) -> Option<Arc<Process>> {
+        lock(&self.last).upgrade()
+    }
+
     fn live(&self) -> Option<Arc<Process>> {
-        lock(&self.last)
-            .upgrade()
-            .filter(|process| !process.gone.is_cancelled())
+        self.last().filter(|process| !process.gone.is_cancelled())
     }
 
     fn back_off(&self) {

@@ -15,19 +15,13 @@ use seccompiler::{
 
 type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
 
-/// Memory, threads of this process, signals to itself, clocks, and descriptors that are open already. `tgkill`, `clone` and
-/// `prctl` are allowed in part.
+/// Memory, signals to itself, clocks, and descriptors that are open already. [`needed_only`] allows others in part.
 const ALLOWED: &[c_long] = &[
     libc::SYS_brk,
-    libc::SYS_mmap,
     libc::SYS_munmap,
     libc::SYS_mremap,
     libc::SYS_mprotect,
     libc::SYS_madvise,
-    // The images of memories: files without a name.
-    libc::SYS_memfd_create,
-    libc::SYS_ftruncate,
-    libc::SYS_fcntl,
     libc::SYS_read,
     libc::SYS_readv,
     libc::SYS_pread64,
@@ -41,7 +35,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_set_robust_list,
     libc::SYS_rseq,
     libc::SYS_set_tid_address,
-    // Its answer comes from a filter of its own: see `without_clone3`.
+    // Its answer comes from a filter of its own: see `not_there`.
     libc::SYS_clone3,
     libc::SYS_sched_yield,
     libc::SYS_sched_getaffinity,
@@ -63,8 +57,8 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_getrandom,
 ];
 
-/// What a process that runs Bees needs beside it: to wait for sockets that it has, and to say and hear on them what brings descriptors. It can
-/// make no socket, and [`needed_only`] allows `openat` and `ioctl` in part.
+/// What a process that runs Bees needs beside it: to wait for sockets that it has, to say something on them, and to hear what brings descriptors.
+/// It can make no socket and send no descriptor (`sendmsg`): of those only so many of one user may be under way. [`needed_only`] allows some in part.
 const OF_TENANTS: &[c_long] = &[
     libc::SYS_epoll_create1,
     libc::SYS_epoll_ctl,
@@ -76,13 +70,23 @@ const OF_TENANTS: &[c_long] = &[
     #[cfg(target_arch = "x86_64")]
     libc::SYS_poll,
     libc::SYS_sendto,
-    libc::SYS_sendmsg,
     libc::SYS_recvfrom,
     libc::SYS_recvmsg,
     libc::SYS_shutdown,
     libc::SYS_dup,
-    libc::SYS_setsockopt,
     libc::SYS_getsockopt,
+];
+
+/// Of its open files: copies that an `execve` would close, flags, and seals. Not whom the kernel tells of what happens to them (`F_SETOWN` and
+/// `F_SETSIG` with `O_ASYNC`): that would be a signal of its choice to any process of this user.
+const FILE_COMMANDS: &[i32] = &[
+    libc::F_DUPFD_CLOEXEC,
+    libc::F_GETFD,
+    libc::F_SETFD,
+    libc::F_GETFL,
+    libc::F_SETFL,
+    libc::F_GET_SEALS,
+    libc::F_ADD_SEALS,
 ];
 
 /// Whom a filter is for.
@@ -191,7 +195,7 @@ pub(super) fn offered() -> bool {
 /// For all threads of the process, those to come included, and for good.
 pub(super) fn restrict(whom: For) -> Result<(), Error> {
     // The list comes last: it does not allow another filter. All are made before the first is in force.
-    let filters = [without_clone3()?, without_attack(whom)?, needed_only(whom)?];
+    let filters = [not_there(whom)?, without_attack(whom)?, needed_only(whom)?];
     filters.iter().try_for_each(|filter| apply_filter_all_threads(filter))
 }
 
@@ -200,9 +204,13 @@ fn program(rules: Rules, matched: SeccompAction, other: SeccompAction) -> Result
     Ok(SeccompFilter::new(rules, other, matched, arch)?.try_into()?)
 }
 
-/// `clone3` hides its flags from filters, so it is not there. The C library then takes `clone`.
-fn without_clone3() -> Result<BpfProgram, Error> {
-    let rules = [(libc::SYS_clone3, Vec::new())].into();
+/// `clone3` hides its flags from filters, so it is not there. The C library then takes `clone`. In a tenant's process there are no memory files
+/// either: what is written to one is in memory, and counted nowhere. The engine then takes images of memories from the module's own file.
+fn not_there(whom: For) -> Result<BpfProgram, Error> {
+    let mut rules: Rules = [(libc::SYS_clone3, Vec::new())].into();
+    if whom == For::Tenant {
+        rules.insert(libc::SYS_memfd_create, Vec::new());
+    }
     program(rules, SeccompAction::Errno(libc::ENOSYS as u32), SeccompAction::Allow)
 }
 
@@ -238,11 +246,30 @@ fn needed_only(whom: For) -> Result<BpfProgram, Error> {
         rules.insert(libc::SYS_newfstatat, vec![when(3, Len::Dword, Op::Eq, open)?]);
         // How a socket is told not to block.
         rules.insert(libc::SYS_ioctl, vec![when(1, Len::Dword, Op::Eq, libc::FIONBIO)?]);
+        // How one says that it failed.
+        let error = libc::SO_ERROR.cast_unsigned().into();
+        rules.insert(libc::SYS_getsockopt, vec![when(2, Len::Dword, Op::Eq, error)?]);
+        // Not out of band: such a byte is no part of the stream, and is handled apart in kernels that had flaws there.
+        let out_of_band = u64::from(libc::MSG_OOB.cast_unsigned());
+        for (call, flags) in [(libc::SYS_sendto, 3), (libc::SYS_recvfrom, 3), (libc::SYS_recvmsg, 2)] {
+            rules.insert(call, vec![when(flags, Len::Dword, Op::MaskedEq(out_of_band), 0)?]);
+        }
+        // What is shared is counted as nobody's. Its threads are there before this filter is: it needs no more, and could have any number.
+        let shared = u64::from(libc::MAP_SHARED.cast_unsigned());
+        rules.insert(libc::SYS_mmap, vec![when(3, Len::Dword, Op::MaskedEq(shared), 0)?]);
+        // Its answer comes from a filter of its own: see `not_there`.
+        rules.insert(libc::SYS_memfd_create, Vec::new());
+    } else {
+        // The images of memories: files without a name.
+        for call in [libc::SYS_mmap, libc::SYS_memfd_create, libc::SYS_ftruncate] {
+            rules.insert(call, Vec::new());
+        }
+        let of_thread = when(0, Len::Qword, Op::MaskedEq(looked_at), thread)?;
+        rules.insert(libc::SYS_clone, vec![of_thread]);
     }
-    rules.insert(
-        libc::SYS_clone,
-        vec![when(0, Len::Qword, Op::MaskedEq(looked_at), thread)?],
-    );
+    let command = |command: &i32| when(1, Len::Dword, Op::Eq, command.cast_unsigned().into());
+    let commands = FILE_COMMANDS.iter().map(command).collect::<Result<_, _>>()?;
+    rules.insert(libc::SYS_fcntl, commands);
     // How a process that aborts ends itself.
     rules.insert(libc::SYS_tgkill, vec![when(0, Len::Dword, Op::Eq, own_pid())?]);
     let name = libc::PR_SET_NAME.cast_unsigned().into();

@@ -11,12 +11,11 @@ use landlock::{
     ABI, Access as _, AccessFs, AccessNet, CompatLevel, Compatible as _, Ruleset, RulesetAttr as _, RulesetStatus,
     Scope,
 };
-use rustix::process::{Pid, Resource, Rlimit, Signal, getppid, set_parent_process_death_signal, setrlimit};
-use skep_model::limits::MEMORY_BYTES_MAX;
+use rustix::process::{Pid, Resource, Rlimit, Signal, getppid, getrlimit, set_parent_process_death_signal, setrlimit};
 
 use super::syscalls;
 
-/// Sockets of calls, of requests that Bees send, memory images, one a module.
+/// Sockets of calls, of requests that Bees send, and files of modules.
 const OPEN_FILES_MAX: u64 = 8_192;
 /// Among processes of a machine that is out of memory: before the node, and before most of what else runs.
 const OOM_SCORE: &[u8] = b"500";
@@ -61,9 +60,13 @@ pub(crate) fn confine(parent: u32) -> io::Result<()> {
         setrlimit(resource, limit).map_err(io::Error::from)
     };
     set(Resource::Core, 0)?;
-    set(Resource::Nofile, OPEN_FILES_MAX)?;
-    // The images of memories are files.
-    set(Resource::Fsize, MEMORY_BYTES_MAX as u64)?;
+    let most = getrlimit(Resource::Nofile).maximum;
+    set(
+        Resource::Nofile,
+        most.map_or(OPEN_FILES_MAX, |most| most.min(OPEN_FILES_MAX)),
+    )?;
+    // It writes none.
+    set(Resource::Fsize, 0)?;
     // A little behind the node itself, which carries everybody's messages.
     let _ = rustix::process::nice(1);
     // No other process of this user may look into it: another tenant's, say.
@@ -101,3 +104,6 @@ fn shut_in() -> Result<RulesetStatus, landlock::RulesetError> {
 pub(crate) fn forbid() -> io::Result<()> {
     syscalls::restrict(syscalls::For::Tenant).map_err(|e| io::Error::other(e.to_string()))
 }
+
+#[cfg(test)]
+mod tests;

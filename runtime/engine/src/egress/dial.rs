@@ -162,10 +162,11 @@ impl Dialled {
         // Requests of one connection: one, as `send` has it.
         let sent = HTTP_SENT_BYTES_MAX * FRAMING + 2 * HTTP_HEADERS_BYTES_MAX_OUT;
         let heard = HTTP_ANSWER_BYTES_MAX * FRAMING + 2 * HTTP_ANSWER_HEADERS_BYTES_MAX;
-        // The end of the answer is the end; the end of what is said is not.
+        // The end of the answer is the end. That of what is said is not, unless it cannot be said any more, or was too much.
         let out = async {
-            let _ = copy(&mut from, &mut say, sent).await;
-            std::future::pending::<()>().await;
+            if copy(&mut from, &mut say, sent).await.is_ok() {
+                std::future::pending::<()>().await;
+            }
         };
         tokio::select! {
             () = out => {}

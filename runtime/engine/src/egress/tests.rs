@@ -499,3 +499,45 @@ async fn one_tenant_s_connections_leave_some_to_another() {
     drop((held, late));
     assert_eq!((*lines.free(), many.connections.load(Ordering::Relaxed)), (20, 0));
 }
+
+/// Dials as a node does for the process of a tenant.
+#[derive(Debug)]
+struct ByNode(Arc<Egress>);
+
+#[async_trait]
+impl Dialler for ByNode {
+    async fn dial(&self, scheme: Scheme, host: &str, port: u16) -> Result<tokio::net::UnixStream, DialError> {
+        let dialled = self.0.dial(scheme, host, port).await?;
+        let (own, its) = tokio::net::UnixStream::pair().unwrap();
+        tokio::spawn(dialled.carry(own));
+        Ok(its)
+    }
+}
+
+#[tokio::test]
+async fn what_another_process_sends_through_the_node_goes_where_the_node_lets_it() {
+    let (port, count) = server(|head| ok(&head)).await;
+    let (other, unasked) = server(|head| ok(&head)).await;
+    let (listed, lied) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{other}"));
+    let by_node = Egress::new(vec![listed.parse().unwrap()], true, names(&[]), Arc::default());
+    let grants = vec![listed.parse().unwrap(), lied.parse().unwrap()];
+    let guest = Egress::through(grants, Arc::new(ByNode(Arc::clone(&by_node))));
+    let mut out = Outgoing::new(Some(guest), Log::default());
+    out.begin_call(None);
+    for n in 0..3 {
+        let answer = ask(&mut out, get(&format!("{listed}/{n}"))).await.unwrap();
+        assert_eq!(answer.status, 200);
+        let body = answer.body.unwrap();
+        assert!(body.starts_with(format!("GET /{n} HTTP/1.1").as_bytes()), "{body:?}");
+    }
+    assert_eq!(count.load(Ordering::Relaxed), 3);
+    // The process says that it may; the node knows better.
+    let (error, words) = refused(&mut out, &format!("{lied}/")).await;
+    assert!(
+        error.contains("Denied") && words.contains("does not list"),
+        "{error}: {words}"
+    );
+    let (error, _) = refused(&mut out, "http://169.254.169.254/").await;
+    assert!(error.contains("Denied"), "{error}");
+    assert_eq!(unasked.load(Ordering::Relaxed), 0);
+}

@@ -78,6 +78,8 @@ fn tried(what: &str) -> i32 {
             .unwrap(),
         "fork" => forks(),
         "namespace" => call(libc::SYS_clone, [(libc::CLONE_NEWUSER | libc::SIGCHLD).into(), 0, 0, 0]),
+        "set-owner" => call(libc::SYS_fcntl, [2, libc::F_SETOWN.into(), parent(), 0]),
+        "set-signal" => call(libc::SYS_fcntl, [2, 10, libc::SIGKILL.into(), 0]),
         "clone3" => call(libc::SYS_clone3, [0; 4]),
         "filter" => call(libc::SYS_seccomp, [i64::from(libc::SECCOMP_SET_MODE_FILTER), 0, 0, 0]),
         "dumpable" => call(libc::SYS_prctl, [libc::PR_SET_DUMPABLE.into(), 1, 0, 0]),
@@ -200,6 +202,8 @@ fn what_is_asked_for_on_the_side_fails() {
         "filter",
         "dumpable",
         "limit",
+        "set-owner",
+        "set-signal",
         "older-open",
         "older-fork",
     ] {
