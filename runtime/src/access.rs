@@ -153,6 +153,8 @@ impl Registry {
         // Before anybody is let in by it: it may be a catalog that was taken back.
         self.catalogs.follow().await?;
         let tenants = self.catalogs.tenants().await?;
+        self.quotas
+            .bear(tenants.iter().map(|(tenant, found)| (tenant, found.record.created_ms)));
         self.quotas.tell(
             tenants
                 .iter()

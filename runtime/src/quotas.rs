@@ -338,6 +338,13 @@ impl Quotas {
         });
     }
 
+    /// When its tenants were made: another of the same name is another tenant.
+    pub fn bear<'a>(&self, tenants: impl IntoIterator<Item = (&'a TenantId, u64)>) {
+        for (tenant, created_ms) in tenants {
+            self.of(tenant).share.bear(created_ms);
+        }
+    }
+
     /// Messages a second that tenants with a rate offered to this node since the last call.
     fn measure(&self, passed: Duration) -> BTreeMap<String, u64> {
         let mut demands = BTreeMap::new();

@@ -352,12 +352,11 @@ impl Supervisor {
     }
 
     /// Where a tenant's Bees run, from its record: what is told of tenants may come later than their first Swarm.
-    async fn look_at_isolation(&self, tenant: &TenantId) -> anyhow::Result<Isolation> {
+    pub async fn look_at_isolation(&self, tenant: &TenantId) -> anyhow::Result<Isolation> {
         let account = self.quotas.of(tenant);
-        if self.works
-            && let Some(found) = self.catalogs.tenant(tenant).await?
-        {
+        if let Some(found) = self.catalogs.tenant(tenant).await? {
             account.isolate(found.record.isolation);
+            account.share.bear(found.record.created_ms);
         }
         Ok(account.isolation())
     }

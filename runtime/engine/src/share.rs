@@ -41,6 +41,7 @@ pub struct Share {
     pub(crate) lookups: AtomicU64,
     /// Live in a process of its own: instances, and what they may grow to.
     apart: [AtomicU64; 2],
+    born: AtomicU64,
     used: Meter,
 }
 
@@ -96,6 +97,7 @@ impl Default for Share {
             connections: AtomicU64::new(0),
             lookups: AtomicU64::new(0),
             apart: Default::default(),
+            born: AtomicU64::new(0),
             used: Meter::default(),
         }
     }
@@ -130,6 +132,15 @@ impl Share {
     pub(crate) fn live_here(&self) -> (u64, u64) {
         let (calls, spares) = (self.called(), self.spared());
         (calls.0 + spares.0, calls.1 + spares.1)
+    }
+
+    /// Which tenant of its name it is: when that one was made, ms.
+    pub fn bear(&self, created_ms: u64) {
+        self.born.store(created_ms, Ordering::Relaxed);
+    }
+
+    pub(crate) fn born(&self) -> u64 {
+        self.born.load(Ordering::Relaxed)
     }
 
     pub(crate) fn note_apart(&self, instances: u64, memory: u64) {

@@ -595,8 +595,10 @@ pub const APART_IDLE_MS: u64 = 300_000;
 pub const APART_PING_MS: u64 = 2_000;
 /// How often its memory is looked at.
 pub const APART_LOOK_MS: u64 = 250;
-/// What it may say of itself between two looks, frames. Honest ones say something every 500 ms.
-pub const APART_NEWS_MAX: usize = 16;
+/// What it may say of itself: frames a second, so many of them at once, and bytes of each. Honest ones say something every 500 ms.
+pub const APART_NEWS_A_SECOND: f64 = 8.0;
+pub const APART_NEWS_BURST: f64 = 256.0;
+pub const APART_NEWS_BYTES_MAX: usize = 1 << 20;
 pub const APART_SILENCE_MS: u64 = 20_000;
 /// How long one may take to start, and to read a module's names.
 pub const APART_START_MS: u64 = 30_000;
@@ -610,7 +612,7 @@ pub const APART_BACKOFF_MAX_MS: u64 = 30_000;
 /// One frame of what it says, bytes: an answer with its effects and log lines, or tensors for a model.
 pub const APART_ANSWER_BYTES_MAX: usize = 16 << 20;
 pub const APART_TENSORS_BYTES_MAX: usize = CALL_BYTES_MAX;
-/// Frames of one process that are not whole yet, bytes.
+/// Large frames of one process, bytes: those that come, and those whose questions are not answered yet.
 pub const APART_UNREAD_BYTES_MAX: usize = 256 << 20;
 /// What lists of one frame may take in memory, bytes: as much as what a guest may return at once takes in the node.
 pub const APART_LISTS_BYTES_MAX: usize = 64 << 20;

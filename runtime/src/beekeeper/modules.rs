@@ -70,6 +70,9 @@ impl Keeper {
         // Before the work, and again where nobody else can come between.
         self.room_for(&digest.to_hex(), size).await?;
         let modules = &self.supervisor.modules;
+        // As the record has it: nodes are told a while later.
+        let looked = self.supervisor.look_at_isolation(self.catalog.tenant()).await;
+        looked.map_err(internal)?;
         let account = self.registry.quotas.of(self.catalog.tenant());
         let module = modules
             .admit(self.catalog.tenant(), &account, digest, bytes.clone())

@@ -147,7 +147,8 @@ impl Keeper {
     ) -> Result<TenantBee, Status> {
         let (modules, tenant) = (&self.supervisor.modules, self.catalog.tenant());
         let failed = |e| Status::failed_precondition(format!("module `{module}` cannot be loaded: {e:#}"));
-        match account.isolation() {
+        let looked = self.supervisor.look_at_isolation(tenant).await;
+        match looked.map_err(internal)? {
             Isolation::Shared => {
                 let code = modules.load(tenant, digest).await.map_err(failed)?;
                 let tried = code.module.bee(bee, settings.clone());

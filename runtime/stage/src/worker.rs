@@ -478,7 +478,8 @@ impl Owner {
                 }
             }
             let before = at.last;
-            if let Err(ended) = self.batch(&plan, at, fetched).await {
+            // On the heap, and gone after it: a node has four owners a stage, of which nearly all wait, and a batch's data is most of such a task.
+            if let Err(ended) = Box::pin(self.batch(&plan, at, fetched)).await {
                 return ended;
             }
             // A batch that trapped was not committed: it is there still.

@@ -134,9 +134,13 @@ impl Processes {
             let _place = process.calls.acquire().await.map_err(std::io::Error::other)?;
             let mut link = process.link(APART_ANSWER_BYTES_MAX)?;
             link.put(&ToGuest::Look(digest), Vec::new())?;
+            let mut coded = false;
             loop {
                 match link.next().await? {
-                    Some(ToHost::NeedCode(wanted)) if wanted == digest => {
+                    Some(ToHost::NeedCode(wanted)) if wanted == digest && !std::mem::replace(&mut coded, true) => {
+                        if !process.hand(digest, artifact) {
+                            process.end("it was handed so much code that it begins anew");
+                        }
                         let shared = artifact.shared().map(|(digest, _)| digest);
                         link.put(&ToGuest::Code { shared }, artifact.hand_over()?)?;
                     }

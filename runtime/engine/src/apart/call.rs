@@ -147,14 +147,21 @@ impl ApartBee {
                 Ok(Some(ToHost::NeedCode(digest)))
                     if digest == self.told.module && !std::mem::replace(&mut coded, true) =>
                 {
-                    self.code(&mut link).await?;
+                    self.code(process, &mut link).await?;
                 }
                 Ok(Some(ToHost::Ask(number, ask))) => {
                     beside.admit(number, &ask, inputs)?;
                     while beside.connections.try_join_next().is_some() {}
                     // The last of a connection may still be under way when its request has ended, and the next one begins.
                     let crowded = beside.connections.len() >= 2 * HTTP_PER_CALL_MAX;
-                    beside.asked.push(self.asked(number, ask, parts.clone(), crowded));
+                    // Tensors are kept until they are answered.
+                    let room = matches!(ask, Ask::Predict { .. }).then(|| link.room()).flatten();
+                    let asked = self.asked(number, ask, parts.clone(), crowded);
+                    beside.asked.push(Box::pin(async move {
+                        let answered = asked.await;
+                        drop(room);
+                        answered
+                    }));
                 }
                 Ok(Some(ToHost::Done(done))) => {
                     let granted = self.settings.keyed && self.settings.state;
@@ -188,9 +195,19 @@ impl ApartBee {
         link.put_sized(&call, size, Vec::new()).map_err(Broke::told)
     }
 
-    async fn code(&self, link: &mut Link) -> Result<(), Broke> {
-        let code = self.codes.code(&self.tenant, self.told.module).await;
-        let code = code.map_err(|e| Broke::Told(format!("its module cannot be loaded: {e}")))?;
+    async fn code(&self, process: &Process, link: &mut Link) -> Result<(), Broke> {
+        let code = match process.code(self.told.module) {
+            Some(code) => code,
+            None => {
+                let code = self.codes.code(&self.tenant, self.told.module).await;
+                let code = code.map_err(|e| Broke::Told(format!("its module cannot be loaded: {e}")))?;
+                // Another call may have brought the same meanwhile; then that one is gone with this.
+                if !process.hand(self.told.module, &code) {
+                    process.end("it was handed so much code that it begins anew");
+                }
+                code
+            }
+        };
         let shared = code.shared().map(|(digest, _)| digest);
         let files = code.hand_over().map_err(Broke::told)?;
         link.put(&ToGuest::Code { shared }, files).map_err(Broke::told)

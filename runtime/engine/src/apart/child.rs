@@ -101,7 +101,7 @@ async fn obey(engine: Arc<Engine>, hello: &Hello, orders: StdStream) -> std::io:
     let bounds = Bounds {
         frame: APART_TOLD_BYTES_MAX,
         lists: APART_TOLD_BYTES_MAX,
-        room: Room::new(usize::MAX),
+        room: Room::endless(),
         queue: usize::MAX,
         descriptors: true,
     };

@@ -220,7 +220,7 @@ pub(super) async fn serve(house: Arc<House>, socket: StdStream) {
     let bounds = Bounds {
         frame: APART_TOLD_BYTES_MAX,
         lists: APART_TOLD_BYTES_MAX,
-        room: Room::new(usize::MAX),
+        room: Room::endless(),
         queue: usize::MAX,
         descriptors: true,
     };

@@ -47,7 +47,7 @@ fn trusting() -> Bounds {
     Bounds {
         frame: APART_TOLD_BYTES_MAX,
         lists: APART_TOLD_BYTES_MAX,
-        room: Room::new(usize::MAX),
+        room: Room::endless(),
         queue: usize::MAX,
         descriptors: true,
     }
@@ -97,6 +97,7 @@ impl Impostor {
             },
             share: Arc::clone(&share),
             memory_bytes,
+            place: Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().unwrap(),
         };
         let process = tokio::spawn(Process::new(command.spawn().unwrap(), own, start));
         let mut orders = Link::new(its, trusting()).unwrap();
@@ -283,33 +284,53 @@ async fn one_that_breaks_the_rules_is_killed_and_the_call_is_the_hosts() {
 }
 
 #[tokio::test]
-async fn frames_that_never_end_have_a_bound_together() {
+async fn large_frames_have_a_bound_together_and_who_finds_no_room_waits() {
     let mut impostor = Impostor::new().await;
+    let before = impostor.process.room.left();
     let mut calls = Vec::new();
-    // Sixteen of almost 16 MiB and one more are too many.
-    for _ in 0..17 {
-        calls.push(impostor.called().await);
+    // Frames of 16 MiB that never come to their ends: as many as there is room for.
+    let large = (16 << 20) - 1_024;
+    for _ in 0..before / (16 << 20) {
+        let (call, mut socket) = impostor.called().await;
+        socket.write_all(&u32::try_from(large).unwrap().to_le_bytes()).unwrap();
+        calls.push((call, socket));
     }
-    let sends = calls.into_iter().map(|(call, socket)| {
-        let send = tokio::task::spawn_blocking(move || {
-            let mut socket = socket;
-            socket.set_nonblocking(false).unwrap();
-            let bytes = vec![0; (16 << 20) - 1_024];
-            let _ = socket.write_all(&u32::try_from(bytes.len() + 512).unwrap().to_le_bytes());
-            let _ = socket.write_all(&bytes);
-            // Open until the node closes it.
-            let _ = std::io::Read::read(&mut socket, &mut [0; 64 << 10]);
-            let _ = std::io::Read::read(&mut socket, &mut [0; 64 << 10]);
-        });
-        (call, send)
-    });
-    let ends: Vec<_> = sends.collect();
-    for (call, send) in ends {
-        let detail = told(call.await.unwrap());
-        assert!(detail.contains("died") || detail.contains("killed"), "{detail}");
-        send.await.unwrap();
+    let until = std::time::Instant::now() + Duration::from_secs(10);
+    while impostor.process.room.left() > 0 {
+        assert!(
+            std::time::Instant::now() < until,
+            "{} left",
+            impostor.process.room.left()
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert!(!impostor.process.ended_well());
+    // One more is not read beyond what the kernel keeps of it, ...
+    let (waiting, socket) = impostor.called().await;
+    socket.set_nonblocking(true).unwrap();
+    let mut sent = (&socket).write(&u32::try_from(large).unwrap().to_le_bytes()).unwrap();
+    let piece = vec![0; 64 << 10];
+    let until = std::time::Instant::now() + Duration::from_secs(1);
+    while std::time::Instant::now() < until {
+        match (&socket).write(&piece) {
+            Ok(more) => sent += more,
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    }
+    assert!(sent < 2 << 20, "{sent} bytes were taken");
+    assert!(!waiting.is_finished());
+    // ... and a small one comes by.
+    let (call, socket) = impostor.called().await;
+    let mut link = Link::new(socket, trusting()).unwrap();
+    assert!(matches!(link.next().await, Ok(Some(ToGuest::Call(_)))));
+    link.put(&steps(1), Vec::new()).unwrap();
+    assert!(call.await.unwrap().result.is_ok());
+    // All of it goes with the process.
+    impostor.process.kill("a test ends");
+    for (call, _) in calls {
+        told(call.await.unwrap());
+    }
+    told(waiting.await.unwrap());
+    assert_eq!(impostor.process.room.left(), before);
 }
 
 #[tokio::test]
@@ -416,6 +437,7 @@ async fn one_that_lies_about_a_module_is_killed() {
         framed(&ToHost::NeedCode(Digest([9; 32]))),
         vec![0xff; 64],
         vec![1, 0, 0, 0, 99],
+        framed(&ToHost::NeedCode(Digest([1; 32]))).repeat(2),
     ] {
         let mut impostor = Impostor::new().await;
         let processes = Arc::clone(&impostor.processes);
@@ -500,4 +522,45 @@ async fn a_node_has_so_many_and_the_one_longest_idle_makes_room() {
     assert!(gone[0].ended_well());
     processes.stop().await;
     assert!(all.iter().all(|process| !is_there(process.pid)));
+}
+
+#[tokio::test]
+async fn one_that_answers_what_was_not_asked_is_killed() {
+    let mut impostor = Impostor::new().await;
+    impostor.orders.put(&News::Pong(0), Vec::new()).unwrap();
+    reaped(&impostor.process).await;
+}
+
+#[tokio::test]
+async fn a_tenant_that_was_made_anew_has_another_process() {
+    let processes = scripted("ready; exec sleep 600");
+    let tenant: TenantId = "acme".parse().unwrap();
+    let share = Arc::<crate::Share>::default();
+    share.bear(1);
+    let first = processes.of(&tenant, &share).await.unwrap();
+    assert_eq!(processes.of(&tenant, &share).await.unwrap().pid, first.pid);
+    share.bear(2);
+    let second = processes.of(&tenant, &share).await.unwrap();
+    assert_ne!(first.pid, second.pid);
+    reaped(&first).await;
+    processes.stop().await;
+}
+
+#[tokio::test]
+async fn many_that_start_at_once_are_no_more_than_a_node_may_have() {
+    let processes = scripted("sleep 0.2; ready; exec sleep 600");
+    let starts = (0..APART_PROCESSES_MAX + 8).map(|at| {
+        let processes = Arc::clone(&processes);
+        let tenant: TenantId = format!("tenant-{at}").parse().unwrap();
+        tokio::spawn(async move { processes.of(&tenant, &Arc::default()).await.map(|process| process.pid) })
+    });
+    let started: Vec<_> = futures::future::join_all(starts).await;
+    let pids: Vec<u32> = started
+        .into_iter()
+        .filter_map(|started| started.unwrap().ok())
+        .collect();
+    let there = pids.iter().filter(|pid| is_there(**pid)).count();
+    assert!(pids.len() >= APART_PROCESSES_MAX, "{}", pids.len());
+    assert!(there <= APART_PROCESSES_MAX, "{there}");
+    processes.stop().await;
 }

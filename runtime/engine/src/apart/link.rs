@@ -6,7 +6,6 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use rustix::io::retry_on_intr;
@@ -16,6 +15,7 @@ use rustix::net::{
 };
 use tokio::io::Interest;
 use tokio::net::UnixStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use zeroize::Zeroizing;
 
 use super::codec::{Reader, Wire};
@@ -25,19 +25,37 @@ const READ_BYTES: usize = 64 << 10;
 /// Descriptors that come with one read. A frame brings two at most.
 const DESCRIPTORS_AT_ONCE: usize = 4;
 
-/// What frames that are not whole yet may take of this process, all links to one other process together.
+/// What large frames may take of this process, all links to one other process together: from their first bytes on, until the next one is read or
+/// what they asked is answered. A frame for which there is none is not read yet: waiting is its link's trouble, and nobody else's.
+#[derive(Debug, Clone)]
+pub(super) struct Room(Option<Arc<Semaphore>>);
+
+/// What a large frame has of it.
 #[derive(Debug)]
-pub(super) struct Room {
-    held: AtomicUsize,
-    most: usize,
-}
+pub(super) struct Taken(#[expect(dead_code, reason = "given back when dropped")] OwnedSemaphorePermit);
 
 impl Room {
-    pub(super) fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self {
-            held: AtomicUsize::new(0),
-            most,
-        })
+    pub(super) fn new(most: usize) -> Self {
+        Self(Some(Arc::new(Semaphore::new(most / READ_BYTES))))
+    }
+
+    /// For one whose other side is trusted.
+    pub(super) fn endless() -> Self {
+        Self(None)
+    }
+
+    async fn take(&self, bytes: usize) -> io::Result<Option<Taken>> {
+        let Some(room) = &self.0 else { return Ok(None) };
+        let pieces = u32::try_from(bytes.div_ceil(READ_BYTES)).unwrap_or(u32::MAX);
+        let taken = Arc::clone(room).acquire_many_owned(pieces).await;
+        Ok(Some(Taken(taken.map_err(io::Error::other)?)))
+    }
+
+    #[cfg(test)]
+    pub(super) fn left(&self) -> usize {
+        self.0
+            .as_ref()
+            .map_or(usize::MAX, |room| room.available_permits() * READ_BYTES)
     }
 }
 
@@ -48,7 +66,7 @@ pub(super) struct Bounds {
     pub(super) frame: usize,
     /// What the lists of one frame may take in memory, bytes.
     pub(super) lists: usize,
-    pub(super) room: Arc<Room>,
+    pub(super) room: Room,
     /// So much may wait to be sent, bytes: beyond it nothing more is read until the other side has taken it. Only one side may have such a bound,
     /// or both would wait for each other.
     pub(super) queue: usize,
@@ -68,8 +86,10 @@ pub(super) struct Link {
     stream: UnixStream,
     bounds: Bounds,
     incoming: BytesMut,
-    /// What of `incoming` is counted in the room.
-    counted: usize,
+    /// Of the frame that comes, or came last.
+    taken: Option<Taken>,
+    /// Whether that one has come.
+    whole: bool,
     came: VecDeque<OwnedFd>,
     outgoing: VecDeque<Segment>,
 }
@@ -82,18 +102,18 @@ impl Link {
             stream: UnixStream::from_std(stream)?,
             bounds,
             incoming: BytesMut::new(),
-            counted: 0,
+            taken: None,
+            whole: false,
             came: VecDeque::new(),
             outgoing: VecDeque::new(),
         })
     }
 
     /// Back, for another runtime. Only between frames: `None` where something is left in either direction.
-    pub(super) fn into_std(mut self) -> Option<StdStream> {
+    pub(super) fn into_std(self) -> Option<StdStream> {
         if !self.incoming.is_empty() || !self.outgoing.is_empty() || !self.came.is_empty() {
             return None;
         }
-        self.count(0);
         let stream = self.stream.as_fd().try_clone_to_owned().ok()?;
         Some(StdStream::from(stream))
     }
@@ -148,11 +168,21 @@ impl Link {
     /// # Errors
     /// The socket's, or a frame that is none.
     pub(super) async fn next<T: Wire>(&mut self) -> io::Result<Option<T>> {
+        if std::mem::take(&mut self.whole) {
+            self.taken = None;
+        }
         loop {
             let full = self.queued() > self.bounds.queue;
             if !full && let Some(frame) = self.cut()? {
                 let value = Reader::new(frame, self.bounds.lists).whole::<T>();
                 return value.map(Some).map_err(io::Error::other);
+            }
+            if !full
+                && self.taken.is_none()
+                && let Some(length) = self.announced()?.filter(|length| *length > READ_BYTES)
+            {
+                self.taken = self.bounds.room.take(length).await?;
+                self.incoming.reserve((4 + length).saturating_sub(self.incoming.len()));
             }
             let interest = match self.outgoing.is_empty() {
                 true => Interest::READABLE,
@@ -207,7 +237,13 @@ impl Link {
         self.came.pop_front().ok_or_else(none)
     }
 
-    fn cut(&mut self) -> io::Result<Option<Bytes>> {
+    /// The room of the frame that came last, for as long as something of it is kept.
+    pub(super) fn room(&mut self) -> Option<Taken> {
+        self.taken.take()
+    }
+
+    /// Bytes of the frame that comes.
+    fn announced(&self) -> io::Result<Option<usize>> {
         let Some(head) = self.incoming.first_chunk::<4>() else {
             return Ok(None);
         };
@@ -218,23 +254,30 @@ impl Link {
                 self.bounds.frame
             )));
         }
+        Ok(Some(length))
+    }
+
+    fn cut(&mut self) -> io::Result<Option<Bytes>> {
+        let Some(length) = self.announced()? else {
+            return Ok(None);
+        };
         if self.incoming.len() < 4 + length {
             return Ok(None);
         }
+        self.whole = true;
         let _ = self.incoming.split_to(4);
-        let frame = self.incoming.split_to(length).freeze();
-        self.count(self.incoming.len());
-        Ok(Some(frame))
-    }
-
-    fn count(&mut self, now: usize) {
-        let held = &self.bounds.room.held;
-        if now >= self.counted {
-            held.fetch_add(now - self.counted, Ordering::Relaxed);
-        } else {
-            held.fetch_sub(self.counted - now, Ordering::Relaxed);
+        // A frame takes no more than itself, and this link nothing between frames: whatever is made of a small one must not keep what was read with it.
+        let frame = match length > READ_BYTES {
+            true => {
+                let rest = BytesMut::from(&self.incoming[length..]);
+                std::mem::replace(&mut self.incoming, rest).split_to(length).freeze()
+            }
+            false => Bytes::copy_from_slice(&self.incoming.split_to(length)),
+        };
+        if self.incoming.is_empty() {
+            self.incoming = BytesMut::new();
         }
-        self.counted = now;
+        Ok(Some(frame))
     }
 
     fn fill(&mut self) -> io::Result<usize> {
@@ -245,21 +288,7 @@ impl Link {
             receive(self.stream.as_fd(), &mut self.incoming[before..], came)
         });
         self.incoming.truncate(before + *read.as_ref().unwrap_or(&0));
-        self.count(self.incoming.len());
-        let room = &self.bounds.room;
-        if room.held.load(Ordering::Relaxed) > room.most {
-            return Err(io::Error::other(format!(
-                "more than {} bytes of frames that are not whole",
-                room.most
-            )));
-        }
         read
-    }
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.count(0);
     }
 }
 

@@ -9,17 +9,20 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use skep_model::id::Digest;
 use skep_model::limits::{
-    APART_ANSWER_BYTES_MAX, APART_BESIDE_BYTES, APART_CALLS_MAX, APART_LISTS_BYTES_MAX, APART_LOOK_MS, APART_NEWS_MAX,
-    APART_PING_MS, APART_QUEUE_BYTES, APART_SILENCE_MS, APART_SOCKETS_KEPT, APART_START_MS, APART_UNREAD_BYTES_MAX,
+    APART_BESIDE_BYTES, APART_CALLS_MAX, APART_LISTS_BYTES_MAX, APART_LOOK_MS, APART_NEWS_A_SECOND, APART_NEWS_BURST,
+    APART_NEWS_BYTES_MAX, APART_PING_MS, APART_QUEUE_BYTES, APART_SILENCE_MS, APART_SOCKETS_KEPT, APART_START_MS,
+    APART_UNREAD_BYTES_MAX, MODULES_BYTES_DEFAULT,
 };
 use skep_model::name::TenantId;
 use tokio::process::Child;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::link::{Bounds, Link, Room};
 use super::messages::{Hello, News, Order, Used};
+use crate::artifact::Artifact;
 use crate::share::{Meter, Share};
 
 /// How much of what it says on its standard error is kept: the last lines.
@@ -34,7 +37,11 @@ pub(super) struct Process {
     /// Places for calls.
     pub(super) calls: Semaphore,
     sockets: Mutex<Vec<StdStream>>,
-    pub(super) room: Arc<Room>,
+    pub(super) room: Room,
+    /// Which tenant of that name it was started for.
+    pub(super) born: u64,
+    /// Native code that it was handed: the same files again for whoever asks again, so that what it keeps of them is known.
+    codes: Mutex<HashMap<Digest, Artifact>>,
     /// It has ended, or is about to be killed.
     pub(super) gone: CancellationToken,
     /// Nothing of it is left.
@@ -65,6 +72,8 @@ pub(super) struct Start {
     pub(super) share: Arc<Share>,
     /// What its tenant's Bees may grow to where no limit is set, for all instances together, bytes.
     pub(super) memory_bytes: u64,
+    /// Among those that a node may have. Given back when nothing is left of the process.
+    pub(super) place: OwnedSemaphorePermit,
 }
 
 impl Process {
@@ -74,10 +83,11 @@ impl Process {
             hello,
             share,
             memory_bytes,
+            place,
         } = start;
         let room = Room::new(APART_UNREAD_BYTES_MAX);
         let said = said(child.stderr.take());
-        let mut link = Link::new(control, bounds(&room, APART_ANSWER_BYTES_MAX))?;
+        let mut link = Link::new(control, bounds(&room, APART_NEWS_BYTES_MAX))?;
         let tenant = hello.tenant.clone();
         let limits = hello.limits;
         link.put(&Order::Hello(hello), Vec::new())?;
@@ -106,6 +116,8 @@ impl Process {
             calls: Semaphore::new(APART_CALLS_MAX),
             sockets: Mutex::default(),
             room,
+            born: share.born(),
+            codes: Mutex::default(),
             gone: CancellationToken::new(),
             reaped: CancellationToken::new(),
             why: Mutex::default(),
@@ -121,6 +133,7 @@ impl Process {
             said,
             limits,
             memory_bytes,
+            _place: place,
         };
         tokio::spawn(care.take(ordered));
         Ok(process)
@@ -177,6 +190,21 @@ impl Process {
         }
     }
 
+    pub(super) fn code(&self, digest: Digest) -> Option<Artifact> {
+        self.codes().get(&digest).cloned()
+    }
+
+    /// It is to have this code. `false`: it had so much already that it has to begin anew, for nobody knows what of it it keeps.
+    pub(super) fn hand(&self, digest: Digest, code: &Artifact) -> bool {
+        let mut codes = self.codes();
+        codes.insert(digest, code.clone());
+        codes.values().map(Artifact::len).sum::<u64>() <= 2 * MODULES_BYTES_DEFAULT
+    }
+
+    fn codes(&self) -> MutexGuard<'_, HashMap<Digest, Artifact>> {
+        self.codes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// From now on the process knows this Bee by that number.
     pub(super) fn count(&self, bee: u64, meter: &Arc<Meter>) {
         let mut meters = self.meters();
@@ -212,11 +240,11 @@ impl Process {
     }
 }
 
-fn bounds(room: &Arc<Room>, frame: usize) -> Bounds {
+fn bounds(room: &Room, frame: usize) -> Bounds {
     Bounds {
         frame,
         lists: APART_LISTS_BYTES_MAX,
-        room: Arc::clone(room),
+        room: room.clone(),
         queue: APART_QUEUE_BYTES,
         descriptors: false,
     }
@@ -230,6 +258,7 @@ struct Care {
     said: Arc<Mutex<Vec<u8>>>,
     limits: [u64; 4],
     memory_bytes: u64,
+    _place: OwnedSemaphorePermit,
 }
 
 /// Pings, and what came of them.
@@ -244,28 +273,38 @@ struct Pings {
 struct Believed {
     /// CPU time that it can have used since what it told last: as much as all cores had, ns.
     cpu_ns: u64,
+    /// Frames that it may say now.
+    frames: f64,
     since: Instant,
-    /// Frames since the last look.
-    frames: usize,
 }
 
 impl Believed {
     fn new() -> Self {
         Self {
             cpu_ns: 0,
+            frames: APART_NEWS_BURST,
             since: Instant::now(),
-            frames: 0,
         }
     }
 
-    /// Time has passed. What was not used of it may be told late, with the next one: reports are half a second apart.
-    fn grow(&mut self) {
+    /// Something was said. What it could have said and used before, and did not, it may say late: a busy node reads several at once.
+    ///
+    /// # Errors
+    /// It says more than any honest one would.
+    fn hear(&mut self) -> Result<(), String> {
         const CORES_TIME_MAX_NS: u64 = 10_000_000_000;
         let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
-        let passed = u64::try_from(self.since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let passed = self.since.elapsed();
         self.since = Instant::now();
-        let more = self.cpu_ns.saturating_add(passed.saturating_mul(cores));
-        self.cpu_ns = more.min(CORES_TIME_MAX_NS * cores);
+        let time = u64::try_from(passed.as_nanos())
+            .unwrap_or(u64::MAX)
+            .saturating_mul(cores);
+        self.cpu_ns = self.cpu_ns.saturating_add(time).min(CORES_TIME_MAX_NS * cores);
+        self.frames = (self.frames + passed.as_secs_f64() * APART_NEWS_A_SECOND).min(APART_NEWS_BURST) - 1.0;
+        match self.frames < 0.0 {
+            true => Err("it said too much of itself".to_owned()),
+            false => Ok(()),
+        }
     }
 }
 
@@ -293,13 +332,16 @@ impl Care {
                     }
                 }
                 news = self.link.next::<News>() => match news {
-                    Ok(Some(News::Pong(number))) if number == pings.sent => pings.unanswered = None,
-                    Ok(Some(News::Used { bees, instances, memory })) => {
-                        believed.frames += 1;
-                        if believed.frames > APART_NEWS_MAX {
-                            break "it said too much of what it used".to_owned();
+                    Ok(Some(News::Pong(number))) if number == pings.sent && pings.unanswered.is_some() => {
+                        pings.unanswered = None;
+                        if let Err(why) = believed.hear() {
+                            break why;
                         }
-                        believed.grow();
+                    }
+                    Ok(Some(News::Used { bees, instances, memory })) => {
+                        if let Err(why) = believed.hear() {
+                            break why;
+                        }
                         self.count(&bees, &mut believed.cpu_ns);
                         process.share.note_apart(instances, memory);
                     }
@@ -311,12 +353,9 @@ impl Care {
                     },
                     Err(e) => break e.to_string(),
                 },
-                _ = tick.tick() => {
-                    believed.frames = 0;
-                    if let Err(why) = self.look(&mut pings) {
-                        break why;
-                    }
-                }
+                _ = tick.tick() => if let Err(why) = self.look(&mut pings) {
+                    break why;
+                },
             }
         };
         let words = last(&self.said);
@@ -342,12 +381,14 @@ impl Care {
     /// What it says of itself is believed as far as it can be true: more than all cores had to give it did not use.
     fn count(&self, bees: &[Used], left: &mut u64) {
         let lived_ms = u64::try_from(self.process.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let mut byte_ms_left = self.memory_bytes.saturating_mul(lived_ms);
         let meters = self.process.meters();
         for used in bees {
             let Some(meter) = meters.get(&used.bee) else { continue };
             let cpu_ns = used.cpu_ns.min(*left);
             *left -= cpu_ns;
-            let byte_ms = used.byte_ms.min(self.memory_bytes.saturating_mul(lived_ms));
+            let byte_ms = used.byte_ms.min(byte_ms_left);
+            byte_ms_left -= byte_ms;
             meter.add(cpu_ns, byte_ms);
             self.process.share.used().add(cpu_ns, byte_ms);
         }
@@ -380,7 +421,9 @@ impl Care {
                 process.kill(format!("it had {bytes} bytes of memory, of {most}"));
                 Err("memory".to_owned())
             }
-            _ => Ok(()),
+            Some(_) => Ok(()),
+            // It has ended; or its first thread has, and no other can be looked into: an honest one's lives as long as all.
+            None => Err("it shows no memory any more".to_owned()),
         }
     }
 }
@@ -406,10 +449,14 @@ fn said(stderr: Option<tokio::process::ChildStderr>) -> Arc<Mutex<Vec<u8>>> {
     tokio::spawn(async move {
         let mut piece = [0; 1_024];
         while let Ok(read @ 1..) = stderr.read(&mut piece).await {
-            let mut kept = keep.lock().unwrap_or_else(PoisonError::into_inner);
-            kept.extend_from_slice(&piece[..read]);
-            let excess = kept.len().saturating_sub(STDERR_BYTES);
-            kept.drain(..excess);
+            {
+                let mut kept = keep.lock().unwrap_or_else(PoisonError::into_inner);
+                kept.extend_from_slice(&piece[..read]);
+                let excess = kept.len().saturating_sub(STDERR_BYTES);
+                kept.drain(..excess);
+            }
+            // An honest one says a line, if anything. One that says more waits for us.
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     });
     kept

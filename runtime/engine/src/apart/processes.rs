@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use skep_model::limits::{
-    APART_BACKOFF_FIRST_MS, APART_BACKOFF_MAX_MS, APART_IDLE_MS, APART_PROCESSES_MAX, MODULE_IDLE_MS,
+    APART_BACKOFF_FIRST_MS, APART_BACKOFF_MAX_MS, APART_IDLE_MS, APART_PROCESSES_MAX, APART_START_MS, MODULE_IDLE_MS,
     MODULES_BYTES_DEFAULT,
 };
 use skep_model::name::TenantId;
 use tokio::process::{Child, Command};
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::messages::Hello;
@@ -43,6 +43,8 @@ pub struct Processes {
     args: Vec<OsString>,
     memory_bytes_max: u64,
     slots: Mutex<HashMap<TenantId, Arc<Slot>>>,
+    /// For as many as there may be, those that start and those that end included.
+    places: Arc<Semaphore>,
     counts: Mutex<Counts>,
     /// The node's own runtime: calls come from others, which may end.
     runtime: Handle,
@@ -92,6 +94,7 @@ impl Processes {
             args,
             memory_bytes_max: engine.memory_bytes_max as u64,
             slots: Mutex::default(),
+            places: Arc::new(Semaphore::new(APART_PROCESSES_MAX)),
             counts: Mutex::default(),
             runtime: Handle::current(),
             starter: Starter::new(Handle::current())?,
@@ -178,8 +181,11 @@ impl Processes {
     /// Why there is none: in words, for whoever's call it was.
     pub(super) async fn of(self: &Arc<Self>, tenant: &TenantId, share: &Arc<Share>) -> Result<Arc<Process>, String> {
         let slot = self.slot(tenant);
-        if let Some(process) = slot.live() {
-            return Ok(process);
+        match slot.live() {
+            Some(process) if process.born == share.born() => return Ok(process),
+            // A tenant that was deleted and made anew has nothing of the one before.
+            Some(process) => process.end("its tenant is another one of that name"),
+            None => {}
         }
         // On the node's runtime, whatever runtime this call comes from; and to its end, also when the call is given up: one that was started has
         // an owner from the first moment on.
@@ -212,8 +218,15 @@ impl Processes {
         if self.stopping.is_cancelled() {
             return Err("the node stops".to_owned());
         }
-        self.make_room(&tenant)?;
-        match self.start(&tenant, &share).await {
+        let room = match Arc::clone(&self.places).try_acquire_owned() {
+            Ok(room) => room,
+            Err(_) => self.make_room(&tenant).await?,
+        };
+        let started = tokio::select! {
+            started = self.start(&tenant, &share, room) => started,
+            () = self.stopping.cancelled() => return Err("the node stops".to_owned()),
+        };
+        match started {
             Ok(process) => {
                 lock(&self.counts).starts += 1;
                 *lock(&slot.last) = Arc::downgrade(&process);
@@ -244,15 +257,13 @@ impl Processes {
         }
     }
 
-    /// Ends the one that nobody called for longest, where there are as many as there may be.
-    fn make_room(&self, tenant: &TenantId) -> Result<(), String> {
-        let slots = lock(&self.slots);
-        let live = slots.iter().filter(|(other, _)| *other != tenant);
-        let live: Vec<_> = live.filter_map(|(_, slot)| slot.live()).collect();
-        drop(slots);
-        if live.len() < APART_PROCESSES_MAX {
-            return Ok(());
-        }
+    /// Ends the one that nobody called for longest, for there are as many as there may be.
+    async fn make_room(&self, tenant: &TenantId) -> Result<OwnedSemaphorePermit, String> {
+        let live: Vec<_> = {
+            let slots = lock(&self.slots);
+            let others = slots.iter().filter(|(other, _)| *other != tenant);
+            others.filter_map(|(_, slot)| slot.live()).collect()
+        };
         let idle = live.iter().filter_map(|process| Some((process.idle()?, process)));
         let Some((_, oldest)) = idle.max_by_key(|(idle, _)| *idle) else {
             return Err(format!(
@@ -260,10 +271,18 @@ impl Processes {
             ));
         };
         oldest.end("another tenant's is needed more");
-        Ok(())
+        let freed = Arc::clone(&self.places).acquire_owned();
+        let freed = tokio::time::timeout(Duration::from_millis(APART_START_MS), freed).await;
+        let freed = freed.map_err(|_| "no process of another tenant ended to make room".to_owned())?;
+        freed.map_err(|e| e.to_string())
     }
 
-    async fn start(&self, tenant: &TenantId, share: &Arc<Share>) -> Result<Arc<Process>, String> {
+    async fn start(
+        &self,
+        tenant: &TenantId,
+        share: &Arc<Share>,
+        place: OwnedSemaphorePermit,
+    ) -> Result<Arc<Process>, String> {
         let not = |e: std::io::Error| format!("a process for tenant `{tenant}` cannot be started: {e}");
         let (own, its) = StdStream::pair().map_err(not)?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
@@ -284,6 +303,7 @@ impl Processes {
             memory_bytes: self
                 .memory_bytes_max
                 .saturating_mul((RUNNING + RUNNING / 4 + SPARE).into()),
+            place,
         };
         let mut command = Command::new(&self.exe);
         command

@@ -21,7 +21,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_munmap,
     libc::SYS_mremap,
     libc::SYS_mprotect,
-    libc::SYS_madvise,
     libc::SYS_read,
     libc::SYS_readv,
     libc::SYS_pread64,
@@ -58,14 +57,13 @@ const ALLOWED: &[c_long] = &[
 ];
 
 /// What a process that runs Bees needs beside it: to wait for sockets that it has, to say something on them, and to hear what brings descriptors.
-/// It can make no socket and send no descriptor (`sendmsg`): of those only so many of one user may be under way. [`needed_only`] allows some in part.
+/// It can make no socket, and nothing else of which a user has only so many: watches of new epolls, descriptors that are sent (`sendmsg`). What its
+/// runtimes need of these is there before. [`needed_only`] allows some in part.
 const OF_TENANTS: &[c_long] = &[
-    libc::SYS_epoll_create1,
     libc::SYS_epoll_ctl,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_epoll_wait,
     libc::SYS_epoll_pwait,
-    libc::SYS_eventfd2,
     libc::SYS_ppoll,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_poll,
@@ -73,7 +71,6 @@ const OF_TENANTS: &[c_long] = &[
     libc::SYS_recvfrom,
     libc::SYS_recvmsg,
     libc::SYS_shutdown,
-    libc::SYS_dup,
     libc::SYS_getsockopt,
 ];
 
@@ -254,9 +251,9 @@ fn needed_only(whom: For) -> Result<BpfProgram, Error> {
         for (call, flags) in [(libc::SYS_sendto, 3), (libc::SYS_recvfrom, 3), (libc::SYS_recvmsg, 2)] {
             rules.insert(call, vec![when(flags, Len::Dword, Op::MaskedEq(out_of_band), 0)?]);
         }
-        // What is shared is counted as nobody's. Its threads are there before this filter is: it needs no more, and could have any number.
-        let shared = u64::from(libc::MAP_SHARED.cast_unsigned());
-        rules.insert(libc::SYS_mmap, vec![when(3, Len::Dword, Op::MaskedEq(shared), 0)?]);
+        // What is shared, or in huge pages, is counted as nobody's. Its threads are there before this filter is: it needs no more, and could have any number.
+        let uncounted = u64::from((libc::MAP_SHARED | libc::MAP_HUGETLB).cast_unsigned());
+        rules.insert(libc::SYS_mmap, vec![when(3, Len::Dword, Op::MaskedEq(uncounted), 0)?]);
         // Its answer comes from a filter of its own: see `not_there`.
         rules.insert(libc::SYS_memfd_create, Vec::new());
     } else {
@@ -267,6 +264,11 @@ fn needed_only(whom: For) -> Result<BpfProgram, Error> {
         let of_thread = when(0, Len::Qword, Op::MaskedEq(looked_at), thread)?;
         rules.insert(libc::SYS_clone, vec![of_thread]);
     }
+    // Not that pages of the machine are broken, by which they would be taken out of use.
+    let poison = [libc::MADV_HWPOISON, libc::MADV_SOFT_OFFLINE];
+    let conditions = poison.map(|advice| SeccompCondition::new(2, Len::Dword, Op::Ne, advice.cast_unsigned().into()));
+    let conditions = conditions.into_iter().collect::<Result<_, _>>()?;
+    rules.insert(libc::SYS_madvise, vec![SeccompRule::new(conditions)?]);
     let command = |command: &i32| when(1, Len::Dword, Op::Eq, command.cast_unsigned().into());
     let commands = FILE_COMMANDS.iter().map(command).collect::<Result<_, _>>()?;
     rules.insert(libc::SYS_fcntl, commands);

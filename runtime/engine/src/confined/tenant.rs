@@ -16,7 +16,8 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, getppid, getrlimit, set_par
 use super::syscalls;
 
 /// Sockets of calls, of requests that Bees send, and files of modules.
-const OPEN_FILES_MAX: u64 = 8_192;
+/// What it was sent and does not read is in the kernel, about 200 KiB a socket.
+const OPEN_FILES_MAX: u64 = 2_048;
 /// Among processes of a machine that is out of memory: before the node, and before most of what else runs.
 const OOM_SCORE: &[u8] = b"500";
 
@@ -75,12 +76,31 @@ pub(crate) fn confine(parent: u32) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     let status = shut_in().map_err(io::Error::other)?;
+    drop_capabilities()?;
     if status == RulesetStatus::NotEnforced || !syscalls::offered() {
         return Err(io::Error::other(
             "this kernel has not both Landlock (since 5.13) and seccomp filters, without which a tenant's own process keeps nothing from it",
         ));
     }
     Ok(())
+}
+
+/// Of a node that root started, for good. What it needs to be limited is done before.
+fn drop_capabilities() -> io::Result<()> {
+    /// `_LINUX_CAPABILITY_VERSION_3`, and this process.
+    const HEADER: [u32; 2] = [0x2008_0522, 0];
+    // Effective, permitted and inheritable, twice 32 of each.
+    let none = [0_u32; 6];
+    for capability in 0..=63_u64 {
+        // Fails for those that this kernel does not know, and without the right to, where there is nothing to drop.
+        // SAFETY: it takes numbers only.
+        unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+    }
+    // SAFETY: it reads a header and six numbers behind pointers that are valid.
+    match unsafe { libc::syscall(libc::SYS_capset, HEADER.as_ptr(), none.as_ptr()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// No file, no connection, no signal to others: each is asked for where the kernel knows it, and files must be.

@@ -49,6 +49,13 @@ fn tried(what: &str, socket: &UnixStream) -> i32 {
         "shared-memory" => map(libc::MAP_SHARED),
         "checked-shared-memory" => map(libc::MAP_SHARED_VALIDATE),
         "memory-file" => call(libc::SYS_memfd_create, [c"x".as_ptr() as i64, 0, 0, 0, 0, 0]),
+        "new-epoll" => call(libc::SYS_epoll_create1, [0; 6]),
+        "new-event" => call(libc::SYS_eventfd2, [0; 6]),
+        "another-descriptor" => call(libc::SYS_dup, [file, 0, 0, 0, 0, 0]),
+        "huge-memory" => map(libc::MAP_PRIVATE | libc::MAP_HUGETLB),
+        "give-back-memory" => call(libc::SYS_madvise, [0, 0, libc::MADV_DONTNEED.into(), 0, 0, 0]),
+        "poison" => call(libc::SYS_madvise, [0, 0, libc::MADV_HWPOISON.into(), 0, 0, 0]),
+        "take-offline" => call(libc::SYS_madvise, [0, 0, libc::MADV_SOFT_OFFLINE.into(), 0, 0, 0]),
         "open" => match std::fs::File::open("/proc/self/status") {
             Ok(_) => 0,
             Err(e) => e.raw_os_error().unwrap(),
@@ -135,7 +142,15 @@ fn a_tenants_process_can_do_what_it_needs() {
     if !able() {
         return;
     }
-    for what in ["nothing", "own-memory", "flags", "copy", "say", "signal-itself"] {
+    for what in [
+        "nothing",
+        "own-memory",
+        "give-back-memory",
+        "flags",
+        "copy",
+        "say",
+        "signal-itself",
+    ] {
         let status = run(what);
         assert_eq!(status.code(), Some(0), "{what}: {status}");
     }
@@ -151,6 +166,12 @@ fn a_tenants_process_can_do_nothing_else() {
         "process",
         "shared-memory",
         "checked-shared-memory",
+        "huge-memory",
+        "poison",
+        "take-offline",
+        "new-epoll",
+        "new-event",
+        "another-descriptor",
         "set-owner",
         "set-owner-of-a-group",
         "set-signal",
