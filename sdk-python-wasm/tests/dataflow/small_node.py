@@ -262,6 +262,7 @@ class SmallNode:
         self.answers.extend(outcome.respond)
         for emit in outcome.publish:
             assert (self.kinds[emit.to] is Kind.SPREAD) == (emit.key is None)
+            assert len(emit.payload) <= 256 << 10
             self.send(emit.to, emit.payload, emit.key)
 
 

@@ -50,6 +50,15 @@ KEY_BYTES_MAX = 1 << 10
 STATE_VALUE_BYTES_MAX = 256 << 10
 #: Values that the state of one key takes: with what an input sends they must fit into its effects.
 STATE_VALUES_MAX = 3
+#: Buckets that the keys of a stage share, a power of two: a message each is a small part of what a large read costs, and their state, of which
+#: each may have 4 MiB, is 4 GiB together. Another number begins a flow's state anew.
+BUCKETS = 1_024
+#: A bucket's state lies in pages of about so many bytes, each read and written whole; it gets more pages beyond that, a power of two, up to so many:
+#: all of them written anew are half of what one input may write.
+PAGE_BYTES = 8 << 10
+PAGES_MAX = 64
+#: A larger state of one key lies beside the pages.
+STATE_IN_PAGE_BYTES = 8 << 10
 #: Keys of a stage that an instance holds in memory beside what is kept: some 20 MB of an instance's 256.
 HELD_KEYS = 20_000
 #: Partitions of one source: each has a timer of its own.

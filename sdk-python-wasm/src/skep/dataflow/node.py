@@ -1,8 +1,9 @@
 """A stage of a flow as a node runs it: the node's inputs to :func:`~skep.dataflow.stage.process`, and what comes of it to the node's effects.
 
-A message carries items for one address, pickled together: a key's values, a sink partition's, or items for any worker. So a crossing carries
-many, and what costs a node by the message is paid once a key and batch. A state is a header and what the stage packed; the header says when
-the key's timer is set for, so that it is set only when that changes.
+A message carries items for one address, pickled together: values of a bucket's keys, a sink partition's, or items for any worker. So a crossing
+carries many, and what costs a node by the message is paid once a bucket and batch. What a node knows as the key of a keyed stage is a bucket of the
+flow's keys (:mod:`.buckets`); that of a source's stage or a sink's is a partition, whose state is a header and what the stage packed; the header
+says when the partition's timer is set for, so that it is set only when that changes.
 
 An instance may hold in memory what it kept of a key. It can't know whether another instance worked on the key since, or whether what it wrote
 was committed: so each input reads what is kept, and memory counts only if it is that to the byte. It spares building, not reading.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import pickle
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from time import monotonic
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from typing import Any, Protocol
 from ..errors import Reject
 from ..registry import ROOTS
 from ..report import Report, report
+from .buckets import Buckets, Groups, by_bucket, pack_groups, unpack_groups
 from .connectors.subject import SubjectSource, desk
 from .errors import StepError
 from .limits import (
@@ -43,7 +45,7 @@ from .limits import (
 )
 from .names import stage_names
 from .plan import Kind, Plan, Stage
-from .stage import Batch, Due, Input, Items, Outcome, Send, StageRun, list_parts, process
+from .stage import Batch, Due, Input, Items, Outcome, Send, Splitter, StageRun, group, list_parts, process
 
 #: What a message of items begins with, and what a state does. What begins with a later one is refused.
 MESSAGE_VERSION = 1
@@ -139,6 +141,17 @@ def unpack_items(data: bytes) -> Batch:
     return items
 
 
+def _behind(first: Groups, then: Groups) -> Groups:
+    """Values by key, the former first."""
+    for key, values in then.items():
+        held = first.get(key)
+        if held is None:
+            first[key] = values
+        else:
+            held.extend(values)
+    return first
+
+
 def milliseconds(at: datetime) -> int:
     """A time as nodes have it, not before it was; 1 where it is in 1970 or before."""
     return max(-((_EPOCH - at) // _MS), 1)
@@ -148,8 +161,20 @@ def _now() -> datetime:
     return datetime.now(timezone.utc)
 
 
+class _Addresses(Splitter):
+    """By what a node knows as keys."""
+
+    def split(self, to: str, items: Batch) -> Iterator[tuple[str | None, Batch | Groups]]:
+        """Address and items; values by key, where the address is a bucket."""
+        stage = self._stages[to]
+        if stage.kind is Kind.KEYED:
+            yield from by_bucket(group(stage.entry, items)).items()
+        else:
+            yield from super().split(to, items)
+
+
 class _Kept:
-    """What is kept of the key of the current input."""
+    """What is kept of the partition of the current input."""
 
     __slots__ = ("data", "due", "ended", "raw", "values")
 
@@ -189,6 +214,10 @@ class NodeStage:
         self._outputs = stage_names(plan)
         self._run = StageRun(stage)
         self._run.read_seconds = READ_SECONDS
+        self._split = _Addresses(self._by_name)
+        self._buckets = Buckets(host, self._run.forget) if stage.kind is Kind.KEYED else None
+        if self._buckets is not None:
+            self._run._load = self._buckets.load
         source = stage.entry.args.get("source")
         self._subject = source if isinstance(source, SubjectSource) else None
         self._parts: frozenset[str] | None = None
@@ -214,7 +243,10 @@ class NodeStage:
                 # What no step answers for: a message that is none, a source's ABORT, an exit.
                 found[self._index] = self._failed(e)
                 first = self._index + 1
-        self._run.rest(HELD_KEYS)
+        if self._buckets is None:
+            self._run.rest(HELD_KEYS)
+        else:
+            self._buckets.slim(HELD_KEYS)
         return found
 
     def _process(self, inputs: Sequence[Any], first: int, found: list[Any]) -> None:
@@ -230,17 +262,28 @@ class NodeStage:
             found[self._index] = self._failed(outcome) if isinstance(outcome, StepError) else self._done(outcome)
 
         self._moment = self._now()
-        process(self._stage, ready(), lambda key: self._kept.data, self._moment, by_name=self._by_name, run=self._run, settle=settle)
+        if self._buckets is not None:
+            for self._index in range(first, len(inputs)):
+                try:
+                    found[self._index] = self._keyed(inputs[self._index], self._buckets)
+                except StepError as e:
+                    found[self._index] = self._failed(e)
+            return
+        process(self._stage, ready(), lambda key: self._kept.data, self._moment, run=self._run, split=self._split, settle=settle)
 
     # ---------------------------------------------------------------------------------------------------------------------- one input
 
-    def _begin(self, given: Any) -> Input | None:
-        """Makes an input the current one. None: there is nothing to do."""
-        value = given.value
+    def _enter(self, value: Any) -> None:
+        """Makes an input the current one."""
         self._wrote = False
         self._kept = _NOTHING
         self._answers = desk.answers = []
         self._host.begin(self._index, value)
+
+    def _begin(self, given: Any) -> Input | None:
+        """Makes an input the current one. None: there is nothing to do."""
+        value = given.value
+        self._enter(value)
         if self._subject is not None:
             return Items(None, self._subject.items_of(value))
         kind = self._stage.kind
@@ -253,19 +296,11 @@ class NodeStage:
             if kept.due != value.at_ms or kept.ended:
                 return None
             kept.due = 0
-            early = value.at_ms - milliseconds(self._moment)
-            if early > 0 and kind is Kind.KEYED:
-                # The clock of the store is ahead of this one, by which the logic goes: it would ask for the same time again, at once, until then.
-                self._keep(key, kept.data, value.at_ms + early, False)
-                return None
-            if kind is Kind.SOURCE:
-                # Behind a failure by one batch, so that what can be read is.
-                self._run.read_items = self._read_items if value.attempt == 1 else 1
-                self._began = self._seconds()
+            # Behind a failure by one batch, so that what can be read is.
+            self._run.read_items = self._read_items if value.attempt == 1 else 1
+            self._began = self._seconds()
             return Due(key)
         if kind is not Kind.SOURCE:
-            if kind is Kind.KEYED:
-                self._run.expect(key, _EPOCH + kept.due * _MS if kept.due else None)
             return Items(key, unpack_items(value.payload))
         self._start(key)
         return None
@@ -290,16 +325,120 @@ class NodeStage:
         at = run.awake.get(part)
         self._keep(part, run.pack(part), milliseconds(at or self._now()), False)
 
-    def _done(self, outcome: Outcome) -> Any:
-        """Writes what the current input came to, and gives its outcome."""
+    def _keyed(self, given: Any, buckets: Buckets) -> Any:
+        """The outcome of an input of a bucket's keys."""
+        value = given.value
+        self._enter(value)
+        try:
+            buckets.begin(value.key)
+            fired, now = 0, milliseconds(self._moment)
+            if type(given) is not self._ends.timer:
+                groups = unpack_groups(value.payload)
+                if buckets.has_rest:
+                    groups = _behind(buckets.rest(), groups)
+                due = []
+            else:
+                fired = value.at_ms
+                # One that was set anew, or cancelled, by what came before it in the same batch.
+                if buckets.timer != fired:
+                    return self._ends.done([], [])
+                if fired > now:
+                    # The clock of the store is ahead of this one, by which the logic goes: it would ask for the same time again, at once, until then.
+                    self._set(buckets, fired + fired - now, fired)
+                    return self._ends.done([], [])
+                groups = buckets.rest()
+                due = buckets.due(now)
+                if groups:
+                    due = [key for key in due if key not in groups]
+            dues = buckets.dues(groups)
+            most = buckets.light([*groups, *due])
+        except ValueError as e:
+            raise self._unkept(buckets, e) from e
+        if most < len(groups) + len(due):
+            return self._some(buckets, groups, due, dues, fired, most)
+        try:
+            return self._all(buckets, groups, due, dues, {}, fired)
+        except TooMuch:
+            if len(groups) + len(due) == 1:
+                raise
+        self._undo(buckets)
+        return self._some(buckets, groups, due, buckets.dues(groups), fired, (len(groups) + len(due)) // 2)
+
+    def _some(self, buckets: Buckets, groups: Groups, due: list[str], dues: dict[str, int], fired: int, most: int) -> Any:
+        """Works on the first keys, as many as their effects allow. The others wait: values in the bucket's state, the timer goes on at once."""
+        while True:
+            now = dict(list(groups.items())[:most])
+            rest = {key: values for key, values in groups.items() if key not in now}
+            try:
+                return self._all(buckets, now, due[: max(most - len(now), 0)], {key: at for key, at in dues.items() if key in now}, rest, fired)
+            except TooMuch:
+                if most == 1:
+                    raise
+            most //= 2
+            self._undo(buckets)
+
+    def _undo(self, buckets: Buckets) -> None:
+        """As if nothing had been put into the current bucket."""
+        buckets.drop()
+        self._answers.clear()
+        buckets.begin(buckets.name)
+
+    def _all(self, buckets: Buckets, groups: Groups, due: list[str], dues: dict[str, int], rest: Groups, fired: int) -> Any:
+        try:
+            exits, changes = self._run.take_keys(groups, due, {key: _EPOCH + at * _MS for key, at in dues.items()}, self._moment)
+        except BaseException:
+            # Those that came further than what is kept, too.
+            for key in (*groups, *due):
+                self._run.forget(key)
+            raise
+        publish, size = self._emits(self._run.sends(exits, self._split) if exits else ())
+        try:
+            for key, state, at in changes:
+                buckets.put(key, state, 0 if at is None else milliseconds(at))
+            if rest or buckets.has_rest:
+                buckets.put_rest(rest)
+            size += buckets.settle()
+        except ValueError as e:
+            raise self._unkept(buckets, e) from e
+        if size > EFFECTS_BYTES_MAX or len(publish) > EMITS_MAX:
+            raise self._too_much(size, len(publish))
+        timer = milliseconds(self._moment) if rest else buckets.first_due()
+        if fired and timer:
+            # The one that fired was set for this very time, where some of what was due waits.
+            timer = max(timer, fired + 1)
+        self._set(buckets, timer, fired)
+        return self._ends.done(publish, self._answers)
+
+    def _set(self, buckets: Buckets, timer: int, fired: int) -> None:
+        """Writes the current bucket, and sets its timer."""
+        self._wrote = True
+        before = 0 if fired else buckets.timer
+        buckets.write(timer)
+        if timer != before:
+            if timer:
+                self._host.timer_set(TIMER, timer)
+            else:
+                self._host.timer_cancel(TIMER)
+
+    def _unkept(self, buckets: Buckets, error: ValueError) -> StepError:
+        op = self._stage.entry
+        return StepError(f"{op.title()}: what is kept, or came, in bucket {buckets.name!r} of its keys: {error}", (op.shown or op).step_id)
+
+    def _emits(self, sends: Iterable[Send]) -> tuple[list[Any], int]:
+        """Messages, and how many bytes they have with the answers."""
         publish: list[Any] = []
         size = sum(map(len, self._answers)) if self._answers else 0
         emit, address = self._host.emit, self._address
-        for send in outcome.sends:
+        for send in sends:
             to, key = self._outputs[send.to], None if send.key is None else address(send.key)
             for data in self._payloads(send):
                 publish.append(emit(None, data, to, key, []))
                 size += len(data) + OUTPUT_OVERHEAD_BYTES
+        return publish, size
+
+    def _done(self, outcome: Outcome) -> Any:
+        """Writes what the current input came to, and gives its outcome."""
+        publish, size = self._emits(outcome.sends)
         for state in outcome.writes.values():
             if state is not None:
                 size += len(state)
@@ -327,11 +466,13 @@ class NodeStage:
             raise StepError(f"{op.title()}: what it sends on: {e}", (op.shown or op).step_id, key=key) from None
 
     def _payloads(self, send: Send) -> list[bytes]:
+        items = send.items
         try:
-            return pack_items(send.items)
+            return pack_groups(items, MESSAGE_BYTES, PAYLOAD_BYTES_MAX) if isinstance(items, dict) else pack_items(items)
         except Exception as e:
             op = self._by_name[send.to].entry
-            kinds = ", ".join(sorted({type(item).__name__ for item in send.items})[:NAMES_SHOWN])
+            every = [one for values in items.values() for one in values] if isinstance(items, dict) else items
+            kinds = ", ".join(sorted({type(item).__name__ for item in every})[:NAMES_SHOWN])
             raise StepError(
                 f"{op.title()}: what is sent to it can't be pickled: {type(e).__name__}: {e}; between stages items are plain data; got {kinds}",
                 (op.shown or op).step_id,
@@ -349,6 +490,8 @@ class NodeStage:
 
     def _failed(self, error: BaseException) -> Any:
         """Undoes what the current input wrote, and says what went wrong."""
+        if self._buckets is not None:
+            self._buckets.drop()
         if self._wrote:
             self._wrote = False
             self._host.abandon(self._index)

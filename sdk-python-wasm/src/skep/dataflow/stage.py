@@ -34,6 +34,8 @@ _TUPLE = frozenset({tuple})
 Batch: TypeAlias = list[Any]
 #: For each exit of a stage, what goes there, or None.
 Exits: TypeAlias = list[Batch | None]
+#: Key, state and timer.
+Changes: TypeAlias = list[tuple[str, bytes | None, datetime | None]]
 
 
 def pack(state: object) -> bytes:
@@ -97,7 +99,8 @@ class Send:
     to: str
     #: A key, a partition, or None for any worker.
     key: str | None
-    items: Batch
+    #: Where the address is one of several keys: their values by key.
+    items: Batch | dict[str, Batch]
 
 
 @dataclass(slots=True)
@@ -126,6 +129,7 @@ def process(
     begin: Callable[[int], None] = lambda index: None,
     by_name: dict[str, Stage] | None = None,
     run: StageRun | None = None,
+    split: Splitter | None = None,
     settle: Callable[[int, Outcome | StepError], None] = lambda index, outcome: None,
 ) -> list[Outcome | StepError]:
     """Runs a stage on some inputs; one that fails leaves nothing but its error, and the others go on.
@@ -133,7 +137,7 @@ def process(
     ``begin`` is called with the number of each input before it is worked on, and ``settle`` with what came of it before the next is taken. A
     StepError that it raises of an outcome is what came of the input, and it is told so. ``load`` gives the kept state of a key; what a former
     outcome of the same call wrote counts before it. ``by_name``: the stages of the plan that this one sends to, as what is sent is split by
-    their kind. ``sink_parts`` may give the partitions of a sink's stage, which are listed otherwise.
+    their kind, or as ``split`` does it. ``sink_parts`` may give the partitions of a sink's stage, which are listed otherwise.
 
     ``run``: that of a call before, which may still hold in memory what it kept. What it holds of a key counts only where it is, to the byte,
     what ``load`` gives now: whoever else worked on the key meanwhile, and whatever became of what that call wrote.
@@ -147,7 +151,7 @@ def process(
         run = StageRun(stage, load=kept, worker=worker, workers=workers, epoch=lambda: epoch)
     else:
         run._load = kept
-    split = Splitter(by_name or {}, sink_parts)
+    split = split or Splitter(by_name or {}, sink_parts)
     found: list[Outcome | StepError] = []
     for index, given in enumerate(inputs):
         begin(index)
@@ -186,7 +190,7 @@ class Splitter:
             parts = self._parts[stage.name] = list_parts(stage)
         return parts
 
-    def split(self, to: str, items: Batch) -> Iterator[tuple[str | None, Batch]]:
+    def split(self, to: str, items: Batch) -> Iterator[tuple[str | None, Batch | dict[str, Batch]]]:
         """Address and items (without their keys, where the key is the address)."""
         stage = self._stages[to]
         if stage.kind is Kind.KEYED:
@@ -807,12 +811,39 @@ class StageRun:
                 self._packs.pop(key, None)  # type: ignore[arg-type]
             else:
                 self._packs[key] = state  # type: ignore[index]
-        if not exits:
-            return outcome
-        for to, items in zip(self.stage.exits, exits):
-            if items:
-                outcome.sends.extend(Send(to, address, some) for address, some in split.split(to, items))
+        if exits:
+            outcome.sends = self.sends(exits, split)
         return outcome
+
+    def sends(self, exits: Exits, split: Splitter) -> list[Send]:
+        """What goes to each exit, by address."""
+        return [
+            Send(to, address, some) for to, items in zip(self.stage.exits, exits) if items for address, some in split.split(to, items)
+        ]
+
+    def take_keys(self, groups: dict[str, Batch], due: list[str], dues: dict[str, datetime], now: datetime) -> tuple[Exits | None, Changes]:
+        """Keyed: takes values of several keys, and calls those whose timer came. ``dues``: the timers that are set for the former, whatever memory
+        has of them. What goes to each exit; and of each key its state, None: it goes, and its timer. Raises a StepError; then :meth:`forget` all keys.
+
+        A key is in ``groups`` or in ``due``. What ``load`` gave of a key counts as long as memory holds its logic.
+        """
+        self._changed.clear()
+        self._heap.clear()
+        self._due = dues
+        exits: Exits | None = None
+        if groups:
+            exits = self.groups(groups, now)
+        if due:
+            more = self._pass(self._each(due, "on_notify"))
+            exits = more if exits is None else exits if more is None else [_both(a, b) for a, b in zip(exits, more)]
+        packed, get = self._packed, self._due.get
+        changes = [(key, packed(key), get(key)) for key in self._changed]
+        self._changed.clear()
+        return exits, changes
+
+
+def _both(first: Batch | None, second: Batch | None) -> Batch | None:
+    return first + second if first and second else first or second
 
 
 def _put(pending: Exits, targets: tuple[int, ...], items: Batch) -> None:
