@@ -243,6 +243,7 @@ class NodeStage:
                 # What no step answers for: a message that is none, a source's ABORT, an exit.
                 found[self._index] = self._failed(e)
                 first = self._index + 1
+        desk.answers = None
         if self._buckets is None:
             self._run.rest(HELD_KEYS)
         else:
