@@ -65,7 +65,14 @@ def bucket_of(key: str) -> str:
     >>> bucket_of("a"), bucket_of("b")
     ('579', '1017')
     """
-    return NAMES[crc32(key.encode("utf-8", "surrogatepass")) & _MASK]
+    return NAMES[_hash(key) & _MASK]
+
+
+def _hash(key: str) -> int:
+    try:
+        return crc32(key.encode())
+    except UnicodeEncodeError:
+        return crc32(key.encode("utf-8", "surrogatepass"))
 
 
 def by_bucket(groups: Groups) -> dict[str, Groups]:
@@ -73,7 +80,7 @@ def by_bucket(groups: Groups) -> dict[str, Groups]:
     found: dict[str, Groups] = {}
     get = found.get
     for key, values in groups.items():
-        name = NAMES[crc32(key.encode("utf-8", "surrogatepass")) & _MASK]
+        name = NAMES[_hash(key) & _MASK]
         held = get(name)
         if held is None:
             found[name] = {key: values}
@@ -229,7 +236,7 @@ class Buckets:
         return page
 
     def _number(self, key: str) -> int:
-        return crc32(key.encode("utf-8", "surrogatepass")) >> _SHIFT & self._count - 1
+        return _hash(key) >> _SHIFT & self._count - 1
 
     def of(self, key: str) -> Page:
         """The page that has a key."""
@@ -289,8 +296,14 @@ class Buckets:
     def put(self, key: str, state: bytes | None, due: int) -> None:
         """What a key has now; None: nothing. ``due`` as in :meth:`dues`, 0: none. ValueError: too much."""
         number = self._number(key) if self._count > 1 else 0
-        page = self._page(number)
+        page = self._pages.get(number) or self._page(number)
         old = page.states.get(key)
+        if state is not None and old.__class__ is bytes and len(state) <= STATE_IN_PAGE_BYTES and not due and not page.dues:
+            # What happens to most, most often.
+            if state != old:
+                page.states[key] = state
+                self._changed.add(number)
+            return
         new: bytes | tuple[int, bytes] | None = state
         if state is not None and len(state) > STATE_IN_PAGE_BYTES:
             if len(state) > STATE_VALUES_MAX * STATE_VALUE_BYTES_MAX:

@@ -45,7 +45,7 @@ from .limits import (
 )
 from .names import stage_names
 from .plan import Kind, Plan, Stage
-from .stage import Batch, Due, Input, Items, Outcome, Send, Splitter, StageRun, group, list_parts, process
+from .stage import Batch, Due, Input, Items, Outcome, Send, Splitter, StageRun, list_parts, process
 
 #: What a message of items begins with, and what a state does. What begins with a later one is refused.
 MESSAGE_VERSION = 1
@@ -164,13 +164,9 @@ def _now() -> datetime:
 class _Addresses(Splitter):
     """By what a node knows as keys."""
 
-    def split(self, to: str, items: Batch) -> Iterator[tuple[str | None, Batch | Groups]]:
-        """Address and items; values by key, where the address is a bucket."""
-        stage = self._stages[to]
-        if stage.kind is Kind.KEYED:
-            yield from by_bucket(group(stage.entry, items)).items()
-        else:
-            yield from super().split(to, items)
+    def keyed(self, groups: Groups) -> Iterable[tuple[str, Groups]]:
+        """Values by key, by bucket."""
+        return by_bucket(groups).items()
 
 
 class _Kept:

@@ -12,24 +12,28 @@ from __future__ import annotations
 
 import heapq
 import pickle
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice, repeat
+from pickle import dumps
 from time import monotonic
 from typing import Any, TypeAlias
 from zlib import crc32
 
 from .errors import AbortExecution, DataflowError, StepError, user_frame
 from .graph import Operator, f_repr
-from .limits import COOLDOWN, END_BATCH
+from .limits import COOLDOWN, END_BATCH, PASS_ITEMS
 from .operators import StatefulBatchLogic, ended, pairs
 from .plan import Kind, Node, Stage
 
 #: The version that the state of a key begins with. What begins with a later one is refused.
 STATE_VERSION = 1
+_STATE_HEAD = bytes((STATE_VERSION,))
 
 _TUPLE = frozenset({tuple})
+_STR = frozenset({str})
 
 Batch: TypeAlias = list[Any]
 #: For each exit of a stage, what goes there, or None.
@@ -40,7 +44,7 @@ Changes: TypeAlias = list[tuple[str, bytes | None, datetime | None]]
 
 def pack(state: object) -> bytes:
     """State as bytes. Raises whatever pickling raises."""
-    return bytes((STATE_VERSION,)) + pickle.dumps(state, protocol=5)
+    return _STATE_HEAD + dumps(state, 5)
 
 
 def unpack(data: bytes) -> Any:
@@ -194,36 +198,83 @@ class Splitter:
         """Address and items (without their keys, where the key is the address)."""
         stage = self._stages[to]
         if stage.kind is Kind.KEYED:
-            yield from group(stage.entry, items).items()
+            yield from self.keyed(group(stage.entry, items))
         elif stage.kind is Kind.SINK:
             yield from by_part(stage, self.parts(stage), items).items()
         else:
             yield None, items
 
+    def keyed(self, groups: dict[str, Batch]) -> Iterable[tuple[str, Batch | dict[str, Batch]]]:
+        """The same of values by key."""
+        return groups.items()
 
-def group(op: Operator, items: Batch) -> dict[str, Batch]:
-    """Values by key, in their order. Raises a StepError for what is no ``(key, value)`` with text for a key."""
-    groups: dict[str, Batch] = {}
-    get = groups.get
+    def gather(self, exits: tuple[str, ...]) -> Gathered:
+        """For what goes to these stages bit by bit."""
+        return Gathered(self, [self._stages[to] for to in exits])
+
+
+class Gathered:
+    """What goes to the exits of a stage, bit by bit: so that of many items only values are held, by key, and not each with its key."""
+
+    def __init__(self, split: Splitter, stages: list[Stage]) -> None:
+        self._split = split
+        self._groups: list[tuple[Stage, defaultdict[str, Batch] | None, Batch]] = [
+            (stage, defaultdict(list) if stage.kind is Kind.KEYED else None, []) for stage in stages
+        ]
+
+    def add(self, exits: Exits | None) -> None:
+        """More of it. Raises a StepError as :func:`group` does."""
+        if exits is None:
+            return
+        for (stage, groups, held), items in zip(self._groups, exits):
+            if not items:
+                continue
+            if groups is None:
+                held.extend(items)
+            else:
+                group(stage.entry, items, groups)
+
+    def sends(self) -> list[Send]:
+        """All of it, by address."""
+        found = []
+        for stage, groups, held in self._groups:
+            if groups is not None:
+                check_keys(stage.entry, groups)
+                groups.default_factory = None
+                found += [Send(stage.name, address, some) for address, some in self._split.keyed(groups)]
+            elif held:
+                found += [Send(stage.name, address, some) for address, some in self._split.split(stage.name, held)]
+        return found
+
+
+def group(op: Operator, items: Batch, groups: defaultdict[str, Batch] | None = None) -> dict[str, Batch]:
+    """Values by key, in their order; behind those that ``groups`` has. Raises a StepError for what is no ``(key, value)``; and, without
+    ``groups``, where a key is no text: else :func:`check_keys` is for later."""
+    found = defaultdict(list) if groups is None else groups
     try:
         # Unpacking takes two of anything for a key and a value; of tuples it refuses what is not two.
         if not _TUPLE.issuperset(map(type, items)):
             pairs((op.shown or op).step_id, items)
         for key, value in items:
-            held = get(key)
-            if held is None:
-                groups[key] = [value]
-            else:
-                held.append(value)
+            found[key].append(value)
     except ValueError:
         wrong = next(item for item in items if len(item) != 2)
         raise StepError(f"{op.title()} takes (key, value) tuples; got {wrong!r}", (op.shown or op).step_id) from None
     except TypeError as e:  # No tuple, or a key that can't be one of a dict.
         raise StepError(f"{op.title()} takes (key, value) tuples with text for a key: {e}", (op.shown or op).step_id) from e
-    for key in groups:
-        if not isinstance(key, str):
-            raise _no_text(op, key)
-    return groups
+    if groups is None:
+        check_keys(op, found)
+        # A plain one for whoever asks it for a key.
+        found.default_factory = None
+    return found
+
+
+def check_keys(op: Operator, groups: dict[str, Batch]) -> None:
+    """Raises a StepError where a key is no text."""
+    if not _STR.issuperset(map(type, groups)):
+        for key in groups:
+            if not isinstance(key, str):
+                raise _no_text(op, key)
 
 
 def _no_text(op: Operator, key: object) -> StepError:
@@ -346,7 +397,7 @@ class StageRun:
         self._listed: list[str] | None = None
         #: Sources: when to read a partition again; absent: at once.
         self.awake: dict[str, datetime] = {}
-        #: Sources: one :meth:`poll` reads on until it has so many items, or so many seconds passed; 1: one batch.
+        #: Sources: one :meth:`read` goes on until it has so many items, or so many seconds passed; 1: one batch.
         self.read_items = 1
         self.read_seconds = 0.0
         #: Whether the last one had as many.
@@ -512,7 +563,7 @@ class StageRun:
     def groups(self, groups: dict[str, Batch], now: datetime) -> Exits | None:
         """Keyed: takes values by key."""
         out: Batch = []
-        live, due, untimed = self.live, self._due, self._untimed
+        live, due, untimed, extend = self.live, self._due, self._untimed, out.extend
         key, name = "", "the builder"
         try:
             for key, values in groups.items():
@@ -521,7 +572,14 @@ class StageRun:
                     name = "the builder"
                     logic = self._build(key)
                 name = "on_batch"
-                if not self._after(key, logic, logic.on_batch(values), name, out):
+                got = logic.on_batch(values)
+                if got.__class__ is not tuple or len(got) != 2:
+                    got = ended((self.stage.entry.shown or self.stage.entry).step_id, name, got)
+                emit, discard = got
+                extend(zip(repeat(key), emit))
+                if discard:
+                    live.pop(key, None)
+                    due.pop(key, None)
                     continue
                 if untimed[type(logic)]:
                     continue
@@ -630,32 +688,48 @@ class StageRun:
             self.awake[part] = at
 
     def poll(self, part: str, now: datetime) -> tuple[Exits | None, bool]:
-        """Reads a batch of an open partition, or some. What goes to each exit, and whether the partition has ended."""
+        """Reads a batch of an open partition. What goes to each exit, and whether the partition has ended."""
+        items = self._next(part, now)
+        return self._pass(items), part in self._ended
+
+    def read(self, part: str, now: datetime, take: Callable[[Exits | None], None]) -> bool:
+        """Reads some batches of an open partition, as :attr:`read_items` and :attr:`read_seconds` say. ``take`` is called with what goes to each
+        exit, each time that there are enough items to pass. Whether the partition has ended."""
+        items: Batch = []
+        count = 0
+        until = monotonic() + self.read_seconds if self.read_items > 1 else 0.0
+        over = False
+        while not over:
+            more = self._next(part, now)
+            count += len(more)
+            over = not more or count >= self.read_items or part in self._ended or part in self.awake or monotonic() >= until
+            items = items + more if items else more
+            if over or len(items) >= PASS_ITEMS:
+                began = monotonic()
+                take(self._pass(items))
+                until += monotonic() - began
+                items = []
+        self.read_full = count >= self.read_items
+        return part in self._ended
+
+    def _next(self, part: str, now: datetime) -> Batch:
         opened = self.live[part]
         if self._track:
             self._changed.add(part)
         doing = "next_batch"
-        items: Batch = []
-        until = monotonic() + self.read_seconds if self.read_items > 1 else 0.0
         try:
-            while True:
-                doing = "next_batch"
-                try:
-                    more = list(opened.next_batch())
-                except StopIteration:
-                    self._ended.add(part)
-                    break
-                doing = "next_awake"
-                self._wake(part, opened, None if more else now + COOLDOWN)
-                items.extend(more)
-                if not more or len(items) >= self.read_items or part in self.awake or monotonic() >= until:
-                    break
+            try:
+                items = list(opened.next_batch())
+            except StopIteration:
+                self._ended.add(part)
+                return []
+            doing = "next_awake"
+            self._wake(part, opened, None if items else now + COOLDOWN)
+            return items
         except AbortExecution:
             raise
         except Exception as e:
             raise failure(self.stage.nodes[0], e, part=part, doing=doing) from e
-        self.read_full = len(items) >= self.read_items
-        return self._pass(items), part in self._ended
 
     # ------------------------------------------------------------------------------------------------------------------------ sinks
 
@@ -801,7 +875,9 @@ class StageRun:
             if key not in self.live:
                 self.open(key)
             self.awake.pop(key, None)
-            exits, outcome.ended = self.poll(key, now)
+            gathered = split.gather(self.stage.exits)
+            outcome.ended = self.read(key, now, gathered.add)
+            outcome.sends = gathered.sends()
             outcome.timers[key] = None if outcome.ended else self.awake.get(key, now)
         if self._changed:
             # Of this key alone.
@@ -836,8 +912,19 @@ class StageRun:
         if due:
             more = self._pass(self._each(due, "on_notify"))
             exits = more if exits is None else exits if more is None else [_both(a, b) for a, b in zip(exits, more)]
-        packed, get = self._packed, self._due.get
-        changes = [(key, packed(key), get(key)) for key in self._changed]
+        live, get = self.live, self._due.get
+        changes: Changes = []
+        for key in self._changed:
+            logic = live.get(key)
+            if logic is None:
+                changes.append((key, None, None))
+                continue
+            try:
+                state = _STATE_HEAD + dumps(logic.snapshot(), 5)
+            except Exception:
+                # It says what is wrong.
+                state = self._packed(key) or b""
+            changes.append((key, state, get(key)))
         self._changed.clear()
         return exits, changes
 
