@@ -269,7 +269,9 @@ def test_pages_are_a_dictionary(seed: int) -> None:
         assert place.first_due() == min((due for _, due in want.values() if due), default=0)
         assert bool(values.values) == bool(want)
         grown = max(grown, len([at for at in values.values if at.startswith("page.")]))
-        place.slim(chance.choice([0, 50, 1000]))
+        place.slim(chance.choice([0, 50_000, 1_000_000]))
+        assert place._held_keys == sum(len(page.states) for page in place._held.values())
+        assert place._held_bytes == sum(len(page.raw) for page in place._held.values())
         if chance.random() < 0.8:
             store[name], truth[name] = values.values, want
     assert grown > 4 or seed % 4 == 0

@@ -31,7 +31,7 @@ from hashlib import blake2b
 from typing import Any, Protocol, TypeAlias
 from zlib import crc32
 
-from .limits import BUCKETS, PAGE_BYTES, PAGES_MAX, STATE_IN_PAGE_BYTES, STATE_VALUE_BYTES_MAX, STATE_VALUES_MAX
+from .limits import BUCKETS, HELD_KEY_BYTES, HELD_STATE_TIMES, PAGE_BYTES, PAGES_MAX, STATE_IN_PAGE_BYTES, STATE_VALUE_BYTES_MAX, STATE_VALUES_MAX
 
 #: What a bucket's head begins with. State that begins with 1 is a key's, as flows once kept it, or that of a source or sink.
 BUCKET_VERSION = 2
@@ -153,7 +153,7 @@ class Buckets:
         self._forget = forget
         #: By bucket, number of pages and number.
         self._held: dict[tuple[str, int, int], Page] = {}
-        self._held_keys = 0
+        self._held_keys = self._held_bytes = 0
         #: How many pages a bucket had when memory last read one of them.
         self._counts: dict[str, int] = {}
         # Of the current one.
@@ -230,8 +230,10 @@ class Buckets:
                         if new.get(key) != state:
                             self._forget(key)
                     self._held_keys -= len(held.states)
+                    self._held_bytes -= len(held.raw)
                 self._held[at] = page
                 self._held_keys += len(page.states)
+                self._held_bytes += len(raw)
             self._pages[number] = page
         return page
 
@@ -376,7 +378,9 @@ class Buckets:
 
     def _encode(self, number: int) -> None:
         page = self._pages[number]
+        self._held_bytes -= len(page.raw)
         page.encode()
+        self._held_bytes += len(page.raw)
         self._sizes[number] = len(page.raw)
         self._dues[number] = min(page.dues.values()) if page.dues else 0
 
@@ -388,6 +392,7 @@ class Buckets:
             if before > 1:
                 self._writes.append((f"page.{number}", None))
             self._held.pop((self.name, before, number), None)
+            self._held_bytes -= len(old[number].raw)
         while sum(self._sizes) > self._count * PAGE_BYTES and self._count < PAGES_MAX:
             self._count *= 2
         pages = [Page() for _ in range(self._count)]
@@ -438,12 +443,13 @@ class Buckets:
     def _drop(self, at: tuple[str, int, int], page: Page) -> None:
         if self._held.pop(at, None) is not None:
             self._held_keys -= len(page.states)
+            self._held_bytes -= len(page.raw)
         for key in page.states:
             self._forget(key)
 
     def slim(self, most: int) -> None:
-        """Between two calls of an instance: holds at most so many keys."""
-        while self._held_keys > most:
+        """Between two calls of an instance: holds at most so many bytes, about, of which the longest held go."""
+        while self._held and self._held_keys * HELD_KEY_BYTES + self._held_bytes * HELD_STATE_TIMES > most:
             at = next(iter(self._held))
             self._drop(at, self._held[at])
 

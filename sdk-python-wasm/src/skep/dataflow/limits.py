@@ -62,7 +62,12 @@ PAGE_BYTES = 8 << 10
 PAGES_MAX = 64
 #: A larger state of one key lies beside the pages.
 STATE_IN_PAGE_BYTES = 8 << 10
-#: Keys of a stage that an instance holds in memory beside what is kept: some 20 MB of an instance's 256.
+#: Partitions of a stage that an instance holds in memory beside what is kept.
 HELD_KEYS = 20_000
+#: What keys of a stage have in an instance's memory beside what is kept, about, of its 256 MiB; a key costs so much beside its state, and a state
+#: four times its bytes: packed, and built.
+HELD_BYTES = 64 << 20
+HELD_KEY_BYTES = 500
+HELD_STATE_TIMES = 4
 #: Partitions of one source: each has a timer of its own.
 SOURCE_PARTS_MAX = 10_000

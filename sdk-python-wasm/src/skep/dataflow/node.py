@@ -29,6 +29,7 @@ from .errors import StepError
 from .limits import (
     EFFECTS_BYTES_MAX,
     EMITS_MAX,
+    HELD_BYTES,
     HELD_KEYS,
     KEY_BYTES_MAX,
     MESSAGE_BYTES,
@@ -211,7 +212,8 @@ class NodeStage:
         self._run = StageRun(stage)
         self._run.read_seconds = READ_SECONDS
         self._split = _Addresses(self._by_name)
-        self._buckets = Buckets(host, self._run.forget) if stage.kind is Kind.KEYED else None
+        live = self._run.live
+        self._buckets = Buckets(host, lambda key: live.pop(key, None)) if stage.kind is Kind.KEYED else None
         if self._buckets is not None:
             self._run._load = self._buckets.load
         source = stage.entry.args.get("source")
@@ -243,7 +245,7 @@ class NodeStage:
         if self._buckets is None:
             self._run.rest(HELD_KEYS)
         else:
-            self._buckets.slim(HELD_KEYS)
+            self._buckets.slim(HELD_BYTES)
         return found
 
     def _process(self, inputs: Sequence[Any], first: int, found: list[Any]) -> None:

@@ -501,15 +501,15 @@ class StageRun:
     def _build(self, key: str) -> Any:
         state = self._state(key)
         logic = self.stage.entry.args["builder"](state)
-        for name in ("on_batch", "on_notify", "on_eof", "notify_at", "snapshot"):
-            if not callable(getattr(logic, name, None)):
-                raise TypeError(
-                    f"{f_repr(self.stage.entry.args['builder'])} must return a StatefulBatchLogic; got {logic!r} ({type(logic).__name__})"
-                )
-        self.live[key] = logic
         kind = type(logic)
         if kind not in self._untimed:
+            for name in ("on_batch", "on_notify", "on_eof", "notify_at", "snapshot"):
+                if not callable(getattr(logic, name, None)):
+                    raise TypeError(
+                        f"{f_repr(self.stage.entry.args['builder'])} must return a StatefulBatchLogic; got {logic!r} ({kind.__name__})"
+                    )
             self._untimed[kind] = getattr(kind, "notify_at", None) is StatefulBatchLogic.notify_at
+        self.live[key] = logic
         return logic
 
     def _state(self, key: str) -> Any:
