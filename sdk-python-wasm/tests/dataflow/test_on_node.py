@@ -423,7 +423,7 @@ def test_a_source_that_read_too_much_reads_less() -> None:
     assert "let its source read fewer items at once" in ended.detail and node.out == []
 
 
-@pytest.mark.parametrize(("each", "most"), [(0.0, READ_ITEMS_MAX), (1e-5, 32_768), (0.002, 500), (10.0, 1)])
+@pytest.mark.parametrize(("each", "most"), [(0.0, READ_ITEMS_MAX), (1e-5, 65_536), (0.002, 1_000), (10.0, 1)])
 def test_a_source_reads_as_much_as_a_call_has_time_for(each: float, most: int) -> None:
     clock = [0.0]
 

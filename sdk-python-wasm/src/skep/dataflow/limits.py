@@ -30,9 +30,10 @@ NAMES_SHOWN = 10
 #: costs as much as twenty items. So it begins with what any steps get through, and reads twice as much while there is room and time.
 READ_ITEMS = 1_024
 READ_ITEMS_MAX = 131_072
-#: How long a call may take, in seconds, for its source to read more the next time; and from when on it reads less.
-READ_QUICK = 0.25
-READ_SLOW = 1.0
+#: How long a call may take, in seconds by the clock, for its source to read more the next time; and from when on it reads less. A message for each
+#: bucket is some 50 ms of a small read, many times that on a machine that is busy: less time would keep its reads small there, and so itself busy.
+READ_QUICK = 0.5
+READ_SLOW = 2.0
 #: How long it reads on, in seconds: a slow source's items are not held back for more.
 READ_SECONDS = 0.05
 #: So many of them, give or take a batch, go through the steps at once: what steps make of more is too much for a processor's cache, which made a
