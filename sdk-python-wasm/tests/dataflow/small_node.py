@@ -93,6 +93,8 @@ class Call:
         assert self.current is None or index > self.current
         assert self.inputs[index].value is message
         self.current = index
+        # A call that writes more is ended.
+        assert sum(len(value) for writes, _ in self.steps for value in writes.values() if value is not None) <= 4 << 20
 
     def abandon(self, index: int) -> None:
         assert self.current == index
@@ -154,6 +156,9 @@ class SmallNode:
         self.failed: list[tuple[str, Ended]] = []
         self.answers: list[bytes] = []
         self.done: Counter[str] = Counter()
+        self.retried: Counter[str] = Counter()
+        #: Commits that did not take all that was worked on.
+        self.cut = 0
         self.instances: dict[str, list[tuple[NodeStage, Call]]] = {}
         for stage in self.plan.stages:
             made = self.instances[self.names[stage.name]] = []
@@ -215,7 +220,15 @@ class SmallNode:
             inputs = inputs[: self.random.randint(0, len(inputs) - 1)]
         held: set[str | None] = set()
         left: list[Any] = []
-        for given, outcome, (writes, timers) in zip(inputs, outcomes, call.steps):
+        size = 0
+        for index, (given, outcome, (writes, timers)) in enumerate(zip(inputs, outcomes, call.steps)):
+            size += sum(len(emit.payload) + 64 for emit in outcome.publish) + sum(map(len, outcome.respond))
+            size += sum(len(value) for value in writes.values() if value is not None)
+            if size > 2 << 20 and index:
+                # A commit takes no more; what is behind it comes again.
+                inputs = inputs[:index]
+                self.cut += 1
+                break
             self._commit(name, given, outcome, writes, timers, held, left)
         taken = sum(isinstance(given, One) for given in inputs)
         self.inbox[name][:taken] = left
@@ -236,6 +249,7 @@ class SmallNode:
             if isinstance(given, One):
                 left.append(given)
             return
+        self.retried[name] += outcome.how == "retry"
         if outcome.how == "retry" or (outcome.how == "fail" and value.attempt < 3):
             held.add(value.key)
             if isinstance(given, One):

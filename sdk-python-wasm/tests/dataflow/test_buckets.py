@@ -155,6 +155,16 @@ def test_state_of_many_large_keys_is_written_in_parts(seed: int) -> None:
     assert not any("rest" in name for _, name in node.state["large"]) and node.timers["large"] == {}
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_call_works_on_no_more_than_a_commit_takes(seed: int) -> None:
+    items = [(str(key), n) for n in range(3) for key in range(300)]
+    flow = Dataflow("f")
+    out(op.stateful_map("large", op.input("in", flow, TestingSource(items, 100)), lambda state, n: ((n, bytes([n]) * 50_000), n)))
+    node = run(flow, seed, losses=0.2)
+    assert Counter(node.out) == Counter(items)
+    assert node.cut > 3 and node.retried["large"] == 0
+
+
 def one_stage(mapper: Any, **more: Any) -> tuple[NodeStage, Call]:
     flow = Dataflow("f")
     out(op.stateful_flat_map("s", op.input("in", flow, TestingSource([])), mapper))

@@ -415,24 +415,27 @@ class Buckets:
         """When the first of all keys is due, ms since 1970; 0: none. To be called after :meth:`settle`."""
         return min(filter(None, self._dues), default=0)
 
-    def write(self, timer: int) -> None:
-        """Writes it. ``timer``: when the bucket's is set for."""
-        kept = self._kept
+    def write(self, timer: int) -> int:
+        """Writes it. ``timer``: when the bucket's is set for. How many bytes were written."""
+        kept, size = self._kept, 0
         for name, value in self._writes:
             if value is None:
                 kept.state_delete(name)
             else:
                 kept.state_put(name, value)
+                size += len(value)
         if not any(self._sizes) and not self._rest and not timer:
             if self._head:
                 kept.state_delete(HEAD)
-            return
+            return size
         pages = struct.pack(f"<{self._count}q{self._count}I", *self._dues, *self._sizes)
         head = _HEAD.pack(BUCKET_VERSION, self._count.bit_length() - 1, self._rest, timer) + pages
         if self._count == 1:
             head += self._pages[0].raw if 0 in self._pages else self._inline
         if head != self._head:
             kept.state_put(HEAD, head)
+            size += len(head)
+        return size
 
     def drop(self) -> None:
         """Drops what memory holds of the current bucket's pages that were read: what was put into them is not kept."""

@@ -46,6 +46,8 @@ PAYLOAD_BYTES_MAX = 256 << 10
 #: What one input may make: messages and state, as nodes bound it; and what an output costs there beside its bytes.
 EFFECTS_BYTES_MAX = 1 << 20
 OUTPUT_OVERHEAD_BYTES = 64
+#: What all inputs of one call may make, as nodes bound a commit: those behind it are not begun, for a node would discard what came of them.
+COMMIT_BYTES_MAX = 2 << 20
 #: Messages that one input may make.
 EMITS_MAX = 10_000
 #: A key, as nodes bound it.

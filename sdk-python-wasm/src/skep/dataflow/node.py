@@ -27,6 +27,7 @@ from .buckets import Buckets, Groups, by_bucket, pack_groups, unpack_groups
 from .connectors.subject import SubjectSource, desk
 from .errors import StepError
 from .limits import (
+    COMMIT_BYTES_MAX,
     EFFECTS_BYTES_MAX,
     EMITS_MAX,
     HELD_BYTES,
@@ -222,6 +223,8 @@ class NodeStage:
         #: How many items a timer of a source reads: fewer once that made too much.
         self._read_items = READ_ITEMS
         self._began = 0.0
+        #: Bytes that the inputs of the current call made, no more than a node counts.
+        self._spent = 0
         # Of the current input.
         self._index = 0
         self._moment = _EPOCH
@@ -232,6 +235,7 @@ class NodeStage:
     def process(self, inputs: Sequence[Any]) -> list[Any]:
         """One outcome an input, whatever happens."""
         found: list[Any] = [None] * len(inputs)
+        self._spent = 0
         first = 0
         while first < len(inputs):
             try:
@@ -263,6 +267,11 @@ class NodeStage:
         self._moment = self._now()
         if self._buckets is not None:
             for self._index in range(first, len(inputs)):
+                if self._spent > COMMIT_BYTES_MAX:
+                    # The commit ends before the input that passed the bound. What is behind it comes again at no attempt's cost, whatever its
+                    # outcome is; and a call that writes twice as much is ended.
+                    found[self._index] = self._ends.retry(0)
+                    continue
                 try:
                     found[self._index] = self._keyed(inputs[self._index], self._buckets)
                 except StepError as e:
@@ -390,13 +399,13 @@ class NodeStage:
             for key in (*groups, *due):
                 self._run.forget(key)
             raise
-        publish, size = self._emits(self._run.sends(exits, self._split) if exits else ())
+        publish, sent = self._emits(self._run.sends(exits, self._split) if exits else ())
         try:
             for key, state, at in changes:
                 buckets.put(key, state, 0 if at is None else milliseconds(at))
             if rest or buckets.has_rest:
                 buckets.put_rest(rest)
-            size += buckets.settle()
+            size = sent + buckets.settle()
         except ValueError as e:
             raise self._unkept(buckets, e) from e
         if size > EFFECTS_BYTES_MAX or len(publish) > EMITS_MAX:
@@ -405,19 +414,20 @@ class NodeStage:
         if fired and timer:
             # The one that fired was set for this very time, where some of what was due waits.
             timer = max(timer, fired + 1)
-        self._set(buckets, timer, fired)
+        self._spent += sent + self._set(buckets, timer, fired)
         return self._ends.done(publish, self._answers)
 
-    def _set(self, buckets: Buckets, timer: int, fired: int) -> None:
-        """Writes the current bucket, and sets its timer."""
+    def _set(self, buckets: Buckets, timer: int, fired: int) -> int:
+        """Writes the current bucket, and sets its timer. How many bytes were written."""
         self._wrote = True
         before = 0 if fired else buckets.timer
-        buckets.write(timer)
+        size = buckets.write(timer)
         if timer != before:
             if timer:
                 self._host.timer_set(TIMER, timer)
             else:
                 self._host.timer_cancel(TIMER)
+        return size
 
     def _unkept(self, buckets: Buckets, error: ValueError) -> StepError:
         op = self._stage.entry

@@ -897,7 +897,9 @@ class StageRun:
             Send(to, address, some) for to, items in zip(self.stage.exits, exits) if items for address, some in split.split(to, items)
         ]
 
-    def take_keys(self, groups: dict[str, Batch], due: list[str], dues: dict[str, datetime], now: datetime) -> tuple[Exits | None, Changes]:
+    def take_keys(
+        self, groups: dict[str, Batch], due: list[str], dues: dict[str, datetime], now: datetime
+    ) -> tuple[Exits | None, Changes]:
         """Keyed: takes values of several keys, and calls those whose timer came. ``dues``: the timers that are set for the former, whatever memory
         has of them. What goes to each exit; and of each key its state, None: it goes, and its timer. Raises a StepError; then :meth:`forget` all keys.
 
