@@ -259,7 +259,12 @@ fn secret(node: &Node, token: &str, value: &str) {
 /// What a process of a tenant has, as the kernel tells it.
 fn shut_in(pid: i32, data: &std::path::Path) {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    for line in ["Seccomp:\t2", "NoNewPrivs:\t1"] {
+    for line in [
+        "Seccomp:\t2",
+        "NoNewPrivs:\t1",
+        "CapPrm:\t0000000000000000",
+        "CapEff:\t0000000000000000",
+    ] {
         assert!(status.contains(line), "{line}: {status}");
     }
     let filters = status
@@ -272,7 +277,7 @@ fn shut_in(pid: i32, data: &std::path::Path) {
         "its environment"
     );
     let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
-    assert!(limits.contains("Max open files            8192"), "{limits}");
+    assert!(limits.contains("Max open files            2048"), "{limits}");
     let score = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
     assert_eq!(score.trim(), "500");
     let opened = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten();

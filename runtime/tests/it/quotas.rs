@@ -167,7 +167,7 @@ async fn limits_are_set_shown_changed_and_refused_by_name() {
             vec![],
             &[],
             Code::InvalidArgument,
-            "neither a limit nor a signer nor nodes",
+            "neither a limit, an isolation, a signer nor nodes",
         ),
         ("default", vec![limit("rate", 1)], &[], Code::InvalidArgument, "default"),
         ("nobody", vec![limit("rate", 1)], &[], Code::NotFound, "nobody"),
