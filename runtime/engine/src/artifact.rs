@@ -50,6 +50,16 @@ impl Artifact {
         Ok(Self::new(Sealed::received(own)?, code))
     }
 
+    /// The same, with the file of shared code that `other` has, where it is the same code: each reading of the cache makes a file of its own.
+    pub(crate) fn with_code_of(mut self, other: &Self) -> Self {
+        if let (Some(own), Some(its)) = (&mut self.code, &other.code)
+            && own.digest == its.digest
+        {
+            own.native = Arc::clone(&its.native);
+        }
+        self
+    }
+
     /// For another process to have: its own code, and what it shares with others.
     pub(crate) fn hand_over(&self) -> io::Result<Vec<OwnedFd>> {
         let shared = self.code.iter().map(|code| &code.native);

@@ -138,11 +138,9 @@ impl Processes {
             loop {
                 match link.next().await? {
                     Some(ToHost::NeedCode(wanted)) if wanted == digest && !std::mem::replace(&mut coded, true) => {
-                        if !process.hand(digest, artifact) {
-                            process.end("it was handed so much code that it begins anew");
-                        }
-                        let shared = artifact.shared().map(|(digest, _)| digest);
-                        link.put(&ToGuest::Code { shared }, artifact.hand_over()?)?;
+                        let code = process.hand(digest, artifact);
+                        let shared = code.shared().map(|(digest, _)| digest);
+                        link.put(&ToGuest::Code { shared }, code.hand_over()?)?;
                     }
                     Some(ToHost::Looked(looked)) => {
                         process.give_back(link);

@@ -201,11 +201,7 @@ impl ApartBee {
             None => {
                 let code = self.codes.code(&self.tenant, self.told.module).await;
                 let code = code.map_err(|e| Broke::Told(format!("its module cannot be loaded: {e}")))?;
-                // Another call may have brought the same meanwhile; then that one is gone with this.
-                if !process.hand(self.told.module, &code) {
-                    process.end("it was handed so much code that it begins anew");
-                }
-                code
+                process.hand(self.told.module, &code)
             }
         };
         let shared = code.shared().map(|(digest, _)| digest);

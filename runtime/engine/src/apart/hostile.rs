@@ -22,7 +22,7 @@ use super::link::{Bounds, Link, Room};
 use super::messages::{Answer, Ask, Done, Hello, News, Order, ToGuest, ToHost};
 use super::process::{Process, Start, streams};
 use super::{ApartBee, Codes, Processes};
-use crate::artifact::{Artifact, Sealed};
+use crate::artifact::{Artifact, Sealed, Shared};
 use crate::bee::BeeSettings;
 use crate::settings::Settings;
 
@@ -563,4 +563,29 @@ async fn many_that_start_at_once_are_no_more_than_a_node_may_have() {
     assert!(pids.len() >= APART_PROCESSES_MAX, "{}", pids.len());
     assert!(there <= APART_PROCESSES_MAX, "{there}");
     processes.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_asks_for_code_again_has_the_same_file() {
+    let impostor = Impostor::new().await;
+    let read = |own: &[u8]| {
+        let shared = Shared {
+            digest: Digest([7; 32]),
+            native: Arc::new(Sealed::of("shared", b"as each reading of the cache has it").unwrap()),
+        };
+        Artifact::new(Sealed::of("own", own).unwrap(), Some(shared))
+    };
+    let file = |code: &Artifact, at: usize| {
+        let file = std::fs::File::from(code.hand_over().unwrap().remove(at));
+        std::os::unix::fs::MetadataExt::ino(&file.metadata().unwrap())
+    };
+    let first = impostor.process.hand(Digest([1; 32]), &read(b"one"));
+    let again = impostor.process.hand(Digest([1; 32]), &read(b"one"));
+    assert_eq!((file(&first, 0), file(&first, 1)), (file(&again, 0), file(&again, 1)));
+    let other = impostor.process.hand(Digest([2; 32]), &read(b"two"));
+    assert_ne!(file(&first, 0), file(&other, 0));
+    assert_eq!(file(&first, 1), file(&other, 1), "what they share is there once");
+    assert!(impostor.process.code(Digest([2; 32])).is_some());
+    assert!(!impostor.process.gone.is_cancelled());
+    impostor.processes.stop().await;
 }

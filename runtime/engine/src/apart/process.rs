@@ -194,11 +194,22 @@ impl Process {
         self.codes().get(&digest).cloned()
     }
 
-    /// It is to have this code. `false`: it had so much already that it has to begin anew, for nobody knows what of it it keeps.
-    pub(super) fn hand(&self, digest: Digest, code: &Artifact) -> bool {
+    /// What to hand over for this code. Beyond a bound it has to begin anew, for nobody knows what it keeps of what it was handed.
+    pub(super) fn hand(&self, digest: Digest, code: &Artifact) -> Artifact {
         let mut codes = self.codes();
-        codes.insert(digest, code.clone());
-        codes.values().map(Artifact::len).sum::<u64>() <= 2 * MODULES_BYTES_DEFAULT
+        let code = codes.values().fold(code.clone(), Artifact::with_code_of);
+        let code = codes.entry(digest).or_insert(code).clone();
+        let shared: HashMap<Digest, u64> = codes.values().filter_map(Artifact::shared).collect();
+        let bytes = codes
+            .values()
+            .map(Artifact::len)
+            .chain(shared.into_values())
+            .sum::<u64>();
+        drop(codes);
+        if bytes > 2 * MODULES_BYTES_DEFAULT {
+            self.end("it was handed so much code that it begins anew");
+        }
+        code
     }
 
     fn codes(&self) -> MutexGuard<'_, HashMap<Digest, Artifact>> {
