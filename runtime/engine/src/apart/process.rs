@@ -27,6 +27,8 @@ use crate::share::{Meter, Share};
 
 /// How much of what it says on its standard error is kept: the last lines.
 const STDERR_BYTES: usize = 4 << 10;
+/// From so many on, meters of Bees that went are let go.
+const METERS_KEPT: usize = 4_096;
 
 /// One that runs, or did: `gone` says which.
 pub(super) struct Process {
@@ -107,6 +109,8 @@ impl Process {
                 return Err(io::Error::other(format!("it ended at its start ({how}): {words}")));
             }
         }
+        // Who sends an order holds one of the places for calls. Calls that were given up may leave theirs behind, until a process that takes none is
+        // found silent and killed.
         let (orders, ordered) = mpsc::unbounded_channel();
         let process = Arc::new(Self {
             tenant,
@@ -220,7 +224,7 @@ impl Process {
     pub(super) fn count(&self, bee: u64, meter: &Arc<Meter>) {
         let mut meters = self.meters();
         // Of Bees that went, the last of what they used is counted a while later.
-        if meters.len() > 4_096 {
+        if meters.len() > METERS_KEPT {
             meters.retain(|_, meter| Arc::strong_count(meter) > 1);
         }
         meters.insert(bee, Arc::clone(meter));
