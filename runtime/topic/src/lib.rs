@@ -844,6 +844,20 @@ pub trait Backend: Send + Sync + 'static {
     /// Cheap: what was applied so far, durable or not.
     async fn status(&self, swarm: &SwarmId) -> Result<Vec<TopicStatus>, Error>;
 
+    /// The same once what it says can't be taken back: for whoever goes by it and tells others.
+    ///
+    /// All topics at one moment of one history, so where nothing is unread, parked or timed in any of them, nothing is under way: a commit takes
+    /// its input and leaves what came of it in one step.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`], also where a failover came between.
+    async fn durable_status(&self, swarm: &SwarmId) -> Result<Vec<TopicStatus>, Error> {
+        // Nothing but the store's own process ends its history, and takes along whoever asked.
+        let status = self.status(swarm).await?;
+        self.flushed().await?;
+        Ok(status)
+    }
+
     /// How much keyed state a stage has. Counted as it is written, so asking costs nothing.
     async fn state_size(&self, topic: &TopicId) -> Result<StateSize, Error>;
 

@@ -1,5 +1,7 @@
 //! Leases, the catalog, deletion, stops and starts.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use bytes::Bytes;
 use skep_model::id::NodeId;
 use skep_model::limits::{LEASE_TTL_MS, REMOVED_STAGES_MAX};
@@ -522,5 +524,59 @@ pub(super) async fn status_counts(harness: Box<dyn Harness>) -> Verdict {
         "one consumed, inside a frame"
     );
     holds!(after.dead_bytes > 0, "bytes of dead letters");
+    Ok(())
+}
+
+/// Whoever looks for the end of streams goes by it: what moves from topic to topic is in one of them at each look.
+pub(super) async fn a_look_is_of_one_moment(harness: Box<dyn Harness>) -> Verdict {
+    const MANY: u32 = 60;
+    let world = World::new(harness);
+    let (a, b) = (world.spec("a", 1), world.spec("b", 2));
+    let words: Vec<String> = (0..MANY).map(|n| n.to_string()).collect();
+    let messages = words.iter().map(|word| world.message(Some("k"), word)).collect();
+    world.put(&a, messages).await?;
+    let mut owner = world.own(&a, 0).await?;
+    let (backend, moved) = (world.backend(), AtomicBool::new(false));
+    let moving = async {
+        let result = async {
+            for word in &words {
+                let fetched = owner.fetch(1).await?;
+                let mut commit = world.consuming(&owner, &fetched, 1);
+                commit.outputs.push(output(&b, world.message(Some(word), word)));
+                owner.must(commit).await?;
+                tokio::task::yield_now().await;
+            }
+            Ok(())
+        };
+        let result: Verdict = result.await;
+        moved.store(true, Ordering::SeqCst);
+        result
+    };
+    let looking = async {
+        let mut looks = 0;
+        loop {
+            let last = moved.load(Ordering::SeqCst);
+            let status = backend.durable_status(&world.swarm).await.why()?;
+            same!(
+                status.iter().map(|t| t.unread).sum::<u64>(),
+                u64::from(MANY),
+                "in one or the other"
+            );
+            looks += 1;
+            tokio::task::yield_now().await;
+            if last {
+                return Ok::<_, String>((looks, status));
+            }
+        }
+    };
+    let (moved, looked) = futures::join!(moving, looking);
+    moved?;
+    let (looks, status) = looked?;
+    holds!(looks > 1, "it was looked while they moved");
+    same!(
+        status,
+        backend.status(&world.swarm).await.why()?,
+        "at rest both are the same"
+    );
     Ok(())
 }

@@ -92,7 +92,8 @@ rules! {
         a_catalog_write_names_what_it_was_decided_on,
         a_removed_swarm_is_gone, a_removed_topic_begins_anew, a_removed_stage_takes_nothing_from_late_writers,
         removed_stages_are_bounded, a_clean_reopen_keeps_everything,
-        a_kill_keeps_what_was_promised_and_counts_unclean, attempt_marks_count_in_a_row_and_outlive_a_kill, status_counts;
+        a_kill_keeps_what_was_promised_and_counts_unclean, attempt_marks_count_in_a_row_and_outlive_a_kill, status_counts,
+        a_look_is_of_one_moment;
     rescale: keys_keep_their_order_while_messages_flow, nothing_behind_a_seal_is_given_early, a_rescale_is_told, calls_made_for_different_numbers_go_by_the_store_s,
         timers_go_with_their_keys, what_waits_goes_to_its_new_partition, a_copy_goes_on_with_it;
     backups: every_piece_comes_back, a_life_with_rows_is_not_imported, what_is_imported_is_set_aside_until_it_is_used,

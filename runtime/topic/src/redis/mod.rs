@@ -720,6 +720,10 @@ impl Backend for Redis {
         views::status(&self.core, swarm).await
     }
 
+    async fn durable_status(&self, swarm: &SwarmId) -> Result<Vec<TopicStatus>, Error> {
+        views::durable_status(&self.core, swarm).await
+    }
+
     async fn state_page(&self, topic: &TopicId, after: &str) -> Result<StatePage, Error> {
         views::state_page(&self.core, topic, after).await
     }

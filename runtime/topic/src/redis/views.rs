@@ -48,6 +48,14 @@ pub(super) async fn status(core: &Core, swarm: &SwarmId) -> Result<Vec<TopicStat
     Ok(out)
 }
 
+pub(super) async fn durable_status(core: &Core, swarm: &SwarmId) -> Result<Vec<TopicStatus>, Error> {
+    // From before it is read: of one that ended meanwhile it may say what is no more.
+    let history = core.link.history_of(&names::meta(swarm));
+    let status = status(core, swarm).await?;
+    core.safe_to_show(history).await?;
+    Ok(status)
+}
+
 pub(super) async fn state_size(core: &Core, topic: &TopicId) -> Result<StateSize, Error> {
     let mut args = core.args(Script::Keys, &names::meta(topic.swarm()));
     args.text(topic.stage().as_str()).num(limits::STATE_BUCKETS);
