@@ -100,6 +100,9 @@ pub struct SwarmRecord {
     /// Stages that an operator paused one by one.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub paused: BTreeSet<StageName>,
+    /// When all streams of this revision had ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_ms: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -73,6 +73,11 @@ const RELEASED: Build = Build {
             level: 2,
             used: Swarm::has_builtins,
         },
+        Feature {
+            name: "ends",
+            level: 2,
+            used: Swarm::ends,
+        },
     ],
 };
 

@@ -245,6 +245,7 @@ impl Node {
             spans: Arc::clone(&sink),
             workers: workers.clone(),
             seats,
+            rest: Arc::default(),
         });
         let (routes, table) = watch::channel(Arc::new(RouteTable::default()));
         let mirror = store
@@ -301,6 +302,7 @@ impl Node {
         );
         members.begin(&supervisor).await?;
         supervisor.mend();
+        supervisor.watch_ends();
         supervisor.tidy();
         if let Some(file) = &settings.bootstrap_token {
             if members.level() < access::LEVEL {

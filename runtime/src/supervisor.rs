@@ -8,6 +8,7 @@
 //! batch holds up no other. Lock order: `writes`, then `fleet`.
 
 mod drain;
+mod ends;
 mod metrics;
 mod modules;
 mod plans;
@@ -71,6 +72,8 @@ pub struct Supervisor {
     /// Why a Swarm does not run as it should; the last attempt's word.
     troubles: std::sync::Mutex<HashMap<SwarmPath, String>>,
     troubled: Notify,
+    /// Of Swarms that can end and have not.
+    ending: std::sync::Mutex<HashMap<SwarmPath, ends::Progress>>,
     /// Whether Bees run on this node, if not those of each tenant.
     works: bool,
     /// Stages that end, drains and mending.
@@ -98,6 +101,8 @@ struct Live {
     held: bool,
     /// Its Bees may run here.
     works: bool,
+    /// All of its streams have ended, says the catalog.
+    ended: bool,
     /// Topics have as many partitions as the revision says.
     scaled: bool,
     stages: BTreeMap<StageName, LiveStage>,
@@ -160,6 +165,7 @@ impl Live {
             Some(Hold::Paused) => Open::Paused,
         };
         self.held = false;
+        self.ended = record.ended_ms.is_some();
         for (name, stage) in &self.stages {
             let paused = record.is_paused(name);
             self.held |= paused;
@@ -212,6 +218,7 @@ impl Supervisor {
             fleet: Mutex::default(),
             troubles: std::sync::Mutex::default(),
             troubled: Notify::new(),
+            ending: std::sync::Mutex::default(),
             works,
             tasks: TaskTracker::new(),
             end: CancellationToken::new(),
@@ -514,7 +521,7 @@ impl Supervisor {
                 digest,
                 bee,
                 (&record.swarm.readers(&stage.name), record.swarm.door(stage)),
-                &id,
+                (&id, record.swarm.bounded()),
                 &ends,
             );
             let (was, paused) = (before.remove(&stage.name), record.is_paused(&stage.name));
@@ -541,7 +548,7 @@ impl Supervisor {
                             digest,
                             bee,
                             (&left.readers, left.door.clone()),
-                            &id,
+                            (&id, record.swarm.bounded()),
                             &ends,
                         );
                         self.start_or_replan(None, plan, &ends[name], under_way, false)
@@ -565,6 +572,7 @@ impl Supervisor {
             open: Open::Yes,
             held: false,
             works,
+            ended: false,
             scaled: false,
             stages,
             draining,
@@ -572,6 +580,8 @@ impl Supervisor {
         };
         live.hold(record);
         fleet.swarms.insert(name.clone(), live);
+        // It may have ended before this node began.
+        self.seams.rest.notify_one();
         for (stage, removal) in removals {
             self.tasks
                 .spawn(Arc::clone(self).drain_removed(id.clone(), stage, removal));

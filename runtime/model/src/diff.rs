@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::manifest::units::{show_duration, show_size};
 use crate::name::SecretName;
-use crate::swarm::{GuestClock, Instances, Keep, KeySource, Order, Stage, Swarm};
+use crate::swarm::{Ends, GuestClock, Instances, Keep, KeySource, Order, Stage, Swarm};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ChangeKind {
@@ -193,6 +193,7 @@ fn settings(stage: &Stage) -> BTreeMap<String, String> {
         exit,
         skip,
         join,
+        ends,
         // Said by `module`.
         builtin: _,
     } = stage;
@@ -272,6 +273,16 @@ fn settings(stage: &Stage) -> BTreeMap<String, String> {
         out.insert("join.within".to_owned(), show_duration(join.within_ms));
         out.insert("join.missing".to_owned(), join.missing.as_str().to_owned());
         out.insert("join.pending".to_owned(), join.pending.to_string());
+    }
+    match ends {
+        None => {}
+        Some(Ends::Told) => {
+            out.insert("ends".to_owned(), "true".to_owned());
+        }
+        Some(Ends::Keys(keys)) => {
+            let keys: Vec<String> = keys.iter().map(|key| format!("{key:?}")).collect();
+            out.insert("ends".to_owned(), keys.join(", "));
+        }
     }
     if !secrets.is_empty() {
         let names: Vec<&str> = secrets.iter().map(SecretName::as_str).collect();

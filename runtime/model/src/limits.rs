@@ -30,6 +30,10 @@ pub const STATE_CACHE_BYTES_MAX: usize = 64 << 20;
 pub const STATE_NAME_BYTES_MAX: usize = 256;
 /// Named values of one key.
 pub const STATE_NAMES_MAX: usize = 1_000;
+/// Keys by which a stage's stream ends (`ends: [...]`): each is looked at once, when it has.
+pub const END_KEYS_MAX: usize = 10_000;
+/// Keys that one commit of a stage's owner sets to be told of the end: what it lists for that it keeps in memory meanwhile.
+pub const END_TOLD_MAX: usize = 1_024;
 /// All of one key's state, names and values: it is read whole with each batch that has a message of the key, and lies in memory
 /// while the batch runs.
 pub const STATE_KEY_BYTES_MAX: usize = 4 << 20;

@@ -68,6 +68,23 @@ pub struct Stage {
     /// It runs no module.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub builtin: Option<Builtin>,
+    /// What the end of its stream means to it. `None`: nothing, to its Bee.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ends: Option<Ends>,
+}
+
+/// What of a key is the end's own: the name of the timer by which its Bee is told, and of the value that says it was, or, at a stage where
+/// the stream begins, that nothing more will come of the key.
+pub const END: &str = "\0end";
+
+/// The end of a stage's stream. See `docs/ends.md`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ends {
+    /// Each key that has state is told, once all that the stage reads from has ended.
+    Told,
+    /// The stage is where a stream begins. It ends when each of these keys has said so.
+    Keys(BTreeSet<String>),
 }
 
 /// What a stage does that runs no module. What it gives goes to the stage's readers, or answers the caller where there are none.
@@ -528,6 +545,20 @@ impl Swarm {
     #[must_use]
     pub fn loops(&self) -> bool {
         self.stages.iter().flat_map(|s| &s.inputs).any(|i| i.laps.is_some())
+    }
+
+    /// Whether it can end: some stage says when its stream does.
+    #[must_use]
+    pub fn bounded(&self) -> bool {
+        self.stages
+            .iter()
+            .any(|stage| matches!(stage.ends, Some(Ends::Keys(_))))
+    }
+
+    /// Whether some of its stages say anything of an end.
+    #[must_use]
+    pub fn ends(&self) -> bool {
+        self.stages.iter().any(|stage| stage.ends.is_some())
     }
 
     /// Whether some of its Bees are granted secrets.

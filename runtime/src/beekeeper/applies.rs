@@ -271,6 +271,8 @@ impl Keeper {
                 next.swarm = swarm;
                 next.paused.retain(|stage| next.swarm.stage(stage).is_some());
                 next.modules = digests;
+                // Something may come again, so it is looked for anew.
+                next.ended_ms = None;
                 (found.version, next)
             }
             None if swarms.len() >= SWARMS_MAX => {
@@ -294,6 +296,7 @@ impl Keeper {
                     draining: BTreeMap::new(),
                     hold: None,
                     paused: BTreeSet::new(),
+                    ended_ms: None,
                 },
             ),
         };

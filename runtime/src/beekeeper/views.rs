@@ -25,6 +25,8 @@ impl Keeper {
         };
         let status = if record.deleting {
             "deleting".to_owned()
+        } else if record.ended_ms.is_some() {
+            "ended".to_owned()
         } else if let Some(trouble) = self.supervisor.trouble(&self.path(name)) {
             format!("degraded: {trouble}")
         } else if let Some(why) = self.supervisor.homeless(self.catalog.tenant()) {
@@ -99,7 +101,10 @@ impl Keeper {
                     busy_us: counts.busy_us,
                     status: match counts.held_up {
                         _ if record.is_paused(&stage.name) => "paused: by an operator".to_owned(),
-                        0 => full(stage, size).unwrap_or_else(|| "ok".to_owned()),
+                        0 if record.ended_ms.is_some() => "ended".to_owned(),
+                        0 => full(stage, size)
+                            .or_else(|| self.supervisor.ending(&id.path(), record.revision, &stage.name))
+                            .unwrap_or_else(|| "ok".to_owned()),
                         1 => counts.state,
                         more => format!("{} ({more} partitions)", counts.state),
                     },

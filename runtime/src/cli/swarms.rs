@@ -225,7 +225,7 @@ fn summary(s: &v1::SwarmSummary) -> Value {
 
 fn painted_status(status: &str, out: Printer) -> String {
     let paint = match status {
-        "running" | "ok" => Paint::Green,
+        "running" | "ok" | "ended" => Paint::Green,
         s if s.starts_with("deleting") => Paint::Yellow,
         _ => Paint::Red,
     };

@@ -100,7 +100,7 @@ pub(super) fn plan(
     module: Digest,
     bee: Arc<dyn Bee>,
     (readers, door): (&[Reader], Option<Condition>),
-    id: &SwarmId,
+    (id, bounded): (&SwarmId, bool),
     ends: &Ends,
 ) -> Arc<Plan> {
     let (mut unnamed, mut named) = (Vec::new(), BTreeMap::<String, Vec<Destination>>::new());
@@ -140,5 +140,6 @@ pub(super) fn plan(
         unnamed,
         named,
         door,
+        bounded,
     })
 }

@@ -8,6 +8,7 @@
 //!   the same key, so where an item fails here although the Bee called it done, the prefix ends before the next of that key.
 
 mod effects;
+mod ends;
 mod join;
 mod laps;
 mod sum;
@@ -27,6 +28,7 @@ use skep_model::swarm::{Order, RetryPolicy};
 use skep_topic::{Commit, Cursor, DeadLetter, Fetched, Parked, StatePut, TimerDue, TimerSet, Unread, Work};
 
 use self::effects::with_hop;
+use self::ends::Tidings;
 use self::join::{Desk, Gathered};
 use self::sum::Sum;
 use self::ttl::Book;
@@ -34,6 +36,7 @@ pub use self::ttl::{replaced, visible};
 use crate::plan::{Bypass, Destination, Plan};
 
 pub(crate) use self::effects::{effects, passed};
+pub(crate) use self::ends::has_ended;
 pub(crate) use self::laps::is_jammed;
 
 /// One thing that a fetch gave, with what is to become of it before any Bee is asked.
@@ -66,6 +69,8 @@ pub enum Fate {
     Aside,
     /// The stage's own timer, by which values go whose time is over.
     Sweep,
+    /// The end of a key that was told of it, or of which nothing is left.
+    Ended,
 }
 
 /// A batch as the stage works on it.
@@ -82,6 +87,8 @@ pub struct Taken {
     pub now_ms: u64,
     /// The ages of values that the stage does not keep for ever.
     pub ages: Book,
+    /// Keys that were told of their end, or are to be.
+    pub ends: Tidings,
 }
 
 impl Taken {
@@ -104,6 +111,7 @@ pub fn arrange(plan: &Plan, mut fetched: Fetched, cancelled: impl Fn(&Request) -
     let mut inputs = Vec::with_capacity(items.capacity());
     let mut desk = Desk::of(plan, &mut fetched.state, now_ms);
     let ages = Book::open(&mut fetched.state, plan.stage.keep.ttl, now_ms);
+    let ends = Tidings::open(plan, &mut fetched);
     // Who repeats a keyed call takes it up again, perhaps elsewhere: that one is done in any case.
     let gone = |r: &Request| r.deadline_ms < now_ms || (!r.keyed && cancelled(r));
     let expired = |m: &Message| m.request.as_ref().is_some_and(gone);
@@ -115,6 +123,9 @@ pub fn arrange(plan: &Plan, mut fetched: Fetched, cancelled: impl Fn(&Request) -
             Work::Timer { name, .. } if name == ttl::NAME => (Fate::Sweep, None),
             Work::Timer { uid, key, .. } if let Some(desk) = &mut desk => {
                 some(desk.end(&mut inputs, key, *uid, attempt))
+            }
+            Work::Timer { key, name, .. } if ends::is_end(name) && ends.needless(&fetched.state, key) => {
+                (Fate::Ended, None)
             }
             Work::Timer { uid, key, name, at_ms } => {
                 let due = Due {
@@ -137,6 +148,7 @@ pub fn arrange(plan: &Plan, mut fetched: Fetched, cancelled: impl Fn(&Request) -
         let (fate, join) = match &mut desk {
             _ if timer.name == ttl::NAME => (Fate::Sweep, None),
             Some(desk) => some(desk.end(&mut inputs, &timer.key, timer.uid, 1)),
+            None if ends::is_end(&timer.name) && ends.needless(&fetched.state, &timer.key) => (Fate::Ended, None),
             None => {
                 let due = Due {
                     uid: timer.uid,
@@ -176,6 +188,7 @@ pub fn arrange(plan: &Plan, mut fetched: Fetched, cancelled: impl Fn(&Request) -
         retries: None,
         now_ms,
         ages,
+        ends,
     };
     let (keep, size) = (plan.stage.keep, fetched.state_size);
     let batch = Batch {
@@ -296,6 +309,7 @@ pub fn decide(
     let mut decision = Tally::default();
     let mut bytes = 0usize;
     let mut ages = work.ages.clone();
+    let mut ends = work.ends.clone();
     let ttl = plan.stage.keep.ttl;
     let mut left = work.retries;
     sum.hurry(join::early(&work.early, work.now_ms, entropy));
@@ -305,7 +319,7 @@ pub fn decide(
         let step = match item.fate {
             Fate::Run(i) => steps.get_mut(i).and_then(Option::take),
             Fate::Pass(by) => origin.message.map(|message| Ok(passed(message, by))),
-            Fate::Hold | Fate::Expire | Fate::Aside | Fate::Sweep => None,
+            Fate::Hold | Fate::Expire | Fate::Aside | Fate::Sweep | Fate::Ended => None,
         };
         if origin.key().is_some_and(|key| tainted.contains(key)) {
             break;
@@ -326,7 +340,7 @@ pub fn decide(
                 }
                 _ => break,
             },
-            None if item.fate == Fate::Sweep => (Part::default(), None),
+            None if matches!(item.fate, Fate::Sweep | Fate::Ended) => (Part::default(), None),
             // A step is missing: the engine broke its contract. Leave the item where it is.
             None => break,
         };
@@ -344,6 +358,9 @@ pub fn decide(
             again = false;
         }
         let done = failure.is_none() && part.park.is_none();
+        if item.fate != Fate::Ended {
+            ends.note(&item.source, origin.key().unwrap_or_default(), done, &mut part);
+        }
         let key = origin.key().filter(|_| done).unwrap_or_default();
         if done && (ttl.is_some() || item.fate == Fate::Sweep) {
             part.bytes += ages.cost(key, &part.state);

@@ -28,6 +28,8 @@ pub struct Plan {
     /// What a message from a Gateway must be for this stage; `None`: nothing. Those of a stream lie in every inbox that its subject
     /// feeds, for its sequence numbers are kept per inbox; who does not take one drops it here.
     pub door: Option<Condition>,
+    /// The Swarm can end: whoever looks for that wants to know when a partition has nothing to do.
+    pub bounded: bool,
 }
 
 /// What becomes of a message instead of its Bee's being called.

@@ -4,9 +4,11 @@
 //! [`IDLE_MS`] after it), so an idle stage costs nothing but a sleeping task. Commits are answered when they are applied, not when
 //! they are durable: whoever builds on one is rolled back with it, and what leaves is gated in the backend.
 
+mod ends;
+
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use skep_model::env::{Clock, Entropy};
@@ -60,6 +62,8 @@ pub struct Seams {
     /// The runtimes of the threads that run Bees. Owners and drains live there, so that a batch goes from fetch to commit without
     /// waking another thread. Empty: all live on the runtime that starts the stage.
     pub seats: Vec<Handle>,
+    /// Rung when a partition of a Swarm that can end has nothing to do.
+    pub rest: Arc<Notify>,
 }
 
 impl Seams {
@@ -89,6 +93,9 @@ pub struct Running {
     owned: Owned,
     /// Partitions that have an owner's task here.
     owners: Mutex<u16>,
+    /// The plan by which the stage's keys are to be told that nothing more comes. Weak: a plan that is kept counts as a writer to those
+    /// downstream.
+    telling: watch::Sender<Weak<Plan>>,
 }
 
 /// The partitions that are owned here at this moment.
@@ -113,6 +120,13 @@ impl Running {
         self.own(partitions);
         // It may allow more batches at once than are under way.
         self.lane.ring();
+    }
+
+    /// Tells the stage's keys that nothing more comes for them, as far as their partitions are owned here. For whoever knows that it is so:
+    /// all that the stage reads from has ended, and nothing was unread, parked or dead-lettered since. It holds for the plan of this
+    /// moment: with a newer one something may come again.
+    pub fn tell_end(&self) {
+        self.telling.send_replace(Arc::downgrade(&self.plan()));
     }
 
     /// Stops reading after the batches under way, or goes on. What comes meanwhile waits in the inbox, and timers until then.
@@ -144,6 +158,8 @@ impl Running {
                 alone: None,
                 closed: Vec::new(),
                 budget: Arc::clone(&self.budget),
+                telling: self.telling.subscribe(),
+                told_to: None,
             };
             let here = Handle::current();
             let seat = self.seams.seat(owner.partition.topic(), index.into(), &here);
@@ -184,6 +200,7 @@ pub fn start(plan: Arc<Plan>, lane: &Arc<Lane>, seams: &Arc<Seams>, paused: bool
         tasks,
         owned: Owned::default(),
         owners: Mutex::new(0),
+        telling: watch::Sender::new(Weak::new()),
     };
     running.own(plan.topic.partitions);
     running
@@ -214,6 +231,9 @@ struct Owner {
     closed: Vec<StageName>,
     /// Of the whole stage on this node.
     budget: Arc<Mutex<Budget>>,
+    telling: watch::Receiver<Weak<Plan>>,
+    /// How far the list of keys is that are told of their end.
+    told_to: Option<ends::Place>,
 }
 
 /// Where an owner stands between two commits.
@@ -274,7 +294,10 @@ impl Owner {
                     () = changed(self.workers.clone()) => continue,
                 },
             }
-            let wait_ms = match self.own().await {
+            let ended = self.own().await;
+            // Nothing can be told before the lease is free.
+            let held = matches!(ended, Ended::Held { .. });
+            let wait_ms = match ended {
                 Ended::Stopped => return,
                 // For good with its Swarm, which stops this; a stage may come back with a newer plan, a partition with a rescale.
                 Ended::Gone => {
@@ -321,6 +344,7 @@ impl Owner {
                 () = self.stop.cancelled() => return,
                 () = bell.notified() => {}
                 () = changed(self.workers.clone()) => {}
+                () = asked(self.telling.clone()), if !held => {}
                 () = sleep(Duration::from_millis(wait_ms)) => {}
             }
         }
@@ -460,6 +484,14 @@ impl Owner {
             fetched.keep_streams_alone();
             if fetched.is_empty() {
                 self.well();
+                match self.tell_end(&plan, at).await {
+                    Ok(true) => continue,
+                    Ok(false) => {}
+                    Err(ended) => return ended,
+                }
+                if plan.bounded {
+                    self.seams.rest.notify_one();
+                }
                 let due_ms = fetched
                     .next_due_ms
                     .map_or(u64::MAX, |due| due.saturating_sub(fetched.now_ms).max(1));
@@ -471,6 +503,7 @@ impl Owner {
                     () = self.stop.cancelled() => return Ended::Stopped,
                     () = bell.notified() => continue,
                     () = changed(self.workers.clone()) => continue,
+                    () = asked(self.telling.clone()) => continue,
                     () = sleep(Duration::from_millis(due_ms.min(IDLE_MS))) => {
                         if due_ms <= IDLE_MS { continue }
                         return Ended::Idle { wait_ms: due_ms.saturating_sub(IDLE_MS) };
@@ -830,6 +863,13 @@ fn ended(error: Error) -> Ended {
 /// On a copy, so that the news stays unseen until `place` looks at it.
 async fn changed(mut workers: watch::Receiver<Arc<Workers>>) {
     if workers.changed().await.is_err() {
+        std::future::pending().await
+    }
+}
+
+/// As [`changed`], of the end: the news stays unseen until the owner takes it up.
+async fn asked(mut telling: watch::Receiver<Weak<Plan>>) {
+    if telling.changed().await.is_err() {
         std::future::pending().await
     }
 }

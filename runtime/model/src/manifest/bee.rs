@@ -12,7 +12,7 @@ use crate::egress::HttpGrant;
 use crate::limits;
 use crate::name::{BeeName, ModelRef, ModuleRef, OutputName, SecretName, StageName, Subject};
 use crate::swarm::{
-    BatchPolicy, Bound, Builtin, GuestClock, Instances, Join, Keep, KeySource, Order, Refresh, RetryBudget,
+    BatchPolicy, Bound, Builtin, Ends, GuestClock, Instances, Join, Keep, KeySource, Order, Refresh, RetryBudget,
     RetryPolicy, Stage, Ttl,
 };
 
@@ -175,6 +175,38 @@ pub(super) fn read<'a>(value: &Value<'a>, context: &Context<'_>) -> Option<Draft
     let secrets = fields.get("secrets").map(secrets).unwrap_or_default();
     let http = fields.get("http").map(http).unwrap_or_default();
     let models = fields.get("models").map(models).unwrap_or_default();
+    let ends = fields.get("ends").and_then(ends);
+    if let (Some(_), Some(v)) = (&ends, fields.get("ends")) {
+        let kept = state && fields.get("key").is_some();
+        let wrong = if joins || builtin.is_some() {
+            Some(("`ends` where no Bee keeps anything by a key of its own", "leave it out"))
+        } else if !kept {
+            Some(("`ends` needs a key and state", "add `key: …` and `state: true`"))
+        } else if keep.ttl.is_some() {
+            Some((
+                "`ends` beside `ttl`: what goes by its age has no end to wait for",
+                "leave one of them out",
+            ))
+        } else {
+            None
+        };
+        if let Some((message, hint)) = wrong {
+            v.mistake(message, Some(hint));
+        }
+        let gateway = |input: &Input<'_>| matches!(input.source, Source::Gateway(_));
+        if ends == Some(Ends::Told) && inputs.iter().any(gateway) {
+            v.mistake(
+                "`ends: true` behind a gateway, which has no end",
+                Some("list the keys that say so: `ends: [KEY, …]`; or leave it out"),
+            );
+        }
+        if ends == Some(Ends::Told) && inputs.iter().any(|input| input.laps.is_some()) {
+            v.mistake(
+                "`ends: true` in a circle, which has no end",
+                Some("leave it out, or tell the end to a Bee outside of the circle"),
+            );
+        }
+    }
     let exit = fields.get("exit").and_then(condition::read);
     let skip = fields.get("skip").and_then(condition::read);
 
@@ -221,6 +253,7 @@ pub(super) fn read<'a>(value: &Value<'a>, context: &Context<'_>) -> Option<Draft
             skip,
             join,
             builtin,
+            ends,
         })
     };
     let place = name_value.map_or(value.node.place, |v| v.node.place);
@@ -537,6 +570,36 @@ fn state(value: &Value<'_>) -> (bool, Keep) {
         keep.bytes = bytes;
     }
     (true, keep)
+}
+
+/// `true`, or the keys that say it.
+fn ends(value: &Value<'_>) -> Option<Ends> {
+    let Data::List(items) = &value.node.data else {
+        return value.bool()?.then_some(Ends::Told);
+    };
+    let mut keys = BTreeSet::new();
+    for item in value.items(items) {
+        let Some(text) = item.text() else { continue };
+        if text.is_empty() || text.len() > limits::KEY_BYTES_MAX {
+            item.mistake(
+                format!(
+                    "a key has 1 to {} bytes, this one {}",
+                    limits::KEY_BYTES_MAX,
+                    text.len()
+                ),
+                None,
+            );
+        } else if !keys.insert(text.to_owned()) {
+            item.mistake("named twice", Some("leave one out"));
+        }
+    }
+    if items.is_empty() || items.len() > limits::END_KEYS_MAX {
+        value.mistake(
+            format!("{} keys say the end: 1 to {} can", items.len(), limits::END_KEYS_MAX),
+            Some("list those by which the stream ends, or leave `ends` out"),
+        );
+    }
+    Some(Ends::Keys(keys))
 }
 
 fn retry(value: &Value<'_>) -> Option<RetryPolicy> {

@@ -41,6 +41,7 @@ pub(super) const BEE: Shape = Shape {
         "http",
         "models",
         "clock",
+        "ends",
         "exit",
         "skip",
         "dirs",

@@ -108,10 +108,31 @@ fn builtin() -> Value {
     })
 }
 
+/// What a Bee says of the end of its stream.
+fn ends() -> Value {
+    described(
+        "`true`: each key that has state is told when all that the Bee reads from has ended. A list: the stream begins here, and ends when each \
+         of these keys has said so. Needs `key` and `state`.",
+        &json!({
+            "oneOf": [
+                { "type": "boolean" },
+                {
+                    "type": "array",
+                    "minItems": 1,
+                    "maxItems": limits::END_KEYS_MAX,
+                    "uniqueItems": true,
+                    "items": { "type": "string", "minLength": 1, "maxLength": limits::KEY_BYTES_MAX },
+                },
+            ],
+        }),
+    )
+}
+
 fn bee() -> Value {
     let mut bee = bee_of_module();
     if let (Some(fields), Value::Object(more)) = (bee["properties"].as_object_mut(), builtin()) {
         fields.extend(more);
+        fields.insert("ends".to_owned(), ends());
     }
     bee
 }

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::condition::Take;
-use crate::swarm::{GuestClock, InputSource, Instances, Keep, KeySource, Order, Refresh, StageInput, Ttl};
+use crate::swarm::{Ends, GuestClock, InputSource, Instances, Keep, KeySource, Order, Refresh, StageInput, Ttl};
 
 const HELLO: &str = "\
 name: hello-world
@@ -666,4 +666,75 @@ fn mistakes_of_what_is_built_in_are_told() {
             .to_string();
         assert!(told.contains(says), "{bee}: {told}");
     }
+}
+
+#[test]
+fn what_a_manifest_says_of_an_end() {
+    let swarm = parse(
+        "name: s\nbees:\n  - { name: a, module: m, input: { gateway: g }, key: message, state: true, ends: [eu, \"\\u0000\", 'us east'] }\n  \
+         - { name: b, module: m, input: { bee: a }, key: message, state: true, ends: true }\n  - { name: c, module: m, input: [{ bee: b }, { gateway: h }], key: message, state: true, ends: false }\n",
+    )
+    .unwrap();
+    let keys: std::collections::BTreeSet<String> = ["\0", "eu", "us east"].map(str::to_owned).into();
+    let says: Vec<Option<Ends>> = swarm.stages.iter().map(|stage| stage.ends.clone()).collect();
+    assert_eq!(says, [Some(Ends::Keys(keys)), Some(Ends::Told), None]);
+    assert!(swarm.bounded() && swarm.ends());
+    let json = serde_json::to_string(&swarm).unwrap();
+    assert_eq!(serde_json::from_str::<crate::swarm::Swarm>(&json).unwrap(), swarm);
+    let kept = "key: message, state: true,";
+    for (bee, says) in [
+        ("input: { bee: a }, ends: true", "`ends` needs a key and state"),
+        (
+            "input: { bee: a }, key: message, ends: [x]",
+            "`ends` needs a key and state",
+        ),
+        (
+            &format!("input: {{ bee: a }}, {kept} ends: soon"),
+            "expected true or false",
+        ),
+        (
+            &format!("input: {{ bee: a }}, {kept} ends: []"),
+            "0 keys say the end: 1 to 10000 can",
+        ),
+        (&format!("input: {{ bee: a }}, {kept} ends: [x, y, x]"), "named twice"),
+        (
+            &format!("input: {{ bee: a }}, {kept} ends: ['']"),
+            "a key has 1 to 1024 bytes",
+        ),
+        (
+            &format!("input: {{ bee: a }}, {kept} ends: [{}]", "x".repeat(1_025)),
+            "this one 1025",
+        ),
+        (&format!("input: {{ bee: a }}, {kept} ends: [7]"), "expected text"),
+        (
+            &format!("input: {{ gateway: h }}, {kept} ends: true"),
+            "behind a gateway",
+        ),
+        (
+            "input: { bee: a }, key: message, state: { ttl: 30d }, ends: true",
+            "beside `ttl`",
+        ),
+        ("input: { join: [a, b] }, ends: true", "`ends` where no Bee keeps"),
+        (
+            &format!("input: [{{ bee: b }}, {{ bee: x, output: again, loop: 3 }}], {kept} ends: true"),
+            "in a circle",
+        ),
+    ] {
+        let head = "name: w\nbees:\n  - { name: a, module: m, input: { gateway: g } }\n  - { name: b, module: m, input: { gateway: g } }\n";
+        let told = parse(&format!("{head}  - {{ name: x, module: m, {bee} }}\n"))
+            .unwrap_err()
+            .to_string();
+        assert!(told.contains(says), "{bee}: {told}");
+    }
+    let many: Vec<String> = (0..=limits::END_KEYS_MAX)
+        .map(|n| n.to_string())
+        .map(|n| format!("'{n}'"))
+        .collect();
+    let told = parse(&with(&format!(
+        "    key: message\n    state: true\n    ends: [{}]\n",
+        many.join(", ")
+    )))
+    .unwrap_err()
+    .to_string();
+    assert!(told.contains("10001 keys say the end"), "{told}");
 }

@@ -12,6 +12,7 @@ use skep_model::limits::{
 use skep_model::message::{Hop, Lap, Lineage, Message, Reply, ReplyResult, Request, TraceContext, shares};
 use skep_model::name::StageName;
 use skep_model::step::{Disposition, Emit, Outcome, Step, Trap, TrapKind};
+use skep_model::swarm::{END, Ends};
 use skep_topic::{StatePut, TimerSet};
 
 use super::{Again, Failure, Origin, Part, Ran, laps, ttl};
@@ -124,6 +125,14 @@ pub(crate) fn effects<'p>(
         .any(|name| name == ttl::NAME)
     {
         let why = "the name \"\\0ttl\" in state and timers is the stage's own: use another".to_owned();
+        return Err(fail("reserved-name", why, Again::Never));
+    }
+    // Where a stream begins its Bee says which keys have ended, by the value of that name.
+    let says = matches!(plan.stage.ends, Some(Ends::Keys(_)));
+    if step.timers.iter().any(|w| w.name == END) || (!says && step.state.iter().any(|w| w.name == END)) {
+        let why = "the name \"\\0end\" is the stage's own: a Bee puts a value of it where its stage has `ends: [KEY, …]`, to say that the key \
+                   has ended"
+            .to_owned();
         return Err(fail("reserved-name", why, Again::Never));
     }
     for write in step.state {

@@ -172,6 +172,7 @@ impl Sim {
                     .collect(),
                 named: BTreeMap::new(),
                 door: None,
+                bounded: false,
                 stage: stage.clone(),
             }
         };

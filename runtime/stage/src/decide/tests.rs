@@ -71,6 +71,7 @@ pub(super) fn stage(key: Option<KeySource>, order: Order) -> Stage {
         skip: None,
         join: None,
         builtin: None,
+        ends: None,
     }
 }
 
@@ -105,6 +106,7 @@ pub(super) fn plan_of(key: Option<KeySource>, order: Order, readers: Vec<Option<
         unnamed: readers.into_iter().enumerate().map(destination).collect(),
         named: BTreeMap::new(),
         door: None,
+        bounded: false,
     }
 }
 
@@ -122,7 +124,7 @@ pub(super) fn message(n: u8, key: Option<&str>) -> Message {
     }
 }
 
-fn fetched(messages: Vec<Message>) -> Fetched {
+pub(super) fn fetched(messages: Vec<Message>) -> Fetched {
     let unread = messages.into_iter().enumerate().map(|(i, message)| Unread {
         message,
         after: Cursor {
@@ -172,7 +174,7 @@ fn emit(bytes: usize) -> Emit {
     }
 }
 
-fn failing() -> Step {
+pub(super) fn failing() -> Step {
     with(Disposition::Fail {
         reason: "no".to_owned(),
         detail: "because".to_owned(),
@@ -193,7 +195,7 @@ pub(super) const RAN: Ran = Ran {
     span: None,
 };
 
-fn decided(plan: &Plan, fetched: Fetched, steps: impl FnMut(&Input) -> Result<Step, Trap>) -> Decision {
+pub(super) fn decided(plan: &Plan, fetched: Fetched, steps: impl FnMut(&Input) -> Result<Step, Trap>) -> Decision {
     let (taken, batch) = arrange(plan, fetched, |_| false);
     let steps = batch.inputs.iter().map(steps).collect();
     decide(plan, &taken, steps, STAMP, RAN, &SeededEntropy::new(1))

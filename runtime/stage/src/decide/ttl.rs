@@ -14,7 +14,7 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use skep_model::env::Entropy;
 use skep_model::id::Uid;
 use skep_model::step::StateMap;
-use skep_model::swarm::{Refresh, Ttl};
+use skep_model::swarm::{END, Refresh, Ttl};
 use skep_topic::{StatePut, TimerSet};
 
 /// The name of that value, and of the timer. Refused to Bees.
@@ -118,6 +118,7 @@ fn split(values: &mut BTreeMap<String, Bytes>, ttl: Option<Ttl>, now_ms: u64) ->
 /// What a Bee would see of a key's stored values.
 pub fn visible(values: &mut BTreeMap<String, Bytes>, ttl: Option<Ttl>, now_ms: u64) {
     split(values, ttl, now_ms);
+    values.remove(END);
 }
 
 /// What sets one key to these values, whatever is stored of it: writes, and where the stage has a TTL the ages that go with them.

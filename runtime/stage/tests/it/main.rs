@@ -1,5 +1,6 @@
 //! Stages over the reference backend (and, once, the embedded one), with plain functions as Bees.
 
+mod ends;
 mod loops;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -89,6 +90,7 @@ impl World {
             spans: Arc::new(NoSpans),
             workers: Workers::alone(NodeId([0; 8])),
             seats: Vec::new(),
+            rest: Arc::default(),
         });
         let swarm = Scope::of(TenantId::default_tenant()).swarm(&"w".parse().unwrap(), Incarnation([1; 16]));
         Self {
@@ -214,6 +216,7 @@ fn stage(spec: &TopicSpec, keyed: bool) -> Stage {
         skip: None,
         join: None,
         builtin: None,
+        ends: None,
     }
 }
 
@@ -232,6 +235,7 @@ fn plan(
         unnamed: readers,
         named: BTreeMap::new(),
         door: None,
+        bounded: false,
     })
 }
 
@@ -873,6 +877,7 @@ async fn neighbours_of_a_poison_request_go_on_alone_while_somebody_waits_for_the
             unnamed: Vec::new(),
             named: BTreeMap::new(),
             door: None,
+            bounded: false,
         }),
     );
     let push = |(message, waiter): (Message, Waiter)| {
@@ -924,6 +929,7 @@ async fn work_that_nobody_waits_for_is_left_undone() {
             unnamed: Vec::new(),
             named: BTreeMap::new(),
             door: None,
+            bounded: false,
         }),
     );
     assert!(matches!(waiter.await.unwrap().result, ReplyResult::Response(_)));
@@ -954,6 +960,7 @@ async fn a_new_plan_changes_how_many_batches_of_the_lane_are_under_way() {
             unnamed: Vec::new(),
             named: BTreeMap::new(),
             door: None,
+            bounded: false,
         })
     };
     let (running, lane) = run(&world, with(1));

@@ -1,0 +1,326 @@
+//! When the streams of a Swarm have ended, stage by stage, and the Swarm at last.
+//!
+//! A life of a Swarm is one history: a commit takes its input, and puts what came of it where it goes, in one step. So one look at all of
+//! its topics tells whether anything is on its way, and no message has to carry the end from stage to stage, nor anybody to count such
+//! messages: a stage to which nothing can come any more, and in which nothing waits, has ended. `docs/ends.md` has the rules, and why they
+//! are enough; `stage/model/end_of_stream.py` tries them on every order of events.
+//!
+//! Each node that runs the Swarm looks for itself, and keeps in memory what it found: a stage that has ended stays so as long as the revision
+//! does. It tells its own owners to tell their keys (`Running::tell_end`). Nothing is believed that a failover may take back.
+//!
+//! A look is taken when some partition has nothing to do, never by the clock alone: while a stream goes on, it is one look at the
+//! counters of its stage.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use skep_gateway::Open;
+use skep_model::name::StageName;
+use skep_model::scope::{SwarmId, SwarmPath, TopicId};
+use skep_model::swarm::{END, Ends, InputSource, Stage, Swarm};
+use skep_topic::{Error, TopicStatus};
+use tokio::time::sleep;
+
+use super::Supervisor;
+use crate::wording::count;
+
+/// Between two looks: what comes to rest at once is looked at together.
+const BETWEEN: Duration = Duration::from_millis(100);
+/// A look without a reason, where a stream has ended and others have not: a node may have died before it told.
+const ANYWAY: Duration = Duration::from_secs(5);
+/// Between two times that a stage's owners are asked to tell their keys.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+
+/// How far a Swarm's end is, as this node knows it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Progress {
+    revision: u64,
+    /// For good, in this revision.
+    ended: BTreeSet<StageName>,
+    /// Of stages that end by keys: so many of these, in their order, have said so.
+    said: BTreeMap<StageName, usize>,
+    /// What keeps a stage's end, for people.
+    waits: BTreeMap<StageName, String>,
+    told: BTreeMap<StageName, Instant>,
+}
+
+/// A Swarm that runs here and has not ended.
+struct Candidate {
+    id: SwarmId,
+    revision: u64,
+    swarm: Swarm,
+}
+
+/// Nothing that is read, tried again, or set aside until somebody decides.
+fn is_still(topic: &TopicStatus) -> bool {
+    topic.unread + topic.parked + topic.dead == 0
+}
+
+/// … and nothing that comes by itself.
+fn is_inert(topic: &TopicStatus) -> bool {
+    is_still(topic) && topic.timers == 0
+}
+
+/// Whether something holds of a stage's topic. A stage that nothing ever came to has none.
+fn holds(topics: &[TopicStatus], stage: &Stage, what: fn(&TopicStatus) -> bool) -> bool {
+    topics.iter().find(|t| *t.topic.stage() == stage.name).is_none_or(what)
+}
+
+impl Supervisor {
+    /// Looks for ends until the node stops.
+    pub fn watch_ends(self: &Arc<Self>) {
+        let this = Arc::clone(self);
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = this.end.cancelled() => {}
+                () = this.look_for_ends() => {}
+            }
+        });
+    }
+
+    async fn look_for_ends(&self) {
+        let mut workers = self.seams.workers.clone();
+        let mut begun = false;
+        loop {
+            tokio::select! {
+                () = self.seams.rest.notified() => {}
+                // Whoever is gone may have seen the last of it.
+                Ok(()) = workers.changed() => {}
+                () = sleep(ANYWAY), if begun => {}
+            }
+            sleep(BETWEEN).await;
+            begun = false;
+            for candidate in self.candidates().await {
+                let path = candidate.id.path();
+                let mut known = self.progress_of(&path, candidate.revision);
+                match self.look_for_end(&candidate, &mut known).await {
+                    Ok(()) => begun |= !known.ended.is_empty(),
+                    Err(e) => {
+                        begun = true;
+                        tracing::debug!(swarm = %candidate.id, error = format!("{e:#}"), "cannot look whether it has ended; trying again");
+                    }
+                }
+                self.progress().insert(path, known);
+            }
+        }
+    }
+
+    fn progress(&self) -> std::sync::MutexGuard<'_, HashMap<SwarmPath, Progress>> {
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn progress_of(&self, path: &SwarmPath, revision: u64) -> Progress {
+        let found = self
+            .progress()
+            .get(path)
+            .filter(|known| known.revision == revision)
+            .cloned();
+        found.unwrap_or_else(|| Progress {
+            revision,
+            ..Progress::default()
+        })
+    }
+
+    /// What is known here of a stage's end, if anything.
+    #[must_use]
+    pub fn ending(&self, path: &SwarmPath, revision: u64, stage: &StageName) -> Option<String> {
+        let all = self.progress();
+        let known = all.get(path).filter(|known| known.revision == revision)?;
+        match known.ended.contains(stage) {
+            true => Some("ended".to_owned()),
+            false => known.waits.get(stage).cloned(),
+        }
+    }
+
+    async fn candidates(&self) -> Vec<Candidate> {
+        let fleet = self.fleet.lock().await;
+        let going = fleet
+            .swarms
+            .values()
+            .filter(|live| live.swarm.bounded() && !live.ended && live.open != Open::Deleting);
+        let found = going
+            .map(|live| Candidate {
+                id: live.id.clone(),
+                revision: live.revision,
+                swarm: live.swarm.clone(),
+            })
+            .collect();
+        self.progress().retain(|path, _| fleet.swarms.contains_key(path));
+        found
+    }
+
+    async fn look_for_end(&self, of: &Candidate, known: &mut Progress) -> anyhow::Result<()> {
+        // Costs next to nothing, and a stream that goes on is seen by it.
+        let glance = self.seams.backend.status(&of.id).await?;
+        loop {
+            let mut ready = Vec::new();
+            for stage in &of.swarm.stages {
+                // Before the look at the topics: what was sent before the end is in them.
+                if !known.ended.contains(&stage.name) && self.gets_no_more(of, stage, known, &glance).await? {
+                    ready.push(stage);
+                }
+            }
+            if ready.is_empty() {
+                break;
+            }
+            let ended = self.ended_of(of, ready, known).await?;
+            if ended.is_empty() {
+                break;
+            }
+            for stage in ended {
+                tracing::info!(swarm = %of.id.path(), %stage, "its stream has ended");
+                known.waits.remove(&stage);
+                known.ended.insert(stage);
+            }
+        }
+        if of.swarm.stages.iter().all(|stage| known.ended.contains(&stage.name)) {
+            self.note_end(of).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether no stage, and no Gateway, sends anything to this one any more.
+    async fn gets_no_more(
+        &self,
+        of: &Candidate,
+        stage: &Stage,
+        known: &mut Progress,
+        glance: &[TopicStatus],
+    ) -> anyhow::Result<bool> {
+        let Some(Ends::Keys(keys)) = &stage.ends else {
+            return Ok(stage.inputs.iter().all(|input| match &input.source {
+                InputSource::Gateway(_) => false,
+                InputSource::Bee { stage, .. } => known.ended.contains(stage),
+            }));
+        };
+        if !holds(glance, stage, is_inert) {
+            return Ok(false);
+        }
+        let said = known.said.entry(stage.name.clone()).or_default();
+        let topic = of.id.topic(&stage.name);
+        for key in keys.iter().skip(*said) {
+            if !self.seams.backend.state(&topic, key).await?.contains_key(END) {
+                return Ok(false);
+            }
+            *said += 1;
+        }
+        Ok(true)
+    }
+
+    /// Those of `ready`, to which nothing comes any more, in which there is nothing left, and whose keys were all told.
+    async fn ended_of(
+        &self,
+        of: &Candidate,
+        ready: Vec<&Stage>,
+        known: &mut Progress,
+    ) -> anyhow::Result<Vec<StageName>> {
+        let backend = &self.seams.backend;
+        // Durable, as the keys are that are shown behind it: each step here rests on the one before.
+        let topics = backend.durable_status(&of.id).await?;
+        if topics.iter().any(|topic| of.is_left_behind(topic)) {
+            return Ok(Vec::new());
+        }
+        let (mut open, mut told) = (Vec::new(), Vec::new());
+        for stage in ready {
+            known.waits.remove(&stage.name);
+            let dead = topics
+                .iter()
+                .find(|t| *t.topic.stage() == stage.name)
+                .map_or(0, |t| t.dead);
+            if dead > 0 {
+                let why = format!(
+                    "its end waits for {} to be redriven or discarded",
+                    count(dead, "dead letter")
+                );
+                known.waits.insert(stage.name.clone(), why);
+            }
+            if !holds(&topics, stage, is_still) {
+                continue;
+            }
+            if stage.ends == Some(Ends::Told) && self.has_open_key(&of.id.topic(&stage.name)).await? {
+                open.push(stage);
+            } else {
+                told.push(stage);
+            }
+        }
+        open.retain(|stage| known.told.get(&stage.name).is_none_or(|at| at.elapsed() >= TELL_EVERY));
+        if open.is_empty() && told.is_empty() {
+            return Ok(Vec::new());
+        }
+        // Once more, behind the look at the keys: one may have been told meanwhile, and what came of it is there.
+        let topics = backend.durable_status(&of.id).await?;
+        // What still waits for its time goes when its key ends.
+        for stage in open.into_iter().filter(|stage| holds(&topics, stage, is_still)) {
+            known.told.insert(stage.name.clone(), Instant::now());
+            self.tell_end(of, &stage.name).await;
+        }
+        let over = told.into_iter().filter(|stage| holds(&topics, stage, is_inert));
+        Ok(over.map(|stage| stage.name.clone()).collect())
+    }
+
+    /// Whether some key has state and was not told.
+    async fn has_open_key(&self, topic: &TopicId) -> anyhow::Result<bool> {
+        let mut after = String::new();
+        loop {
+            let page = match self.seams.backend.state_page(topic, &after).await {
+                Ok(page) => page,
+                // A place that a failover took away: there is somebody to ask again.
+                Err(Error::TooLarge(_)) => return Ok(true),
+                Err(e) => return Err(e.into()),
+            };
+            if page.keys.iter().any(|(_, values)| !values.contains_key(END)) {
+                return Ok(true);
+            }
+            match page.next {
+                Some(next) => after = next,
+                None => return Ok(false),
+            }
+        }
+    }
+
+    async fn tell_end(&self, of: &Candidate, stage: &StageName) {
+        let fleet = self.fleet.lock().await;
+        let live = fleet.swarms.get(&of.id.path());
+        if let Some(live) = live.filter(|live| live.id == of.id && live.revision == of.revision)
+            && let Some(stage) = live.stages.get(stage)
+        {
+            stage.running.tell_end();
+        }
+    }
+
+    /// Says in the catalog that all of the Swarm has ended. Another revision of it begins anew.
+    async fn note_end(&self, of: &Candidate) -> anyhow::Result<()> {
+        let _writes = self.writes.lock().await;
+        let catalog = self.catalogs.of(of.id.tenant());
+        let Some(mut found) = catalog.swarm(of.id.name()).await? else {
+            return Ok(());
+        };
+        let same = found.record.is(&of.id) && found.record.revision == of.revision;
+        if !same || found.record.deleting {
+            return Ok(());
+        }
+        if found.record.ended_ms.is_none() {
+            found.record.ended_ms = Some(self.seams.clock.now_ms());
+            if catalog.put_swarm(found.version, &found.record).await?.is_err() {
+                anyhow::bail!("the Swarm's record was changed meanwhile");
+            }
+            tracing::info!(swarm = %of.id.path(), "has ended");
+        }
+        let mut fleet = self.fleet.lock().await;
+        if let Some(live) = fleet.swarms.get_mut(&of.id.path())
+            && live.id == of.id
+            && live.revision == of.revision
+        {
+            live.ended = true;
+        }
+        Ok(())
+    }
+}
+
+impl Candidate {
+    /// A removed stage that still has something, which may go to one of the others.
+    fn is_left_behind(&self, topic: &TopicStatus) -> bool {
+        self.swarm.stage(topic.topic.stage()).is_none() && !is_inert(topic)
+    }
+}
