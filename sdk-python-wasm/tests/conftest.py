@@ -89,6 +89,15 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 
 
 @pytest.fixture
+def node_at() -> Callable[[Path], Node]:
+    """Makes one that has its data in a folder, for a test that starts several."""
+    binary = find_skep()
+    if binary is None:
+        pytest.skip("no `skep` on PATH or in SKEP_BIN")
+    return lambda data: Node(binary, data)
+
+
+@pytest.fixture
 def own_node(tmp_path: Path) -> Iterator[Node]:
     """One that the test may kill and start again."""
     binary = find_skep()

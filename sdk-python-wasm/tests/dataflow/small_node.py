@@ -1,5 +1,5 @@
 """What a node is to a flow's stages, in memory: inboxes, state and timers by key, instances that any batch may come to, and commits that happen,
-happen in part, or are lost.
+happen in part, or are lost; and the end of streams, which it finds and tells as a node does.
 
 The rules are those of the platform that stages rely on: an input acts on its own key; reads see own writes; what was not committed did not
 happen and comes again; a timer of a name is replaced by the next; inputs of a key keep their order.
@@ -7,6 +7,7 @@ happen and comes again; a timer of a name is replaced by the next; inputs of a k
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ from typing import Any
 from skep.dataflow import Dataflow
 from skep.dataflow.deploy import deployment
 from skep.dataflow.names import stage_names
-from skep.dataflow.node import NodeStage, unpack_items
+from skep.dataflow.node import END, NodeStage, unpack_items
 from skep.dataflow.plan import Kind, plan
 
 START = datetime(2024, 1, 1, tzinfo=timezone.utc)
@@ -138,10 +139,12 @@ class Call:
 
 
 class SmallNode:
-    """One run of a flow. ``results``: the label of a stage that is not run: what is sent there is what came out."""
+    """One run of a flow. ``results``: the label of a stage that is not run: what is sent there is what came out. Without ``ends`` no stream is known
+    to have ended, as where another partition goes on."""
 
-    def __init__(self, flow: Dataflow, seed: int, *, instances: int = 2, losses: float = 0.2, results: str | None = None) -> None:
+    def __init__(self, flow: Dataflow, seed: int, *, instances: int = 2, losses: float = 0.2, results: str | None = None, ends: bool = True) -> None:
         self.flow = flow
+        self.ends = ends
         self.plan = plan(flow)
         self.names = stage_names(self.plan)
         self.kinds = {self.names[stage.name]: stage.kind for stage in self.plan.stages}
@@ -152,7 +155,14 @@ class SmallNode:
         self.now = START
         self.inbox: dict[str, list[Any]] = {name: [] for name in self.kinds}
         self.state: dict[str, dict[tuple[str, str], bytes]] = {name: {} for name in self.kinds}
-        self.timers: dict[str, dict[str, tuple[int, int]]] = {name: {} for name in self.kinds}
+        #: By stage, then key and name: when it is due, and which attempt that is.
+        self.timers: dict[str, dict[tuple[str, str], tuple[int, int]]] = {name: {} for name in self.kinds}
+        #: What each stage says of its end: the keys that do, or whether its keys are told.
+        self.says: dict[str, Any] = {}
+        for part in deployment(flow).manifest.split("\n  - name: ")[1:]:
+            lines = dict(line.strip().split(": ", 1) for line in part.splitlines()[1:])
+            self.says[part.splitlines()[0]] = json.loads(lines["ends"]) if "ends" in lines else None
+        self.ended: set[str] = set()
         self.failed: list[tuple[str, Ended]] = []
         self.answers: list[bytes] = []
         self.done: Counter[str] = Counter()
@@ -189,6 +199,8 @@ class SmallNode:
     def turn(self) -> bool:
         due = [name for name, timers in self.timers.items() if any(at <= self._ms() for at, _ in timers.values())]
         ready = sorted({name for name, inbox in self.inbox.items() if inbox} | set(due))
+        if (not ready or self.random.random() < 0.2) and self.look():
+            return True
         if not ready:
             coming = [at for timers in self.timers.values() for at, _ in timers.values()]
             if not coming:
@@ -198,13 +210,40 @@ class SmallNode:
         self._batch(self.random.choice(ready))
         return True
 
+    def look(self) -> bool:
+        """As a node looks for ends. Whether anything was found."""
+        found = False
+        for stage in self.plan.stages if self.ends else ():
+            name = self.names[stage.name]
+            says, state, failed = self.says[name], self.state[name], any(at == name for at, _ in self.failed)
+            if name in self.ended or self.inbox[name] or failed:
+                continue
+            if isinstance(says, list):
+                over = all((key, END) in state for key in says)
+            else:
+                above = {self.names[up] for up in self.plan.upstreams(stage.name)}
+                over = bool(above) and above <= self.ended
+            if not over:
+                continue
+            keys = {key for key, at in state if (key, END) not in state}
+            if says is True and keys:
+                # Some of them now: the list is cut into pages, and whoever goes through it may die.
+                for key in self.random.sample(sorted(keys), self.random.randint(1, len(keys))):
+                    if (key, END) not in self.timers[name]:
+                        self.timers[name][key, END] = (self._ms(), 1)
+                        found = True
+            elif not self.timers[name]:
+                self.ended.add(name)
+                found = True
+        return found
+
     def _ms(self) -> int:
         return (self.now - _EPOCH) // timedelta(milliseconds=1)
 
     def _batch(self, name: str) -> None:
         fired: list[Any] = [
-            Timer(SimpleNamespace(key=key, name="next", at_ms=at, attempt=attempt, uid=bytes(16)))
-            for key, (at, attempt) in self.timers[name].items()
+            Timer(SimpleNamespace(key=key, name=of, at_ms=at, attempt=attempt, uid=bytes(16)))
+            for (key, of), (at, attempt) in self.timers[name].items()
             if at <= self._ms()
         ]
         inputs: list[Any] = [*fired, *self.inbox[name]]
@@ -256,10 +295,10 @@ class SmallNode:
                 value.attempt += 1
                 left.append(given)
             else:
-                self.timers[name][value.key] = (value.at_ms, value.attempt + 1)
+                self.timers[name][value.key, value.name] = (value.at_ms, value.attempt + 1)
             return
-        if isinstance(given, Timer) and self.timers[name].get(value.key, (None,))[0] == value.at_ms:
-            del self.timers[name][value.key]
+        if isinstance(given, Timer) and self.timers[name].get((value.key, value.name), (None,))[0] == value.at_ms:
+            del self.timers[name][value.key, value.name]
         if outcome.how != "done":
             self.failed.append((name, outcome))
             return
@@ -269,10 +308,17 @@ class SmallNode:
                 self.state[name].pop((value.key, at), None)
             else:
                 self.state[name][value.key, at] = state
-        for _, due in timers.items():
-            self.timers[name].pop(value.key, None)
+        for of, due in timers.items():
+            self.timers[name].pop((value.key, of), None)
             if due is not None:
-                self.timers[name][value.key] = (due, 1)
+                self.timers[name][value.key, of] = (due, 1)
+        if self.says[name] is True:
+            left = any(key == value.key and at != END for key, at in self.state[name])
+            told = isinstance(given, Timer) and value.name == END
+            if told and left:
+                self.state[name][value.key, END] = b"1"
+            elif told or isinstance(given, One):
+                self.state[name].pop((value.key, END), None)
         self.answers.extend(outcome.respond)
         for emit in outcome.publish:
             assert (self.kinds[emit.to] is Kind.SPREAD) == (emit.key is None)

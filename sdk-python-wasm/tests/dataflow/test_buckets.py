@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from datetime import datetime, timedelta
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import pytest
@@ -14,10 +15,10 @@ from small_node import START, Call, Ends, SmallNode, Timer, wire
 
 import skep.dataflow.operators as op
 from skep.dataflow import Dataflow
-from skep.dataflow.buckets import Buckets, bucket_of, by_bucket, pack_groups, unpack_groups
+from skep.dataflow.buckets import TOLD, Buckets, bucket_of, by_bucket, pack_groups, unpack_groups
 from skep.dataflow.connectors.stdio import StdOutSink
 from skep.dataflow.limits import BUCKETS, PAGE_BYTES, PAGES_MAX
-from skep.dataflow.node import NodeStage, unpack_items
+from skep.dataflow.node import END, NodeStage, unpack_items
 from skep.dataflow.plan import plan
 from skep.dataflow.stage import group, pack
 from skep.dataflow.testing import TestingSource
@@ -126,7 +127,7 @@ def test_each_key_has_its_own_time(seed: int) -> None:
     rang: list[tuple[datetime, datetime]] = []
     flow = Dataflow("f")
     out(op.stateful("late", op.input("in", flow, TestingSource([*first.items(), *moved.items()], 300)), Late))
-    node = SmallNode(flow, seed, results="results", losses=0.4, instances=2)
+    node = SmallNode(flow, seed, results="results", losses=0.4, instances=2, ends=False)
     node.start()
     node.run()
     assert not node.failed
@@ -233,6 +234,148 @@ def test_state_that_flows_once_kept_by_key_is_refused() -> None:
     assert found.how == "fail" and "has version 1 and this skep reads 2" in found.detail and "'f.s'" in found.detail
 
 
+class Last(op.StatefulLogic[int, Any, Any]):
+    """Sums, and says its sum at the end; an even one stays, and so would be told again if anybody did."""
+
+    def __init__(self, state: Any) -> None:
+        self.sum, self.ends, self.fill = state or (0, 0, b"")
+
+    def on_item(self, value: Any) -> Any:
+        self.sum += value if isinstance(value, int) else len(value)
+        self.fill = bytes(1) * value if isinstance(value, int) and value > 1000 else self.fill
+        return [], False
+
+    def on_eof(self) -> Any:
+        self.ends += 1
+        return [(self.sum, self.ends)], bool(self.sum % 2)
+
+    def notify_at(self) -> datetime | None:
+        return START + timedelta(days=1000) if self.sum % 3 else None
+
+    def on_notify(self) -> Any:
+        return ["rang"], True
+
+    def snapshot(self) -> Any:
+        return self.sum, self.ends, self.fill
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_end_of_a_bucket_is_that_of_each_of_its_keys(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("skep.dataflow.node.END_BATCH", [1000, 7, 1][seed % 3])
+    chance = random.Random(seed)
+    keys = KEYS[: chance.choice([2, 40, 300])]
+    items = [(chance.choice(keys), n) for n in range(500)]
+    flow = Dataflow("f")
+    out(op.stateful("last", op.input("in", flow, TestingSource(items, 50)), Last))
+    node = run(flow, seed, losses=0.4, instances=1 + seed % 3)
+    sums: dict[str, int] = {}
+    for key, n in items:
+        sums[key] = sums.get(key, 0) + n
+    assert Counter(node.out) == Counter((key, (total, 1)) for key, total in sums.items())
+    assert all_keys(node.state["last"]) == {key: (total, 1, b"") for key, total in sums.items() if total % 2 == 0}
+    assert node.timers["last"] == {} and node.ended == set(node.kinds)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_values_that_wait_come_before_the_end_and_large_keys_end_in_parts(seed: int) -> None:
+    items = [(key, n) for key in KEYS[:40] for n in (100_000, 2)] + [(key, b"more") for key in KEYS[:40]]
+    flow = Dataflow("f")
+    out(op.stateful("last", op.input("in", flow, TestingSource(items, 500)), Last))
+    node = run(flow, seed, losses=0.3)
+    assert Counter(node.out) == Counter((key, (100_006, 1)) for key in KEYS[:40])
+    assert {key: ends for key, (_, ends, _) in all_keys(node.state["last"]).items()} == dict.fromkeys(KEYS[:40], 1)
+    assert node.timers["last"] == {} and not any("rest" in name for _, name in node.state["last"])
+
+
+def ending(now: Callable[[], datetime] | None = None) -> tuple[NodeStage, Call]:
+    flow = Dataflow("f")
+    out(op.stateful("s", op.input("in", flow, TestingSource([])), Last))
+    whole, call = plan(flow), Call()
+    clock = (START + timedelta(seconds=n) for n in count(1))
+    return NodeStage(whole.stages[1], whole, call, Ends(), now=now or (lambda: next(clock))), call
+
+
+def timer(name: str, at: int = 5) -> Timer:
+    due = Timer(wire(b"", "5").value)
+    due.value.name, due.value.at_ms = name, at
+    return due
+
+
+def took(stage: NodeStage, call: Call, *inputs: Any) -> list[tuple[str, Any]]:
+    """What came out, all of it kept."""
+    call.enter(list(inputs), dict(call.kept))
+    found = stage.process(list(inputs))
+    assert {one.how for one in found} == {"done"}
+    return [item for one in found for emit in one.publish for item in unpack_items(emit.payload)]
+
+
+def test_a_message_makes_its_keys_live_again_and_no_others() -> None:
+    stage, call = ending()
+    a, b, c = KEYS[:3]
+    took(stage, call, message({a: [2], b: [4], c: [6]}))
+    assert took(stage, call, timer(END)) == [(key, (n, 1)) for key, n in zip(sorted([a, b, c]), [2, 4, 6])]
+    assert call.steps[0][1] == {"next": None}, "they wait for nothing any more"
+    # The node keeps it from whoever was told; a bucket that got a message is told once more.
+    assert took(stage, call, timer(END)) == []
+    assert took(stage, call, message({b: [2]})) == []
+    assert took(stage, call, timer(END)) == [(b, (6, 2))]
+
+
+def test_a_message_stops_an_end_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("skep.dataflow.node.END_BATCH", 1)
+    stage, call = ending()
+    a, b, c = sorted(KEYS[:3])
+    took(stage, call, message({a: [2], b: [4], c: [6]}))
+    assert took(stage, call, timer(END)) == [(a, (2, 1))]
+    at = call.steps[0][1]["next"]
+    assert at is not None
+    # In one batch with what would have gone on.
+    assert took(stage, call, message({a: [4], b: [4]}), timer("next", at)) == []
+    assert took(stage, call, timer("next", at)) == []
+    told, due = took(stage, call, timer(END)), call.steps[0][1]["next"]
+    while due is not None:
+        told += took(stage, call, timer("next", due))
+        due = call.steps[0][1].get("next")
+    assert told == [(a, (6, 2)), (b, (8, 1)), (c, (6, 1))]
+
+
+def test_a_message_in_an_end_that_goes_on_sets_keys_their_time_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("skep.dataflow.node.END_BATCH", 1)
+    now = [START + timedelta(seconds=1)]
+    stage, call = ending(lambda: now[0])
+    a, b = sorted(KEYS[:2])
+    took(stage, call, message({a: [2], b: [6]}))
+    assert took(stage, call, timer(END)) == [(a, (2, 1))]
+    took(stage, call, message({a: [2]}))
+    due = call.steps[0][1]["next"]
+    assert due is not None
+    now[0] = START + timedelta(days=1000)
+    assert took(stage, call, timer("next", due)) == [(a, "rang")]
+    assert took(stage, call, timer(END)) == [(b, (6, 1))]
+
+
+def test_a_key_whose_end_fails_is_named_and_all_of_its_bucket_are_told_again() -> None:
+    flow = Dataflow("f")
+    broken = [True]
+
+    class Broken(Last):
+        def on_eof(self) -> Any:
+            if broken[0] and self.sum == 4:
+                raise OSError("away")
+            return super().on_eof()
+
+    out(op.stateful("s", op.input("in", flow, TestingSource([])), Broken))
+    whole, call = plan(flow), Call()
+    stage = NodeStage(whole.stages[1], whole, call, Ends())
+    a, b = sorted(KEYS[:2])
+    took(stage, call, message({a: [2], b: [4]}))
+    call.enter([due := timer(END)], dict(call.kept))
+    (found,) = stage.process([due])
+    assert found.how == "fail" and f"on_eof for the key {b!r}" in found.detail and call.steps == [({}, {})]
+    broken[0] = False
+    assert took(stage, call, timer(END)) == [(a, (2, 1)), (b, (4, 1))]
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_pages_are_a_dictionary(seed: int) -> None:
     """Against one, with instances whose memory is behind, and writes that are lost."""
@@ -263,7 +406,7 @@ def test_pages_are_a_dictionary(seed: int) -> None:
                 want.pop(key, None)
                 held.pop(key, None)
                 continue
-            new = (chance.randbytes(length) if chance.random() < 0.8 else want.get(key, (b"same",))[0], chance.choice([0, 5, 7]))
+            new = (chance.randbytes(length) if chance.random() < 0.8 else want.get(key, (b"same",))[0], chance.choice([0, 5, 7, TOLD]))
             size += len(new[0])
             place.put(key, *new)
             want[key], held[key] = new, new[0]
@@ -276,8 +419,9 @@ def test_pages_are_a_dictionary(seed: int) -> None:
         place.write(place.first_due())
         changed = sum(len(value) for at, value in values.values.items() if wrote.get(at) != value)
         assert changed <= about + 12 * PAGES_MAX + 32
-        assert place.first_due() == min((due for _, due in want.values() if due), default=0)
+        assert place.first_due() == min((due for _, due in want.values() if due > 0), default=0)
         assert bool(values.values) == bool(want)
+        assert place.untold() == sorted(key for key, (_, due) in want.items() if due != TOLD)
         grown = max(grown, len([at for at in values.values if at.startswith("page.")]))
         place.slim(chance.choice([0, 50_000, 1_000_000]))
         assert place._held_keys == sum(len(page.states) for page in place._held.values())

@@ -28,10 +28,11 @@ from skep.dataflow.errors import DataflowError
 from skep.dataflow.inputs import DynamicSource, FixedPartitionedSource, SimplePollingSource, StatefulSourcePartition
 from skep.dataflow.limits import MESSAGE_BYTES, READ_ITEMS, READ_ITEMS_MAX
 from skep.dataflow.names import stage_names
-from skep.dataflow.node import NodeStage, address, key_of, milliseconds, pack_items, unpack_items
+from skep.dataflow.node import END, NodeStage, address, key_of, milliseconds, pack_items, unpack_items
 from skep.dataflow.outputs import FixedPartitionedSink, StatefulSinkPartition
 from skep.dataflow.plan import plan
-from skep.dataflow.testing import TestingSink, TestingSource
+from skep.dataflow.stateful_timeout import stateful_flat_map_timeout, stateful_map_timeout
+from skep.dataflow.testing import TestingSink, TestingSource, run_main
 
 
 def out(s: Any) -> None:
@@ -44,7 +45,7 @@ def test_generated_flows_give_the_same(block: int) -> None:
         program = Program(seed)
         flow, want = Dataflow("f"), []  # type: ignore[var-annotated]
         op.output("out", program.make(op, flow, TestingSource(program.items, program.batch_size)), TestingSink(want))
-        run_apart(flow, seed, ends=False)
+        run_apart(flow, seed)
         flow = Dataflow("f")
         out(program.make(op, flow, TestingSource(program.items, program.batch_size)))
         got = results(flow, seed)
@@ -571,11 +572,171 @@ def test_names_are_labels_and_stay() -> None:
     assert names["f.in"] == "in" and names["f.A b"] == "a-b-" + names["f.A b"][-8:]
 
 
-def test_a_stream_has_no_end_and_deploy_says_so() -> None:
+def test_what_is_sent_to_a_subject_has_no_end_and_deploy_says_so() -> None:
     flow = Dataflow("f")
-    op.inspect("x", op.count_final("c", op.input("in", flow, TestingSource([1])), str))
-    (warning,) = deployment(flow).warnings
-    assert "what f.c would do" in warning
+    s = op.merge("m", op.input("in", flow, TestingSource([1])), op.input("sent", flow, SubjectSource("in")))
+    counts = op.count_final("c", s, str)
+    op.inspect("x", op.max_final("top", op.key_on("k", counts, str), lambda count: count[1]))
+    made = deployment(flow)
+    (warning,) = made.warnings
+    assert "what f.c, f.top would do at the end of the stream is never done" in warning
+    assert 'ends: ["iterable"]' in made.manifest and "ends: true" not in made.manifest
+
+
+def test_the_manifest_says_who_is_told_of_an_end() -> None:
+    flow = Dataflow("f")
+    a, b = op.input("a", flow, Numbers({"": 1, "x": 1}, 1)), op.input("b", flow, Numbers({}, 1))
+    s = op.key_on("k", a, str)
+    op.inspect("quiet", op.stateful_map("running", s, lambda n, _: (1, 1)))
+    op.inspect("told", op.count_final("final", op.redistribute("spread", a), str))
+    op.inspect("timed", stateful_map_timeout("timeout", s, lambda n, _: (1, 1), timedelta(hours=1)))
+    op.output("log", s, Log())
+    op.inspect("none", op.count_final("never", b, str))
+    made = deployment(flow)
+    says = {}
+    for part in made.manifest.split("\n  - name: ")[1:]:
+        name, *lines = part.splitlines()
+        says[name] = next((line.strip() for line in lines if line.strip().startswith("ends: ")), None)
+    by_step = {step.removeprefix("f."): says[name] for step, name in made.stages.items()}
+    # A source without partitions would say at once, and to nobody, that it has ended.
+    assert by_step.pop("b") is None and by_step.pop("never.fold_final.stateful.stateful_batch", None) is None
+    assert by_step.pop("a") == 'ends: ["\\u0000", "x"]'
+    told = {step for step, said in by_step.items() if said == "ends: true"}
+    assert {step.split(".")[0] for step in told} == {"final", "timeout", "log"}
+    assert {step.split(".")[0] for step, said in by_step.items() if said is None} >= {"running", "spread"}
+
+
+def final(flow: Dataflow, source: Any) -> Any:
+    """Windows and ends one behind the other: what comes of the first's end goes through the others."""
+    at = START
+    clock = win.EventClock(lambda n: at + timedelta(seconds=n), timedelta(hours=1), now_getter=lambda: at)
+    numbers = op.redistribute("spread", op.input("in", flow, source))
+    s = op.key_on("k", numbers, lambda n: str(n % 3))
+    windows = win.count_window("w", numbers, clock, win.TumblingWindower(length=timedelta(seconds=10), align_to=at), lambda n: str(n % 3))
+    sums = op.fold_final("sum", windows.down, lambda: 0, lambda total, found: total + found[1])
+    both = op.merge("both", op.map("s", sums, lambda found: ("all", found[1])), op.map_value("n", op.key_on("one", s, lambda _: "all"), lambda _: 1))
+    return op.reduce_final("top", both, lambda a, b: a + b)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_ends_go_through_a_flow_once_whatever_is_lost(seed: int) -> None:
+    parts = {"a": 57, "b": 0, "c": 20}
+    flow, want = Dataflow("f"), []  # type: ignore[var-annotated]
+    op.output("out", final(flow, Numbers(parts, 7)), TestingSink(want))
+    run_main(flow)
+    assert want == [("all", 77 + 77)]
+    flow = Dataflow("f")
+    out(final(flow, Numbers(parts, 7)))
+    node = SmallNode(flow, seed, results="results", losses=0.5 * (seed % 2), instances=1 + seed % 3)
+    node.start()
+    node.run()
+    assert not node.failed and node.out == want
+    assert node.ended == set(node.kinds) and not any(node.timers.values())
+    # What is left is where the source stands, and that it has ended.
+    assert {name for name, state in node.state.items() if state} == {"in"}
+    # Deployed again, it is at its end.
+    node.start()
+    node.run()
+    assert node.out == want
+
+
+def test_a_timer_goes_with_the_end() -> None:
+    flow, late = Dataflow("f"), []  # type: ignore[var-annotated]
+    s = op.key_on("k", op.input("in", flow, TestingSource([1, 2, 1])), str)
+    out(stateful_flat_map_timeout("t", s, lambda n, v: (v, [v]), timedelta(days=1), lambda n: [late.append(n)]))
+    node = SmallNode(flow, 0, results="results", losses=0)
+    node.now = datetime.now(timezone.utc)
+    began = node.now
+    node.start()
+    node.run()
+    assert sorted(node.out) == [("1", 1), ("1", 1), ("2", 2)] and not late
+    assert node.now - began < timedelta(hours=1) and node.ended == set(node.kinds)
+
+
+def test_an_end_that_fails_holds_the_others_behind_it() -> None:
+    broken = [True]
+
+    def total(so_far: int, n: int) -> int:
+        return so_far + n
+
+    class Final(op.StatefulLogic[int, int, int]):
+        def __init__(self, state: int | None) -> None:
+            self.sum = state or 0
+
+        def on_item(self, value: int) -> tuple[list[int], bool]:
+            self.sum = total(self.sum, value)
+            return [], False
+
+        def on_eof(self) -> tuple[list[int], bool]:
+            if broken[0] and self.sum == 3:
+                raise OSError("away")
+            return [self.sum], True
+
+        def snapshot(self) -> int:
+            return self.sum
+
+    flow = Dataflow("f")
+    s = op.stateful("sum", op.key_on("k", op.input("in", flow, TestingSource([1, 2, 3, 1])), lambda n: str(n)), Final)
+    out(op.count_final("count", s, lambda _: "all"))
+    node = SmallNode(flow, 1, results="results", losses=0)
+    node.start()
+    node.run()
+    assert [ended.reason for _, ended in node.failed] == ["OSError"] and node.out == []
+    assert len(node.ended) == 1, "its source"
+    # Somebody tries it again.
+    broken[0] = False
+    ((name, _),) = node.failed
+    node.failed.clear()
+    node.timers[name]["3", END] = (node._ms(), 1)
+    node.run()
+    assert node.out == [("all", 3)]
+
+
+def test_a_key_without_state_has_no_end_and_a_partition_that_ended_before_says_so() -> None:
+    stage, call = counting(lambda s, v: (None, v))
+    over = Timer(wire(b"", "a").value)
+    over.value.at_ms, over.value.name = 5, END
+    (found,) = ask(stage, call, [over])
+    assert found.how == "done" and found.publish == [] and call.steps == [({}, {})]
+    flow = Dataflow("f")
+    out(op.input("in", flow, Numbers({"a": 0}, 1)))
+    stage, call = one_stage(flow)
+    ask(stage, call, [wire(b"", "a")])
+    due = Timer(wire(b"", "a").value)
+    due.value.name, due.value.at_ms = "next", call.steps[-1][1]["next"]
+    ask(stage, call, [due], dict(call.kept))
+    assert call.kept.pop(("a", END)) == b"1"
+    # As it was kept where no end was told.
+    ask(stage, call, [wire(b"", "a"), wire(b"", "a")], dict(call.kept))
+    assert [set(writes) for writes, _ in call.steps] == [{END}, set()]
+
+
+def test_a_sink_is_closed_once() -> None:
+    closed: list[str] = []
+
+    class Closing(FixedPartitionedSink[int, None]):
+        def list_parts(self) -> list[str]:
+            return ["p", "q"]
+
+        def build_part(self, step_id: str, for_part: str, resume_state: None) -> StatefulSinkPartition[int, None]:
+            class Part(StatefulSinkPartition[int, None]):
+                def write_batch(self, values: list[int]) -> None:
+                    assert for_part not in closed
+
+                def snapshot(self) -> None:
+                    return None
+
+                def close(self) -> None:
+                    closed.append(for_part)
+
+            return Part()
+
+    flow = Dataflow("f")
+    op.output("o", op.key_on("k", op.input("in", flow, TestingSource(range(50))), str), Closing())
+    node = SmallNode(flow, 3, losses=0)
+    node.start()
+    node.run()
+    assert sorted(closed) == ["p", "q"] and len(node.ended) == 2
 
 
 @pytest.mark.parametrize("key", ["a", "", "\x00", "\x00a", "ü" * 512, "x" * 1024])

@@ -12,12 +12,15 @@ A node reads all of a bucket with its message, but an instance takes over, unpic
 =========== ==================================================================================================================
 value       holds
 =========== ==================================================================================================================
-``state``   the head: version, number of pages, when the timer is set for; of each page its size and when its first key is due
-            (ms since 1970, 0: none). Behind it the page, where there is only one
-``page.I``  pages, where there are several, in powers of two as the bucket grows: ``{key: state}``, ``{key: due}``
+``state``   the head: version, number of pages, whether some keys are still to be told their end, when the timer is set for; of each page
+            its size and when its first key is due (ms since 1970, 0: none). Behind it the page, where there is only one
+``page.I``  pages, where there are several, in powers of two as the bucket grows: ``{key: state}``, ``{key: due}``, where ``TOLD`` is no time
 ``D.I``     a state that is too large for a page, under the digest of its key
 ``rest.I``  values that came, and are not worked on: what they change would be more than one input may write
 =========== ==================================================================================================================
+
+The end of a bucket's stream is that of each of its keys. A key that keeps something behind it says so in its page: a bucket may be told once more,
+behind a message for another key, and the end may go on in a later call. A message for any key of the bucket stops that: another end comes behind it.
 
 A bucket without keys keeps nothing. Memory may hold pages, and logics built from them; both count only where the page is what is kept, to the byte.
 """
@@ -38,9 +41,11 @@ BUCKET_VERSION = 2
 #: What a message to a bucket begins with.
 GROUPS_VERSION = 2
 HEAD = "state"
+#: In place of when a key is due: it was told that nothing more comes for it, and nothing came since. So it waits for nothing.
+TOLD = -1
 
-#: Version; power of two of the number of pages; values of the rest; when the timer is set for.
-_HEAD = struct.Struct("<BBBxq")
+#: Version; power of two of the number of pages; values of the rest; whether keys are still to be told; when the timer is set for.
+_HEAD = struct.Struct("<BBB?q")
 _GROUPS_HEAD = bytes((GROUPS_VERSION,))
 _MASK = BUCKETS - 1
 _SHIFT = _MASK.bit_length()
@@ -133,7 +138,7 @@ class Page:
         self.raw = raw
         #: Packed; or of a large one its size and digest.
         self.states: dict[str, bytes | tuple[int, bytes]] = {}
-        #: When a key's timer is due, ms since 1970, of those that have one.
+        #: When a key's timer is due, ms since 1970, of those that have one; ``TOLD``.
         self.dues: dict[str, int] = {}
         #: How many are large.
         self.large = 0
@@ -160,6 +165,8 @@ class Buckets:
         self.name = ""
         #: When its timer is set for, ms since 1970; 0: it has none.
         self.timer = 0
+        #: Whether the end of its stream came, and some of its keys are still to be told.
+        self.ending = False
         self._head = b""
         self._count = 1
         self._sizes = [0]
@@ -178,13 +185,14 @@ class Buckets:
         raw = self._kept.state_get(HEAD)
         if raw is None:
             self.timer, self._head, self._count, self._sizes, self._dues, self._inline, self._rest = 0, b"", 1, [0], [0], b"", 0
+            self.ending = False
             self._as_many()
             return
         if raw[:1] != bytes((BUCKET_VERSION,)):
             found = f"has version {raw[0]} and this skep reads {BUCKET_VERSION}" if raw else "is empty"
             raise ValueError(f"{found}: it was written by another one, or by no flow")
         try:
-            _, power, self._rest, self.timer = _HEAD.unpack_from(raw)
+            _, power, self._rest, self.ending, self.timer = _HEAD.unpack_from(raw)
             if power > PAGES_MAX.bit_length() - 1:
                 raise ValueError(f"can't be read: it has 2^{power} pages")
             self._count = 1 << power
@@ -248,11 +256,11 @@ class Buckets:
         """Of those that have one, when the timer of a key is due. Reads their pages, so that memory holds nothing of them that is out of date."""
         if self._count == 1:
             dues = self._page(0).dues
-            return {key: dues[key] for key in keys if key in dues} if dues else {}
+            return {key: dues[key] for key in keys if dues.get(key, 0) > 0} if dues else {}
         found = {}
         for key in keys:
-            at = self.of(key).dues.get(key)
-            if at is not None:
+            at = self.of(key).dues.get(key, 0)
+            if at > 0:
                 found[key] = at
         return found
 
@@ -261,13 +269,18 @@ class Buckets:
         found = []
         for number, first in enumerate(self._dues):
             if 0 < first <= now:
-                found += [(at, key) for key, at in self._page(number).dues.items() if at <= now]
+                found += [(at, key) for key, at in self._page(number).dues.items() if 0 < at <= now]
         found.sort()
         return [key for _, key in found]
 
     def keys(self) -> list[str]:
         """All of the bucket's, in order."""
         return sorted(key for number, size in enumerate(self._sizes) if size for key in self._page(number).states)
+
+    def untold(self) -> list[str]:
+        """Those that were not told their end, in order."""
+        pages = [self._page(number) for number, size in enumerate(self._sizes) if size]
+        return sorted(key for page in pages for key in page.states if page.dues.get(key) != TOLD)
 
     def light(self, keys: Iterable[str]) -> int:
         """How many of the first keys have, together, at most as much state as one value may have; one at least."""
@@ -296,7 +309,7 @@ class Buckets:
         return data
 
     def put(self, key: str, state: bytes | None, due: int) -> None:
-        """What a key has now; None: nothing. ``due`` as in :meth:`dues`, 0: none. ValueError: too much."""
+        """What a key has now; None: nothing. ``due`` as in :meth:`dues`, 0: none; or ``TOLD``. ValueError: too much."""
         number = self._number(key) if self._count > 1 else 0
         page = self._pages.get(number) or self._page(number)
         old = page.states.get(key)
@@ -382,7 +395,7 @@ class Buckets:
         page.encode()
         self._held_bytes += len(page.raw)
         self._sizes[number] = len(page.raw)
-        self._dues[number] = min(page.dues.values()) if page.dues else 0
+        self._dues[number] = min((at for at in page.dues.values() if at > 0), default=0) if page.dues else 0
 
     def _grow(self) -> None:
         """More pages, so that a key costs no more than its page."""
@@ -429,7 +442,7 @@ class Buckets:
                 kept.state_delete(HEAD)
             return size
         pages = struct.pack(f"<{self._count}q{self._count}I", *self._dues, *self._sizes)
-        head = _HEAD.pack(BUCKET_VERSION, self._count.bit_length() - 1, self._rest, timer) + pages
+        head = _HEAD.pack(BUCKET_VERSION, self._count.bit_length() - 1, self._rest, self.ending, timer) + pages
         if self._count == 1:
             head += self._pages[0].raw if 0 in self._pages else self._inline
         if head != self._head:

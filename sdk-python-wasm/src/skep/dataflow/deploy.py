@@ -70,9 +70,22 @@ def deployment(flow: Dataflow) -> Deployment:
                     starts.append((subjects[stage.name], address(part)))
                 except ValueError as e:
                     raise DataflowError(f"{stage.entry.title()}: the name of a partition is its key: {e}") from None
+    ends = _ends(flow, whole)
+    return Deployment(name, _yaml(name, whole, names, subjects, ends), tuple(starts), tuple(_warnings(flow, whole, ends)), names)
+
+
+def _ends(flow: Dataflow, whole: Plan) -> dict[str, str]:
+    """What each stage of which the stream can end says of it, in YAML: the partitions that end it, or that its keys are told; or nothing."""
     wants = {stage["name"] for stage in manifest(flow)["stages"] if stage["wants_end"]}
-    ends = [(op.shown or op).step_id for stage in whole.stages if stage.kind is Kind.KEYED and stage.name in wants for op in [stage.entry]]
-    return Deployment(name, _yaml(name, whole, names, subjects), tuple(starts), tuple(_warnings(whole, ends)), names)
+    found: dict[str, str] = {}
+    for stage in whole.stages:
+        if stage.kind is Kind.SOURCE:
+            parts = list_parts(stage)
+            if parts:
+                found[stage.name] = json.dumps([address(part) for part in parts])
+        elif stage.kind is not Kind.WORKER_SOURCE and all(up in found for up in whole.upstreams(stage.name)):
+            found[stage.name] = "true" if stage.name in wants else ""
+    return found
 
 
 def _check(op: Operator) -> None:
@@ -95,15 +108,20 @@ def _check(op: Operator) -> None:
             raise DataflowError(f"{op.title()}: a source is a FixedPartitionedSource or a SubjectSource; got {type(owner).__name__}")
 
 
-def _warnings(whole: Plan, ends: list[str]) -> list[str]:
-    found = []
-    if ends:
-        shown = ", ".join(ends[:NAMES_SHOWN]) + (" and others" if len(ends) > NAMES_SHOWN else "")
-        found.append(
-            f"a stream has no end on a node: what {shown} would do at its end is not done there. Windows close by the clock; what emits at the "
-            "end only, as count_final, emits nothing"
-        )
-    return found
+def _warnings(flow: Dataflow, whole: Plan, ends: dict[str, str]) -> list[str]:
+    wants = {stage["name"] for stage in manifest(flow)["stages"] if stage["wants_end"]}
+    endless = [
+        (stage.entry.shown or stage.entry).step_id
+        for stage in whole.stages
+        if stage.kind is Kind.KEYED and stage.name in wants and stage.name not in ends
+    ]
+    if not endless:
+        return []
+    shown = ", ".join(endless[:NAMES_SHOWN]) + (" and others" if len(endless) > NAMES_SHOWN else "")
+    return [
+        f"what is sent to a subject has no end: what {shown} would do at the end of the stream is never done. Windows close by the clock; what "
+        "emits at the end only, as count_final, emits nothing"
+    ]
 
 
 def _subject(stage: Stage, name: str, names: dict[str, str]) -> str:
@@ -111,7 +129,7 @@ def _subject(stage: Stage, name: str, names: dict[str, str]) -> str:
     return source.subject if isinstance(source, SubjectSource) else label(f"{name}-{names[stage.name]}")
 
 
-def _yaml(name: str, whole: Plan, names: dict[str, str], subjects: dict[str, str]) -> str:
+def _yaml(name: str, whole: Plan, names: dict[str, str], subjects: dict[str, str], ends: dict[str, str]) -> str:
     lines = [f"# The dataflow {json.dumps(whole.flow_id)}, made by `skep deploy`.", f"name: {name}", "bees:"]
     for stage in whole.stages:
         inputs: list[str] = []
@@ -125,6 +143,8 @@ def _yaml(name: str, whole: Plan, names: dict[str, str], subjects: dict[str, str
             fields |= {"key": "message", "state": "true"}
         elif subject is not None and subject.keyed:
             fields |= {"key": "message"}
+        if ends.get(stage.name):
+            fields["ends"] = ends[stage.name]
         fields["batch"] = f"{{ messages: {_BATCH_MESSAGES}, bytes: {_BATCH_BYTES} }}"
         attempts = f"attempts: {_SOURCE_ATTEMPTS}, " if stage.kind is Kind.SOURCE else ""
         fields["retry"] = f"{{ {attempts}crashes: {_CRASHES} }}"

@@ -23,13 +23,14 @@ from typing import Any, Protocol
 from ..errors import Reject
 from ..registry import ROOTS
 from ..report import Report, report
-from .buckets import Buckets, Groups, by_bucket, pack_groups, unpack_groups
+from .buckets import TOLD, Buckets, Groups, by_bucket, pack_groups, unpack_groups
 from .connectors.subject import SubjectSource, desk
 from .errors import StepError
 from .limits import (
     COMMIT_BYTES_MAX,
     EFFECTS_BYTES_MAX,
     EMITS_MAX,
+    END_BATCH,
     HELD_BYTES,
     HELD_KEYS,
     KEY_BYTES_MAX,
@@ -47,13 +48,16 @@ from .limits import (
 )
 from .names import stage_names
 from .plan import Kind, Plan, Stage
-from .stage import Batch, Due, Input, Items, Outcome, Send, Splitter, StageRun, list_parts, process
+from .stage import Batch, Due, End, Input, Items, Outcome, Send, Splitter, StageRun, list_parts, process
 
 #: What a message of items begins with, and what a state does. What begins with a later one is refused.
 MESSAGE_VERSION = 1
 KEPT_VERSION = 1
 #: The one timer of a key.
 TIMER = "next"
+#: The node's own: the timer by which a key is told that nothing more comes for it, and the value by which a partition of a source says that
+#: it has ended.
+END = "\0end"
 #: The value that holds the state, or its beginning.
 STATE = "state"
 
@@ -230,6 +234,8 @@ class NodeStage:
         self._moment = _EPOCH
         self._kept = _NOTHING
         self._wrote = False
+        #: The node tells the end of its sink partition's stream.
+        self._over = False
         self._answers: list[bytes] = []
 
     def process(self, inputs: Sequence[Any]) -> list[Any]:
@@ -283,7 +289,7 @@ class NodeStage:
 
     def _enter(self, value: Any) -> None:
         """Makes an input the current one."""
-        self._wrote = False
+        self._wrote = self._over = False
         self._kept = _NOTHING
         self._answers = desk.answers = []
         self._host.begin(self._index, value)
@@ -300,6 +306,10 @@ class NodeStage:
         key = key_of(value.key)
         kept = self._kept = self._read(key)
         if type(given) is self._ends.timer:
+            if value.name == END:
+                # What is left of a key that was discarded meanwhile has no end.
+                self._over = kept.data is not None
+                return End(key) if self._over else None
             # One that was set anew, or cancelled, by what came before it in the same batch.
             if kept.due != value.at_ms or kept.ended:
                 return None
@@ -322,6 +332,10 @@ class NodeStage:
             raise Reject(f"{self._stage.entry.title()} has no partition {part!r}; it has: {some or 'none'}")
         kept, run = self._kept, self._run
         if kept.ended:
+            if self._host.state_get(END) is None:
+                # It ended where nobody was told.
+                self._wrote = True
+                self._host.state_put(END, b"1")
             return
         if kept.data is not None:
             # For when it was: one that became a dead letter is there again.
@@ -339,14 +353,16 @@ class NodeStage:
         self._enter(value)
         try:
             buckets.begin(value.key)
-            fired, now = 0, milliseconds(self._moment)
+            fired, now, over = 0, milliseconds(self._moment), False
+            due: list[str] = []
             if type(given) is not self._ends.timer:
                 groups = unpack_groups(value.payload)
                 if buckets.has_rest:
                     groups = _behind(buckets.rest(), groups)
-                due = []
+            elif value.name == END:
+                groups, over = buckets.rest(), True
             else:
-                fired = value.at_ms
+                fired, over = value.at_ms, buckets.ending
                 # One that was set anew, or cancelled, by what came before it in the same batch.
                 if buckets.timer != fired:
                     return self._ends.done([], [])
@@ -355,30 +371,39 @@ class NodeStage:
                     self._set(buckets, fired + fired - now, fired)
                     return self._ends.done([], [])
                 groups = buckets.rest()
-                due = buckets.due(now)
+                due = [] if over else buckets.due(now)
                 if groups:
                     due = [key for key in due if key not in groups]
+            if over and not groups:
+                due = buckets.untold()
             dues = buckets.dues(groups)
             most = buckets.light([*groups, *due])
         except ValueError as e:
             raise self._unkept(buckets, e) from e
+        if over:
+            # Not the keys of a large bucket all at once: what they do last may be long.
+            most = min(most, END_BATCH)
         if most < len(groups) + len(due):
-            return self._some(buckets, groups, due, dues, fired, most)
+            return self._some(buckets, groups, due, dues, fired, over, most)
         try:
-            return self._all(buckets, groups, due, dues, {}, fired)
+            # Values that waited come before the end, which goes on at once.
+            return self._all(buckets, groups, due, dues, {}, fired, over, over and bool(groups))
         except TooMuch:
             if len(groups) + len(due) == 1:
                 raise
         self._undo(buckets)
-        return self._some(buckets, groups, due, buckets.dues(groups), fired, (len(groups) + len(due)) // 2)
+        return self._some(buckets, groups, due, buckets.dues(groups), fired, over, (len(groups) + len(due)) // 2)
 
-    def _some(self, buckets: Buckets, groups: Groups, due: list[str], dues: dict[str, int], fired: int, most: int) -> Any:
+    def _some(
+        self, buckets: Buckets, groups: Groups, due: list[str], dues: dict[str, int], fired: int, over: bool, most: int
+    ) -> Any:
         """Works on the first keys, as many as their effects allow. The others wait: values in the bucket's state, the timer goes on at once."""
         while True:
             now = dict(list(groups.items())[:most])
             rest = {key: values for key, values in groups.items() if key not in now}
+            some, set_for = due[: max(most - len(now), 0)], {key: at for key, at in dues.items() if key in now}
             try:
-                return self._all(buckets, now, due[: max(most - len(now), 0)], {key: at for key, at in dues.items() if key in now}, rest, fired)
+                return self._all(buckets, now, some, set_for, rest, fired, over, over)
             except TooMuch:
                 if most == 1:
                     raise
@@ -391,9 +416,13 @@ class NodeStage:
         self._answers.clear()
         buckets.begin(buckets.name)
 
-    def _all(self, buckets: Buckets, groups: Groups, due: list[str], dues: dict[str, int], rest: Groups, fired: int) -> Any:
+    def _all(
+        self, buckets: Buckets, groups: Groups, due: list[str], dues: dict[str, int], rest: Groups, fired: int, over: bool, ending: bool
+    ) -> Any:
+        """``over``: those that are ``due`` are told their end. ``ending``: then others are still to be told."""
         try:
-            exits, changes = self._run.take_keys(groups, due, {key: _EPOCH + at * _MS for key, at in dues.items()}, self._moment)
+            timers = {key: _EPOCH + at * _MS for key, at in dues.items()}
+            exits, changes = self._run.take_keys(groups, due, timers, self._moment, over=over)
         except BaseException:
             # Those that came further than what is kept, too.
             for key in (*groups, *due):
@@ -401,8 +430,10 @@ class NodeStage:
             raise
         publish, sent = self._emits(self._run.sends(exits, self._split) if exits else ())
         try:
+            told = over and bool(due)
             for key, state, at in changes:
-                buckets.put(key, state, 0 if at is None else milliseconds(at))
+                # What a key waits for comes no more behind its end.
+                buckets.put(key, state, TOLD if told else 0 if at is None else milliseconds(at))
             if rest or buckets.has_rest:
                 buckets.put_rest(rest)
             size = sent + buckets.settle()
@@ -410,7 +441,8 @@ class NodeStage:
             raise self._unkept(buckets, e) from e
         if size > EFFECTS_BYTES_MAX or len(publish) > EMITS_MAX:
             raise self._too_much(size, len(publish))
-        timer = milliseconds(self._moment) if rest else buckets.first_due()
+        buckets.ending = ending
+        timer = milliseconds(self._moment) if rest or ending else buckets.first_due()
         if fired and timer:
             # The one that fired was set for this very time, where some of what was due waits.
             timer = max(timer, fired + 1)
@@ -464,7 +496,10 @@ class NodeStage:
                 self._read_items = min(self._read_items * 2, READ_ITEMS_MAX)
         for key, state in outcome.writes.items():
             at = outcome.timers.get(key)
-            self._keep(key, state, 0 if at is None else milliseconds(at), outcome.ended)
+            # What a key waits for comes no more behind its end.
+            self._keep(key, state, 0 if at is None or self._over else milliseconds(at), outcome.ended)
+        if outcome.ended:
+            self._host.state_put(END, b"1")
         return self._ends.done(publish, self._answers)
 
     def _address(self, key: str) -> str:

@@ -149,6 +149,10 @@ def _following(op: Operator, takers: dict[str, list[Operator]]) -> Iterable[Oper
         yield from takers.get(stream, ())
 
 
+def _wants_end(builder: object) -> bool:
+    return not getattr(builder, "quiet_end", False) or getattr(builder, "timed", False)
+
+
 def manifest(flow: Dataflow) -> dict[str, Any]:
     """The stages as data that JSON can hold, for whoever runs them elsewhere than in this process.
 
@@ -157,8 +161,8 @@ def manifest(flow: Dataflow) -> dict[str, Any]:
     ``any``; ``keyed``, ``state`` and ``timers``, whether it needs a key, state under it and timers; ``starts``, how its first input comes to
     be: ``partitions`` (the source's names, one key each, all due at once), ``workers`` (one key a worker) or None (by what is sent to it);
     ``ends``, when the stream ends there: ``self`` (the source says so, key by key) or ``inputs`` (when all of these have ended; then each key
-    gets an end); ``wants_end``, whether anything is done at a key's end (else none need be told); ``sinks``, steps in it that write without a
-    key; ``resumes``, whether its place is state: if not, it is in memory only, and the stage needs an instance that is kept.
+    gets an end); ``wants_end``, whether anything is done at a key's end, or a timer goes with it (else none need be told); ``sinks``, steps in it
+    that write without a key; ``resumes``, whether its place is state: if not, it is in memory only, and the stage needs an instance that is kept.
 
     >>> import skep.dataflow.operators as op
     >>> from skep.dataflow import Dataflow
@@ -188,7 +192,7 @@ def manifest(flow: Dataflow) -> dict[str, Any]:
             "starts": starts.get(stage.kind),
             "ends": "self" if stage.kind in starts else "inputs",
             "wants_end": stage.kind is Kind.SINK
-            or (stage.kind is Kind.KEYED and not getattr(stage.entry.args["builder"], "quiet_end", False)),
+            or (stage.kind is Kind.KEYED and _wants_end(stage.entry.args["builder"])),
             "sinks": [node.op.step_id for node in stage.nodes if node.op.op_type == "output" and stage.kind is not Kind.SINK],
             "resumes": stage.kind is not Kind.WORKER_SOURCE,
         }

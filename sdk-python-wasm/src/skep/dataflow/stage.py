@@ -868,7 +868,9 @@ class StageRun:
         elif kind is Kind.SINK:
             if isinstance(given, Items):
                 self.write(key, given.items)
-            elif isinstance(given, End) and key in self.live:
+            elif isinstance(given, End):
+                if key not in self.live:
+                    self.open(key)
                 outcome.writes[key] = self._packed(key)
                 self.close(key)
         else:
@@ -898,10 +900,11 @@ class StageRun:
         ]
 
     def take_keys(
-        self, groups: dict[str, Batch], due: list[str], dues: dict[str, datetime], now: datetime
+        self, groups: dict[str, Batch], due: list[str], dues: dict[str, datetime], now: datetime, *, over: bool = False
     ) -> tuple[Exits | None, Changes]:
-        """Keyed: takes values of several keys, and calls those whose timer came. ``dues``: the timers that are set for the former, whatever memory
-        has of them. What goes to each exit; and of each key its state, None: it goes, and its timer. Raises a StepError; then :meth:`forget` all keys.
+        """Keyed: takes values of several keys, and calls those whose timer came, or, ``over``, whose stream ended. ``dues``: the timers that are
+        set for the former, whatever memory has of them. What goes to each exit; and of each key its state, None: it goes, and its timer. Raises a
+        StepError; then :meth:`forget` all keys.
 
         A key is in ``groups`` or in ``due``. What ``load`` gave of a key counts as long as memory holds its logic.
         """
@@ -912,7 +915,7 @@ class StageRun:
         if groups:
             exits = self.groups(groups, now)
         if due:
-            more = self._pass(self._each(due, "on_notify"))
+            more = self._pass(self._each(due, "on_eof" if over else "on_notify"))
             exits = more if exits is None else exits if more is None else [_both(a, b) for a, b in zip(exits, more)]
         live, get = self.live, self._due.get
         changes: Changes = []

@@ -76,6 +76,19 @@ class _TimeoutLogic(StatefulBatchLogic[Any, Any, Any]):
         return self._state, micros(self._last)
 
 
+def _quiet(
+    step_id: str,
+    mapper: Callable[[Any, Any], Any],
+    timeout: timedelta,
+    on_timeout: Callable[[Any], Iterable[Any]] | None,
+    now_getter: Callable[[], datetime],
+) -> Callable[[Any], _TimeoutLogic]:
+    def build(state: Any) -> _TimeoutLogic:
+        return _TimeoutLogic(step_id, mapper, timeout, on_timeout, now_getter, state)
+
+    return quiet_end(build, timed=True)
+
+
 def _check(step_id: str, mapper: object, timeout: object, on_timeout: object) -> None:
     check_span(timeout, f"step {step_id!r}: `timeout`", least=TICK)
     for name, function in (("mapper", mapper), ("on_timeout", on_timeout)):
@@ -110,7 +123,7 @@ def stateful_flat_map_timeout(
     eg.out: ('a', 3)
     """
     _check(step_id, mapper, timeout, on_timeout)
-    return stateful_batch("stateful_batch", up, quiet_end(lambda state: _TimeoutLogic(step_id, mapper, timeout, on_timeout, _now_getter, state)))
+    return stateful_batch("stateful_batch", up, _quiet(step_id, mapper, timeout, on_timeout, _now_getter))
 
 
 @operator
@@ -130,4 +143,4 @@ def stateful_map_timeout(
             raise TypeError(f"step {step_id!r}: {f_repr(mapper)} must return (state, value); got {got!r}")
         return got[0], (got[1],)
 
-    return stateful_batch("stateful_batch", up, quiet_end(lambda state: _TimeoutLogic(step_id, flat, timeout, None, _now_getter, state)))
+    return stateful_batch("stateful_batch", up, _quiet(step_id, flat, timeout, None, _now_getter))

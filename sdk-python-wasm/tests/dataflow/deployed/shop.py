@@ -1,4 +1,5 @@
-"""What test_deploy puts on a node, and runs in process beside it: two partitions, a count by key, windows by event time, all kept in state."""
+"""What test_deploy puts on a node, and runs in process beside it: two partitions, a count by key, windows by event time, ends behind ends, all kept
+in state."""
 
 from datetime import datetime, timedelta, timezone
 
@@ -59,18 +60,7 @@ def held(state, value):
     return state, len(state)
 
 
-def closed_by_values(count):
-    """The windows behind which a value came that was late enough, by the names that they have."""
-    found = set()
-    for part in ("eu", "us"):
-        for key in range(7):
-            last = max(number for number in range(count) if number % 7 == key)
-            times = [number * STEP for number in range(key, count, 7)]
-            found |= {f"{part}-{key}/{at // WINDOW}" for at in times if (at // WINDOW + 1) * WINDOW <= last * STEP - LATE}
-    return found
-
-
-def make(count=3000, pause=0.0, windows=None, batches=True):
+def make(count=3000, pause=0.0, windows=None, regions=None, batches=True):
     flow = Dataflow("shop")
     orders = op.key_on("key", op.input("orders", flow, Orders(count, timedelta(seconds=pause))), key_of)
     counts = op.stateful_map("count", orders, lambda n, order: ((n or 0) + 1, (n or 0) + 1))
@@ -81,6 +71,10 @@ def make(count=3000, pause=0.0, windows=None, batches=True):
     if batches:
         lists = op.collect("batch", op.map_value("number", orders, lambda order: order[1]), timedelta(milliseconds=300), 50)
         op.output("batches", op.stateful_map("lists", lists, held), StdOutSink())
+    # What comes at the end, and at the end of that.
+    last = op.count_final("last", op.redistribute("any", op.key_rm("unkeyed", orders)), key_of)
+    region = op.reduce_final("region", op.map("place", last, lambda c: (c[0][:2], c[1])), lambda a, b: a + b)
+    op.output("regions", op.stateful_map("total", region, held) if regions is None else region, regions or StdOutSink())
     every = op.redistribute("spread", op.filter("hundredths", counts, lambda c: c[1] % 100 == 0))
     op.output("printed", every, StdOutSink())
     return flow

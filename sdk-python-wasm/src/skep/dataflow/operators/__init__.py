@@ -385,10 +385,11 @@ def ended(step_id: str, name: str, got: object) -> tuple[Iterable[Any], bool]:
     raise TypeError(f"step {step_id!r}: {name} must return (what to emit, whether to discard); got {_short(got)}")
 
 
-def quiet_end(builder: F) -> F:
+def quiet_end(builder: F, *, timed: bool = False) -> F:
     """Marks a builder all of whose logics do nothing at the end of the stream: so that a run which ends need not build those of all keys that
-    were ever kept."""
+    were ever kept. ``timed``: what they wait for does not come any more then, so where timers outlive the run their keys are told."""
     builder.quiet_end = True  # type: ignore[attr-defined]
+    builder.timed = timed  # type: ignore[attr-defined]
     return builder
 
 
