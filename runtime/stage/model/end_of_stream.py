@@ -34,6 +34,7 @@ Commit = namedtuple('Commit', 'stage part base what key result')
 # `items` by source partition, (key, what); `fails`: what may fail, (stage, key, what); `stays`: keys of which something is kept behind their end.
 Scenario = namedtuple('Scenario', 'items parts fails stays left nodes', defaults=((), (), Left(0, 0, 0, 0, 0), 1))
 
+# Without `base` or `empty` nothing was found that breaks a rule: for ends alone they are assertions, for all else they are the protocol.
 GUARDS = frozenset({
     'upstream',   # a stage is looked at only once all that it reads from is known to have ended, not before
     'unread',     # … and only if nothing is unread there
@@ -373,9 +374,9 @@ TWO = ((('a', '1'),), (('b', '1'),))
 SAME = ((('a', '1'), ('a', '2')),)
 FULL = GUARDS
 VARIANTS = [                                              # title, workload and bounds, guards, must it hold
-    ('two keys, two nodes, kills', Scenario(TWO, (2, 1), (), ((0, 'a'),), Left(0, 2, 0, 0, 0), 2), FULL, True),
+    ('two keys, two nodes, kills', Scenario(TWO, (2, 1), (), ((0, 'a'),), Left(0, 1, 0, 0, 0), 2), FULL, True),
     ('two keys, rescale, a late commit', Scenario(TWO, (2, 1), (), ((0, 'a'),), Left(1, 0, 1, 0, 0), 1), FULL, True),
-    ('one key, late commits, two nodes', Scenario(ONE, (1, 1), (), ((0, 'a'), (1, 'x')), Left(2, 1, 0, 0, 0), 2), FULL, True),
+    ('one key, late commits, two nodes', Scenario(ONE, (1, 1), (), ((0, 'a'), (1, 'x')), Left(1, 1, 0, 0, 0), 2), FULL, True),
     ('an item fails', Scenario(SAME, (1, 1), ((0, 'a', '1'),), (), Left(1, 0, 0, 1, 0), 1), FULL, True),
     ('an item fails, two nodes', Scenario(ONE, (1, 1), ((0, 'a', '1'),), ((0, 'a'),), Left(0, 1, 0, 1, 0), 2), FULL, True),
     ('an end fails, it stays', Scenario(ONE, (1, 1), ((0, 'a', END),), ((0, 'a'),), Left(1, 0, 0, 2, 0), 1), FULL, True),
@@ -392,8 +393,6 @@ VARIANTS = [                                              # title, workload and 
     ('timers', Scenario(ONE, (1, 1), ((0, 'a', END),), ((0, 'a'),), Left(0, 0, 0, 1, 0), 1)),
     ('mark', Scenario(ONE, (1, 1), (), ((0, 'a'),), Left(0, 0, 0, 0, 0), 1)),
     ('aside', Scenario(ONE, (1, 1), ((0, 'a', END),), ((0, 'a'),), Left(0, 0, 0, 2, 0), 1)),
-    ('base', Scenario(ONE, (1, 1), (), (), Left(1, 0, 0, 0, 0), 1)),
-    ('empty', Scenario(ONE, (1, 1), (), (), Left(0, 0, 0, 0, 2), 1)),
     ('flush', Scenario(ONE, (1, 1), (), (), Left(0, 0, 0, 0, 2), 1)))]
 
 def main():

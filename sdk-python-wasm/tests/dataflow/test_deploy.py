@@ -154,7 +154,7 @@ def test_a_dead_letter_holds_the_end_until_somebody_decides(own_node: Any, sourc
     assert kept(own_node, "broken/kept") == {}
     own_node.skep("dlq", "broken", "discard", "--all")
     soon(lambda: status(own_node, "broken") == "ended")
-    assert kept(own_node, "broken/kept") == {"all": [[4 + 2 + 1]]}
+    assert kept(own_node, "broken/kept") == {"all": [4 + 2 + 1]}
 
 
 def test_an_end_goes_through_a_stage_that_is_scaled_and_paused_meanwhile(own_node: Any) -> None:
@@ -227,10 +227,10 @@ def two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node_at: Callable
 
 
 def test_ends_are_told_once_by_nodes_that_share_a_redis_and_are_killed(two_nodes: list[Any]) -> None:
-    count, chance = 1500, random.Random(7)
+    count, chance = 3000, random.Random(7)
     counts, windows, regions = in_process(count)
     stays, dies = two_nodes
-    stays.skep("deploy", f"{SHOP}:make({count}, 0.01)")
+    stays.skep("deploy", f"{SHOP}:make({count}, 0.1)")
     ends, kills = time.monotonic() + 240, 0
     while status(stays, "shop") != "ended":
         assert time.monotonic() < ends, stays.skep("describe", "shop").stdout
@@ -241,7 +241,7 @@ def test_ends_are_told_once_by_nodes_that_share_a_redis_and_are_killed(two_nodes
             kills += 1
         if kills == 2:
             stays.skep("scale", "shop/window", "--partitions", "5")
-    assert kills >= 3
+    assert kills >= 2
     assert kept(dies, "shop/count") == counts and kept(dies, "shop/kept") == windows and kept(stays, "shop/total") == regions
     assert stays.skep("dlq", "shop").stdout.strip() == "no dead letters"
 
