@@ -606,6 +606,16 @@ def test_the_manifest_says_who_is_told_of_an_end() -> None:
     assert {step.split(".")[0] for step, said in by_step.items() if said is None} >= {"running", "spread"}
 
 
+def test_partitions_of_any_name_end() -> None:
+    flow = Dataflow("f")
+    out(op.input("in", flow, Numbers({"\U0001f600": 1, "\x85\u2028": 1, 'a"\\': 1}, 1)))
+    assert 'ends: ["a\\"\\\\", "\\u0085\\u2028", "\U0001f600"]' in deployment(flow).manifest
+    node = SmallNode(flow, 1, results="results")
+    node.start()
+    node.run()
+    assert len(node.out) == 3 and node.ended == set(node.kinds)
+
+
 def final(flow: Dataflow, source: Any) -> Any:
     """Windows and ends one behind the other: what comes of the first's end goes through the others."""
     at = START

@@ -82,10 +82,15 @@ def _ends(flow: Dataflow, whole: Plan) -> dict[str, str]:
         if stage.kind is Kind.SOURCE:
             parts = list_parts(stage)
             if parts:
-                found[stage.name] = json.dumps([address(part) for part in parts])
+                found[stage.name] = f"[{', '.join(_quoted(address(part)) for part in parts)}]"
         elif stage.kind is not Kind.WORKER_SOURCE and all(up in found for up in whole.upstreams(stage.name)):
             found[stage.name] = "true" if stage.name in wants else ""
     return found
+
+
+def _quoted(text: str) -> str:
+    """A text as both YAML and JSON have it. JSON's way to escape what lies beyond U+FFFF, in two halves, is none of YAML's."""
+    return '"' + "".join(c if c > "\uffff" else json.dumps(c)[1:-1] for c in text) + '"'
 
 
 def _check(op: Operator) -> None:
