@@ -46,6 +46,7 @@ GUARDS = frozenset({
     'mark',       # the commit that tells a key leaves a mark with what is left of it, and a marked key is passed over
     'aside',      # a key whose end is a dead letter is marked, too
     'empty',      # an owner tells its keys only when nothing of its partition is unread
+    'waits',      # … nor waits for another attempt: an end that does would be told anew behind its dead letter
     'base',       # a commit is refused where the partition's last one is not that which it builds on
     'flush',      # what a node believes for good is durable
 })
@@ -189,7 +190,8 @@ def successors(state, sc, on):
             for part, base in enumerate(stage.last):
                 keys = open_keys(stage, part)
                 unread = any(partition(key, len(stage.last)) == part for key, _ in stage.inbox)
-                if keys and not set(keys) <= stage.timers and not ('empty' in on and unread):
+                waits = any(partition(key, len(stage.last)) == part for key, _, _ in stage.parked)
+                if keys and not set(keys) <= stage.timers and not ('empty' in on and unread) and not ('waits' in on and waits):
                     prepared.append(Commit(s, part, base, 'tell', keys, None))
     for c in prepared:
         after = deliver(store, c, sc, on)
@@ -393,6 +395,7 @@ VARIANTS = [                                              # title, workload and 
     ('timers', Scenario(ONE, (1, 1), ((0, 'a', END),), ((0, 'a'),), Left(0, 0, 0, 1, 0), 1)),
     ('mark', Scenario(ONE, (1, 1), (), ((0, 'a'),), Left(0, 0, 0, 0, 0), 1)),
     ('aside', Scenario(ONE, (1, 1), ((0, 'a', END),), ((0, 'a'),), Left(0, 0, 0, 2, 0), 1)),
+    ('waits', Scenario(ONE, (1, 1), ((0, 'a', END),), ((0, 'a'),), Left(0, 0, 0, 0, 0), 1)),
     ('flush', Scenario(ONE, (1, 1), (), (), Left(0, 0, 0, 0, 2), 1)))]
 
 def main():

@@ -851,11 +851,12 @@ pub trait Backend: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`Error::Unavailable`], also where a failover came between.
-    async fn durable_status(&self, swarm: &SwarmId) -> Result<Vec<TopicStatus>, Error> {
-        // Nothing but the store's own process ends its history, and takes along whoever asked.
-        let status = self.status(swarm).await?;
-        self.flushed().await?;
-        Ok(status)
+    async fn durable_status(&self, swarm: &SwarmId) -> Result<Vec<TopicStatus>, Error>;
+
+    /// Which of the histories that this node met a Swarm's store is in. Another number: a failover or a restart came between, and a place
+    /// in a list of keys from before it may be none.
+    fn history(&self, _swarm: &SwarmId) -> u64 {
+        0
     }
 
     /// How much keyed state a stage has. Counted as it is written, so asking costs nothing.

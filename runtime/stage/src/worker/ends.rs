@@ -14,7 +14,7 @@ use std::sync::{Arc, Weak};
 use skep_model::id::{CommitId, Uid};
 use skep_model::limits::END_TOLD_MAX;
 use skep_model::swarm::{END, Ends};
-use skep_topic::{Commit, Error, TimerSet, key_group, partition_of_group};
+use skep_topic::{Commit, Error, TimerSet, TopicStatus, key_group, partition_of_group};
 
 use super::{Ended, Owner, Plan, Position, ended};
 use crate::decide::has_ended;
@@ -64,6 +64,14 @@ impl Owner {
             // Whoever waits for the end asks again.
             _ => return Ok(false),
         };
+        // An end that waits for another attempt has left no mark yet: told anew it would fail anew, behind its own dead letter. Only this
+        // owner parks what is its own, so none of that comes in between.
+        let waits = |status: &TopicStatus| status.topic == topic && status.parked > 0;
+        let statuses = self.seams.backend.status(topic.swarm()).await.map_err(ended)?;
+        if statuses.iter().any(waits) {
+            self.told_to = Some(place);
+            return Ok(false);
+        }
         // A page may have a key twice, and so may two.
         let mut keys = BTreeSet::new();
         let mut whole = false;

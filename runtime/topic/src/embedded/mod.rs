@@ -525,6 +525,13 @@ impl Backend for Embedded {
         self.run(move |store| views::status(store, &swarm)).await
     }
 
+    async fn durable_status(&self, swarm: &SwarmId) -> Result<Vec<TopicStatus>, Error> {
+        let swarm = swarm.clone();
+        // In one operation: a flush that fails between two would take back what the first saw, and leave the second nothing to wait for.
+        self.run(move |store| Answer::gated(views::status(store, &swarm)?.value))
+            .await
+    }
+
     async fn lives(&self) -> Result<Vec<SwarmId>, Error> {
         self.run(views::lives).await
     }

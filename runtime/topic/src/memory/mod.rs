@@ -388,6 +388,13 @@ impl Backend for Memory {
         Ok(inner.store.status(swarm))
     }
 
+    async fn durable_status(&self, swarm: &SwarmId) -> Result<Vec<TopicStatus>, Error> {
+        // A store that was killed in between refuses the second.
+        let status = self.status(swarm).await?;
+        self.flushed().await?;
+        Ok(status)
+    }
+
     async fn state_page(&self, topic: &TopicId, after: &str) -> Result<StatePage, Error> {
         let inner = self.open()?;
         Ok(inner

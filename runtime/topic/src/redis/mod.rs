@@ -724,6 +724,10 @@ impl Backend for Redis {
         views::durable_status(&self.core, swarm).await
     }
 
+    fn history(&self, swarm: &SwarmId) -> u64 {
+        self.core.link.history_of(&names::meta(swarm))
+    }
+
     async fn state_page(&self, topic: &TopicId, after: &str) -> Result<StatePage, Error> {
         views::state_page(&self.core, topic, after).await
     }
