@@ -354,6 +354,8 @@ impl Supervisor {
     /// # Errors
     /// When backend or catalog cannot be written.
     pub async fn discarded(self: &Arc<Self>, id: &SwarmId) -> anyhow::Result<()> {
+        // They may have been all that an end waited for.
+        self.seams.rest.notify_one();
         let kept: Vec<StageName> = {
             let fleet = self.fleet.lock().await;
             let live = fleet.swarms.get(&id.path()).filter(|live| live.id == *id);

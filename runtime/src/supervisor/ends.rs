@@ -47,6 +47,25 @@ pub(super) struct Progress {
     all_told: BTreeSet<StageName>,
 }
 
+impl Progress {
+    /// Says what keeps a stage's end where somebody has to decide.
+    fn note_dead(&mut self, stage: &Stage, topics: &[TopicStatus]) {
+        let dead = topics
+            .iter()
+            .find(|t| *t.topic.stage() == stage.name)
+            .map_or(0, |t| t.dead);
+        if dead == 0 {
+            self.waits.remove(&stage.name);
+            return;
+        }
+        let why = format!(
+            "its end waits for {} to be redriven or discarded",
+            count(dead, "dead letter")
+        );
+        self.waits.insert(stage.name.clone(), why);
+    }
+}
+
 /// A Swarm that runs here and has not ended.
 struct Candidate {
     id: SwarmId,
@@ -196,6 +215,7 @@ impl Supervisor {
                 InputSource::Bee { stage, .. } => known.ended.contains(stage),
             }));
         };
+        known.note_dead(stage, glance);
         if !holds(glance, stage, is_inert) {
             return Ok(false);
         }
@@ -220,23 +240,15 @@ impl Supervisor {
         let backend = &self.seams.backend;
         // Durable, as the keys are that are shown behind it: each step here rests on the one before.
         let topics = backend.durable_status(&of.id).await?;
-        if topics.iter().any(|topic| of.is_left_behind(topic)) {
+        if let Some(left) = topics.iter().find(|topic| of.is_left_behind(topic)) {
+            let why = format!("its end waits for what is left of the removed stage `{}`", left.topic.stage());
+            let waiting = ready.iter().map(|stage| (stage.name.clone(), why.clone()));
+            known.waits.extend(waiting);
             return Ok(Vec::new());
         }
         let (mut open, mut told) = (Vec::new(), Vec::new());
         for stage in ready {
-            known.waits.remove(&stage.name);
-            let dead = topics
-                .iter()
-                .find(|t| *t.topic.stage() == stage.name)
-                .map_or(0, |t| t.dead);
-            if dead > 0 {
-                let why = format!(
-                    "its end waits for {} to be redriven or discarded",
-                    count(dead, "dead letter")
-                );
-                known.waits.insert(stage.name.clone(), why);
-            }
+            known.note_dead(stage, &topics);
             if !holds(&topics, stage, is_still) {
                 continue;
             }
