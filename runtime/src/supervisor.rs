@@ -581,7 +581,7 @@ impl Supervisor {
         live.hold(record);
         fleet.swarms.insert(name.clone(), live);
         // It may have ended before this node began.
-        self.seams.rest.notify_one();
+        self.seams.rest.ring(name.clone());
         for (stage, removal) in removals {
             self.tasks
                 .spawn(Arc::clone(self).drain_removed(id.clone(), stage, removal));

@@ -355,7 +355,7 @@ impl Supervisor {
     /// When backend or catalog cannot be written.
     pub async fn discarded(self: &Arc<Self>, id: &SwarmId) -> anyhow::Result<()> {
         // They may have been all that an end waited for.
-        self.seams.rest.notify_one();
+        self.seams.rest.ring(id.path());
         let kept: Vec<StageName> = {
             let fleet = self.fleet.lock().await;
             let live = fleet.swarms.get(&id.path()).filter(|live| live.id == *id);

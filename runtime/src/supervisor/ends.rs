@@ -8,26 +8,28 @@
 //! Each node that runs the Swarm looks for itself, and keeps in memory what it found: a stage that has ended stays so as long as the revision
 //! does. It tells its own owners to tell their keys (`Running::tell_end`). Nothing is believed that a failover may take back.
 //!
-//! A look is taken when some partition has nothing to do, never by the clock alone: while a stream goes on, it is one look at the
-//! counters of its stage.
+//! A look is taken when some partition has nothing to do, never by the clock alone before the first end: while a stream goes on, it is one
+//! look at the counters of its stage.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use skep_gateway::Open;
-use skep_model::name::StageName;
+use skep_model::name::{StageName, TenantId};
 use skep_model::scope::{SwarmId, SwarmPath, TopicId};
 use skep_model::swarm::{END, Ends, InputSource, Stage, Swarm};
 use skep_topic::{Error, TopicStatus};
-use tokio::time::sleep;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::Supervisor;
 use crate::wording::count;
 
 /// Between two looks: what comes to rest at once is looked at together.
 const BETWEEN: Duration = Duration::from_millis(100);
-/// A look without a reason, where a stream has ended and others have not: a node may have died before it told.
+/// Looks without a reason, where a stream has ended and others have not, or an end waits: a node may have died before it told, and who
+/// decided may have told another.
 const ANYWAY: Duration = Duration::from_secs(5);
 /// Between two times that a stage's owners are asked to tell their keys.
 const TELL_EVERY: Duration = Duration::from_secs(1);
@@ -36,6 +38,12 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Default)]
 pub(super) struct Progress {
     revision: u64,
+    /// Of the store, when this was begun.
+    history: u64,
+    /// The last look failed.
+    unseen: bool,
+    /// The catalog says that all of it has ended.
+    over: bool,
     /// For good, in this revision.
     ended: BTreeSet<StageName>,
     /// Of stages that end by keys: so many of these, in their order, have said so.
@@ -48,6 +56,10 @@ pub(super) struct Progress {
 }
 
 impl Progress {
+    fn has_begun(&self) -> bool {
+        !self.over && (self.unseen || !self.ended.is_empty() || !self.waits.is_empty())
+    }
+
     /// Says what keeps a stage's end where somebody has to decide.
     fn note_dead(&mut self, stage: &Stage, topics: &[TopicStatus]) {
         let dead = topics
@@ -100,45 +112,83 @@ impl Supervisor {
         });
     }
 
-    async fn look_for_ends(&self) {
+    async fn look_for_ends(self: &Arc<Self>) {
         let mut workers = self.seams.workers.clone();
-        let mut begun = false;
+        let mut anyway = interval(ANYWAY);
+        anyway.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // A tenant's Swarms one after the other, tenants beside each other: one whose stages keep very much holds up its own.
+        let (mut looks, mut looked_at) = (JoinSet::new(), BTreeSet::new());
+        let mut due: BTreeMap<TenantId, BTreeSet<SwarmPath>> = BTreeMap::new();
         loop {
-            tokio::select! {
-                () = self.seams.rest.notified() => {}
+            let came = tokio::select! {
+                rung = self.seams.rest.rung() => rung,
                 // Whoever is gone may have seen the last of it.
-                Ok(()) = workers.changed() => {}
-                () = sleep(ANYWAY), if begun => {}
-            }
-            sleep(BETWEEN).await;
-            begun = false;
-            for candidate in self.candidates().await {
-                let path = candidate.id.path();
-                let mut known = self.progress_of(&path, candidate.revision);
-                match self.look_for_end(&candidate, &mut known).await {
-                    Ok(()) => begun |= !known.ended.is_empty(),
-                    Err(e) => {
-                        begun = true;
-                        tracing::debug!(swarm = %candidate.id, error = format!("{e:#}"), "cannot look whether it has ended; trying again");
+                Ok(()) = workers.changed() => self.fleet.lock().await.swarms.keys().cloned().collect(),
+                _ = anyway.tick(), if self.progress().values().any(Progress::has_begun) => self.begun(),
+                Some(tenant) = looks.join_next() => {
+                    if let Ok(tenant) = tenant {
+                        looked_at.remove(&tenant);
                     }
+                    BTreeSet::new()
                 }
-                self.progress().insert(path, known);
+            };
+            for path in came {
+                due.entry(path.tenant().clone()).or_default().insert(path);
+            }
+            let free: Vec<TenantId> = due
+                .keys()
+                .filter(|tenant| !looked_at.contains(*tenant))
+                .cloned()
+                .collect();
+            for tenant in free {
+                let paths = due.remove(&tenant).unwrap_or_default();
+                let candidates = self.candidates(paths).await;
+                if candidates.is_empty() {
+                    continue;
+                }
+                looked_at.insert(tenant.clone());
+                let this = Arc::clone(self);
+                looks.spawn(async move {
+                    sleep(BETWEEN).await;
+                    for candidate in candidates {
+                        this.look_at(&candidate).await;
+                    }
+                    tenant
+                });
             }
         }
+    }
+
+    async fn look_at(&self, candidate: &Candidate) {
+        let path = candidate.id.path();
+        let mut known = self.progress_of(candidate);
+        known.unseen = false;
+        if let Err(e) = self.look_for_end(candidate, &mut known).await {
+            known.unseen = true;
+            tracing::debug!(swarm = %candidate.id, error = format!("{e:#}"), "cannot look whether it has ended; trying again");
+        }
+        self.progress().insert(path, known);
+    }
+
+    /// Swarms whose end has begun, or waits for somebody who may decide on another node.
+    fn begun(&self) -> BTreeSet<SwarmPath> {
+        let all = self.progress();
+        let begun = all.iter().filter(|(_, known)| known.has_begun());
+        begun.map(|(path, _)| path.clone()).collect()
     }
 
     fn progress(&self) -> std::sync::MutexGuard<'_, HashMap<SwarmPath, Progress>> {
         self.ending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn progress_of(&self, path: &SwarmPath, revision: u64) -> Progress {
-        let found = self
-            .progress()
-            .get(path)
-            .filter(|known| known.revision == revision)
-            .cloned();
+    /// What is known so far, unless it is of another revision, or of a history that a failover may have cut.
+    fn progress_of(&self, candidate: &Candidate) -> Progress {
+        let history = self.seams.backend.history(&candidate.id);
+        let same = |known: &&Progress| known.revision == candidate.revision && known.history == history;
+        let found = self.progress().get(&candidate.id.path()).filter(same).cloned();
         found.unwrap_or_else(|| Progress {
-            revision,
+            revision: candidate.revision,
+            history,
             ..Progress::default()
         })
     }
@@ -154,21 +204,24 @@ impl Supervisor {
         }
     }
 
-    async fn candidates(&self) -> Vec<Candidate> {
+    /// Those of `paths` that can end and have not.
+    async fn candidates(&self, paths: BTreeSet<SwarmPath>) -> Vec<Candidate> {
         let fleet = self.fleet.lock().await;
-        let going = fleet
-            .swarms
-            .values()
+        self.progress().retain(|path, known| {
+            let live = fleet.swarms.get(path);
+            known.over = live.is_some_and(|live| live.ended && live.revision == known.revision);
+            live.is_some()
+        });
+        let going = paths
+            .iter()
+            .filter_map(|path| fleet.swarms.get(path))
             .filter(|live| live.swarm.bounded() && !live.ended && live.open != Open::Deleting);
-        let found = going
-            .map(|live| Candidate {
-                id: live.id.clone(),
-                revision: live.revision,
-                swarm: live.swarm.clone(),
-            })
-            .collect();
-        self.progress().retain(|path, _| fleet.swarms.contains_key(path));
-        found
+        let found = going.map(|live| Candidate {
+            id: live.id.clone(),
+            revision: live.revision,
+            swarm: live.swarm.clone(),
+        });
+        found.collect()
     }
 
     async fn look_for_end(&self, of: &Candidate, known: &mut Progress) -> anyhow::Result<()> {
@@ -241,7 +294,10 @@ impl Supervisor {
         // Durable, as the keys are that are shown behind it: each step here rests on the one before.
         let topics = backend.durable_status(&of.id).await?;
         if let Some(left) = topics.iter().find(|topic| of.is_left_behind(topic)) {
-            let why = format!("its end waits for what is left of the removed stage `{}`", left.topic.stage());
+            let why = format!(
+                "its end waits for what is left of the removed stage `{}`",
+                left.topic.stage()
+            );
             let waiting = ready.iter().map(|stage| (stage.name.clone(), why.clone()));
             known.waits.extend(waiting);
             return Ok(Vec::new());

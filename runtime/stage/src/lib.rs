@@ -12,6 +12,7 @@
 //! - `caution`: what follows a trap or a trouble of the host.
 //! - [`lane`]: the in-memory path.
 //! - `parts`: parts of responses while a batch works.
+//! - `rest`: which Swarms may have come to their end.
 //! - [`observe`]: what is told to logs, metrics and traces.
 
 pub mod bee;
@@ -23,10 +24,12 @@ pub mod observe;
 mod parts;
 pub mod placement;
 pub mod plan;
+mod rest;
 pub mod worker;
 
 pub use bee::Bee;
 pub use observe::{BatchReport, Observer, StageState};
 pub use placement::{Pins, Place, Workers};
 pub use plan::{Bypass, Destination, Plan};
+pub use rest::Rest;
 pub use worker::{Running, Seams, start};

@@ -35,6 +35,7 @@ use crate::observe::{BatchReport, Observer, StageState};
 use crate::parts::{Callers, Told, begun, in_vain};
 use crate::placement::{Place, Workers, YIELD};
 use crate::plan::Plan;
+use crate::rest::Rest;
 
 /// How long an owner keeps its lease without work. Under the lease's time to live, so idling needs no renewal.
 const IDLE_MS: u64 = 1_000;
@@ -63,7 +64,7 @@ pub struct Seams {
     /// waking another thread. Empty: all live on the runtime that starts the stage.
     pub seats: Vec<Handle>,
     /// Rung when a partition of a Swarm that can end has nothing to do.
-    pub rest: Arc<Notify>,
+    pub rest: Arc<Rest>,
 }
 
 impl Seams {
@@ -484,13 +485,13 @@ impl Owner {
             fetched.keep_streams_alone();
             if fetched.is_empty() {
                 self.well();
-                match self.tell_end(&plan, at).await {
+                match self.tell_end(&plan, at, fetched.now_ms).await {
                     Ok(true) => continue,
                     Ok(false) => {}
                     Err(ended) => return ended,
                 }
                 if plan.bounded {
-                    self.seams.rest.notify_one();
+                    self.seams.rest.ring(self.partition.topic().swarm().path());
                 }
                 let due_ms = fetched
                     .next_due_ms

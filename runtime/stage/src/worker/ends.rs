@@ -40,8 +40,8 @@ impl Place {
 }
 
 impl Owner {
-    /// Goes on with the list, if the owner is to. `true`: timers were set.
-    pub(super) async fn tell_end(&mut self, plan: &Arc<Plan>, at: &mut Position) -> Result<bool, Ended> {
+    /// Goes on with the list, if the owner is to. `true`: timers were set, for `now_ms` of the store's clock.
+    pub(super) async fn tell_end(&mut self, plan: &Arc<Plan>, at: &mut Position, now_ms: u64) -> Result<bool, Ended> {
         if self.telling.has_changed().unwrap_or(false) {
             let by = self.telling.borrow_and_update().clone();
             self.told_to = Some(match self.told_to.take() {
@@ -90,20 +90,18 @@ impl Owner {
             keys.extend(open.map(|(key, _)| key));
             match page.next {
                 Some(next) => place.after = next,
+                // At once: left for later, it would tell what a message that comes behind the end makes live again.
+                None if place.again => place = Place::first(place.plan),
                 None => whole = true,
             }
             self.prolong(&at.lease).await?;
         }
-        self.told_to = match whole {
-            true => place.again.then(|| Place::first(place.plan)),
-            false => Some(place),
-        };
+        self.told_to = (!whole).then_some(place);
         if keys.is_empty() {
             return Ok(false);
         }
         let entropy = self.seams.entropy.as_ref();
         let mut commit = Commit::empty(Arc::clone(&plan.topic), CommitId::random(entropy), at.seq, at.last);
-        let now_ms = self.seams.clock.now_ms();
         commit.set_timers.extend(keys.into_iter().map(|key| TimerSet {
             key,
             name: END.to_owned(),

@@ -195,7 +195,7 @@ async fn a_stage_that_says_nothing_of_an_end_tells_none_and_a_partition_at_rest_
     let (running, _lane) = run(&world, Arc::new(of));
     world.drained().await;
     running.tell_end();
-    tokio::time::timeout(Duration::from_secs(10), world.seams.rest.notified())
+    tokio::time::timeout(Duration::from_secs(10), world.seams.rest.rung())
         .await
         .expect("a partition of a Swarm that can end tells when it has nothing to do");
     sleep(Duration::from_millis(100)).await;
