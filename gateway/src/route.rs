@@ -13,10 +13,11 @@ use skep_topic::lane::Lane;
 use crate::admit::Load;
 use crate::purse::Purse;
 
-/// Every subject of every tenant. Immutable: a change is a new table, and a call sees one table from start to end.
+/// Every subject of every tenant. Immutable: a change is a new table, and a call sees one table from start to end. A copy shares what tenants
+/// have, so a change of one costs no more where there are a thousand.
 #[derive(Debug, Clone, Default)]
 pub struct RouteTable {
-    tenants: HashMap<TenantId, HashMap<String, Arc<Route>>>,
+    tenants: HashMap<TenantId, Arc<HashMap<String, Arc<Route>>>>,
     /// Of tenants that have something else to call, as a model.
     purses: HashMap<TenantId, Arc<Purse>>,
 }
@@ -68,12 +69,17 @@ impl Feed {
 }
 
 impl RouteTable {
-    /// A subject feeds one Swarm: of two routes for one subject the later stays.
-    pub fn insert(&mut self, tenant: &TenantId, route: Arc<Route>) {
-        self.tenants
-            .entry(tenant.clone())
-            .or_default()
-            .insert(route.subject.as_str().to_owned(), route);
+    /// All that a tenant has from now on. A subject feeds one Swarm: of two routes for one subject the later stays.
+    pub fn put(&mut self, tenant: &TenantId, routes: impl IntoIterator<Item = Arc<Route>>) {
+        let named = routes
+            .into_iter()
+            .map(|route| (route.subject.as_str().to_owned(), route));
+        let own: HashMap<_, _> = named.collect();
+        if own.is_empty() {
+            self.tenants.remove(tenant);
+        } else {
+            self.tenants.insert(tenant.clone(), Arc::new(own));
+        }
     }
 
     #[must_use]
@@ -81,9 +87,9 @@ impl RouteTable {
         self.tenants.get(tenant)?.get(subject)
     }
 
-    /// A tenant that may be called without a subject, for it has models. `purse`: the same as in its routes.
-    pub fn welcome(&mut self, tenant: &TenantId, purse: Arc<Purse>) {
-        self.purses.insert(tenant.clone(), purse);
+    /// All tenants that may be called without a subject, for they have models. Purses: the same as in their routes.
+    pub fn welcome(&mut self, tenants: impl IntoIterator<Item = (TenantId, Arc<Purse>)>) {
+        self.purses = tenants.into_iter().collect();
     }
 
     /// What a tenant may have, where it has a subject or is welcome without: the same for all of them.

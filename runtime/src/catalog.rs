@@ -21,7 +21,7 @@ use skep_topic::CatalogRecord;
 use crate::isolation::Isolation;
 use crate::secrets::SecretRecord;
 use crate::signatures::{Signature, Signers};
-pub use all::{Catalogs, read};
+pub use all::{Catalogs, read, swarm_of};
 
 /// Format of every catalog record.
 const FORMAT: u32 = 1;

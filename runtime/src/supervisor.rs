@@ -17,6 +17,7 @@ mod tenant_bee;
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
@@ -38,7 +39,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::builtin::BuiltinBee;
-use crate::catalog::{Catalogs, Hold, SwarmRecord};
+use crate::catalog::{Catalogs, Hold, SwarmRecord, swarm_of};
 use crate::isolation::Isolation;
 use crate::models::NodeModels;
 use crate::quotas::{Account, Quotas};
@@ -69,6 +70,10 @@ pub struct Supervisor {
     stats: Arc<Stats>,
     routes: watch::Sender<Arc<RouteTable>>,
     fleet: Mutex<Fleet>,
+    /// Hashes of the records that reconciliations settled Swarms by: where there are many, a change of one is not to cost a look at each. Of
+    /// their bytes, not of their versions, which a store that was taken back gives again.
+    settled: Mutex<HashMap<SwarmPath, u64>>,
+    hasher: RandomState,
     /// Why a Swarm does not run as it should; the last attempt's word.
     troubles: std::sync::Mutex<HashMap<SwarmPath, String>>,
     troubled: Notify,
@@ -216,6 +221,8 @@ impl Supervisor {
             stats,
             routes,
             fleet: Mutex::default(),
+            settled: Mutex::default(),
+            hasher: RandomState::new(),
             troubles: std::sync::Mutex::default(),
             troubled: Notify::new(),
             ending: std::sync::Mutex::default(),
@@ -232,10 +239,30 @@ impl Supervisor {
     pub async fn reconcile(self: &Arc<Self>) -> anyhow::Result<()> {
         self.vault.look().await?;
         self.look_at_models().await?;
-        let mut names: BTreeSet<SwarmPath> = self.catalogs.swarms().await?.into_keys().collect();
-        names.extend(self.fleet.lock().await.swarms.keys().cloned());
+        let mut settled = self.settled.lock().await;
+        let mut stored = BTreeMap::new();
+        for (key, record) in self.catalogs.stored_swarms().await? {
+            stored.insert(swarm_of(&key)?, self.hasher.hash_one(&record.value));
+        }
+        let troubled = self.troubled_swarms();
+        let mut names: BTreeSet<SwarmPath> = stored.keys().cloned().collect();
+        {
+            let fleet = self.fleet.lock().await;
+            names.extend(fleet.swarms.keys().cloned());
+            names.retain(|name| {
+                let same = stored.get(name).is_some_and(|hash| settled.get(name) == Some(hash));
+                let live = fleet.swarms.get(name);
+                let runs = live.is_some_and(|live| live.scaled && live.works == self.works_for(name.tenant()));
+                !same || !runs || troubled.contains(name)
+            });
+        }
         for name in names {
+            // What it said before it was looked at: if that is old by now, it is looked at again.
+            settled.remove(&name);
             self.settle(&name).await?;
+            if let Some(hash) = stored.get(&name) {
+                settled.insert(name, *hash);
+            }
         }
         Ok(())
     }
@@ -248,7 +275,7 @@ impl Supervisor {
         if self.models.look().await? {
             let fleet = self.fleet.lock().await;
             if !fleet.stopped {
-                self.publish_routes(&fleet);
+                self.publish_models();
             }
         }
         Ok(())
@@ -288,7 +315,7 @@ impl Supervisor {
             // Read again under the lock: whoever swaps last has read last, so a revision never gives way to an older one.
             let Some(found) = catalog.swarm(name.name()).await? else {
                 let gone = fleet.swarms.remove(name);
-                self.publish_routes(&fleet);
+                self.publish_routes(&fleet, name.tenant());
                 drop(fleet);
                 self.end_stages(gone.into_iter().flat_map(Live::into_stages));
                 self.say(name, None);
@@ -302,7 +329,7 @@ impl Supervisor {
                 live.hold(&record);
             }
             if fleet.swarms.get(name).is_some_and(|live| live.runs(&record, works)) {
-                self.publish_routes(&fleet);
+                self.publish_routes(&fleet, name.tenant());
                 let scaled = self.scale(&mut fleet, name).await;
                 drop(fleet);
                 self.say(name, scaled.err().map(|e| format!("{e:#}")));
@@ -318,7 +345,7 @@ impl Supervisor {
                 _ => None,
             };
             let mut result = self.swap(&mut fleet, name, &record, &loaded, works);
-            self.publish_routes(&fleet);
+            self.publish_routes(&fleet, name.tenant());
             if result.is_ok() {
                 result = self.scale(&mut fleet, name).await;
             }
@@ -671,12 +698,11 @@ impl Supervisor {
         live
     }
 
-    fn publish_routes(&self, fleet: &Fleet) {
-        let mut table = RouteTable::default();
-        for tenant in self.models.tenants() {
-            table.welcome(&tenant, Arc::clone(&self.quotas.of(&tenant).purse));
-        }
-        for live in fleet.swarms.values() {
+    /// What a tenant's subjects feed, from now on. Under the fleet's lock, so that no older table comes last.
+    fn publish_routes(&self, fleet: &Fleet, tenant: &TenantId) {
+        let mut table = RouteTable::clone(&self.routes.borrow());
+        let mut routes = Vec::new();
+        for live in fleet.swarms.values().filter(|live| live.id.tenant() == tenant) {
             for subject in live.swarm.subjects() {
                 // Lanes lie in memory: without Bees here there is nobody to read them.
                 let pure = live.swarm.pure(&subject) && live.works && !live.held;
@@ -695,22 +721,31 @@ impl Supervisor {
                         })
                     })
                     .collect();
-                let tenant = live.id.tenant();
-                let before = self.routes.borrow().get(tenant, subject.as_str()).cloned();
-                table.insert(
-                    tenant,
-                    Arc::new(Route {
-                        swarm: live.id.clone(),
-                        subject,
-                        feeds,
-                        pure,
-                        open: live.open,
-                        load: before.map(|route| Arc::clone(&route.load)).unwrap_or_default(),
-                        purse: Arc::clone(&self.quotas.of(tenant).purse),
-                    }),
-                );
+                let before = table.get(tenant, subject.as_str());
+                let load = before.map(|route| Arc::clone(&route.load)).unwrap_or_default();
+                routes.push(Arc::new(Route {
+                    swarm: live.id.clone(),
+                    subject,
+                    feeds,
+                    pure,
+                    open: live.open,
+                    load,
+                    purse: Arc::clone(&self.quotas.of(tenant).purse),
+                }));
             }
         }
+        table.put(tenant, routes);
+        self.routes.send_replace(Arc::new(table));
+    }
+
+    /// Who may call models. Under the fleet's lock, as above.
+    fn publish_models(&self) {
+        let mut table = RouteTable::clone(&self.routes.borrow());
+        let purse = |tenant: TenantId| {
+            let purse = Arc::clone(&self.quotas.of(&tenant).purse);
+            (tenant, purse)
+        };
+        table.welcome(self.models.tenants().into_iter().map(purse));
         self.routes.send_replace(Arc::new(table));
     }
 

@@ -66,7 +66,7 @@ pub async fn node(settings: Settings) -> Node {
 pub async fn node_with(settings: Settings, models: Option<Arc<dyn Models>>) -> Node {
     let clock = Arc::new(SystemClock);
     let backend = Memory::new(clock.clone(), Arc::new(OsEntropy));
-    let mut table = RouteTable::default();
+    let (mut table, mut routes) = (RouteTable::default(), Vec::new());
     let tenant = TenantId::default_tenant();
     let scope = Scope::of(tenant.clone());
     let purse: Arc<Purse> = Arc::default();
@@ -114,30 +114,28 @@ pub async fn node_with(settings: Settings, models: Option<Arc<dyn Models>>) -> N
                 topic.id.partition(0),
             ));
         }
-        table.insert(
-            &tenant,
-            Arc::new(Route {
-                swarm,
-                subject: name.parse().unwrap(),
-                feeds: vec![Feed {
-                    topic,
-                    stage,
-                    key,
-                    lane,
-                    when: None,
-                }],
-                pure,
-                open: match name {
-                    "leaving" => skep_gateway::Open::Deleting,
-                    "paused" => skep_gateway::Open::Paused,
-                    "draining" => skep_gateway::Open::Draining,
-                    _ => skep_gateway::Open::Yes,
-                },
-                load: Arc::default(),
-                purse: Arc::clone(&purse),
-            }),
-        );
+        routes.push(Arc::new(Route {
+            swarm,
+            subject: name.parse().unwrap(),
+            feeds: vec![Feed {
+                topic,
+                stage,
+                key,
+                lane,
+                when: None,
+            }],
+            pure,
+            open: match name {
+                "leaving" => skep_gateway::Open::Deleting,
+                "paused" => skep_gateway::Open::Paused,
+                "draining" => skep_gateway::Open::Draining,
+                _ => skep_gateway::Open::Yes,
+            },
+            load: Arc::default(),
+            purse: Arc::clone(&purse),
+        }));
     }
+    table.put(&tenant, routes);
     for name in ["acme", "zeta"] {
         let tenant: TenantId = name.parse().unwrap();
         let swarm = Scope::of(tenant.clone()).swarm(&"echo".parse().unwrap(), Incarnation::random(&OsEntropy));
@@ -166,10 +164,11 @@ pub async fn node_with(settings: Settings, models: Option<Arc<dyn Models>>) -> N
             load: Arc::default(),
             purse: Arc::new(Purse::new(tenant.clone())),
         };
-        table.insert(&tenant, Arc::new(route));
+        table.put(&tenant, [Arc::new(route)]);
     }
     let lone: TenantId = "lone".parse().unwrap();
-    table.welcome(&lone, Arc::new(Purse::new(lone.clone())));
+    let purse = Arc::new(Purse::new(lone.clone()));
+    table.welcome([(lone, purse)]);
     let (routes, table) = watch::channel(Arc::new(table));
     let core = Core::new(
         Arc::clone(&backend) as Arc<dyn Backend>,

@@ -144,7 +144,7 @@ async fn node() -> (Port, Arc<Core>, Arc<Memory>) {
     let entropy = Arc::new(SeededEntropy::new(7));
     let backend = Memory::new(Arc::clone(&clock), entropy.clone());
     let tenant = TenantId::default_tenant();
-    let mut table = RouteTable::default();
+    let (mut table, mut routes) = (RouteTable::default(), Vec::new());
     let wide = Bound {
         messages: 1_000,
         bytes: 4 << 20,
@@ -180,8 +180,9 @@ async fn node() -> (Port, Arc<Core>, Arc<Memory>) {
             load: Arc::default(),
             purse: Arc::<Purse>::default(),
         };
-        table.insert(&tenant, Arc::new(route));
+        routes.push(Arc::new(route));
     }
+    table.put(&tenant, routes);
     // Its sender may go: the table stays as it is.
     let (_, table) = watch::channel(Arc::new(table));
     let settings = Settings::default();

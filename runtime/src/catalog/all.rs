@@ -22,6 +22,7 @@ pub struct Catalogs {
 }
 
 const TENANT: &str = "tenant/";
+const SWARM: &str = "swarm/";
 
 impl Catalogs {
     #[must_use]
@@ -90,7 +91,7 @@ impl Catalogs {
     /// When the store cannot be read, or holds what this skep cannot read.
     pub async fn swarms(&self) -> anyhow::Result<BTreeMap<SwarmPath, SwarmRecord>> {
         let mut out = BTreeMap::new();
-        for (key, record) in self.backend.catalog_list("swarm/").await? {
+        for (key, record) in self.stored_swarms().await? {
             if let Read::Swarm(tenant, swarm) = read(&key, &record.value)? {
                 out.insert(Scope::of(tenant).path(&swarm.swarm.name), *swarm);
             }
@@ -128,6 +129,11 @@ impl Catalogs {
 
     pub(crate) async fn stored(&self, prefix: &str) -> anyhow::Result<Vec<(String, CatalogRecord)>> {
         Ok(self.backend.catalog_list(prefix).await?)
+    }
+
+    /// All Swarms' records, as stored.
+    pub async fn stored_swarms(&self) -> anyhow::Result<Vec<(String, CatalogRecord)>> {
+        Ok(self.backend.catalog_list(SWARM).await?)
     }
 
     /// All modules' records, as stored.
@@ -243,6 +249,16 @@ impl Catalogs {
         };
         Ok(found.into_iter().map(read).collect())
     }
+}
+
+/// Which Swarm a record's key names.
+///
+/// # Errors
+/// None.
+pub fn swarm_of(key: &str) -> anyhow::Result<SwarmPath> {
+    let names = key.strip_prefix(SWARM).and_then(|rest| rest.split_once('/'));
+    let (tenant, name) = names.with_context(|| format!("`{key}` names no Swarm"))?;
+    Ok(Scope::of(tenant.parse()?).path(&name.parse()?))
 }
 
 /// Whose a record is, unless that tenant is always there.
