@@ -5,12 +5,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{JoinHandle, Thread};
 use std::time::Duration;
 
-use skep_model::limits::{EPOCH_TICK_CROWDED_MS, EPOCH_TICK_MS};
+use skep_model::limits::{EPOCH_TICK_CROWDED_US, EPOCH_TICK_MS};
 
 use crate::turns::CROWDED;
 
 /// Ticks that go on after the last call, so that a busy node need not wake the thread at each call.
 const LINGER_TICKS: u32 = 50;
+/// Short ticks that go on after somebody waited beside another tenant: 100 ms, so that calls which come now and then find them.
+const CROWDED_TICKS: u32 = 200;
 
 pub(crate) struct Ticker {
     shared: Arc<Shared>,
@@ -87,15 +89,15 @@ fn tick(shared: &Shared, engine: &wasmtime::Engine) {
         }
         if quiet <= LINGER_TICKS {
             if CROWDED.swap(false, Ordering::Relaxed) {
-                crowded = LINGER_TICKS;
+                crowded = CROWDED_TICKS;
             }
             crowded = crowded.saturating_sub(1);
-            let tick_ms = if crowded > 0 {
-                EPOCH_TICK_CROWDED_MS
+            let tick = if crowded > 0 {
+                Duration::from_micros(EPOCH_TICK_CROWDED_US)
             } else {
-                EPOCH_TICK_MS
+                Duration::from_millis(EPOCH_TICK_MS)
             };
-            std::thread::park_timeout(Duration::from_millis(tick_ms));
+            std::thread::park_timeout(tick);
             engine.increment_epoch();
             continue;
         }
