@@ -3,7 +3,8 @@
 FLOW is a module (``shop.orders``) or a file (``shop/orders.py``), and what to take from it: ``:flow`` (a name, `flow` unless given) or
 ``:make(5, key="a")`` (a function that returns a flow; its arguments are literals).
 
-What runs it is this process (see :mod:`skep.dataflow.local`), with as many logical workers as you say.
+Its workers are processes that this one starts (see :mod:`skep.dataflow.processes`); a single one is this process itself (:mod:`skep.dataflow.local`),
+and so are several of a flow that can't be in more than one.
 """
 
 from __future__ import annotations
@@ -16,14 +17,13 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping
-from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from .dataflow.errors import DataflowError, StepError
+from .dataflow.errors import DataflowError, StepError, WorkerTraceback, user_traceback
 from .dataflow.graph import Dataflow
-from .dataflow.limits import EPOCH_INTERVAL, WORKERS_MAX
+from .dataflow.limits import EPOCH_INTERVAL, PROCESSES_MAX, WORKERS_MAX
 
 __all__ = ["cli_main", "find_flow", "main"]
 
@@ -158,15 +158,21 @@ def _id(text: str) -> int:
     return int(text)
 
 
+def _yes(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise argparse.ArgumentTypeError(f"1 (workers share this process) or 0 (each is one, on a single core too); got {text!r}")
+    return text == "1"
+
+
 def _parser(testing: bool) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m skep.dataflow.testing" if testing else "python -m skep.run",
-        description="Runs a dataflow in this process.",
+        description="Runs a dataflow.",
         epilog="Each setting may come by the environment as SKEP_NAME, or as BYTEWAX_NAME: WORKERS_PER_PROCESS, RECOVERY_DIRECTORY, "
-        "SNAPSHOT_INTERVAL, RECOVERY_BACKUP_INTERVAL, PROCESS_ID, ADDRESSES, PROCESSES.",
+        "SNAPSHOT_INTERVAL, RECOVERY_BACKUP_INTERVAL, PROCESS_ID, ADDRESSES, PROCESSES, IN_PROCESS.",
     )
     parser.add_argument("import_str", metavar="FLOW", help="module or file, and name or call: orders, orders.py:flow, orders:make(5)")
-    parser.add_argument("-w", "--workers-per-process", type=_count, metavar="N", help="logical workers (default: 1)")
+    parser.add_argument("-w", "--workers-per-process", type=_count, metavar="N", help="workers, each a process (default: 1)")
     parser.add_argument("-r", "--recovery-directory", type=Path, metavar="DIR", help="keep state here, and go on from what is kept")
     parser.add_argument(
         "-s", "--snapshot-interval", type=_seconds, metavar="SECONDS", help="how long an epoch lasts: state is kept this often (default: 10)"
@@ -175,6 +181,7 @@ def _parser(testing: bool) -> argparse.ArgumentParser:
     parser.add_argument("-i", "--process-id", type=_id, metavar="ID", help="taken: process 0 runs the workers of all")
     parser.add_argument("-a", "--addresses", metavar="LIST", help="taken: only how many there are counts")
     parser.add_argument("-p", "--processes", type=_count, metavar="N", help=argparse.SUPPRESS if not testing else "times as many workers")
+    parser.add_argument("--in-process", action="store_true", default=None, help="workers share this process: no faster than one")
     parser.add_argument("--bytewax", action="store_true", help="let `import bytewax` mean skep.dataflow, for scripts written for Bytewax")
     return parser
 
@@ -189,6 +196,7 @@ def _filled(parser: argparse.ArgumentParser, args: argparse.Namespace, environ: 
         ("process_id", "PROCESS_ID", _id),
         ("addresses", "ADDRESSES", str),
         ("processes", "PROCESSES", _count),
+        ("in_process", "IN_PROCESS", _yes),
     ]
     for field, name, kind in kinds:
         text = _setting(environ, name)
@@ -245,16 +253,27 @@ def cli_main(
     recovery_config: Any = None,
 ) -> None:
     """Runs a flow as the command does, once it is found."""
+    count = max(len(addresses or ()), 1)
+    if not 0 <= (process_id or 0) < count:
+        raise ValueError(f"process_id: from 0 to {count - 1}, as there {'is' if count == 1 else 'are'} {count}; got {process_id!r}")
+    if not process_id:
+        _carry_out(flow, workers_per_process * count, EPOCH_INTERVAL if epoch_interval is None else epoch_interval, recovery_config)
+
+
+def _carry_out(flow: Dataflow, workers: int, interval: timedelta, recovery: Any, in_process: bool | None = None) -> None:
+    """Runs a flow: on processes where there are several workers, unless it can't be, or ``in_process`` says otherwise."""
+    why = None
+    if workers > 1 and not in_process:
+        from .dataflow.processes import Processes, why_in_one
+
+        why = why_in_one(flow, cores=None if in_process is None else workers)
+        if why is None:
+            Processes(flow, workers=workers, epoch_interval=interval, recovery=recovery).run()
+            return
+        _say(f"note: the {workers} workers share this process, as {why}: they are no faster than one")
     from .dataflow.testing import cluster_main
 
-    cluster_main(
-        flow,
-        addresses,
-        process_id or 0,
-        epoch_interval=EPOCH_INTERVAL if epoch_interval is None else epoch_interval,
-        recovery_config=recovery_config,
-        worker_count_per_proc=workers_per_process,
-    )
+    cluster_main(flow, None, 0, epoch_interval=interval, recovery_config=recovery, worker_count_per_proc=workers)
 
 
 def main(argv: list[str] | None = None, environ: Mapping[str, str] | None = None, *, testing: bool = False) -> int:
@@ -268,6 +287,9 @@ def main(argv: list[str] | None = None, environ: Mapping[str, str] | None = None
             from .dataflow import alias
 
             alias.install()
+        if testing:
+            # As the functions of that module: what a flow makes is in this process.
+            args.in_process = True
         return _run(args, env)
     except UsageError as e:
         _say(f"error: {e}")
@@ -294,38 +316,27 @@ def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
             _say(f"note: this is process {args.process_id}, so there is nothing to do")
             return 0
         workers *= count
-    if workers > WORKERS_MAX:
-        raise UsageError(f"workers: a whole number from 1 to {WORKERS_MAX}; got {workers}")
+    most = WORKERS_MAX if args.in_process else PROCESSES_MAX
+    if workers > most:
+        more = "" if args.in_process else f", as each is a process (up to {WORKERS_MAX} can share one: --in-process)"
+        raise UsageError(f"workers: a whole number from 1 to {most}{more}; got {workers}")
     if _setting(environ, "DATAFLOW_API_ENABLED"):
         _say("note: DATAFLOW_API_ENABLED: the in-process runner has no web server; python -m skep.visualize shows the flow")
     interval = EPOCH_INTERVAL if args.snapshot_interval is None else args.snapshot_interval
-    from .dataflow.local import Runner
-
+    recovery = None if args.recovery_directory is None else RecoveryConfig(args.recovery_directory, args.backup_interval)
     try:
-        if args.recovery_directory is None:
-            opened: Any = nullcontext()
-        else:
-            opened = RecoveryConfig(args.recovery_directory, args.backup_interval).open()
-        with opened as store:
-            Runner(flow, workers=workers, epoch_interval=interval, store=store).run()
+        _carry_out(flow, workers, interval, recovery, args.in_process)
     except (DataflowError, OSError, ValueError) as e:
-        if isinstance(e, StepError) and e.__cause__ is not None:
-            _show_cause(e.__cause__)
+        if isinstance(e.__cause__, WorkerTraceback) or (isinstance(e, StepError) and e.__cause__ is not None):
+            # The user's part of it.
+            text = user_traceback(e.__cause__)
+            if text is not None:
+                _say(text)
         elif not isinstance(e, (DataflowError, OSError)) and type(e).__module__.split(".")[0] != "skep":
             raise
         _say(f"error: {e}")
         return 1
     return 0
-
-
-def _show_cause(cause: BaseException) -> None:
-    """The user's part of a traceback: what lies above it is how the flow was run."""
-    tb = cause.__traceback__
-    own = os.path.dirname(os.path.abspath(__file__)) + os.sep
-    while tb is not None and os.path.abspath(tb.tb_frame.f_code.co_filename).startswith(own):
-        tb = tb.tb_next
-    if tb is not None:
-        _say("".join(traceback.format_exception(type(cause), cause, tb)).rstrip())
 
 
 if __name__ == "__main__":

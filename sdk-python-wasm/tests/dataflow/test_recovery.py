@@ -526,16 +526,39 @@ def expected() -> Iterator[str]:
         yield f"k{key} {line} {counts[key]}"
 
 
-def kill_story(tmp_path: Path, seed: int) -> tuple[int, int]:
-    """Kills two runs at random moments, of 1 and 3 workers, and lets one of 2 end. How many lines are wrong, and how many runs were killed."""
+def processes_of(run: subprocess.Popen[bytes]) -> list[int]:
+    """The process and those that it started."""
+    try:
+        found = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    except FileNotFoundError:  # It has just ended; or there is no /proc.
+        found = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True).stdout.split()
+    return [run.pid, *map(int, found)]
+
+
+def is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def kill_story(tmp_path: Path, seed: int) -> tuple[int, int, int]:
+    """Of two runs, of 1 and 3 workers, kills any process at a random moment, and lets one of 2 end. How many lines are wrong, how many runs were
+    killed, and of how many of these a worker was."""
     chance = random.Random(seed)
     (tmp_path / "flow.py").write_text(FLOW)
     (tmp_path / "in.txt").write_text("".join(f"k{line * line % KEYS} {line}\n" for line in range(LINES)))
     init_db_dir(tmp_path / "db", 1)
-    killed = 0
+    killed = workers_killed = 0
     for workers in (1, 3, 2):
         command = [sys.executable, "-m", "skep.run", f"flow.py:make({str(tmp_path)!r})", "-r", "db", "-s", "0.01", "-b", "0"]
-        run = subprocess.Popen([*command, "-w", str(workers)], cwd=tmp_path, stderr=subprocess.PIPE)
+        environ = {**os.environ, "SKEP_IN_PROCESS": "0"}
+        with open(tmp_path / "err.txt", "w") as err:
+            # No pipe: to read one to its end would wait for the workers of a parent that was killed.
+            run = subprocess.Popen([*command, "-w", str(workers)], cwd=tmp_path, stderr=err, env=environ)
+        pids: list[int] = []
+        victim = None
         if workers != 2:
             # Not before it writes, so that there is something to kill; then at any moment.
             until = time.monotonic() + 10
@@ -545,25 +568,41 @@ def kill_story(tmp_path: Path, seed: int) -> tuple[int, int]:
                     break
                 time.sleep(0.001)
             time.sleep(chance.random() * 0.08)
+            pids = processes_of(run)
             if run.poll() is None:
-                os.kill(run.pid, signal.SIGKILL)
+                assert len(pids) == (1 if workers == 1 else 1 + workers)
+                victim = chance.choice(pids)
+                os.kill(victim, signal.SIGKILL)
                 killed += 1
-        _, stderr = run.communicate(timeout=60)
-        assert run.returncode in (0, -signal.SIGKILL), stderr.decode()
-        if workers == 2:
-            assert run.returncode == 0
+                workers_killed += victim != run.pid
+        # Workers whose parent was killed may still be there when the next run begins.
+        run.wait(timeout=60)
+        stderr = (tmp_path / "err.txt").read_text()
+        if victim in (None, run.pid):
+            assert run.returncode == (0 if victim is None else -signal.SIGKILL), stderr
+        elif run.returncode:
+            # It may have ended just then.
+            assert run.returncode == 1 and f"(process {victim}) was killed by SIGKILL" in stderr
+        if victim not in (None, run.pid):
+            # It ends its workers before itself.
+            assert not any(map(is_there, pids))
     got, want = Counter((tmp_path / "out.txt").read_text().splitlines()), Counter(expected())
-    return sum(((got - want) + (want - got)).values()), killed
+    return sum(((got - want) + (want - got)).values()), killed, workers_killed
 
 
 def test_kill_9_at_any_moment_with_other_workers_each_time(tmp_path: Path) -> None:
-    wrong = killed = 0
-    for seed in range(20):
+    """SKEP_KILL_RUNS: how many runs; 20 unless it is given."""
+    wrong = killed = workers_killed = 0
+    runs = int(os.environ.get("SKEP_KILL_RUNS", "20"))
+    for seed in range(runs):
         dir = tmp_path / str(seed)
         dir.mkdir()
         found = kill_story(dir, seed)
         wrong += found[0]
         killed += found[1]
+        workers_killed += found[2]
+        shutil.rmtree(dir)
+    print(f"{runs} runs, {killed} kills, {workers_killed} of them of a worker's process: {wrong} wrong lines")
     assert wrong == 0
     # A test of kills kills.
-    assert killed >= 20
+    assert killed >= runs and workers_killed >= runs // 4

@@ -140,10 +140,10 @@ def test_what_a_file_itself_raises_is_shown_as_it_is(here: Path) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["SKEP_", "BYTEWAX_"])
-def test_workers_by_flag_and_environment(here: Path, capsys: pytest.CaptureFixture[str], prefix: str) -> None:
+def test_workers_by_flag_and_environment(here: Path, capfd: pytest.CaptureFixture[str], prefix: str) -> None:
     def workers(*argv: str, **environ: str) -> set[str]:
         assert run("orders_flow", *argv, environ={prefix + key: value for key, value in environ.items()}) == 0
-        return {line.split()[1] for line in capsys.readouterr().out.splitlines()}
+        return {line.split()[1] for line in capfd.readouterr().out.splitlines()}
 
     assert workers() == {"W0"}
     assert workers("-w", "3") == workers("-w3") == workers("--workers-per-process=3") == {"W0", "W1", "W2"}
@@ -171,7 +171,9 @@ def test_what_replaces_a_setting_is_said(here: Path, capsys: pytest.CaptureFixtu
     [
         (["-w", "0"], {}, "-w/--workers-per-process: a whole number, at least 1; got '0'"),
         (["-w", "x"], {}, "got 'x'"),
-        (["-w", "99999"], {}, "workers: a whole number from 1 to 1024; got 99999"),
+        (["-w", "99999"], {}, "workers: a whole number from 1 to 64, as each is a process (up to 1024 can share one: --in-process); got 99999"),
+        (["-w", "99999", "--in-process"], {}, "workers: a whole number from 1 to 1024; got 99999"),
+        ([], {"SKEP_IN_PROCESS": "yes"}, "SKEP_IN_PROCESS or BYTEWAX_IN_PROCESS: 1 (workers share this process) or 0"),
         (["-s", "-1"], {}, "seconds, not negative; got '-1'"),
         (["-s", "nan"], {}, "got 'nan'"),
         (["-b", "1e300"], {}, "got '1e300'"),

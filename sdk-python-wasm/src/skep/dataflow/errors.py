@@ -8,6 +8,7 @@ import traceback
 __all__ = ["AbortExecution", "BytewaxRuntimeError", "DataflowError", "StepError", "StoreInUseError"]
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_SKEP = os.path.dirname(os.path.dirname(_PACKAGE)) + os.sep
 _LIBRARY = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
 
 
@@ -47,6 +48,20 @@ class StoreInUseError(DataflowError):
 
 class AbortExecution(RuntimeError):
     """Raised by a source to stop the flow at once, as if it had crashed: nothing is kept of the epoch, nothing is closed."""
+
+
+class WorkerTraceback(Exception):
+    """What the user's code raised in a worker's process, as text: the cause of an error that came from there."""
+
+
+def user_traceback(error: BaseException) -> str | None:
+    """The user's part of a traceback: what lies above it is how the flow was run. None: there is none."""
+    if isinstance(error, WorkerTraceback):
+        return str(error)
+    tb = error.__traceback__
+    while tb is not None and os.path.abspath(tb.tb_frame.f_code.co_filename).startswith(_SKEP):
+        tb = tb.tb_next
+    return None if tb is None else "".join(traceback.format_exception(type(error), error, tb)).rstrip()
 
 
 def user_frame(error: BaseException) -> str | None:

@@ -14,12 +14,27 @@ SLEEP_MAX = timedelta(seconds=1)
 LIVE_KEYS = 200_000
 #: Logical workers of a process: each costs a share of every table, and no flow gains by more.
 WORKERS_MAX = 1_024
+#: Workers that are processes: each has a link to each other, and no machine has more cores for Python.
+PROCESSES_MAX = 64
+#: Shares of items that a worker has under way to another, of one stage, before it begins nothing more that could make some: what one has while it
+#: works on one, and some for when the other is late.
+SHARES_UNDER_WAY = 8
+#: How long a worker reads its sources before it looks for what others sent, in seconds: a link's message costs some tens of microseconds, so small
+#: batches are sent together, and nothing waits longer than anyone sees.
+TURN_SECONDS = 0.002
+#: Bytes that a worker takes from a link at once; and pieces that it hands to it at once.
+LINK_READ_BYTES = 256 << 10
+LINK_BUFFERS = 16
+#: State that a worker sends to the parent at once, about.
+ROWS_BATCH_BYTES = 1 << 20
 #: Keys whose end is worked on before what they emitted goes on: the end of a stream of many keys is no one batch.
 END_BATCH = 1_000
 #: Rows that a store writes with one call.
 ROWS_BATCH = 10_000
 #: How long a store waits for a process that is just ending, in seconds.
 LOCK_WAIT = 2.0
+#: How often it looks meanwhile.
+LOCK_AGAIN = 0.005
 #: Names that an error about partitions lists.
 NAMES_SHOWN = 10
 

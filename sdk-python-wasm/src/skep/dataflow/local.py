@@ -64,6 +64,14 @@ class SystemClock:
         time.sleep(seconds)
 
 
+def check_how(workers: int, epoch_interval: timedelta, most: int) -> None:
+    """ValueError: no number of workers up to ``most``, or no time."""
+    if not isinstance(workers, int) or isinstance(workers, bool) or not 1 <= workers <= most:
+        raise ValueError(f"workers: a whole number from 1 to {most}; got {workers!r}")
+    if not isinstance(epoch_interval, timedelta) or epoch_interval < timedelta(0):
+        raise ValueError(f"epoch_interval: a timedelta that is not negative; got {epoch_interval!r}")
+
+
 class Runner:
     """A flow with its workers, for one run.
 
@@ -83,10 +91,7 @@ class Runner:
         seed: int | None = None,
         isolated: bool = False,
     ) -> None:
-        if not isinstance(workers, int) or isinstance(workers, bool) or not 1 <= workers <= WORKERS_MAX:
-            raise ValueError(f"workers: a whole number from 1 to {WORKERS_MAX}; got {workers!r}")
-        if not isinstance(epoch_interval, timedelta) or epoch_interval < timedelta(0):
-            raise ValueError(f"epoch_interval: a timedelta that is not negative; got {epoch_interval!r}")
+        check_how(workers, epoch_interval, WORKERS_MAX)
         self.plan: Plan = plan(flow)
         self.workers = workers
         self.epoch = 1

@@ -17,14 +17,20 @@ import argparse
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from .errors import DataflowError, StoreInUseError
-from .limits import LOCK_WAIT, NAMES_SHOWN, ROWS_BATCH
+from .limits import LOCK_AGAIN, LOCK_WAIT, NAMES_SHOWN, ROWS_BATCH
 from .plan import Kind, Plan, Stage
+
+try:
+    import fcntl
+except ImportError:  # On Windows, where no process is forked.
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = [
     "InconsistentPartitionsError",
@@ -36,6 +42,7 @@ __all__ = [
 ]
 
 FILE = "recovery.sqlite3"
+LOCK_FILE = "recovery.lock"
 #: "Skep" in ASCII: SQLite's mark of whose file it is.
 APPLICATION_ID = 0x536B6570
 #: The version of the tables. A later one is refused.
@@ -73,9 +80,13 @@ class RecoveryConfig:
         self.db_dir = Path(db_dir)
         self.backup_interval = timedelta(0) if backup_interval is None else backup_interval
 
-    def open(self) -> Store:
-        """The store, for one run: use it as a context manager."""
-        return Store(self.db_dir)
+    def hold(self) -> Hold:
+        """Keeps others from opening the store, before it is opened: for who forks processes that shall keep them from it as well."""
+        return Hold(self.db_dir)
+
+    def open(self, hold: Hold | None = None) -> Store:
+        """The store, for one run: use it as a context manager. ``hold``: what keeps others from it already."""
+        return Store(self.db_dir, hold)
 
     def __repr__(self) -> str:
         return f"RecoveryConfig({str(self.db_dir)!r}, {self.backup_interval!r})"
@@ -118,25 +129,78 @@ def init_db_dir(db_dir: str | os.PathLike[str], count: int) -> None:
     os.replace(draft, path / FILE)
 
 
-class Store:
-    """An open store, which no other process can open meanwhile."""
+class Hold:
+    """The lock of a store: a file that is locked as long as any process has it open that this one forked. SQLite's own is that of one process, and
+    a run may be several: while one of them writes to a file, no other run may cut that to where it was.
+    """
 
     def __init__(self, db_dir: Path) -> None:
+        self._fd: int | None = None
+        path = Path(db_dir) / FILE
+        if not path.is_file():
+            raise _no_store(Path(db_dir))
+        if fcntl is None:
+            return
+        try:
+            self._fd = os.open(path.with_name(LOCK_FILE), os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as e:
+            raise DataflowError(f"{path.with_name(LOCK_FILE)} can't be written: {e}") from e
+        until = time.monotonic() + LOCK_WAIT
+        try:
+            while True:
+                try:
+                    fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return
+                except BlockingIOError:
+                    if time.monotonic() >= until:
+                        raise StoreInUseError(_in_use(path)) from None
+                    time.sleep(LOCK_AGAIN)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Hold:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go. Processes that this one forked hold on: so the file is closed and not unlocked."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def _in_use(path: Path) -> str:
+    return f"{path} is in use by another process: a store serves one run at a time"
+
+
+class Store:
+    """An open store, which no other process can open meanwhile. ``hold``: what keeps them from it already; else it has its own."""
+
+    def __init__(self, db_dir: Path, hold: Hold | None = None) -> None:
         import sqlite3
 
         self.path = Path(db_dir) / FILE
         if not self.path.is_file():
             raise _no_store(Path(db_dir))
+        self._hold = Hold(db_dir) if hold is None else None
         self._errors = sqlite3.DatabaseError
         #: Steps of which nothing was kept when the run began, and all is in memory since: their keys need not be looked up.
         self._empty: set[str] = set()
-        with self._explained():
-            self._db = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=LOCK_WAIT)
-            try:
-                self._check_file()
-            except BaseException:
-                self._db.close()
-                raise
+        try:
+            with self._explained():
+                self._db = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=LOCK_WAIT)
+                try:
+                    self._check_file()
+                except BaseException:
+                    self._db.close()
+                    raise
+        except BaseException:
+            if self._hold is not None:
+                self._hold.close()
+            raise
 
     def _check_file(self) -> None:
         db = self._db
@@ -166,7 +230,7 @@ class Store:
             yield
         except self._errors as e:
             if "locked" in str(e):
-                raise StoreInUseError(f"{self.path} is in use by another process: a store serves one run at a time") from e
+                raise StoreInUseError(_in_use(self.path)) from e
             if "too big" in str(e) or "too large" in str(e):
                 raise DataflowError(f"{self.path}: the state of a key is larger than SQLite keeps, a billion bytes") from e
             if "full" in str(e) or "I/O" in str(e) or "readonly" in str(e) or "unable to open" in str(e):
@@ -184,6 +248,8 @@ class Store:
     def close(self) -> None:
         """Lets others open it. What is under way is undone."""
         self._db.close()
+        if self._hold is not None:
+            self._hold.close()
 
     # ------------------------------------------------------------------------------------------------------------------------- a run
 
@@ -255,6 +321,10 @@ class Store:
             ).fetchone():
                 found.append(row[0])
         return found
+
+    def has_none(self, step: str) -> bool:
+        """Whether there is nothing to look up of a step."""
+        return step in self._empty
 
     def load(self, step: str, key: str) -> bytes | None:
         """The kept state of a key."""

@@ -359,7 +359,8 @@ class StageRun:
     """A stage on one worker, with what it holds in memory.
 
     ``load`` gives the kept state of a key. ``shared`` holds the parts of dynamic sinks, by step: one sink may be reached from several stages
-    of a worker. ``keys`` lists the keys with kept state, for the end of the stream.
+    of a worker. ``keys`` lists the keys with kept state, for the end of the stream. ``fetch`` is called with the keys that ``load`` is about to be
+    called with, for whom it costs less to know them at once.
     """
 
     def __init__(
@@ -368,6 +369,7 @@ class StageRun:
         *,
         load: Callable[[str], bytes | None] = _nothing,
         keys: Callable[[], Iterable[str]] = lambda: (),
+        fetch: Callable[[list[str]], None] | None = None,
         worker: int = 0,
         workers: int = 1,
         epoch: Callable[[], int] = lambda: 1,
@@ -379,6 +381,8 @@ class StageRun:
         self.workers = workers
         self._load = load
         self._keys = keys
+        #: May be set and taken away between two calls.
+        self.fetch = fetch
         self._epoch = epoch
         self._track = track
         self._shared: dict[str, Any] = {} if shared is None else shared
@@ -564,6 +568,8 @@ class StageRun:
         """Keyed: takes values by key."""
         out: Batch = []
         live, due, untimed, extend = self.live, self._due, self._untimed, out.extend
+        if self.fetch is not None:
+            self._fetch_new(groups, self.fetch)
         key, name = "", "the builder"
         try:
             for key, values in groups.items():
@@ -620,8 +626,16 @@ class StageRun:
             del self._due[keys[-1]]
         return self._pass(self._each(keys, "on_notify"))
 
-    def _each(self, keys: Iterable[str], name: str) -> Batch:
+    def _fetch_new(self, keys: Iterable[str], fetch: Callable[[list[str]], None]) -> None:
+        live, changed = self.live, self._changed
+        new = [key for key in keys if key not in live and key not in changed]
+        if new:
+            fetch(new)
+
+    def _each(self, keys: list[str], name: str) -> Batch:
         out: Batch = []
+        if self.fetch is not None:
+            self._fetch_new(keys, self.fetch)
         key, doing = "", "the builder"
         try:
             for key in keys:

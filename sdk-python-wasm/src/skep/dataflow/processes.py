@@ -1,0 +1,390 @@
+"""Runs a flow on several workers, each a process, so that they use as many cores.
+
+The process that the user started is the parent: it forks the workers, gives each its partitions, owns the recovery store, and says when an epoch
+ends. It touches no item. Workers (:mod:`.worker`) send items to each other, and to the parent only what is to be kept.
+
+They are forked and not started anew: the flow is functions and objects of the user's, which can be inherited but not sent. Nothing of what a fork leaves
+behind may be in use then, so a flow whose file started threads runs in one process, as does one that holds what it makes in this process's memory: see
+:func:`why_in_one`.
+
+**All or nothing.** An epoch is one transaction of the store, as in one process. It begins when the parent tells the workers to close the epoch, and is
+committed when all of them have sent what changed. A worker that dies takes the run with it: the others are killed, and the next run goes on from
+the last epoch that was kept. So does the parent's death: a worker that finds it gone is gone as well. The store's lock is inherited, so the next run
+waits until the last process of this one is gone, and nobody writes to files any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from .errors import AbortExecution, DataflowError, StepError, WorkerTraceback, user_traceback
+from .graph import Dataflow
+from .limits import PROCESSES_MAX
+from .links import Line, Link
+from .local import check_how
+from .plan import Kind, Plan, plan
+from .stage import Splitter, list_parts, worker_of
+from .worker import Part, Worker
+
+if TYPE_CHECKING:
+    from .recovery import Keep, RecoveryConfig, Store
+
+
+def why_in_one(flow: Dataflow, *, cores: int | None = None) -> str | None:
+    """Why the workers of a flow must share this process, for whoever asked for several; None: each can have its own.
+
+    A source or sink says so by ``one_process = True``: it keeps in memory what is asked for after the run. ``cores``: how many there are to use.
+    """
+    for op in flow.leaves():
+        for name in ("source", "sink"):
+            if getattr(op.args.get(name), "one_process", False):
+                return f"{op.title()} keeps what it {'gives' if name == 'source' else 'gets'} in this process's memory"
+    if not hasattr(os, "fork"):
+        return "this system can't fork processes"
+    if threading.active_count() > 1:
+        return "the flow's file started threads, which a worker's process would not have"
+    if cores is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return "there is one core" if cores == 1 else None
+
+
+class _Child:
+    """A worker, seen from the parent."""
+
+    def __init__(self, number: int, pid: int, line: Line) -> None:
+        self.number = number
+        self.pid = pid
+        self.line = line
+        #: What became of it, once that is known.
+        self.status: int | None = None
+
+    def wait(self) -> int:
+        """Waits until it is gone. Its exit status; negative: the signal that killed it."""
+        if self.status is None:
+            self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.status
+
+    def kill(self) -> None:
+        """Ends it at once, whatever it does."""
+        if self.status is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+class Processes:
+    """A flow with its workers, for one run. The arguments are those of :class:`.local.Runner`; it opens and closes the store itself."""
+
+    def __init__(self, flow: Dataflow, *, workers: int, epoch_interval: timedelta, recovery: RecoveryConfig | None = None) -> None:
+        check_how(workers, epoch_interval, PROCESSES_MAX)
+        self.plan: Plan = plan(flow)
+        self.workers = workers
+        self.epoch = 1
+        self._interval = epoch_interval.total_seconds()
+        self._recovery = recovery
+        self._children: list[_Child] = []
+        self._moved = False
+        self._done: set[int] = set()
+        self._ended: set[int] = set()
+        self._closed: set[int] = set()
+
+    def run(self) -> None:
+        """Runs the flow to its end. Raises what went wrong; then nothing of the last epoch is kept, and no process is left."""
+        with contextlib.ExitStack() as held:
+            hold = None
+            if self._recovery is not None:
+                # Before the workers are there, so that they hold it as well.
+                hold = held.enter_context(self._recovery.hold())
+            held.callback(self._kill)
+            # What is in there belongs to this process.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            self._fork(held)
+            # Not before: what SQLite has open must not be open in two processes.
+            store = held.enter_context(self._recovery.open(hold)) if self._recovery is not None else None
+            try:
+                self._run(store)
+            except AbortExecution:
+                return
+            for child in self._children:
+                child.wait()
+
+    def _kill(self) -> None:
+        for child in self._children:
+            child.kill()
+        for child in self._children:
+            child.wait()
+            child.line.sock.close()
+
+    # ------------------------------------------------------------------------------------------------------------------------ start
+
+    def _fork(self, held: contextlib.ExitStack) -> None:
+        #: It closes when this process is gone, however that came.
+        life, mine = os.pipe()
+        held.callback(os.close, mine)
+        # One byte: who has it may write to standard output.
+        turn = os.pipe()
+        os.write(turn[1], b"x")
+        try:
+            for number in range(self.workers):
+                ours, theirs = socket.socketpair()
+                pid = os.fork()
+                if not pid:
+                    os.close(mine)
+                    ours.close()
+                    for child in self._children:
+                        child.line.sock.close()
+                    _be_worker(self.plan, number, self.workers, Line(theirs), life, turn)
+                theirs.close()
+                self._children.append(_Child(number, pid, Line(ours)))
+        finally:
+            for fd in (life, *turn):
+                os.close(fd)
+        for low in range(self.workers):
+            for high in range(low + 1, self.workers):
+                for one, other, end in zip((low, high), (high, low), socket.socketpair()):
+                    child = self._children[one]
+                    with end, self._lost(child):
+                        socket.send_fds(child.line.sock, [bytes((other,))], [end.fileno()])
+        self._selector = held.enter_context(selectors.DefaultSelector())
+        for child in self._children:
+            self._selector.register(child.line.sock, selectors.EVENT_READ, child)
+
+    def _parts(self, store: Store | None) -> list[Part]:
+        """What each worker is told. Partitions go round, those of sinks from the last worker on: so a flow of one source and one sink has them apart."""
+        parts = [Part(self.epoch, store is not None, self._interval, [], {}, set(), {}) for _ in range(self.workers)]
+        splitter = Splitter({stage.name: stage for stage in self.plan.stages})
+        taps = sinks = 0
+        for at, stage in enumerate(self.plan.stages):
+            if stage.kind is Kind.SOURCE:
+                names = list_parts(stage)
+                if store is not None:
+                    store.check_parts(stage, names)
+                for name in names:
+                    parts[taps % self.workers].taps.append((at, name))
+                    taps += 1
+            elif stage.kind is Kind.WORKER_SOURCE:
+                for number, part in enumerate(parts):
+                    part.taps.append((at, f"worker-{number}"))
+            elif stage.kind is Kind.SINK:
+                names = splitter.parts(stage)
+                if store is not None:
+                    store.check_parts(stage, names)
+                owners = {name: self.workers - 1 - (sinks + index) % self.workers for index, name in enumerate(names)}
+                sinks += len(names)
+                for part in parts:
+                    part.sinks[at] = owners
+            elif stage.kind is Kind.KEYED and store is not None:
+                for key, due in store.timers(stage.name):
+                    parts[worker_of(key, self.workers)].timers.setdefault(at, []).append((key, due))
+            if store is not None and store.has_none(stage.name):
+                for part in parts:
+                    part.empty.add(at)
+        return parts
+
+    # -------------------------------------------------------------------------------------------------------------------------- run
+
+    def _run(self, store: Store | None) -> None:
+        if store is not None:
+            self.epoch = store.resume(self.plan) + 1
+        for child, part in zip(self._children, self._parts(store)):
+            self._tell(child, part)
+        began = time.monotonic()
+        everyone = set(range(self.workers))
+        while self._ended != everyone:
+            left = None
+            if store is not None and self._moved:
+                left = self._interval - (time.monotonic() - began)
+                if left <= 0:
+                    self._close_epoch(store)
+                    began = time.monotonic()
+                    continue
+            self._listen(store, left)
+        if store is not None:
+            self._close_epoch(store, go_on=False)
+        for child in self._children:
+            self._tell(child, "stop")
+        while self._closed != everyone:
+            self._listen(store, None)
+
+    def _close_epoch(self, store: Store, *, go_on: bool = True) -> None:
+        """Keeps all that changed since the last one."""
+        for child in self._children:
+            self._tell(child, "close")
+        self._done.clear()
+        with store.epoch(self.epoch) as keep:
+            while len(self._done) < self.workers:
+                self._listen(store, None, keep)
+            self._moved = False
+            if go_on:
+                # While this process writes. Whatever they ask for is answered when that is done.
+                for child in self._children:
+                    self._tell(child, "go")
+        self.epoch += 1
+
+    def _listen(self, store: Store | None, left: float | None, keep: Keep | None = None) -> None:
+        """Takes what workers say, for so many seconds at most. Raises what a worker raised, or that it is gone."""
+        for key, _ in self._selector.select(left):
+            child: _Child = key.data
+            with self._lost(child):
+                message = child.line.receive()
+            match message:
+                case ("rows", rows) if keep is not None:
+                    for row in rows:
+                        keep(*row)
+                case ("load", step, keys) if store is not None:
+                    # Some of it has been in the worker's memory, and is not any more.
+                    store.spilled(step)
+                    self._tell(child, "answer", {key: store.load(step, key) for key in keys})
+                case ("keys", step, number) if store is not None:
+                    self._tell(child, "answer", [key for key in store.keys(step) if worker_of(key, self.workers) == number])
+                case ("moved",):
+                    self._moved = True
+                case ("done",):
+                    self._done.add(child.number)
+                case ("ended",):
+                    self._ended.add(child.number)
+                case ("closed",):
+                    self._closed.add(child.number)
+                    self._selector.unregister(child.line.sock)
+                case ("failed", error, text):
+                    raise error from (WorkerTraceback(text) if text else None)
+                case ("aborted",):
+                    raise AbortExecution
+                case ("exited", code):
+                    raise SystemExit(code)
+                case _:
+                    raise AssertionError(f"a worker says {message[0]!r}, which nobody asked for")
+
+    def _tell(self, child: _Child, *message: object) -> None:
+        with self._lost(child):
+            child.line.send(*message)
+
+    @contextlib.contextmanager
+    def _lost(self, child: _Child) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, BrokenPipeError, ConnectionError):
+            status = child.wait()
+            how = f"was killed by {_signal(-status)}" if status < 0 else f"ended with status {status}"
+            next_run = "; what was kept at the end of the last epoch is where the next run goes on" if self._recovery is not None else ""
+            raise DataflowError(f"worker {child.number} (process {child.pid}) {how}, so the flow stops{next_run}") from None
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+# ------------------------------------------------------------------------------------------------------------------- in a worker's process
+
+
+def _be_worker(plan: Plan, number: int, workers: int, line: Line, life: int, turn: tuple[int, int]) -> NoReturn:
+    """All that a worker's process does. It never returns to what its parent was about."""
+    status = 1
+    try:
+        # Ctrl-C is for the parent, which ends all. No SIG_IGN: programs that steps start would inherit it.
+        signal.signal(signal.SIGINT, lambda *_: None)
+        threading.Thread(target=_die_with_parent, args=(life,), daemon=True).start()
+        _share_stdout(turn)
+        links = {}
+        for _ in range(workers - 1):
+            data, fds, _, _ = socket.recv_fds(line.sock, 1, 1)
+            if not fds:
+                raise EOFError
+            links[data[0]] = Link(socket.socket(fileno=fds[0]))
+        (part,) = line.receive()
+        worker = Worker(plan, number, workers, line, links, part)
+        worker.run()
+        worker.close()
+        sys.stdout.flush()
+        line.send("closed")
+        status = 0
+    except BaseException as e:
+        with contextlib.suppress(BaseException):
+            sys.stdout.flush()
+        with contextlib.suppress(BaseException):
+            line.send(*_said(number, e))
+    finally:
+        with contextlib.suppress(BaseException):
+            sys.stderr.flush()
+        # Nothing of the parent's that waits for the end of Python.
+        os._exit(status)
+
+
+def _said(number: int, error: BaseException) -> tuple[object, ...]:
+    """What the parent is told of an error."""
+    if isinstance(error, AbortExecution):
+        return ("aborted",)
+    if isinstance(error, SystemExit):
+        return "exited", error.code if isinstance(error.code, int | None) else str(error.code)
+    if isinstance(error, StepError):
+        return "failed", error, user_traceback(error.__cause__) if error.__cause__ is not None else None
+    if isinstance(error, DataflowError):
+        return "failed", DataflowError(str(error)), None
+    text = "".join(traceback.format_exception(error)).rstrip()
+    return "failed", DataflowError(f"worker {number} failed: {type(error).__name__}: {error}"), text
+
+
+def _die_with_parent(life: int) -> None:
+    """Waits for the parent's end. The main thread may be anywhere then, so this does not ask."""
+    while os.read(life, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class _Turns(io.BufferedIOBase):
+    """A file that several processes write to, each what it has at once: lines of one stay whole between those of others."""
+
+    def __init__(self, fd: int, turn: tuple[int, int]) -> None:
+        self._fd = fd
+        # Each process has its own ends, as the parent closes those that it made.
+        self._take, self._give = turn
+        self._data = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def write(self, data: Any) -> int:
+        self._data += data
+        return len(data)
+
+    def flush(self) -> None:
+        if not self._data:
+            return
+        os.read(self._take, 1)
+        try:
+            rest = memoryview(self._data)
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+            rest.release()
+        finally:
+            self._data = bytearray()
+            os.write(self._give, b"x")
+
+
+def _share_stdout(turn: tuple[int, int]) -> None:
+    """Lets ``print`` write whole lines at once. Where standard output is no file, it is left alone."""
+    out = sys.stdout
+    try:
+        fd = out.fileno()
+    except (AttributeError, OSError, ValueError):
+        return
+    sys.stdout = io.TextIOWrapper(
+        _Turns(fd, turn), encoding=out.encoding, errors=out.errors, newline="\n" if os.linesep == "\n" else None, line_buffering=True
+    )
