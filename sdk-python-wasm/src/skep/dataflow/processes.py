@@ -7,6 +7,9 @@ They are forked and not started anew: the flow is functions and objects of the u
 behind may be in use then, so a flow whose file started threads runs in one process, as does one that holds what it makes in this process's memory: see
 :func:`why_in_one`.
 
+**A reader.** Where a source has one partition, one worker would read it, and split items by key, beside its keys: it would be the slowest, and the others
+wait for it. So that partition has a process of its own.
+
 **All or nothing.** An epoch is one transaction of the store, as in one process. It begins when the parent tells the workers to close the epoch, and is
 committed when all of them have sent what changed. A worker that dies takes the run with it: the others are killed, and the next run goes on from
 the last epoch that was kept. So does the parent's death: a worker that finds it gone is gone as well. The store's lock is inherited, so the next run
@@ -26,6 +29,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -35,7 +39,7 @@ from .limits import PROCESSES_MAX
 from .links import Line, Link
 from .local import check_how
 from .plan import Kind, Plan, plan
-from .stage import Splitter, list_parts, worker_of
+from .stage import list_parts, worker_of
 from .worker import Part, Worker
 
 if TYPE_CHECKING:
@@ -60,11 +64,25 @@ def why_in_one(flow: Dataflow, *, cores: int | None = None) -> str | None:
     return "there is one core" if cores == 1 else None
 
 
+def _may_have_reader(plan: Plan) -> bool:
+    """Whether the one source of a flow can be read in a process of its own, if it has a single partition: not if its items go no further, or to a sink
+    that each worker has for itself."""
+    sources = [stage for stage in plan.stages if stage.kind in (Kind.SOURCE, Kind.WORKER_SOURCE)]
+    return (
+        len(sources) == 1
+        and sources[0].kind is Kind.SOURCE
+        and bool(sources[0].exits)
+        and not any(node.op.op_type == "output" for node in sources[0].nodes)
+    )
+
+
 class _Child:
     """A worker, seen from the parent."""
 
-    def __init__(self, number: int, pid: int, line: Line) -> None:
+    def __init__(self, number: int, name: str, pid: int, line: Line) -> None:
         self.number = number
+        #: For people.
+        self.name = name
         self.pid = pid
         self.line = line
         #: What became of it, once that is known.
@@ -80,6 +98,11 @@ class _Child:
         """Ends it at once, whatever it does."""
         if self.status is None:
             os.kill(self.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Waits until it is gone, and forgets it."""
+        self.wait()
+        self.line.sock.close()
 
 
 class Processes:
@@ -107,9 +130,9 @@ class Processes:
                 hold = held.enter_context(self._recovery.hold())
             held.callback(self._kill)
             # What is in there belongs to this process.
-            sys.stdout.flush()
-            sys.stderr.flush()
+            _flush()
             self._fork(held)
+            self._selector = held.enter_context(selectors.DefaultSelector())
             # Not before: what SQLite has open must not be open in two processes.
             store = held.enter_context(self._recovery.open(hold)) if self._recovery is not None else None
             try:
@@ -117,14 +140,14 @@ class Processes:
             except AbortExecution:
                 return
             for child in self._children:
+                # By itself: it may still be about to write.
                 child.wait()
 
     def _kill(self) -> None:
         for child in self._children:
             child.kill()
         for child in self._children:
-            child.wait()
-            child.line.sock.close()
+            child.close()
 
     # ------------------------------------------------------------------------------------------------------------------------ start
 
@@ -136,34 +159,48 @@ class Processes:
         turn = os.pipe()
         os.write(turn[1], b"x")
         try:
-            for number in range(self.workers):
+            for number in range(self.workers + _may_have_reader(self.plan)):
                 ours, theirs = socket.socketpair()
+                name = "the reader" if number == self.workers else f"worker {number}"
+                # No Ctrl-C between the fork and what a worker makes of it.
+                blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
                 pid = os.fork()
                 if not pid:
+                    # It is for the parent, which ends all. No SIG_IGN: programs that steps start would inherit it.
+                    signal.signal(signal.SIGINT, lambda *_: None)
+                    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
                     os.close(mine)
                     ours.close()
                     for child in self._children:
                         child.line.sock.close()
-                    _be_worker(self.plan, number, self.workers, Line(theirs), life, turn)
+                    _be_worker(self.plan, number, name, self.workers, Line(theirs), life, turn)
+                self._children.append(_Child(number, name, pid, Line(ours)))
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
                 theirs.close()
-                self._children.append(_Child(number, pid, Line(ours)))
         finally:
             for fd in (life, *turn):
                 os.close(fd)
-        for low in range(self.workers):
-            for high in range(low + 1, self.workers):
+
+    def _start(self, parts: list[Part]) -> None:
+        """Tells each process what it has, and gives each two of them a link."""
+        for child in self._children[len(parts) :]:
+            child.kill()
+            child.close()
+        del self._children[len(parts) :]
+        for child, part in zip(self._children, parts):
+            self._tell(child, part)
+        for high in range(len(parts)):
+            for low in range(high):
                 for one, other, end in zip((low, high), (high, low), socket.socketpair()):
                     child = self._children[one]
                     with end, self._lost(child):
                         socket.send_fds(child.line.sock, [bytes((other,))], [end.fileno()])
-        self._selector = held.enter_context(selectors.DefaultSelector())
         for child in self._children:
             self._selector.register(child.line.sock, selectors.EVENT_READ, child)
 
     def _parts(self, store: Store | None) -> list[Part]:
         """What each worker is told. Partitions go round, those of sinks from the last worker on: so a flow of one source and one sink has them apart."""
-        parts = [Part(self.epoch, store is not None, self._interval, [], {}, set(), {}) for _ in range(self.workers)]
-        splitter = Splitter({stage.name: stage for stage in self.plan.stages})
+        parts = [Part(self.workers, self.epoch, store is not None, self._interval, [], {}, set(), {}) for _ in range(self.workers)]
         taps = sinks = 0
         for at, stage in enumerate(self.plan.stages):
             if stage.kind is Kind.SOURCE:
@@ -177,7 +214,7 @@ class Processes:
                 for number, part in enumerate(parts):
                     part.taps.append((at, f"worker-{number}"))
             elif stage.kind is Kind.SINK:
-                names = splitter.parts(stage)
+                names = list_parts(stage)
                 if store is not None:
                     store.check_parts(stage, names)
                 owners = {name: self.workers - 1 - (sinks + index) % self.workers for index, name in enumerate(names)}
@@ -190,6 +227,10 @@ class Processes:
             if store is not None and store.has_none(stage.name):
                 for part in parts:
                     part.empty.add(at)
+        if taps == 1 and len(self._children) > self.workers:
+            reader = replace(parts[0], timers={})
+            parts[0] = replace(parts[0], taps=[])
+            parts = [replace(part, members=self.workers + 1) for part in (*parts, reader)]
         return parts
 
     # -------------------------------------------------------------------------------------------------------------------------- run
@@ -197,10 +238,9 @@ class Processes:
     def _run(self, store: Store | None) -> None:
         if store is not None:
             self.epoch = store.resume(self.plan) + 1
-        for child, part in zip(self._children, self._parts(store)):
-            self._tell(child, part)
+        self._start(self._parts(store))
         began = time.monotonic()
-        everyone = set(range(self.workers))
+        everyone = {child.number for child in self._children}
         while self._ended != everyone:
             left = None
             if store is not None and self._moved:
@@ -223,7 +263,7 @@ class Processes:
             self._tell(child, "close")
         self._done.clear()
         with store.epoch(self.epoch) as keep:
-            while len(self._done) < self.workers:
+            while len(self._done) < len(self._children):
                 self._listen(store, None, keep)
             self._moved = False
             if go_on:
@@ -278,7 +318,7 @@ class Processes:
             status = child.wait()
             how = f"was killed by {_signal(-status)}" if status < 0 else f"ended with status {status}"
             next_run = "; what was kept at the end of the last epoch is where the next run goes on" if self._recovery is not None else ""
-            raise DataflowError(f"worker {child.number} (process {child.pid}) {how}, so the flow stops{next_run}") from None
+            raise DataflowError(f"{child.name} (process {child.pid}) {how}, so the flow stops{next_run}") from None
 
 
 def _signal(number: int) -> str:
@@ -291,40 +331,43 @@ def _signal(number: int) -> str:
 # ------------------------------------------------------------------------------------------------------------------- in a worker's process
 
 
-def _be_worker(plan: Plan, number: int, workers: int, line: Line, life: int, turn: tuple[int, int]) -> NoReturn:
+def _be_worker(plan: Plan, number: int, name: str, workers: int, line: Line, life: int, turn: tuple[int, int]) -> NoReturn:
     """All that a worker's process does. It never returns to what its parent was about."""
     status = 1
     try:
-        # Ctrl-C is for the parent, which ends all. No SIG_IGN: programs that steps start would inherit it.
-        signal.signal(signal.SIGINT, lambda *_: None)
         threading.Thread(target=_die_with_parent, args=(life,), daemon=True).start()
         _share_stdout(turn)
+        part: Part = line.receive()[0]
         links = {}
-        for _ in range(workers - 1):
+        for _ in range(part.members - 1):
             data, fds, _, _ = socket.recv_fds(line.sock, 1, 1)
             if not fds:
                 raise EOFError
             links[data[0]] = Link(socket.socket(fileno=fds[0]))
-        (part,) = line.receive()
         worker = Worker(plan, number, workers, line, links, part)
         worker.run()
         worker.close()
-        sys.stdout.flush()
+        _flush()
         line.send("closed")
         status = 0
     except BaseException as e:
         with contextlib.suppress(BaseException):
-            sys.stdout.flush()
+            _flush()
         with contextlib.suppress(BaseException):
-            line.send(*_said(number, e))
+            line.send(*_said(name, e))
     finally:
-        with contextlib.suppress(BaseException):
-            sys.stderr.flush()
         # Nothing of the parent's that waits for the end of Python.
         os._exit(status)
 
 
-def _said(number: int, error: BaseException) -> tuple[object, ...]:
+def _flush() -> None:
+    for out in (sys.stdout, sys.stderr):
+        # Python has None for one that was closed before it began.
+        if out is not None:
+            out.flush()
+
+
+def _said(name: str, error: BaseException) -> tuple[object, ...]:
     """What the parent is told of an error."""
     if isinstance(error, AbortExecution):
         return ("aborted",)
@@ -335,7 +378,7 @@ def _said(number: int, error: BaseException) -> tuple[object, ...]:
     if isinstance(error, DataflowError):
         return "failed", DataflowError(str(error)), None
     text = "".join(traceback.format_exception(error)).rstrip()
-    return "failed", DataflowError(f"worker {number} failed: {type(error).__name__}: {error}"), text
+    return "failed", DataflowError(f"{name} failed: {type(error).__name__}: {error}"), text
 
 
 def _die_with_parent(life: int) -> None:

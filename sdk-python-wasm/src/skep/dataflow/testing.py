@@ -177,6 +177,8 @@ class TestingSink(DynamicSink[X]):
     """
 
     __test__ = False
+    #: Workers of a flow that has one share a process: the list is in it.
+    one_process = True
 
     def __init__(self, ls: list[X]) -> None:
         self._ls = ls

@@ -13,7 +13,10 @@ others that it is past it once all of them said so of the stages before and it w
 nothing of the epoch comes any more. When it is past all stages, nothing of the epoch is under way to it, and what changed goes to the parent, which
 keeps that of all workers in one transaction. When all have sent theirs, all go on.
 
-**Ends.** A stage ends on a worker when those before it have ended on all workers; it says so, behind all that it sent.
+**Ends.** A stage ends on a worker when those before it have ended on all workers; it says so, behind all that it sent. It does so while an epoch is being
+closed, too, and is not past it before: so a stage ends on all workers in one epoch, as it does in one process. (Else a crash between two epochs would
+let those of its keys that are kept hear of the end twice.) Who is past a stage in an epoch does not end it in the same: so where one worker has heard of the
+end of all before it, so have all others before they could go past.
 """
 
 from __future__ import annotations
@@ -45,6 +48,8 @@ SHARE, WORKED, PAST, ENDED = range(4)
 class Part:
     """What a worker is told when it starts."""
 
+    #: How many processes take part: the workers, and perhaps a reader.
+    members: int
     #: The number of the first epoch.
     epoch: int
     #: Whether epochs are kept.
@@ -74,7 +79,11 @@ class Held:
 
 
 class Worker:
-    """One of several workers. :meth:`run` returns when the parent has told it to stop."""
+    """One of several workers, or their reader. :meth:`run` returns when the parent has told it to stop.
+
+    The reader, whose number is that behind the last worker's, has a partition of a source and no keys, no partitions of sinks: it does what a worker
+    does, and nobody sends it any share. What its steps are told of workers is what the first one's are.
+    """
 
     def __init__(self, plan: Plan, number: int, workers: int, line: Line, links: dict[int, Link], part: Part) -> None:
         self.number = number
@@ -102,11 +111,11 @@ class Worker:
         #: Shares that came and are not worked on, and from whom. Bounded by what each worker may have under way.
         self._inbox: list[deque[tuple[int, Any]]] = [deque() for _ in self._stages]
         #: By stage and worker: shares under way to it. How many workers of a stage have as many as they may.
-        self._under_way = [[0] * workers for _ in self._stages]
+        self._under_way = [[0] * part.members for _ in self._stages]
         self._full = [0] * len(self._stages)
         #: Shares of others that were worked on, by worker and stage: to be told.
         self._worked: dict[tuple[int, int], int] = {}
-        #: Workers on which a stage has ended, and that are past it in this epoch.
+        #: Processes on which a stage has ended, and that are past it in this epoch.
         self._ended: list[set[int]] = [set() for _ in self._stages]
         self._past: list[set[int]] = [set() for _ in self._stages]
         self._passed: set[int] = set()
@@ -127,7 +136,7 @@ class Worker:
                 kwargs["fetch"] = functools.partial(self._fetch, at)
         return StageRun(
             stage,
-            worker=self.number,
+            worker=self.number % self.workers,
             workers=self.workers,
             epoch=lambda: self.epoch,
             shared=self._shared,
@@ -436,16 +445,11 @@ class Worker:
     # -------------------------------------------------------------------------------------------------------------- ends and epochs
 
     def _end_stages(self) -> None:
-        for at, stage in enumerate(self._stages):
-            if at not in self._open:
+        for at in range(len(self._stages)):
+            if at not in self._open or at in self._passed:
                 continue
             if at not in self._ending:
-                if self._closing or self._inbox[at]:
-                    continue
-                if stage.kind in (Kind.SOURCE, Kind.WORKER_SOURCE):
-                    if self._left[at]:
-                        continue
-                elif any(len(self._ended[up]) < self.workers for up in self._upstreams[at]):
+                if self._inbox[at] or not self._can_end(at):
                     continue
                 self._ending[at] = self._runs[at].end()
             while self._has_room(at):
@@ -455,6 +459,12 @@ class Worker:
                     break
                 self._say_moved()
                 self._hold(at, exits)
+
+    def _can_end(self, at: int) -> bool:
+        """Whether nothing more can come to a stage."""
+        if self._stages[at].kind in (Kind.SOURCE, Kind.WORKER_SOURCE):
+            return not self._left[at]
+        return all(len(self._ended[up]) == self._part.members for up in self._upstreams[at])
 
     def _ended_here(self, at: int) -> None:
         for to in self._exits[at]:
@@ -476,9 +486,9 @@ class Worker:
             if at in self._passed:
                 continue
             if at in self._open:
-                if at in self._ending or self._inbox[at]:
+                if self._inbox[at] or self._can_end(at):
                     continue
-                if any(len(self._past[up] | self._ended[up]) < self.workers for up in self._upstreams[at]):
+                if any(len(self._past[up] | self._ended[up]) < self._part.members for up in self._upstreams[at]):
                     continue
                 if self._exits[at]:
                     for to in self._exits[at]:

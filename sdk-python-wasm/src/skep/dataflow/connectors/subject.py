@@ -112,6 +112,9 @@ class _Responded(StatelessSinkPartition[Any]):
 class RespondSink(DynamicSink[Any]):
     """Answers whoever's request an item came of, by JSON, text or bytes. Where nobody waits, it goes nowhere."""
 
+    #: Workers of a flow that has one share a process: what it holds is in it.
+    one_process = True
+
     def __init__(self) -> None:
         #: In this process: what it would have answered.
         self.held: list[bytes] = []
