@@ -3,22 +3,23 @@
 The process that the user started is the parent: it forks the workers, gives each its partitions, owns the recovery store, and says when an epoch
 ends. It touches no item. Workers (:mod:`.worker`) send items to each other, and to the parent only what is to be kept.
 
-They are forked and not started anew: the flow is functions and objects of the user's, which can be inherited but not sent. Nothing of what a fork leaves
-behind may be in use then, so a flow whose file started threads runs in one process, as does one that holds what it makes in this process's memory: see
-:func:`why_in_one`.
+They are forked and not started anew: the flow is functions and objects of the user's, which can be inherited but not sent. Nothing of what a fork
+leaves behind may be in use then, so a flow whose file started threads runs in one process, as does one that holds what it makes in this process's
+memory: see :func:`why_in_one`.
 
-**A reader.** Where a source has one partition, one worker would read it, and split items by key, beside its keys: it would be the slowest, and the others
-wait for it. So that partition has a process of its own.
+**A reader.** Where a source has one partition, one worker would read it, and split items by key, beside its keys: it would be the slowest, and the
+others wait for it. So that partition has a process of its own.
 
-**All or nothing.** An epoch is one transaction of the store, as in one process. It begins when the parent tells the workers to close the epoch, and is
-committed when all of them have sent what changed. A worker that dies takes the run with it: the others are killed, and the next run goes on from
-the last epoch that was kept. So does the parent's death: a worker that finds it gone is gone as well. The store's lock is inherited, so the next run
-waits until the last process of this one is gone, and nobody writes to files any more.
+**All or nothing.** An epoch is one transaction of the store, as in one process. It begins when the parent tells the workers to close the epoch, and
+is committed when all of them have sent what changed. A worker that dies takes the run with it: the others are killed, and the next run goes on from
+the last epoch that was kept. So does the parent's death: a worker that finds it gone is gone as well. The store's lock is inherited, so the next
+run waits until the last process of this one is gone, and nobody writes to files any more.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import selectors
@@ -65,8 +66,8 @@ def why_in_one(flow: Dataflow, *, cores: int | None = None) -> str | None:
 
 
 def _may_have_reader(plan: Plan) -> bool:
-    """Whether the one source of a flow can be read in a process of its own, if it has a single partition: not if its items go no further, or to a sink
-    that each worker has for itself."""
+    """Whether the one source of a flow can be read in a process of its own, if it has a single partition: not if its items go no further, or to a
+    sink that each worker has for itself."""
     sources = [stage for stage in plan.stages if stage.kind in (Kind.SOURCE, Kind.WORKER_SOURCE)]
     return (
         len(sources) == 1
@@ -131,7 +132,8 @@ class Processes:
             held.callback(self._kill)
             # What is in there belongs to this process.
             _flush()
-            self._fork(held)
+            with self._room_for_processes():
+                self._fork(held)
             self._selector = held.enter_context(selectors.DefaultSelector())
             # Not before: what SQLite has open must not be open in two processes.
             store = held.enter_context(self._recovery.open(hold)) if self._recovery is not None else None
@@ -198,8 +200,15 @@ class Processes:
         for child in self._children:
             self._selector.register(child.line.sock, selectors.EVENT_READ, child)
 
+    @contextlib.contextmanager
+    def _room_for_processes(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as e:
+            raise DataflowError(f"can't start {self.workers} workers: {e}; use fewer, or raise the limit (`ulimit -n`, `ulimit -u`)") from e
+
     def _parts(self, store: Store | None) -> list[Part]:
-        """What each worker is told. Partitions go round, those of sinks from the last worker on: so a flow of one source and one sink has them apart."""
+        """What each process is told. Partitions go round, those of sinks from the last worker on: so those of a source and a sink lie apart."""
         parts = [Part(self.workers, self.epoch, store is not None, self._interval, [], {}, set(), {}) for _ in range(self.workers)]
         taps = sinks = 0
         for at, stage in enumerate(self.plan.stages):
@@ -238,7 +247,9 @@ class Processes:
     def _run(self, store: Store | None) -> None:
         if store is not None:
             self.epoch = store.resume(self.plan) + 1
-        self._start(self._parts(store))
+        parts = self._parts(store)
+        with self._room_for_processes():
+            self._start(parts)
         began = time.monotonic()
         everyone = {child.number for child in self._children}
         while self._ended != everyone:
@@ -342,7 +353,7 @@ def _be_worker(plan: Plan, number: int, name: str, workers: int, line: Line, lif
         for _ in range(part.members - 1):
             data, fds, _, _ = socket.recv_fds(line.sock, 1, 1)
             if not fds:
-                raise EOFError
+                raise DataflowError(f"{name} can't open its links to the others: {OSError(errno.EMFILE, os.strerror(errno.EMFILE))}; see `ulimit -n`")
             links[data[0]] = Link(socket.socket(fileno=fds[0]))
         worker = Worker(plan, number, workers, line, links, part)
         worker.run()

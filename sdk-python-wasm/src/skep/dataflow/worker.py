@@ -1,22 +1,23 @@
 """A worker that is a process: its share of a flow's partitions and keys, and what it says to the others.
 
 It runs the same stages as the runner of :mod:`.local`, by the same :class:`~.stage.StageRun`; what differs is how items change hands. Those of
-an exchange are gathered until there are :data:`~.limits.PASS_ITEMS` or nothing else is to do, put in order by key, cut into shares by the hash
-of the key, and each share is pickled once. So what is paid for a message is paid for a thousand items, and the other worker gets values by key as it needs them.
+an exchange are gathered until there are :data:`~.limits.PASS_ITEMS` or nothing else is to do, grouped by key, cut into shares by the hash of the
+key, and each share is pickled once. So what is paid for a message is paid for a thousand items, and the other worker gets values by key, as it
+needs them.
 
 **Nothing grows.** A worker begins nothing (reads no source, takes no message, calls no timer) of a stage while a stage behind it has
 :data:`~.limits.SHARES_UNDER_WAY` shares under way to any worker, itself included: sent, and not said to be worked on. Stages send only to later
 ones, and what the last ones take makes nothing, so there is always something that can go on: no two workers wait for each other for ever.
 
-**Epochs.** The parent tells all workers to close one. A worker stops its sources and timers then; of each stage, in order, it says to the
-others that it is past it once all of them said so of the stages before and it worked on all that came. Links keep the order, so behind that word
-nothing of the epoch comes any more. When it is past all stages, nothing of the epoch is under way to it, and what changed goes to the parent, which
-keeps that of all workers in one transaction. When all have sent theirs, all go on.
+**Epochs.** The parent tells all workers to close one. A worker stops its sources and timers then; of each stage, in order, it says to the others
+that it is past it, once all of them said so of the stages before and it worked on all that came. Links keep the order, so behind that word nothing
+of the epoch comes any more. When it is past all stages, nothing of the epoch is under way to it, and what changed goes to the parent, which keeps
+that of all workers in one transaction. When all have sent theirs, all go on.
 
-**Ends.** A stage ends on a worker when those before it have ended on all workers; it says so, behind all that it sent. It does so while an epoch is being
-closed, too, and is not past it before: so a stage ends on all workers in one epoch, as it does in one process. (Else a crash between two epochs would
-let those of its keys that are kept hear of the end twice.) Who is past a stage in an epoch does not end it in the same: so where one worker has heard of the
-end of all before it, so have all others before they could go past.
+**Ends.** A stage ends on a worker when those before it have ended on all workers; it says so, behind all that it sent. It does so while an epoch
+is being closed, too, and is not past it before: so a stage ends on all workers in one epoch, as it does in one process. Else a crash between two
+epochs would let some of its keys hear of the end twice. (A stage that has ended somewhere tells no one that it is past. So where one worker heard
+that all stages before have ended, the others must hear it as well before they can be past.)
 """
 
 from __future__ import annotations
