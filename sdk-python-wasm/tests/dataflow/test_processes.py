@@ -33,7 +33,7 @@ from skep.dataflow.inputs import DynamicSource, FixedPartitionedSource, Stateful
 from skep.dataflow.limits import PASS_ITEMS, PROCESSES_MAX, SHARES_UNDER_WAY
 from skep.dataflow.links import Line, Link
 from skep.dataflow.outputs import DynamicSink, StatelessSinkPartition
-from skep.dataflow.processes import Processes, why_in_one
+from skep.dataflow.processes import Processes, _Child, why_in_one
 from skep.dataflow.recovery import RecoveryConfig, Store, init_db_dir
 from skep.dataflow.stage import unpack
 from skep.dataflow.testing import TestingSink, TestingSource, run_main
@@ -586,6 +586,25 @@ def test_state_that_can_not_be_pickled_costs_the_epoch(config: RecoveryConfig, o
         assert store.steps() == []
 
 
+def test_what_a_worker_said_last_counts_while_it_is_told_something() -> None:
+    """It failed, and is gone, when an epoch is to be closed."""
+    flow = Dataflow("f")
+    op.inspect("i", op.input("in", flow, TestingSource([])), lambda *_: None)
+    run = Processes(flow, workers=2, epoch_interval=SECOND)
+    for said, want in ((("failed", StepError("it failed", "f.i"), None), StepError), (("aborted",), AbortExecution), (("moved",), DataflowError)):
+        ours, theirs = socket.socketpair()
+        pid = os.fork()
+        if not pid:
+            Line(theirs).send(*said)
+            os._exit(1)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        theirs.close()
+        child = _Child(1, "worker 1", pid, Line(ours))
+        with pytest.raises(want, match={StepError: "it failed", DataflowError: "ended with status 1"}.get(want)):
+            run._tell(child, "close")
+        child.close()
+
+
 def test_a_step_that_ends_the_process_ends_the_run(out: Path) -> None:
     with pytest.raises(SystemExit) as caught:
         go(failing(lambda s: op.map("m", s, lambda x: sys.exit(7)), [("a", 1)], out), 2)
@@ -657,6 +676,44 @@ def test_a_slow_step_slows_its_source(tmp_path: Path) -> None:
     go(flow, 2)
     assert sorted(take(tmp_path / "out")) == [(str(n), 40_000) for n in range(10)]
     assert read.stat().st_size == worked.stat().st_size == 400_000
+
+
+def test_slow_steps_get_no_more_at_once_than_their_source_gives(
+    tmp_path: Path, config: RecoveryConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches are gathered where that costs nobody time: else an epoch's end would wait for hundreds of items, and so would what the first one makes."""
+    monkeypatch.setattr("skep.dataflow.worker.SHARE_QUICK", 0.01)
+    monkeypatch.setattr("skep.dataflow.worker.SHARE_SLOW", 0.03)
+    log = tmp_path / "log"
+
+    def note(what: str) -> Callable[[list[Any]], list[Any]]:
+        def noted(items: list[Any]) -> list[Any]:
+            if what == "work":
+                time.sleep(0.02 * len(items))
+            with open(log, "a") as file:
+                file.write(f"{what} {len(items)}\n")
+            return items
+
+        return noted
+
+    flow = Dataflow("f")
+    s = op.flat_map_batch("read", op.input("in", flow, TestingSource(range(240))), note("read"))
+    for name in ("a", "b"):
+        # The first of them is quick; what it makes waits for the second.
+        s = op.flat_map_batch(name, op.redistribute("to_" + name, s), note("work" if name == "b" else "pass"))
+    op.output("out", s, Lines(tmp_path / "out"))
+    go(flow, 2, timedelta(milliseconds=1), config)
+    read = worked = lead = 0
+    for line in lines(log):
+        what, count = line.split()
+        read += int(count) * (what == "read")
+        worked += int(count) * (what == "work")
+        if worked > 160:
+            # By then it is known.
+            lead = max(lead, read - worked)
+    assert read == worked == 240
+    # Two shares to each worker of each stage, and one in hand.
+    assert lead <= 24
 
 
 def test_shares_larger_than_any_buffer(out: Path) -> None:

@@ -19,6 +19,14 @@ PROCESSES_MAX = 64
 #: Shares of items that a worker has under way to another, of one stage, before it begins nothing more that could make some: what one has while it
 #: works on one, and some for when the other is late.
 SHARES_UNDER_WAY = 8
+#: ... and where steps are slow: an epoch's end waits for all of them.
+SHARES_UNDER_WAY_SLOW = 2
+#: Seconds from when a share is sent to when it was worked on: below the first, more items are gathered for the next; above the second, fewer.
+#: A machine that is busy makes a worker wait some tens of milliseconds for its turn.
+SHARE_QUICK = 0.05
+SHARE_SLOW = 0.25
+#: How much of a slow share's time still counts at the next one: a second is forgotten after thirty.
+SHARE_FORGET = 0.9
 #: How long a worker reads its sources before it looks for what others sent, in seconds: a link's message costs some tens of microseconds, so small
 #: batches are sent together, and nothing waits longer than anyone sees.
 TURN_SECONDS = 0.002

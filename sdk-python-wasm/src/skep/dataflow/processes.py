@@ -308,13 +308,8 @@ class Processes:
                 case ("closed",):
                     self._closed.add(child.number)
                     self._selector.unregister(child.line.sock)
-                case ("failed", error, text):
-                    raise error from (WorkerTraceback(text) if text else None)
-                case ("aborted",):
-                    raise AbortExecution
-                case ("exited", code):
-                    raise SystemExit(code)
                 case _:
+                    _raise(message)
                     raise AssertionError(f"a worker says {message[0]!r}, which nobody asked for")
 
     def _tell(self, child: _Child, *message: object) -> None:
@@ -326,10 +321,25 @@ class Processes:
         try:
             yield
         except (EOFError, BrokenPipeError, ConnectionError):
+            # It may have said why, while it was told something else.
+            with contextlib.suppress(EOFError):
+                while True:
+                    _raise(child.line.receive())
             status = child.wait()
             how = f"was killed by {_signal(-status)}" if status < 0 else f"ended with status {status}"
             next_run = "; what was kept at the end of the last epoch is where the next run goes on" if self._recovery is not None else ""
             raise DataflowError(f"{child.name} (process {child.pid}) {how}, so the flow stops{next_run}") from None
+
+
+def _raise(message: tuple[Any, ...]) -> None:
+    """Raises what ended a worker, if a message is about that."""
+    match message:
+        case ("failed", error, text):
+            raise error from (WorkerTraceback(text) if text else None)
+        case ("aborted",):
+            raise AbortExecution
+        case ("exited", code):
+            raise SystemExit(code)
 
 
 def _signal(number: int) -> str:
@@ -414,6 +424,9 @@ class _Turns(io.BufferedIOBase):
     def fileno(self) -> int:
         return self._fd
 
+    def isatty(self) -> bool:
+        return os.isatty(self._fd)
+
     def write(self, data: Any) -> int:
         self._data += data
         return len(data)
@@ -439,6 +452,9 @@ def _share_stdout(turn: tuple[int, int]) -> None:
         fd = out.fileno()
     except (AttributeError, OSError, ValueError):
         return
+    if isinstance(out, io.TextIOWrapper):
+        # For who holds it already: a worker ends without flushing what it does not know.
+        out.reconfigure(line_buffering=True)
     sys.stdout = io.TextIOWrapper(
         _Turns(fd, turn), encoding=out.encoding, errors=out.errors, newline="\n" if os.linesep == "\n" else None, line_buffering=True
     )

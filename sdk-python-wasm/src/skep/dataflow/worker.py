@@ -1,13 +1,16 @@
 """A worker that is a process: its share of a flow's partitions and keys, and what it says to the others.
 
 It runs the same stages as the runner of :mod:`.local`, by the same :class:`~.stage.StageRun`; what differs is how items change hands. Those of
-an exchange are gathered until there are :data:`~.limits.PASS_ITEMS` or nothing else is to do, grouped by key, cut into shares by the hash of the
-key, and each share is pickled once. So what is paid for a message is paid for a thousand items, and the other worker gets values by key, as it
-needs them.
+an exchange are gathered until there are enough or nothing else is to do, grouped by key, cut into shares by the hash of the key, and each share is
+pickled once. So what is paid for a message is paid for a thousand items, and the other worker gets values by key, as it needs them.
 
 **Nothing grows.** A worker begins nothing (reads no source, takes no message, calls no timer) of a stage while a stage behind it has
 :data:`~.limits.SHARES_UNDER_WAY` shares under way to any worker, itself included: sent, and not said to be worked on. Stages send only to later
 ones, and what the last ones take makes nothing, so there is always something that can go on: no two workers wait for each other for ever.
+
+**Nothing waits long.** An epoch ends when all that is under way was worked on, and what a share makes goes on when all of it is made. So where
+shares take long from being sent to being worked on, batches are no longer gathered, and few shares are under way. Where steps are quick, up to
+:data:`~.limits.PASS_ITEMS` items are, as each message costs some.
 
 **Epochs.** The parent tells all workers to close one. A worker stops its sources and timers then; of each stage, in order, it says to the others
 that it is past it, once all of them said so of the stages before and it worked on all that came. Links keep the order, so behind that word nothing
@@ -35,7 +38,19 @@ from typing import Any
 from zlib import crc32
 
 from .errors import StepError
-from .limits import LIVE_KEYS, PASS_ITEMS, ROWS_BATCH, ROWS_BATCH_BYTES, SHARES_UNDER_WAY, SLEEP_MAX, TURN_SECONDS
+from .limits import (
+    LIVE_KEYS,
+    PASS_ITEMS,
+    ROWS_BATCH,
+    ROWS_BATCH_BYTES,
+    SHARE_FORGET,
+    SHARE_QUICK,
+    SHARE_SLOW,
+    SHARES_UNDER_WAY,
+    SHARES_UNDER_WAY_SLOW,
+    SLEEP_MAX,
+    TURN_SECONDS,
+)
 from .links import Line, Link
 from .local import SystemClock
 from .plan import Kind, Plan, Stage
@@ -111,9 +126,13 @@ class Worker:
         self._held = [Held() for _ in self._stages]
         #: Shares that came and are not worked on, and from whom. Bounded by what each worker may have under way.
         self._inbox: list[deque[tuple[int, Any]]] = [deque() for _ in self._stages]
-        #: By stage and worker: shares under way to it. How many workers of a stage have as many as they may.
-        self._under_way = [[0] * part.members for _ in self._stages]
-        self._full = [0] * len(self._stages)
+        #: By stage and worker: when each share that is under way was sent.
+        self._under_way: list[list[deque[float]]] = [[deque() for _ in range(workers)] for _ in self._stages]
+        #: By stage: how many may be under way to a worker, and how many items are gathered. The first shares tell whether it may be more.
+        self._most_shares = [min(SHARES_UNDER_WAY_SLOW, SHARES_UNDER_WAY)] * len(self._stages)
+        self._most_items = [1] * len(self._stages)
+        #: By stage: seconds that the slowest share took of late.
+        self._took = [0.0] * len(self._stages)
         #: Shares of others that were worked on, by worker and stage: to be told.
         self._worked: dict[tuple[int, int], int] = {}
         #: Processes on which a stage has ended, and that are past it in this epoch.
@@ -202,7 +221,7 @@ class Worker:
     # ------------------------------------------------------------------------------------------------------------------------- work
 
     def _has_room(self, at: int) -> bool:
-        return not any(self._full[to] for to in self._exits[at])
+        return all(len(shares) < self._most_shares[to] for to in self._exits[at] for shares in self._under_way[to])
 
     def _work(self) -> bool:
         """Takes what came, the last stages first."""
@@ -238,10 +257,18 @@ class Worker:
             self._hold(at, exits)
 
     def _was_worked(self, at: int, worker: int, count: int) -> None:
-        under_way = self._under_way[at]
-        if under_way[worker] >= SHARES_UNDER_WAY > under_way[worker] - count:
-            self._full[at] -= 1
-        under_way[worker] -= count
+        under_way = self._under_way[at][worker]
+        sent = 0.0
+        for _ in range(count):
+            sent = under_way.popleft()
+        # The slowest of late: where a later step is slow, one share waits for it and those behind it pass at once.
+        took = self._took[at] = max(monotonic() - sent, self._took[at] * SHARE_FORGET)
+        if took > SHARE_SLOW:
+            self._most_shares[at] = min(SHARES_UNDER_WAY_SLOW, SHARES_UNDER_WAY)
+            self._most_items[at] = max(self._most_items[at] // 2, 1)
+        elif took < SHARE_QUICK:
+            self._most_shares[at] = SHARES_UNDER_WAY
+            self._most_items[at] = min(self._most_items[at] * 2, PASS_ITEMS)
 
     def _read(self) -> bool:
         """Reads sources for a turn: until there is enough to send, or the time is over, or none has anything."""
@@ -315,7 +342,7 @@ class Worker:
             else:
                 held.items += items
             held.count += len(items)
-            if held.count >= PASS_ITEMS:
+            if held.count >= self._most_items[to]:
                 self._send(to)
 
     def _send_held(self) -> None:
@@ -344,6 +371,7 @@ class Worker:
         else:
             shares = [held.items[(worker - self._turn) % workers :: workers] for worker in range(workers)]
             self._turn += len(held.items)
+        now = monotonic()
         for worker, share in enumerate(shares):
             if not share:
                 continue
@@ -352,9 +380,7 @@ class Worker:
             else:
                 self._links[worker].send(SHARE, to, payload=self._pickled(to, share))
                 self._links[worker].flush()
-            self._under_way[to][worker] += 1
-            if self._under_way[to][worker] == SHARES_UNDER_WAY:
-                self._full[to] += 1
+            self._under_way[to][worker].append(now)
 
     def _pickled(self, to: int, share: Any) -> bytes:
         try:
