@@ -34,7 +34,7 @@ from skep.dataflow.limits import PASS_ITEMS, PROCESSES_MAX, SHARES_UNDER_WAY
 from skep.dataflow.links import Line, Link
 from skep.dataflow.outputs import DynamicSink, StatelessSinkPartition
 from skep.dataflow.processes import Processes, _Child, why_in_one
-from skep.dataflow.recovery import RecoveryConfig, Store, init_db_dir
+from skep.dataflow.recovery import Hold, RecoveryConfig, Store, init_db_dir
 from skep.dataflow.stage import unpack
 from skep.dataflow.testing import TestingSink, TestingSource, run_main
 
@@ -506,10 +506,15 @@ def test_a_store_serves_one_run_until_its_last_process_is_gone(config: RecoveryC
 
     monkeypatch.setattr("skep.dataflow.recovery.LOCK_WAIT", 0.05)
     hold = config.hold()
+    copy = hold.copy()
     pid = os.fork()
     if not pid:
+        assert copy is not None
+        hold = Hold.of(copy)
         time.sleep(60)
         os._exit(0)
+    if copy is not None:
+        os.close(copy)
     try:
         # Whoever had it first is gone; who was forked by that is not.
         hold.close()
@@ -522,7 +527,18 @@ def test_a_store_serves_one_run_until_its_last_process_is_gone(config: RecoveryC
         os.waitpid(pid, 0)
     with config.hold() as hold, config.open(hold):
         pass
-    config.open().close()
+    # Who was forked for something else has nothing to do with it.
+    store = config.open()
+    pid = os.fork()
+    if not pid:
+        time.sleep(60)
+        os._exit(0)
+    store.close()
+    try:
+        config.open().close()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 # ----------------------------------------------------------------------------------------------------------------------------- errors
@@ -681,7 +697,7 @@ def test_a_slow_step_slows_its_source(tmp_path: Path) -> None:
 def test_slow_steps_get_no_more_at_once_than_their_source_gives(
     tmp_path: Path, config: RecoveryConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Batches are gathered where that costs nobody time: else an epoch's end would wait for hundreds of items, and so would what the first one makes."""
+    """Batches are gathered where that costs nobody time: else an epoch's end would wait for hundreds of items, and so would what the first makes."""
     monkeypatch.setattr("skep.dataflow.worker.SHARE_QUICK", 0.01)
     monkeypatch.setattr("skep.dataflow.worker.SHARE_SLOW", 0.03)
     log = tmp_path / "log"
@@ -806,6 +822,23 @@ def who():
     op.inspect("out", op.map("pid", s, lambda n: (n, os.getpid() == parent)))
     return flow
 
+def forking():
+    import multiprocessing
+    flow = Dataflow("forking")
+    s = op.redistribute("r", op.input("in", flow, RandomMetricSource("m", timedelta(milliseconds=1))))
+
+    def work(x):
+        if not helpers:
+            # They outlive whoever starts them.
+            helpers.append(multiprocessing.get_context("fork").Process(target=time.sleep, args=(20,)))
+            helpers[0].start()
+            print("helper", helpers[0].pid, flush=True)
+        return x
+
+    op.inspect("out", op.map("work", s, work))
+    return flow
+
+helpers = []
 held = []
 def testing():
     flow = Dataflow("testing")
@@ -921,3 +954,31 @@ def test_whatever_ends_one_ends_all(command: Callable[..., subprocess.Popen[str]
         assert err == f"error: worker 1 (process {pids[1]}) was killed by SIGKILL, so the flow stops\n"
     else:
         assert run.returncode == (-signal.SIGKILL if how == "kill the parent" else -signal.SIGTERM) and err == ""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")
+def test_what_a_step_forked_hides_no_death_and_holds_no_store(command: Callable[..., subprocess.Popen[str]], config: RecoveryConfig) -> None:
+    run = command("flow:forking", "-w", "2", "-r", str(config.db_dir), "-s", "0.01")
+    assert run.stdout is not None and run.stderr is not None
+    helpers: list[int] = []
+    try:
+        while len(helpers) < 2:
+            words = run.stdout.readline().split()
+            assert words, run.stderr.read()
+            if words[0] == "helper":
+                helpers.append(int(words[1]))
+        victim = children_of(run.pid)[0]
+        os.kill(victim, signal.SIGKILL)
+        # Not `communicate`: its helpers have its standard output.
+        assert run.wait(timeout=15) == 1
+        assert f"(process {victim}) was killed by SIGKILL" in run.stderr.readline()
+        assert all(map(is_there, helpers))
+        config.open().close()
+    finally:
+        for pid in helpers:
+            os.kill(pid, signal.SIGKILL)
+        run.stdout.close()
+        run.stderr.close()
+        if run.poll() is None:
+            run.kill()
+            run.wait()

@@ -13,6 +13,7 @@ from collections import deque
 from itertools import islice
 from typing import Any
 
+from .forks import closed_by_forks
 from .limits import LINK_BUFFERS, LINK_READ_BYTES
 
 _LENGTH = struct.Struct("!Q")
@@ -25,6 +26,7 @@ class Line:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        closed_by_forks(sock)
 
     def send(self, *message: object) -> None:
         """Sends a message. OSError: the other end is gone."""
@@ -58,6 +60,7 @@ class Link:
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
+        closed_by_forks(sock)
         self.sock = sock
         #: Whether the other end is there.
         self.open = True

@@ -44,7 +44,7 @@ from .stage import list_parts, worker_of
 from .worker import Part, Worker
 
 if TYPE_CHECKING:
-    from .recovery import Keep, RecoveryConfig, Store
+    from .recovery import Hold, Keep, RecoveryConfig, Store
 
 
 def why_in_one(flow: Dataflow, *, cores: int | None = None) -> str | None:
@@ -133,7 +133,7 @@ class Processes:
             # What is in there belongs to this process.
             _flush()
             with self._room_for_processes():
-                self._fork(held)
+                self._fork(held, hold)
             self._selector = held.enter_context(selectors.DefaultSelector())
             # Not before: what SQLite has open must not be open in two processes.
             store = held.enter_context(self._recovery.open(hold)) if self._recovery is not None else None
@@ -153,13 +153,14 @@ class Processes:
 
     # ------------------------------------------------------------------------------------------------------------------------ start
 
-    def _fork(self, held: contextlib.ExitStack) -> None:
+    def _fork(self, held: contextlib.ExitStack, hold: Hold | None) -> None:
         #: It closes when this process is gone, however that came.
         life, mine = os.pipe()
         held.callback(os.close, mine)
         # One byte: who has it may write to standard output.
         turn = os.pipe()
         os.write(turn[1], b"x")
+        copy = None if hold is None else hold.copy()
         try:
             for number in range(self.workers + _may_have_reader(self.plan)):
                 ours, theirs = socket.socketpair()
@@ -171,16 +172,15 @@ class Processes:
                     # It is for the parent, which ends all. No SIG_IGN: programs that steps start would inherit it.
                     signal.signal(signal.SIGINT, lambda *_: None)
                     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+                    # The parent's other lines are closed by the fork.
                     os.close(mine)
                     ours.close()
-                    for child in self._children:
-                        child.line.sock.close()
-                    _be_worker(self.plan, number, name, self.workers, Line(theirs), life, turn)
+                    _be_worker(self.plan, number, name, self.workers, Line(theirs), life, turn, copy)
                 self._children.append(_Child(number, name, pid, Line(ours)))
                 signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
                 theirs.close()
         finally:
-            for fd in (life, *turn):
+            for fd in (life, *turn, *(() if copy is None else (copy,))):
                 os.close(fd)
 
     def _start(self, parts: list[Part]) -> None:
@@ -352,10 +352,17 @@ def _signal(number: int) -> str:
 # ------------------------------------------------------------------------------------------------------------------- in a worker's process
 
 
-def _be_worker(plan: Plan, number: int, name: str, workers: int, line: Line, life: int, turn: tuple[int, int]) -> NoReturn:
+def _be_worker(
+    plan: Plan, number: int, name: str, workers: int, line: Line, life: int, turn: tuple[int, int], lock: int | None
+) -> NoReturn:
     """All that a worker's process does. It never returns to what its parent was about."""
     status = 1
+    hold = None
     try:
+        if lock is not None:
+            from .recovery import Hold
+
+            hold = Hold.of(lock)
         threading.Thread(target=_die_with_parent, args=(life,), daemon=True).start()
         _share_stdout(turn)
         part: Part = line.receive()[0]
@@ -377,7 +384,8 @@ def _be_worker(plan: Plan, number: int, name: str, workers: int, line: Line, lif
         with contextlib.suppress(BaseException):
             line.send(*_said(name, e))
     finally:
-        # Nothing of the parent's that waits for the end of Python.
+        # Nothing of the parent's that waits for the end of Python. Until here it holds the store.
+        del hold
         os._exit(status)
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from .errors import DataflowError, StoreInUseError
+from .forks import closed_by_forks
 from .limits import LOCK_AGAIN, LOCK_WAIT, NAMES_SHOWN, ROWS_BATCH
 from .plan import Kind, Plan, Stage
 
@@ -130,12 +131,15 @@ def init_db_dir(db_dir: str | os.PathLike[str], count: int) -> None:
 
 
 class Hold:
-    """The lock of a store: a file that is locked as long as any process has it open that this one forked. SQLite's own is that of one process, and
-    a run may be several: while one of them writes to a file, no other run may cut that to where it was.
+    """The lock of a store: a file that is locked as long as a process of the run has it open. SQLite's own is that of one process, and a run may be
+    several: while one of them writes to a file, no other run may cut that to where it was.
+
+    A process that is forked lets go of it at once, unless it has a :meth:`copy`.
     """
 
     def __init__(self, db_dir: Path) -> None:
         self._fd: int | None = None
+        closed_by_forks(self)
         path = Path(db_dir) / FILE
         if not path.is_file():
             raise _no_store(Path(db_dir))
@@ -165,8 +169,20 @@ class Hold:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def copy(self) -> int | None:
+        """A file descriptor for a process that is to be forked, which makes a hold :meth:`of` it. None: this system has no such lock."""
+        return None if self._fd is None else os.dup(self._fd)
+
+    @classmethod
+    def of(cls, fd: int | None) -> Hold:
+        """That of a worker."""
+        hold = cls.__new__(cls)
+        hold._fd = fd
+        closed_by_forks(hold)
+        return hold
+
     def close(self) -> None:
-        """Lets go. Processes that this one forked hold on: so the file is closed and not unlocked."""
+        """Lets go. Other processes of the run hold on: so the file is closed and not unlocked."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
