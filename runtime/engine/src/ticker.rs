@@ -11,8 +11,8 @@ use crate::turns::CROWDED;
 
 /// Ticks that go on after the last call, so that a busy node need not wake the thread at each call.
 const LINGER_TICKS: u32 = 50;
-/// Short ticks that go on after somebody waited beside another tenant: 100 ms, so that calls which come now and then find them.
-const CROWDED_TICKS: u32 = 200;
+/// Short ticks that go on after a guest computed beside another tenant's: 10 s of guests that run, so that who calls now and then finds them.
+const CROWDED_TICKS: u32 = 20_000;
 
 pub(crate) struct Ticker {
     shared: Arc<Shared>,

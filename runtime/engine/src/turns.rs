@@ -27,7 +27,7 @@ const ALONE_AFTER: u32 = 64;
 /// A call that was let go and does not come (its task waits for something else) loses its turn. Those in line look so often.
 const STALE: Duration = Duration::from_millis(2 * EPOCH_TICK_MS);
 
-/// Somebody waits for a turn beside another tenant. Read and cleared by the ticker, which ticks faster then.
+/// A guest computes where calls of another tenant come. Read and cleared by the ticker, which ticks faster then.
 pub(crate) static CROWDED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
@@ -271,6 +271,10 @@ impl Turn {
                 self.ticket = Some(turns.stand_in_line(&self.share, cx.waker()));
             }
             turns.ended(&self.share);
+            // Also where nobody is in line: one that goes to wait for its cap leaves none, and the others came while it had its turn.
+            if self.computes && turns.shared > 0 {
+                CROWDED.store(true, Ordering::Relaxed);
+            }
         });
         polled
     }
