@@ -14,6 +14,9 @@ const LINGER_TICKS: u32 = 50;
 /// Short ticks that go on after a guest computed beside another tenant's: 10 s of guests that run, so that who calls now and then finds them.
 const CROWDED_TICKS: u32 = 20_000;
 
+/// The shortest that the kernel gives.
+const TICK_SLICE_NS: u64 = 100_000;
+
 pub(crate) struct Ticker {
     shared: Arc<Shared>,
     thread: Thread,
@@ -79,7 +82,24 @@ impl Drop for Ticker {
     }
 }
 
+/// Asks the kernel to let this thread run as soon as it wakes. A guest's thread that woke itself a moment ago keeps its core for the rest of a
+/// time slice otherwise, some 3 ms, and a tick that waits for that comes ten times too late. Shorter slices preempt longer ones, at no
+/// privilege, since Linux 6.12; earlier kernels take the call and change nothing.
+fn ask_for_a_short_slice() {
+    // SAFETY: all zeros are a valid value of this plain record.
+    let mut attr: libc::sched_attr = unsafe { std::mem::zeroed() };
+    let size = size_of_val(&attr);
+    // SAFETY: the record lives until both calls return, and has the size that is said; 0 is the calling thread. What fails changes nothing.
+    unsafe {
+        if libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attr, size, 0) == 0 {
+            attr.sched_runtime = TICK_SLICE_NS;
+            libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0);
+        }
+    }
+}
+
 fn tick(shared: &Shared, engine: &wasmtime::Engine) {
+    ask_for_a_short_slice();
     let (mut quiet, mut crowded) = (0, 0);
     while !shared.stop.load(Ordering::SeqCst) {
         if shared.running.load(Ordering::SeqCst) > 0 {
