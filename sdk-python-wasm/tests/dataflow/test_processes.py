@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import faulthandler
 import os
 import pickle
 import random
@@ -103,7 +105,10 @@ def open_files() -> Counter[str]:
 def nothing_is_left() -> Iterator[None]:
     """Neither processes nor open files."""
     before = open_files()
+    # A deadlock is to show where it is, and not to wait for the end of days.
+    faulthandler.dump_traceback_later(1_200, exit=True)
     yield
+    faulthandler.cancel_dump_traceback_later()
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
     assert not open_files() - before
@@ -982,3 +987,110 @@ def test_what_a_step_forked_hides_no_death_and_holds_no_store(command: Callable[
         if run.poll() is None:
             run.kill()
             run.wait()
+
+
+class Told(Parts):
+    """Remembers what it listed, and writes down which partitions were closed."""
+
+    def __init__(self, parts: dict[str, list[Any]], path: Path) -> None:
+        super().__init__(parts)
+        self.path = path
+
+    def list_parts(self) -> list[str]:
+        self.sizes = {name: len(items) for name, items in self.parts.items()}
+        return super().list_parts()
+
+    def build_part(self, step_id: str, for_part: str, resume_state: int | None) -> StatefulSourcePartition[Any, int]:
+        inner, path, size = super().build_part(step_id, for_part, resume_state), self.path, self.sizes[for_part]
+
+        class Part(StatefulSourcePartition[Any, int]):
+            def next_batch(self) -> Any:
+                return inner.next_batch()
+
+            def snapshot(self) -> int:
+                return inner.snapshot()
+
+            def close(self) -> None:
+                with open(path, "ab", buffering=0) as file:
+                    file.write(f"{for_part} of {size}\n".encode())
+
+        return Part()
+
+
+def told(path: Path) -> Dataflow:
+    flow = Dataflow("told")
+    items = op.input("in", flow, Told({"a": [("k", 1)], "b": [("k", 2), ("l", 3)], "c": []}, path.with_name("closed")))
+    op.output("out", op.stateful_map("sum", items, lambda s, n: ((s or 0) + n,) * 2), Lines(path))
+    return flow
+
+
+@pytest.mark.parametrize("interval", [0, 0.01, 10])
+@pytest.mark.parametrize("keeps", [False, True])
+def test_each_partition_of_a_source_is_closed_once(out: Path, config: RecoveryConfig, keeps: bool, interval: float) -> None:
+    Processes(told(out), workers=2, epoch_interval=timedelta(seconds=interval), recovery=config if keeps else None).run()
+    assert sorted(lines(out.with_name("closed"))) == ["a of 1", "b of 2", "c of 0"]
+    assert len(lines(out)) == 3
+
+
+def test_no_partition_is_closed_before_its_place_is_kept(out: Path, config: RecoveryConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Store.epoch
+
+    @contextlib.contextmanager
+    def full(store: Store, epoch: int) -> Iterator[Any]:
+        with real(store, epoch) as keep:
+            yield keep
+            # Time enough for who does not wait.
+            time.sleep(0.3)
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Store, "epoch", full)
+    with pytest.raises(OSError, match="No space left"):
+        Processes(told(out), workers=2, epoch_interval=timedelta(), recovery=config).run()
+    assert lines(out.with_name("closed")) == []
+
+
+PRINTING = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import skep.dataflow.operators as op
+from skep.dataflow import Dataflow
+from skep.dataflow.connectors.stdio import StdOutSink
+from skep.dataflow.testing import TestingSource
+
+
+def shout(item):
+    global pool
+    pool = globals().get("pool") or ThreadPoolExecutor(8)
+    list(pool.map(print, [f"line {item} {n}" for n in range(40)]))
+    return str(item)
+
+
+flow = Dataflow("printing")
+op.output("out", op.map("shout", op.redistribute("spread", op.input("in", flow, TestingSource(range(100)))), shout), StdOutSink())
+
+
+def big(item):
+    sys.stdout.buffer.write(b"x" * 2**20)
+    return str(item)
+
+
+large = Dataflow("large")
+op.output("out", op.map("big", op.redistribute("spread", op.input("in", large, TestingSource(range(20)))), big), StdOutSink())
+"""
+
+
+def test_threads_of_a_step_may_print_and_what_has_no_lines_is_written_too(tmp_path: Path) -> None:
+    (tmp_path / "printing.py").write_text(PRINTING)
+    env = {**os.environ, "SKEP_IN_PROCESS": "0"}
+
+    def printed(flow: str) -> str:
+        run = subprocess.run(
+            [sys.executable, "-m", "skep.run", f"printing:{flow}", "-w", "2"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
+        )
+        assert run.returncode == 0, run.stderr
+        return run.stdout
+
+    found = printed("flow").splitlines()
+    assert sorted(found) == sorted([f"line {item} {n}" for item in range(100) for n in range(40)] + [str(item) for item in range(100)])
+    assert printed("large").count("x") == 20 * 2**20

@@ -43,6 +43,8 @@ ROWS_BATCH = 10_000
 LOCK_WAIT = 2.0
 #: How often it looks meanwhile.
 LOCK_AGAIN = 0.005
+#: What a worker holds of its standard output until a line of it is whole.
+STDOUT_TURN_BYTES = 64 << 10
 #: Names that an error about partitions lists.
 NAMES_SHOWN = 10
 

@@ -19,6 +19,7 @@ run waits until the last process of this one is gone, and nobody writes to files
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import io
 import os
@@ -35,8 +36,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import AbortExecution, DataflowError, StepError, WorkerTraceback, user_traceback
+from .forks import closed_by_forks
 from .graph import Dataflow
-from .limits import PROCESSES_MAX
+from .limits import PROCESSES_MAX, STDOUT_TURN_BYTES
 from .links import Line, Link
 from .local import check_how
 from .plan import Kind, Plan, plan
@@ -58,11 +60,22 @@ def why_in_one(flow: Dataflow, *, cores: int | None = None) -> str | None:
                 return f"{op.title()} keeps what it {'gives' if name == 'source' else 'gets'} in this process's memory"
     if not hasattr(os, "fork"):
         return "this system can't fork processes"
+    out = sys.stdout
+    if out is not None and not _is_file(out):
+        return "standard output is kept in this process's memory"
     if threading.active_count() > 1:
         return "the flow's file started threads, which a worker's process would not have"
     if cores is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return "there is one core" if cores == 1 else None
+
+
+def _is_file(out: object) -> bool:
+    try:
+        out.fileno()  # type: ignore[attr-defined]
+    except (AttributeError, OSError, ValueError):
+        return False
+    return True
 
 
 def _may_have_reader(plan: Plan) -> bool:
@@ -92,13 +105,19 @@ class _Child:
     def wait(self) -> int:
         """Waits until it is gone. Its exit status; negative: the signal that killed it."""
         if self.status is None:
-            self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            try:
+                self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            except ChildProcessError:
+                # Where SIGCHLD is ignored, by the flow's file or by who started this, nobody knows how it ended.
+                self.status = 0
         return self.status
 
     def kill(self) -> None:
         """Ends it at once, whatever it does."""
         if self.status is None:
-            os.kill(self.pid, signal.SIGKILL)
+            # It may be gone, and somebody else have seen to it.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
         """Waits until it is gone, and forgets it."""
@@ -161,6 +180,7 @@ class Processes:
         turn = os.pipe()
         os.write(turn[1], b"x")
         copy = None if hold is None else hold.copy()
+        parent = os.getpid()
         try:
             for number in range(self.workers + _may_have_reader(self.plan)):
                 ours, theirs = socket.socketpair()
@@ -169,6 +189,7 @@ class Processes:
                 blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
                 pid = os.fork()
                 if not pid:
+                    _die_with(parent)
                     # It is for the parent, which ends all. No SIG_IGN: programs that steps start would inherit it.
                     signal.signal(signal.SIGINT, lambda *_: None)
                     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
@@ -281,6 +302,8 @@ class Processes:
                 # While this process writes. Whatever they ask for is answered when that is done.
                 for child in self._children:
                     self._tell(child, "go")
+        for child in self._children if go_on else ():
+            self._tell(child, "kept")
         self.epoch += 1
 
     def _listen(self, store: Store | None, left: float | None, keep: Keep | None = None) -> None:
@@ -326,7 +349,7 @@ class Processes:
                 while True:
                     _raise(child.line.receive())
             status = child.wait()
-            how = f"was killed by {_signal(-status)}" if status < 0 else f"ended with status {status}"
+            how = f"was killed by {_signal(-status)}" if status < 0 else f"ended with status {status}" if status else "is gone"
             next_run = "; what was kept at the end of the last epoch is where the next run goes on" if self._recovery is not None else ""
             raise DataflowError(f"{child.name} (process {child.pid}) {how}, so the flow stops{next_run}") from None
 
@@ -410,6 +433,16 @@ def _said(name: str, error: BaseException) -> tuple[object, ...]:
     return "failed", DataflowError(f"{name} failed: {type(error).__name__}: {error}"), text
 
 
+def _die_with(parent: int) -> None:
+    """Linux ends this process with its parent then, also where it is stopped or in a long call that no other thread gets past."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            # PR_SET_PDEATHSIG of <sys/prctl.h>.
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
 def _die_with_parent(life: int) -> None:
     """Waits for the parent's end. The main thread may be anywhere then, so this does not ask."""
     while os.read(life, 1):
@@ -425,6 +458,15 @@ class _Turns(io.BufferedIOBase):
         # Each process has its own ends, as the parent closes those that it made.
         self._take, self._give = turn
         self._data = bytearray()
+        # Threads of a step may print.
+        self._lock = threading.RLock()
+        self._alone = False
+
+    def close(self) -> None:
+        """For a process that a step forked: it has no turn, for it may be killed while it has it."""
+        self._alone = True
+        self._data = bytearray()
+        self._lock = threading.RLock()
 
     def writable(self) -> bool:
         return True
@@ -436,21 +478,30 @@ class _Turns(io.BufferedIOBase):
         return os.isatty(self._fd)
 
     def write(self, data: Any) -> int:
-        self._data += data
+        with self._lock:
+            self._data += data
+            if len(self._data) >= STDOUT_TURN_BYTES:
+                self.flush()
         return len(data)
 
     def flush(self) -> None:
-        if not self._data:
-            return
-        os.read(self._take, 1)
-        try:
-            rest = memoryview(self._data)
-            while rest:
-                rest = rest[os.write(self._fd, rest) :]
-            rest.release()
-        finally:
-            self._data = bytearray()
-            os.write(self._give, b"x")
+        with self._lock:
+            data, self._data = self._data, bytearray()
+            if not data:
+                return
+            if self._alone:
+                self._write(data)
+                return
+            os.read(self._take, 1)
+            try:
+                self._write(data)
+            finally:
+                os.write(self._give, b"x")
+
+    def _write(self, data: bytearray) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(self._fd, rest) :]
 
 
 def _share_stdout(turn: tuple[int, int]) -> None:
@@ -463,6 +514,8 @@ def _share_stdout(turn: tuple[int, int]) -> None:
     if isinstance(out, io.TextIOWrapper):
         # For who holds it already: a worker ends without flushing what it does not know.
         out.reconfigure(line_buffering=True)
+    turns = _Turns(fd, turn)
+    closed_by_forks(turns)
     sys.stdout = io.TextIOWrapper(
-        _Turns(fd, turn), encoding=out.encoding, errors=out.errors, newline="\n" if os.linesep == "\n" else None, line_buffering=True
+        turns, encoding=out.encoding, errors=out.errors, newline="\n" if os.linesep == "\n" else None, line_buffering=True
     )

@@ -821,9 +821,13 @@ class StageRun:
             del self.live[key]
         return True
 
+    def ended_parts(self) -> set[str]:
+        """The open partitions of a source that have ended."""
+        return self._ended & self.live.keys()
+
     def close_ended(self) -> None:
         """Closes the partitions of a source that have ended."""
-        for part in self._ended & self.live.keys():
+        for part in self.ended_parts():
             self.close(part)
 
     def forget(self, key: str) -> None:

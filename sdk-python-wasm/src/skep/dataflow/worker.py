@@ -54,7 +54,7 @@ from .limits import (
 from .links import Line, Link
 from .local import SystemClock
 from .plan import Kind, Plan, Stage
-from .stage import Batch, Exits, StageRun, by_part, check_keys, failure, group
+from .stage import Batch, Exits, StageRun, by_part, check_keys, failure, group, list_parts
 
 #: What is said over a link, beside a share of items: so many shares were worked on; past a stage in this epoch; a stage has ended.
 SHARE, WORKED, PAST, ENDED = range(4)
@@ -142,6 +142,8 @@ class Worker:
         #: The parent's commands that came while something else was asked for.
         self._commands: deque[tuple[Any, ...]] = deque()
         self._closing = self._kept = self._stopped = self._told_moved = self._told_end = False
+        #: Partitions that had ended when the last epoch was handed to the parent, by stage: to be closed once that is kept.
+        self._over: list[set[str]] = []
         self._poll = select.poll()
         self._writing: set[int] = set()
 
@@ -188,6 +190,10 @@ class Worker:
         self._poll.register(self._line.sock, select.POLLIN)
         for link in self._links.values():
             self._poll.register(link.sock, select.POLLIN)
+        for stage in self._stages:
+            if stage.kind in (Kind.SOURCE, Kind.SINK):
+                # What it remembers of that, the parent has.
+                list_parts(stage)
         for at, owners in self._part.sinks.items():
             for part, worker in owners.items():
                 if worker == self.number:
@@ -540,6 +546,7 @@ class Worker:
                     rows, size = [], 0
         if rows:
             self._line.send("rows", rows)
+        self._over = [run.ended_parts() for run in self._runs]
         # What others say of the next epoch may come before the parent's word to go on.
         for past in self._past:
             past.clear()
@@ -558,10 +565,12 @@ class Worker:
                     # From now on their state is somewhere else.
                     self._empty.discard(at)
                     run.fetch = functools.partial(self._fetch, at)
-                # Not before: an ended partition's place was to be kept.
-                run.close_ended()
         else:
-            self._stopped = True
+            # Kept, or the end, which is behind the last that was kept. Not before: a source may let go of what it gave, and its place would be lost.
+            for run, parts in zip(self._runs, self._over):
+                for part in parts & run.live.keys():
+                    run.close(part)
+            self._stopped = command == "stop"
 
     def close(self) -> None:
         """At the end of the flow: closes sinks."""
