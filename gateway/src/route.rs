@@ -14,7 +14,7 @@ use crate::admit::Load;
 use crate::purse::Purse;
 
 /// Every subject of every tenant. Immutable: a change is a new table, and a call sees one table from start to end. A copy shares what tenants
-/// have, so a change of one costs no more where there are a thousand.
+/// have, so a change of one makes no other's routes anew.
 #[derive(Debug, Clone, Default)]
 pub struct RouteTable {
     tenants: HashMap<TenantId, Arc<HashMap<String, Arc<Route>>>>,

@@ -52,10 +52,8 @@ WORKER_CASES = [
 START = datetime(2024, 1, 1, tzinfo=timezone.utc)
 
 
-def run(package: str, case: str, items: int, batch: int, workers: int) -> None:
-    """One run; prints seconds by the clock and of CPU."""
-    module = modules(package)
-    op, testing, outputs = module("operators"), module("testing"), module("outputs")
+def nowhere(outputs: Any) -> Any:
+    """A sink of a package that drops what it gets."""
 
     class Part(outputs.StatelessSinkPartition):  # type: ignore[misc, name-defined]
         def write_batch(self, items: list[Any]) -> None:
@@ -64,6 +62,14 @@ def run(package: str, case: str, items: int, batch: int, workers: int) -> None:
     class Nowhere(outputs.DynamicSink):  # type: ignore[misc, name-defined]
         def build(self, step_id: str, worker_index: int, worker_count: int) -> Part:
             return Part()
+
+    return Nowhere()
+
+
+def run(package: str, case: str, items: int, batch: int, workers: int) -> None:
+    """One run; prints seconds by the clock and of CPU."""
+    module = modules(package)
+    op, testing, outputs = module("operators"), module("testing"), module("outputs")
 
     flow = module("dataflow").Dataflow("beside")
     s = op.input("in", flow, testing.TestingSource(list(range(items)), batch))
@@ -79,7 +85,7 @@ def run(package: str, case: str, items: int, batch: int, workers: int) -> None:
     else:
         for index in range({"passthrough": 0, "map": 1, "five maps": 5}[case]):
             s = op.map(f"map{index}", s, lambda x: x + 1)
-    op.output("out", s, Nowhere())
+    op.output("out", s, nowhere(outputs))
     how: dict[str, Any] = {"epoch_interval": timedelta(seconds=10)}
     with tempfile.TemporaryDirectory() as dir:
         if "recovery" in case:
@@ -131,14 +137,6 @@ def keyed_flow(package: str, case: str, items: int, keys: int, partitions: int) 
         def build_part(self, step_id: str, for_part: str, resume_state: Any) -> Numbers:
             return Numbers(range(int(for_part), items, partitions), resume_state or 0)
 
-    class Part(outputs.StatelessSinkPartition):  # type: ignore[misc, name-defined]
-        def write_batch(self, items: list[Any]) -> None:
-            pass
-
-    class Nowhere(outputs.DynamicSink):  # type: ignore[misc, name-defined]
-        def build(self, step_id: str, worker_index: int, worker_count: int) -> Part:
-            return Part()
-
     names = [f"k{i}" for i in range(keys)]
     flow = module("dataflow").Dataflow("beside")
     s = op.input("in", flow, Source())
@@ -149,7 +147,7 @@ def keyed_flow(package: str, case: str, items: int, keys: int, partitions: int) 
         # An event each 10 ms. No key is woken by the clock: Bytewax would wake all of them at each batch of events this old.
         clock = win.EventClock(lambda n: START + timedelta(milliseconds=10 * n), timedelta(seconds=5), to_system_utc=lambda _: None)
         s = win.count_window("count", s, clock, win.TumblingWindower(timedelta(minutes=1), START), lambda n: names[n % keys]).down
-    op.output("out", s, Nowhere())
+    op.output("out", s, nowhere(outputs))
     return flow
 
 

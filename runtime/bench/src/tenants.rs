@@ -321,7 +321,7 @@ fn cpu_us(site: &Site, tenant: &str) -> anyhow::Result<f64> {
 }
 
 /// A node of its own a round, stopped to read what it wrote down. Calls end soon, as those under way at the stop are as many of each tenant and
-/// run to their ends: with calls of 500 ms these alone make 1 : 2.5 of 1 : 3.
+/// run to their ends: with calls of 500 ms these alone would make 1 : 2.5 of 1 : 3, as reckoned.
 async fn weighed(binaries: &Path, bees: &Path, dir: &Path) -> anyhow::Result<f64> {
     let site = Arc::new(Site::start(binaries, dir, false)?);
     let tenants = [("light", "1"), ("heavy", "3")];

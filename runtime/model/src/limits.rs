@@ -344,7 +344,7 @@ pub const KEEPER_REPLY_BYTES_MAX: usize = 3 << 20;
 // --- engine -----------------------------------------------------------------------------------------------------
 /// epoch_tick: the granularity of CPU limits and preemption.
 pub const EPOCH_TICK_MS: u64 = 10;
-/// The same while calls of several tenants wait for one thread: the longest that one of them waits for another's turn.
+/// The same while a guest computes on a thread that other tenants' calls come to as well: about how long these wait for its turn to end.
 pub const EPOCH_TICK_CROWDED_US: u64 = 250;
 /// Guest time that a tenant which was quiet may use at once beyond its cap, as time at that cap.
 pub const GUEST_CPU_BURST_MS: u64 = 50;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import skep.dataflow.operators as op
@@ -30,3 +30,22 @@ def collect(build: Build, items: Iterable[Any], *, batch_size: int = 1, **how: A
     flow, out = flow_of(build, items, batch_size=batch_size)
     Runner(flow, **how).run()
     return out
+
+
+class Later(op.StatefulBatchLogic[Any, Any, datetime]):
+    """Says "now" when a time has come, which is its state, and is discarded then."""
+
+    def __init__(self, due: datetime) -> None:
+        self.due = due
+
+    def on_batch(self, values: list[Any]) -> Any:
+        return (), False
+
+    def on_notify(self) -> Any:
+        return ["now"], True
+
+    def notify_at(self) -> datetime:
+        return self.due
+
+    def snapshot(self) -> datetime:
+        return self.due

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import faulthandler
+import io
 import os
 import pickle
 import random
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flows import NO_TIME
+from flows import NO_TIME, Later
 from programs import Program
 from windows import SKEP, WINDOWERS, ancestor, comparable, event_clock, stream
 from windows import run as run_windows
@@ -457,25 +458,9 @@ def test_memory_holds_no_more_keys_than_its_bound(config: RecoveryConfig, out: P
 def test_timers_outlive_a_run(config: RecoveryConfig, out: Path) -> None:
     due = datetime.now(timezone.utc) + timedelta(milliseconds=300)
 
-    class Later(op.StatefulBatchLogic[Any, Any, Any]):
-        def __init__(self, state: Any) -> None:
-            self.due = due if state is None else state
-
-        def on_batch(self, values: list[Any]) -> Any:
-            return (), False
-
-        def on_notify(self) -> Any:
-            return ["now"], True
-
-        def notify_at(self) -> Any:
-            return self.due
-
-        def snapshot(self) -> Any:
-            return self.due
-
     flow = Dataflow("f")
     items = [*[(key, 1) for key in "abcdef"], EOF(), TestingSource.PAUSE(timedelta(milliseconds=600))]
-    op.output("out", op.stateful_batch("later", op.input("in", flow, TestingSource(items)), Later), Lines(out))
+    op.output("out", op.stateful_batch("later", op.input("in", flow, TestingSource(items)), lambda state: Later(state or due)), Lines(out))
     go(flow, 2, SECOND, config)
     assert take(out) == []
     go(flow, 3, SECOND, config)
@@ -1094,3 +1079,28 @@ def test_threads_of_a_step_may_print_and_what_has_no_lines_is_written_too(tmp_pa
     found = printed("flow").splitlines()
     assert sorted(found) == sorted([f"line {item} {n}" for item in range(100) for n in range(40)] + [str(item) for item in range(100)])
     assert printed("large").count("x") == 20 * 2**20
+
+
+def test_what_is_printed_into_memory_is_printed_by_this_process(out: Path) -> None:
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert why_in_one(told(out), cores=2) == "standard output is kept in this process's memory"
+
+
+def test_a_run_whose_children_nobody_waits_for_ends_well(tmp_path: Path) -> None:
+    (tmp_path / "flow.py").write_text(FLOW)
+    # A supervisor may ignore it, and what it starts inherits that.
+    code = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.executable, [sys.executable, '-m', 'skep.run', *sys.argv[1:]])"
+    env = {**os.environ, "SKEP_IN_PROCESS": "0"}
+    run = subprocess.run([sys.executable, "-c", code, "flow:who", "-w", "2"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=30)
+    assert (run.returncode, run.stderr) == (0, "") and len(run.stdout.splitlines()) == 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems end no stopped process")
+def test_a_stopped_worker_ends_with_its_parent(command: Callable[..., subprocess.Popen[str]]) -> None:
+    run = command("flow:endless(False)", "-w", "2")
+    assert run.stdout is not None and run.stdout.readline()
+    pids = children_of(run.pid)
+    os.kill(pids[0], signal.SIGSTOP)
+    os.kill(run.pid, signal.SIGKILL)
+    run.communicate(timeout=30)
+    assert gone_within(pids, 5)

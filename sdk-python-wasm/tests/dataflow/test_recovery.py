@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flows import NO_TIME
+from flows import NO_TIME, Later
 
 import skep.dataflow.operators as op
 from skep.dataflow import Dataflow, limits
@@ -120,25 +120,9 @@ def test_timers_outlive_a_run(config: RecoveryConfig) -> None:
     out: list[Any] = []
     due = datetime.now(timezone.utc) + timedelta(milliseconds=200)
 
-    class Later(op.StatefulBatchLogic[Any, Any, Any]):
-        def __init__(self, state: Any) -> None:
-            self.due = due if state is None else state
-
-        def on_batch(self, values: list[Any]) -> Any:
-            return (), False
-
-        def on_notify(self) -> Any:
-            return ["now"], True
-
-        def notify_at(self) -> Any:
-            return self.due
-
-        def snapshot(self) -> Any:
-            return self.due
-
     flow = Dataflow("f")
     items = [("a", 1), EOF(), PAUSE(timedelta(milliseconds=400))]
-    op.output("out", op.stateful_batch("later", op.input("in", flow, TestingSource(items)), Later), TestingSink(out))
+    op.output("out", op.stateful_batch("later", op.input("in", flow, TestingSource(items)), lambda state: Later(state or due)), TestingSink(out))
     run_main(flow, recovery_config=config)
     assert out == [] and kept(config) == {"f.in": 1, "f.later": 1}
     run_main(flow, recovery_config=config)

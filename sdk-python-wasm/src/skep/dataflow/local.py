@@ -22,7 +22,7 @@ from .errors import AbortExecution, DataflowError
 from .graph import Dataflow
 from .limits import COOLDOWN, EPOCH_INTERVAL, LIVE_KEYS, SLEEP_MAX, WORKERS_MAX
 from .plan import Kind, Plan, Stage, plan
-from .stage import Batch, Exits, Splitter, StageRun, by_part, failure, group, list_parts, worker_of
+from .stage import Batch, Exits, Splitter, StageRun, by_part, close_shared, group, list_parts, worker_of
 
 if TYPE_CHECKING:
     from .recovery import Store
@@ -124,13 +124,8 @@ class Runner:
         except AbortExecution:
             return
         self._close_epoch()
-        for worker, shared in enumerate(self._shared):
-            for name, part in shared.items():
-                try:
-                    part.close()
-                except Exception as e:
-                    node = next(node for stage in self._stages for node in stage.nodes if node.op.step_id == name)
-                    raise failure(node, e, doing="close") from e
+        for shared in self._shared:
+            close_shared(self._stages, shared)
         for runs in self._runs:
             for run in runs:
                 if run.stage.kind is Kind.SINK:

@@ -327,6 +327,16 @@ def list_parts(stage: Stage) -> list[str]:
     return sorted(parts)
 
 
+def close_shared(stages: Iterable[Stage], shared: dict[str, Any]) -> None:
+    """Closes what a worker's stages share, its sinks without partitions, at the end of a flow. A StepError where one fails."""
+    for name, part in shared.items():
+        try:
+            part.close()
+        except Exception as e:
+            node = next(node for stage in stages for node in stage.nodes if node.op.step_id == name)
+            raise failure(node, e, doing="close") from e
+
+
 def failure(node: Node, error: BaseException, *, key: str | None = None, part: str | None = None, doing: str | None = None) -> StepError:
     """The error of a step, which names it, the key or partition, and the user's line. Chain it from ``error``."""
     if isinstance(error, StepError):

@@ -54,7 +54,7 @@ from .limits import (
 from .links import Line, Link
 from .local import SystemClock
 from .plan import Kind, Plan, Stage
-from .stage import Batch, Exits, StageRun, by_part, check_keys, failure, group, list_parts
+from .stage import Batch, Exits, StageRun, by_part, check_keys, close_shared, group, list_parts
 
 #: What is said over a link, beside a share of items: so many shares were worked on; past a stage in this epoch; a stage has ended.
 SHARE, WORKED, PAST, ENDED = range(4)
@@ -574,12 +574,7 @@ class Worker:
 
     def close(self) -> None:
         """At the end of the flow: closes sinks."""
-        for name, part in self._shared.items():
-            try:
-                part.close()
-            except Exception as e:
-                node = next(node for stage in self._stages for node in stage.nodes if node.op.step_id == name)
-                raise failure(node, e, doing="close") from e
+        close_shared(self._stages, self._shared)
         for run in self._runs:
             if run.stage.kind is Kind.SINK:
                 for part in list(run.live):
