@@ -30,7 +30,12 @@ use crate::{door, error};
 #[derive(Clone)]
 pub struct Bounded<S> {
     inner: S,
-    core: Arc<Core>,
+    admit: Arc<Admit>,
+    /// Of a service whose callers are known by their tokens: whose bytes they are.
+    core: Option<Arc<Core>>,
+    patience: Duration,
+    /// Bytes a second that a message may take beside that; 0: none.
+    slowest: u32,
     /// Paths of the methods that take one message: it must come in time, however long a stream may be silent.
     unary: &'static [&'static str],
     /// See [`Self::announced`].
@@ -41,9 +46,31 @@ impl<S> Bounded<S> {
     pub(crate) fn new(inner: S, core: &Arc<Core>, unary: &'static [&'static str]) -> Self {
         Self {
             inner,
-            core: Arc::clone(core),
+            admit: Arc::clone(core.admit()),
+            core: Some(Arc::clone(core)),
+            patience: Duration::from_millis(core.settings().body_timeout_ms),
+            slowest: 0,
             unary,
             announced: 0,
+        }
+    }
+
+    /// For a service that asks for no token: what arrives there has a bound of its own, `bytes_max`, and takes nothing of the room of those who showed
+    /// one. A message of up to `announced` bytes counts as soon as its length is known, and comes within `patience` and its bytes at `slowest` a second.
+    pub fn apart(
+        inner: S,
+        (bytes_max, announced): (usize, usize),
+        (patience, slowest): (Duration, u32),
+        unary: &'static [&'static str],
+    ) -> Self {
+        Self {
+            inner,
+            admit: Admit::new(usize::MAX, bytes_max),
+            core: None,
+            patience,
+            slowest,
+            unary,
+            announced,
         }
     }
 
@@ -73,20 +100,23 @@ where
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        if let Err(overloaded) = self.core.admit().peek() {
+        if let Err(overloaded) = self.admit.peek() {
             return Either::Left(future::ready(Ok(error::status(&overloaded, false).into_http())));
         }
         let awaited = self.unary.contains(&request.uri().path());
         let payer = door::scope(request.extensions()).ok();
-        let payer = payer.and_then(|scope| self.core.purse(&scope));
+        let payer = payer
+            .zip(self.core.as_ref())
+            .and_then(|(scope, core)| core.purse(&scope));
         let arriving = |body| {
             Body::new(Arriving {
                 body,
-                share: self.core.admit().share(payer),
+                share: self.admit.share(payer),
                 message: Framing::default(),
                 announced: self.announced,
                 awaited,
-                patience: Duration::from_millis(self.core.settings().body_timeout_ms),
+                patience: self.patience,
+                slowest: self.slowest,
                 timer: None,
             })
         };
@@ -105,6 +135,7 @@ struct Arriving {
     /// No message has come, and one must.
     awaited: bool,
     patience: Duration,
+    slowest: u32,
     /// Made only when a message does not come in one piece.
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -178,7 +209,9 @@ impl http_body::Body for Arriving {
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Pending if this.awaited || this.message.partial > 0 => {
-                let patience = this.patience;
+                // Its length is known once its head is there; a slow link may take so long for it.
+                let seconds = this.message.length.checked_div(this.slowest).unwrap_or(0);
+                let patience = this.patience + Duration::from_secs(u64::from(seconds));
                 let timer = this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
                 ready!(timer.as_mut().poll(cx));
                 Poll::Ready(Some(Err(error::status(&slow("message", patience), false))))

@@ -663,6 +663,7 @@ impl Core {
         let once = Once::Session {
             id: session.id,
             first,
+            again_max: u64::MAX,
             expires_ms: now_ms.saturating_add(self.settings.dedup_window_ms),
         };
         Ok(Frame {

@@ -34,6 +34,7 @@ pub mod serve;
 mod session;
 mod unread;
 
+pub use body::Bounded;
 pub use call::{Answer, CallError, OutMessage, RequestCall, SubmitCall, Submitted};
 pub use core::{Core, Settings};
 pub use door::Door;

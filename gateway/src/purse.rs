@@ -310,6 +310,26 @@ impl Purse {
         Err(self.over(Quota::Storage, most, &has))
     }
 
+    /// Messages that come by another way than a call, and are to lie in a topic: they count for rate and storage as a call's do.
+    ///
+    /// # Errors
+    /// Overloaded: the tenant has what it may have. Nothing is taken then.
+    pub fn pass(&self, messages: u64, bytes: usize) -> Result<(), CallError> {
+        self.enter(messages, bytes)?;
+        self.give_back(bytes);
+        self.keep(bytes).inspect_err(|_| self.unpay(messages, bytes))
+    }
+
+    /// What [`Self::pass`] took was not appended after all.
+    pub fn put_back(&self, messages: u64, bytes: usize) {
+        self.unpay(messages, bytes);
+        if self.storage_max.load(Ordering::Relaxed) != NONE {
+            let _ = self.stored.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |has| {
+                Some(has.saturating_sub(bytes as u64))
+            });
+        }
+    }
+
     pub(crate) fn answered(&self, bytes: usize) {
         self.counted.bytes_out.fetch_add(bytes as u64, Ordering::Relaxed);
     }

@@ -6,6 +6,7 @@ mod applies;
 mod audits;
 mod backups;
 mod deletion;
+mod edges;
 mod failure;
 mod letters;
 mod logs;
@@ -46,6 +47,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::access::Registry;
 use crate::catalog::{Catalog, SwarmRecord, Versioned};
+use crate::edges::Edges;
 use crate::level::Build;
 use crate::members::Members;
 use crate::models::Lookout;
@@ -151,6 +153,7 @@ pub struct Parts {
     pub here: Here,
     pub asking: Asking,
     pub registry: Arc<Registry>,
+    pub edges: Arc<Edges>,
     pub lookout: Lookout,
     pub clock: Arc<dyn Clock>,
     pub entropy: Arc<dyn Entropy>,

@@ -18,6 +18,7 @@ use skep_model::scope::{Scope, SwarmId};
 use skep_model::swarm::{Reader, Stage, Swarm};
 use skep_topic::CatalogRecord;
 
+use crate::edges::EdgeRecord;
 use crate::isolation::Isolation;
 use crate::secrets::SecretRecord;
 use crate::signatures::{Signature, Signers};
@@ -160,7 +161,9 @@ impl SwarmRecord {
     /// What becomes of the stages of `self` when `next` takes its place: `draining` of the new record.
     #[must_use]
     pub fn left_behind(&self, next: &Swarm) -> BTreeMap<StageName, DrainingStage> {
-        let removed = self.swarm.stages.iter().map(|stage| {
+        // What ran at edges is theirs to drain.
+        let here = self.swarm.stages.iter().filter(|stage| stage.place.is_none());
+        let removed = here.map(|stage| {
             let left = DrainingStage {
                 stage: stage.clone(),
                 module: self.modules.get(&stage.name).cloned().unwrap_or_default(),
@@ -272,6 +275,10 @@ pub enum Read {
     Model(TenantId, ModelName, ModelRecord),
     Secret(TenantId, SecretName, SecretRecord),
     Tenant(TenantId, TenantRecord),
+    /// With its name.
+    Edge(TenantId, String, Box<EdgeRecord>),
+    /// By which edges know this store's nodes; sealed.
+    HubKey(SecretRecord),
 }
 
 /// What was read, and the version to build on.

@@ -69,6 +69,11 @@ const RELEASED: Build = Build {
             used: Swarm::calls_models,
         },
         Feature {
+            name: "place",
+            level: 2,
+            used: Swarm::is_split,
+        },
+        Feature {
             name: "built-in stages",
             level: 2,
             used: Swarm::has_builtins,

@@ -18,6 +18,7 @@ pub mod cli;
 pub mod clock;
 pub mod demo;
 pub mod doctor;
+pub mod edges;
 pub mod isolation;
 pub mod level;
 pub mod logs;

@@ -26,8 +26,11 @@ use crate::catalog::RACES_MAX;
 use crate::members::Members;
 use crate::store::Place;
 
-/// Of what a copy is made.
-const MIRRORED: [&str; 7] = ["module/", "swarm/", "level", "tenant/", "token/", "access", "secret/"];
+/// Of what a copy is made. One that an earlier skep made says nothing of it, and is of [`FIRST`].
+const MIRRORED: [&str; 10] = [
+    "module/", "model/", "swarm/", "level", "tenant/", "token/", "access", "secret/", "edge/", "hub-key",
+];
+const FIRST: [&str; 7] = ["module/", "swarm/", "level", "tenant/", "token/", "access", "secret/"];
 const FORMAT: u32 = 1;
 /// The store's level from which on all nodes do this.
 const LEVEL: u32 = 2;
@@ -46,8 +49,15 @@ struct Copy {
     format: u32,
     /// The catalog's number.
     number: u64,
+    /// What it is a copy of, by the beginnings of keys: of anything else it does not say that it is gone.
+    #[serde(default = "first")]
+    kinds: Vec<String>,
     /// By key. Catalog records are JSON.
     records: BTreeMap<String, String>,
+}
+
+fn first() -> Vec<String> {
+    FIRST.map(str::to_owned).to_vec()
 }
 
 /// Before a copy, so that bytes that are not whole are not taken for one.
@@ -81,6 +91,33 @@ impl Copy {
             );
         }
         serde_json::from_slice(body).with_context(damaged)
+    }
+}
+
+impl Copy {
+    /// What makes the catalog's `found` what the copy says.
+    fn brought_back(&self, found: &BTreeMap<String, CatalogRecord>) -> Vec<CatalogChange> {
+        let mut changes = Vec::new();
+        for (key, value) in &self.records {
+            let now = found.get(key);
+            if now.is_none_or(|record| record.value != value.as_bytes()) {
+                changes.push(CatalogChange {
+                    key: key.clone(),
+                    expect: now.map_or(0, |record| record.version),
+                    value: Some(Bytes::from(value.clone().into_bytes())),
+                });
+            }
+        }
+        let told = |key: &String| self.kinds.iter().any(|kind| key.starts_with(kind.as_str()));
+        let gone = found
+            .iter()
+            .filter(|(key, _)| told(key) && !self.records.contains_key(*key));
+        changes.extend(gone.map(|(key, record)| CatalogChange {
+            key: key.clone(),
+            expect: record.version,
+            value: None,
+        }));
+        changes
     }
 }
 
@@ -157,6 +194,7 @@ impl Mirror {
                     let copy = Copy {
                         format: FORMAT,
                         number,
+                        kinds: MIRRORED.map(str::to_owned).to_vec(),
                         records: values.collect::<anyhow::Result<_>>()?,
                     };
                     // Who comes second looks whose it is.
@@ -207,24 +245,7 @@ impl Mirror {
             lost = sequence.saturating_sub(here),
             "the store came back from an older state: what was applied, pushed and deleted since is written to the catalog again"
         );
-        let mut changes = Vec::new();
-        for (key, value) in &copy.records {
-            let now = found.get(key);
-            if now.is_none_or(|record| record.value != value.as_bytes()) {
-                changes.push(CatalogChange {
-                    key: key.clone(),
-                    expect: now.map_or(0, |record| record.version),
-                    value: Some(Bytes::from(value.clone().into_bytes())),
-                });
-            }
-        }
-        for (key, record) in found.iter().filter(|(key, _)| !copy.records.contains_key(*key)) {
-            changes.push(CatalogChange {
-                key: key.clone(),
-                expect: record.version,
-                value: None,
-            });
-        }
+        let changes = copy.brought_back(found);
         // Together, so that nobody takes a half for the whole. Whoever was first is looked at again.
         let _ = self.backend.catalog_replace(sequence, &changes).await?;
         Ok(())
@@ -256,6 +277,37 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_copy_takes_back_what_was_lost_and_deletes_only_what_it_knows_of() {
+        let record = |version, text: &str| CatalogRecord {
+            version,
+            value: Bytes::from(text.to_owned().into_bytes()),
+        };
+        let found = BTreeMap::from([
+            ("swarm/default/old".to_owned(), record(3, "{}")),
+            ("edge/default/revoked".to_owned(), record(4, "{}")),
+            ("model/default/m".to_owned(), record(5, "{}")),
+            ("tenant/acme".to_owned(), record(6, "{}")),
+        ]);
+        let text = r#"{"format":1,"number":9,"records":{"tenant/acme":"{\"new\":1}","token/1":"{}"}}"#;
+        let copy: Copy = serde_json::from_str(text).unwrap();
+        let keys = |copy: &Copy| -> Vec<(String, u64, bool)> {
+            let changes = copy.brought_back(&found).into_iter();
+            changes.map(|c| (c.key, c.expect, c.value.is_some())).collect()
+        };
+        let put = [("tenant/acme".to_owned(), 6, true), ("token/1".to_owned(), 0, true)];
+        let gone = ("swarm/default/old".to_owned(), 3, false);
+        // An earlier skep's: it knew of neither models nor edges.
+        assert_eq!(keys(&copy), [&put[..], std::slice::from_ref(&gone)].concat());
+        let own = Copy {
+            kinds: MIRRORED.map(str::to_owned).to_vec(),
+            ..copy
+        };
+        let revoked = ("edge/default/revoked".to_owned(), 4, false);
+        let model = ("model/default/m".to_owned(), 5, false);
+        assert_eq!(keys(&own), [&put[..], &[revoked, model, gone]].concat());
+    }
+
+    #[test]
     fn a_catalog_that_is_behind_or_elsewhere_is_told_from_one_that_went_on() {
         assert_eq!(stand(None, (3, 30)), Stand::Behind);
         assert_eq!(stand(Some((3, 30)), (3, 30)), Stand::Same);
@@ -269,6 +321,7 @@ mod tests {
         let copy = Copy {
             format: FORMAT,
             number: 7,
+            kinds: first(),
             records: [("level".to_owned(), "{}".to_owned())].into(),
         };
         let bytes = copy.encode().unwrap();

@@ -35,6 +35,7 @@ use crate::audit::Audit;
 use crate::beekeeper::{self, Desk};
 use crate::catalog::Catalogs;
 use crate::clock::StoreClock;
+use crate::edges::Edges;
 use crate::level::Build;
 use crate::logs::LogKeep;
 use crate::members::{self, Member, Members};
@@ -358,6 +359,18 @@ impl Node {
             name: members.name().to_owned(),
             stop: stop.clone(),
         };
+        let edges = Edges::new(
+            supervisor.catalogs.clone(),
+            Arc::clone(&supervisor.vault),
+            Arc::clone(&supervisor.modules),
+            Arc::clone(&backend),
+            (Arc::clone(&clock), Arc::clone(&entropy)),
+            Arc::clone(&audit),
+            Arc::clone(&registry.quotas),
+            Arc::clone(&members),
+            &settings.data,
+            stop.clone(),
+        )?;
         let desk = Desk::new(beekeeper::Parts {
             node: me,
             members: Arc::clone(&members),
@@ -371,6 +384,7 @@ impl Node {
                 tls: tls.clone(),
             },
             registry: Arc::clone(&registry),
+            edges,
             lookout,
             clock: Arc::clone(&clock),
             entropy,
@@ -388,6 +402,7 @@ impl Node {
                 .add_service(desk.clone().secrets())
                 .add_service(desk.clone().audit())
                 .add_service(desk.clone().models())
+                .add_service(desk.clone().edges())
                 .add_service(desk.service());
         }
         let entrance = skep_gateway::Entrance {

@@ -22,6 +22,8 @@ use crate::catalog::{Catalogs, RACES_MAX, Versioned};
 pub use keys::{KeyPlace, Keys};
 
 const PREFIX: &str = "secret/";
+/// The record of the key by which edges know this store's nodes.
+pub(crate) const HUB_KEY: &str = "hub-key";
 
 /// A secret at rest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -241,27 +243,78 @@ impl Vault {
         self.look().await?;
         let mut done = 0;
         for (tenant, name) in self.opened().secrets.keys() {
-            let key = path(tenant, name);
-            for _ in 0..RACES_MAX {
-                let Some(found) = self.catalogs.get::<SecretRecord>(&key).await? else {
-                    break;
-                };
-                if self.keys.is_newest(&found.record)? {
-                    break;
-                }
-                let what = || format!("secret `{name}` of tenant `{tenant}`");
-                let value = self.keys.open(tenant, name, &found.record).with_context(what)?;
-                let again = self
-                    .keys
-                    .seal(tenant, name, found.record.version, found.record.set_ms, &value)?;
-                if self.catalogs.put(&key, found.version, None, &again).await?.is_ok() {
-                    done += 1;
-                    break;
-                }
-            }
+            done += u64::from(self.reseal_one(&path(tenant, name), tenant, name).await?);
         }
+        let (tenant, name) = hub_key_names()?;
+        done += u64::from(self.reseal_one(HUB_KEY, &tenant, &name).await?);
         self.look().await?;
         Ok(done)
+    }
+
+    /// Whether it had to be done.
+    async fn reseal_one(&self, key: &str, tenant: &TenantId, name: &SecretName) -> anyhow::Result<bool> {
+        for _ in 0..RACES_MAX {
+            let Some(found) = self.catalogs.get::<SecretRecord>(key).await? else {
+                return Ok(false);
+            };
+            if self.keys.is_newest(&found.record)? {
+                return Ok(false);
+            }
+            let what = || match key {
+                HUB_KEY => "the hub's key for edges".to_owned(),
+                _ => format!("secret `{name}` of tenant `{tenant}`"),
+            };
+            let value = self.keys.open(tenant, name, &found.record).with_context(what)?;
+            let again = self
+                .keys
+                .seal(tenant, name, found.record.version, found.record.set_ms, &value)?;
+            if self.catalogs.put(key, found.version, None, &again).await?.is_ok() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The private key with which this store's nodes speak to edges, PKCS#8, sealed like a secret. It is nobody's secret: its version is one that
+    /// no secret has. `None`: nobody has invited an edge yet.
+    ///
+    /// # Errors
+    /// It cannot be opened here, or the store cannot be read.
+    pub async fn hub_key(&self) -> anyhow::Result<Option<SecretValue>> {
+        let Some(found) = self.catalogs.get::<SecretRecord>(HUB_KEY).await? else {
+            return Ok(None);
+        };
+        let (tenant, name) = hub_key_names()?;
+        let open = self.keys.open(&tenant, &name, &found.record);
+        open.context("the hub's key for edges").map(Some)
+    }
+
+    /// The same, made if there is none. Only for who may invite an edge: who merely calls could make a second one behind a failover that took the
+    /// first, and all edges would see another hub.
+    ///
+    /// # Errors
+    /// No key to seal with here, or the store cannot be read or written.
+    pub async fn make_hub_key(&self, now_ms: u64) -> anyhow::Result<SecretValue> {
+        let (tenant, name) = hub_key_names()?;
+        loop {
+            if let Some(found) = self.hub_key().await? {
+                return Ok(found);
+            }
+            let made = SecretValue::new(skep_edge::keys::Key::generate()?.to_vec());
+            let record = self.keys.seal(&tenant, &name, 0, now_ms, &made)?;
+            if self.catalogs.put(HUB_KEY, 0, None, &record).await?.is_ok() {
+                return Ok(made);
+            }
+        }
+    }
+
+    /// Puts the hub's key back as it was stored, unless there is one.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn restore_hub_key(&self, record: &SecretRecord) -> anyhow::Result<()> {
+        let _ = self.catalogs.put(HUB_KEY, 0, None, record).await?;
+        Ok(())
     }
 
     /// What a stage may read.
@@ -321,6 +374,11 @@ impl skep_engine::Secrets for Grant {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Refused(pub String);
+
+/// As whose it is sealed.
+fn hub_key_names() -> anyhow::Result<(TenantId, SecretName)> {
+    Ok((TenantId::default_tenant(), HUB_KEY.parse()?))
+}
 
 fn path(tenant: &TenantId, name: &SecretName) -> String {
     format!("{PREFIX}{tenant}/{name}")

@@ -501,7 +501,7 @@ impl Supervisor {
     ) -> anyhow::Result<()> {
         // Every Bee before anything changes: a module that is missing must not leave half a revision.
         let mut bees = BTreeMap::new();
-        for stage in &record.swarm.stages {
+        for stage in here(&record.swarm) {
             let digest = record.digest(&stage.name)?;
             let under_way = fleet.under_way(name, &stage.name);
             let read = !record.swarm.readers(&stage.name).is_empty();
@@ -518,17 +518,14 @@ impl Supervisor {
         };
         let (mut before, mut draining, mut kept) = old.map(|o| (o.stages, o.draining, o.kept)).unwrap_or_default();
         // A stage that came back before it was drained is taken back with all that it has.
-        for stage in &record.swarm.stages {
+        for stage in here(&record.swarm) {
             kept.remove(&stage.name);
             if let Some(back) = draining.remove(&stage.name) {
                 before.insert(stage.name.clone(), back.live);
             }
         }
         // Addresses of all stages first, for plans name each other's.
-        let mut ends: Ends = record
-            .swarm
-            .stages
-            .iter()
+        let mut ends: Ends = here(&record.swarm)
             .map(|stage| {
                 let born = record.born(&stage.name);
                 (stage.name.clone(), end_of(&id, stage, born, before.get(&stage.name)))
@@ -539,7 +536,7 @@ impl Supervisor {
             ends.insert(name.clone(), end_of(&id, &left.stage, record.born(name), at));
         }
         let mut stages = BTreeMap::new();
-        for stage in &record.swarm.stages {
+        for stage in here(&record.swarm) {
             let (digest, bee, under_way) = bees.remove(&stage.name).context("every stage has its Bee")?;
             let born = record.born(&stage.name);
             let plan = plan(
@@ -704,6 +701,10 @@ impl Supervisor {
         let mut routes = Vec::new();
         for live in fleet.swarms.values().filter(|live| live.id.tenant() == tenant) {
             for subject in live.swarm.subjects() {
+                // An edge's door, and nobody's here.
+                if live.swarm.placed_door(&subject).is_some() {
+                    continue;
+                }
                 // Lanes lie in memory: without Bees here there is nobody to read them.
                 let pure = live.swarm.pure(&subject) && live.works && !live.held;
                 let feeds = live
@@ -823,6 +824,11 @@ impl Supervisor {
         self.tasks.wait().await;
         self.modules.processes().stop().await;
     }
+}
+
+/// The stages that run on full nodes; the others run on edges.
+fn here(swarm: &Swarm) -> impl Iterator<Item = &Stage> {
+    swarm.stages.iter().filter(|stage| stage.place.is_none())
 }
 
 /// Where a stage is reached: the address that writers have, if it says the same, and its lane.

@@ -74,7 +74,7 @@ fn of_refused(refused: &Refused) -> CallError {
         Refused::Full { stage } => full(stage, "inbox-full", "the inbox"),
         Refused::KeyReused => CallError::not_done(ErrorKind::Conflict, KEY_REUSED, refused.to_string()),
         Refused::TooManyKeys { .. } => CallError::overloaded("too-many-keys", refused.to_string()),
-        Refused::SessionGap { .. } => CallError::not_done(
+        Refused::SessionGap { .. } | Refused::SessionAhead { .. } => CallError::not_done(
             ErrorKind::Conflict,
             "session-gap",
             format!("{refused}: resume after the last acknowledged sequence"),

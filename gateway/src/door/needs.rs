@@ -4,7 +4,7 @@ use skep_model::access::Role;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
-    /// Whoever asks whether the node is alive.
+    /// Whoever asks whether the node is alive; and edges, which prove themselves who they are.
     Nothing,
     /// A token, of whatever role.
     Token,
@@ -115,6 +115,15 @@ pub fn listed(path: &str) -> Option<Asked> {
         ("skep.v1.Secrets", "SetSecret" | "DeleteSecret") => change(Admin),
         ("skep.v1.Secrets", "ResealSecrets") => change(Operator),
 
+        ("skep.v1.Edges", "ListEdges") => once(Read),
+        ("skep.v1.Edges", "InviteEdge" | "RevokeEdge" | "ResumeEdge" | "LabelEdge" | "DiscardAtEdge") => change(Admin),
+        // An edge has no token: it shows its invitation's secret, and then proves its key.
+        ("skep.v1.Edges", "Enroll") => NOTHING,
+        ("skep.v1.Edges", "Attach") => Asked {
+            streams: true,
+            ..NOTHING
+        },
+
         ("skep.v1.Audit", "ListAudit") => stream(Admin),
         ("skep.v1.Audit", "VerifyAudit") => once(Admin),
 
@@ -206,6 +215,10 @@ mod tests {
         "Access/ListTokens",
         "Models/ListModels",
         "Secrets/ListSecrets",
+        "Edges/ListEdges",
+        // Noted by the hub itself, which knows who it was.
+        "Edges/Enroll",
+        "Edges/Attach",
         "Audit/ListAudit",
         "Audit/VerifyAudit",
         "GRPCInferenceService/ServerLive",

@@ -22,6 +22,7 @@ fn main() -> anyhow::Result<()> {
         "skep/v1/secrets.proto",
         "skep/v1/audit.proto",
         "skep/v1/models.proto",
+        "skep/v1/edges.proto",
     ];
     let set = compile(proto, &files, &out.join("descriptor.bin"))?;
     tonic_prost_build::configure()

@@ -7244,3 +7244,1149 @@ pub mod models_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct InviteEdgeRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// `KEY=VALUE` each.
+    #[prost(string, repeated, tag = "2")]
+    pub labels: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Invitation {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Of the tenant, hub key and secret: see `skep edge enroll`. The hub's address is for who shows it to add.
+    #[prost(string, tag = "2")]
+    pub tenant: ::prost::alloc::string::String,
+    /// Ed25519, the public half.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub hub_key: ::prost::bytes::Bytes,
+    /// Shown once; the hub keeps its hash.
+    #[prost(string, tag = "4")]
+    pub secret: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "5")]
+    pub expires_ms: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListEdgesRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListEdgesReply {
+    #[prost(message, repeated, tag = "1")]
+    pub edges: ::prost::alloc::vec::Vec<Edge>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Edge {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "2")]
+    pub labels: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Invited and not enrolled yet.
+    #[prost(bool, tag = "3")]
+    pub invited: bool,
+    #[prost(uint64, tag = "4")]
+    pub invited_ms: u64,
+    #[prost(uint64, tag = "5")]
+    pub enrolled_ms: u64,
+    /// When it last said something, 0: never.
+    #[prost(uint64, tag = "6")]
+    pub seen_ms: u64,
+    #[prost(bool, tag = "7")]
+    pub attached: bool,
+    /// The processor that is compiled for, in words.
+    #[prost(string, tag = "8")]
+    pub target: ::prost::alloc::string::String,
+    #[prost(string, tag = "9")]
+    pub version: ::prost::alloc::string::String,
+    /// Of its orders: what the hub gave last, and what the edge follows.
+    #[prost(uint64, tag = "10")]
+    pub revision: u64,
+    #[prost(uint64, tag = "11")]
+    pub follows: u64,
+    /// Why it has no orders, or cannot follow them.
+    #[prost(string, tag = "12")]
+    pub trouble: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "13")]
+    pub waiting: ::prost::alloc::vec::Vec<Waiting>,
+    #[prost(string, repeated, tag = "14")]
+    pub runs: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// What lies in the inboxes of stages that run there.
+    #[prost(message, repeated, tag = "15")]
+    pub inboxes: ::prost::alloc::vec::Vec<Waiting>,
+}
+/// What waits at an edge for one stage of the hub's.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Waiting {
+    /// `SWARM/STAGE`; where its Swarm's life ended meanwhile, `SWARM@INCARNATION/STAGE`.
+    #[prost(string, tag = "1")]
+    pub stage: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub messages: u64,
+    #[prost(uint64, tag = "3")]
+    pub bytes: u64,
+    /// Handed over since the edge was enrolled, and lost for want of room, as the manifest says.
+    #[prost(uint64, tag = "4")]
+    pub handed_over: u64,
+    #[prost(uint64, tag = "5")]
+    pub dropped: u64,
+    #[prost(string, tag = "6")]
+    pub trouble: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RevokeEdgeRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RevokeEdgeReply {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ResumeEdgeRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ResumeEdgeReply {
+    #[prost(uint64, tag = "1")]
+    pub revision: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LabelEdgeRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// All of them: `KEY=VALUE` each.
+    #[prost(string, repeated, tag = "2")]
+    pub labels: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LabelEdgeReply {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DiscardAtEdgeRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// As `Waiting.stage` names it.
+    #[prost(string, tag = "2")]
+    pub what: ::prost::alloc::string::String,
+    /// The first message only.
+    #[prost(bool, tag = "3")]
+    pub first: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DiscardAtEdgeReply {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EnrollRequest {
+    #[prost(string, tag = "1")]
+    pub tenant: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub secret: ::prost::alloc::string::String,
+    /// Ed25519, the public half of a key that the edge made.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub edge_key: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Enrolled {
+    /// Of the edge, 16 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub edge: ::prost::bytes::Bytes,
+    /// Over tenant, name, edge and its key, by the hub's key.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub signature: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct EdgeSays {
+    #[prost(oneof = "edge_says::Said", tags = "1, 2, 3, 4, 5")]
+    pub said: ::core::option::Option<edge_says::Said>,
+}
+/// Nested message and enum types in `EdgeSays`.
+pub mod edge_says {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Said {
+        #[prost(message, tag = "1")]
+        Hello(super::Hello),
+        #[prost(message, tag = "2")]
+        Proof(super::Proof),
+        #[prost(message, tag = "3")]
+        WantCode(super::WantCode),
+        #[prost(message, tag = "4")]
+        Deliver(super::Deliver),
+        #[prost(message, tag = "5")]
+        Report(super::EdgeReport),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Hello {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub edge: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub nonce: ::prost::bytes::Bytes,
+    #[prost(string, tag = "3")]
+    pub tenant: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Proof {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub signature: ::prost::bytes::Bytes,
+    #[prost(string, tag = "2")]
+    pub version: ::prost::alloc::string::String,
+    /// JSON: see `skep_engine::Target`.
+    #[prost(string, tag = "3")]
+    pub target: ::prost::alloc::string::String,
+    /// Of the orders that it follows, 0: none.
+    #[prost(uint64, tag = "4")]
+    pub revision: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WantCode {
+    /// Hex digest of a component that the orders name.
+    #[prost(string, tag = "1")]
+    pub module: ::prost::alloc::string::String,
+    /// … and of the native code.
+    #[prost(string, tag = "2")]
+    pub native: ::prost::alloc::string::String,
+    /// Bytes of it that are there already.
+    #[prost(uint64, tag = "3")]
+    pub from: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Deliver {
+    /// Chosen by the edge; answered with the same.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    #[prost(string, tag = "2")]
+    pub swarm: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub incarnation: ::prost::bytes::Bytes,
+    #[prost(string, tag = "4")]
+    pub stage: ::prost::alloc::string::String,
+    /// The sequence that `first` counts in, 16 bytes: the hub takes each number of it once, and none out of turn.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub session: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "6")]
+    pub first: u64,
+    /// A frame of messages, as topics keep it. The hub takes none of them where it has one of these numbers already: they are not what was sent then.
+    /// Empty: a question, with which each connection begins. The answer is GAP, with how far the hub has taken this session, where that is below
+    /// `first` - 1; and AHEAD where it is not.
+    #[prost(bytes = "bytes", tag = "7")]
+    pub frame: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct EdgeReport {
+    #[prost(message, repeated, tag = "1")]
+    pub waiting: ::prost::alloc::vec::Vec<Waiting>,
+    #[prost(string, repeated, tag = "2")]
+    pub runs: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(uint64, tag = "3")]
+    pub follows: u64,
+    #[prost(string, tag = "4")]
+    pub trouble: ::prost::alloc::string::String,
+    /// What lies in the inboxes of stages that run there.
+    #[prost(message, repeated, tag = "5")]
+    pub inboxes: ::prost::alloc::vec::Vec<Waiting>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HubSays {
+    #[prost(oneof = "hub_says::Said", tags = "1, 2, 3, 4")]
+    pub said: ::core::option::Option<hub_says::Said>,
+}
+/// Nested message and enum types in `HubSays`.
+pub mod hub_says {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Said {
+        #[prost(message, tag = "1")]
+        Challenge(super::Challenge),
+        #[prost(message, tag = "2")]
+        Orders(super::SignedOrders),
+        #[prost(message, tag = "3")]
+        Code(super::Code),
+        #[prost(message, tag = "4")]
+        Delivered(super::Delivered),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Challenge {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub nonce: ::prost::bytes::Bytes,
+    /// Over both nonces and the edge, by the hub's key.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub signature: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SignedOrders {
+    /// JSON: see `skep_edge::orders`.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub orders: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub signature: ::prost::bytes::Bytes,
+}
+/// A part of a signed artifact, in order.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Code {
+    #[prost(string, tag = "1")]
+    pub native: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub part: ::prost::bytes::Bytes,
+    #[prost(bool, tag = "3")]
+    pub last: bool,
+    /// Instead of all that.
+    #[prost(string, tag = "4")]
+    pub refused: ::prost::alloc::string::String,
+    /// Where the part begins.
+    #[prost(uint64, tag = "5")]
+    pub at: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Delivered {
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    #[prost(enumeration = "delivered::Outcome", tag = "2")]
+    pub outcome: i32,
+    #[prost(string, tag = "3")]
+    pub detail: ::prost::alloc::string::String,
+    /// With GAP: the highest number of the session that was taken.
+    #[prost(uint64, tag = "4")]
+    pub mark: u64,
+}
+/// Nested message and enum types in `Delivered`.
+pub mod delivered {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Outcome {
+        /// Durable here.
+        Taken = 0,
+        /// No room, or out of order for now: the same again, later.
+        Later = 1,
+        /// Messages between what the hub has of the session and `first` are missing.
+        Gap = 2,
+        /// The stage or its Swarm is gone.
+        Gone = 3,
+        /// It is nothing that an edge may send.
+        Refused = 4,
+        /// More of these numbers were taken than the edge ever sent: its folder is a copy, or was put back.
+        Ahead = 5,
+    }
+    impl Outcome {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Taken => "TAKEN",
+                Self::Later => "LATER",
+                Self::Gap => "GAP",
+                Self::Gone => "GONE",
+                Self::Refused => "REFUSED",
+                Self::Ahead => "AHEAD",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "TAKEN" => Some(Self::Taken),
+                "LATER" => Some(Self::Later),
+                "GAP" => Some(Self::Gap),
+                "GONE" => Some(Self::Gone),
+                "REFUSED" => Some(Self::Refused),
+                "AHEAD" => Some(Self::Ahead),
+                _ => None,
+            }
+        }
+    }
+}
+/// Generated client implementations.
+pub mod edges_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    #[derive(Debug, Clone)]
+    pub struct EdgesClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl EdgesClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> EdgesClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> EdgesClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            EdgesClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Makes an edge known and gives the line with which it enrols, once. Enrolled already, it is let in again, with another key.
+        pub async fn invite_edge(
+            &mut self,
+            request: impl tonic::IntoRequest<super::InviteEdgeRequest>,
+        ) -> std::result::Result<tonic::Response<super::Invitation>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Edges/InviteEdge");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Edges", "InviteEdge"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn list_edges(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListEdgesRequest>,
+        ) -> std::result::Result<tonic::Response<super::ListEdgesReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Edges/ListEdges");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Edges", "ListEdges"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Ends what it has under way here. Its name is free again.
+        pub async fn revoke_edge(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RevokeEdgeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RevokeEdgeReply>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Edges/RevokeEdge");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Edges", "RevokeEdge"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Goes on with an edge that knows more than this hub: what the hub lost, by a restore of an older backup, stays lost.
+        pub async fn resume_edge(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ResumeEdgeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ResumeEdgeReply>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Edges/ResumeEdge");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Edges", "ResumeEdge"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Gives it other labels: other stages run there from then on.
+        pub async fn label_edge(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LabelEdgeRequest>,
+        ) -> std::result::Result<tonic::Response<super::LabelEdgeReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Edges/LabelEdge");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Edges", "LabelEdge"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lets go of what waits at an edge and nobody takes. The edge does it when it hears of it.
+        pub async fn discard_at_edge(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DiscardAtEdgeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DiscardAtEdgeReply>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/skep.v1.Edges/DiscardAtEdge",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("skep.v1.Edges", "DiscardAtEdge"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// An edge's first call. The invitation's secret stands for a token.
+        pub async fn enroll(
+            &mut self,
+            request: impl tonic::IntoRequest<super::EnrollRequest>,
+        ) -> std::result::Result<tonic::Response<super::Enrolled>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Edges/Enroll");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Edges", "Enroll"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// An edge's connection, as long as it lasts. Each side proves its key first, the edge last; nothing else is said before.
+        pub async fn attach(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::EdgeSays>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::HubSays>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/skep.v1.Edges/Attach");
+            let mut req = request.into_streaming_request();
+            req.extensions_mut().insert(GrpcMethod::new("skep.v1.Edges", "Attach"));
+            self.inner.streaming(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod edges_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with EdgesServer.
+    #[async_trait]
+    pub trait Edges: std::marker::Send + std::marker::Sync + 'static {
+        /// Makes an edge known and gives the line with which it enrols, once. Enrolled already, it is let in again, with another key.
+        async fn invite_edge(
+            &self,
+            request: tonic::Request<super::InviteEdgeRequest>,
+        ) -> std::result::Result<tonic::Response<super::Invitation>, tonic::Status>;
+        async fn list_edges(
+            &self,
+            request: tonic::Request<super::ListEdgesRequest>,
+        ) -> std::result::Result<tonic::Response<super::ListEdgesReply>, tonic::Status>;
+        /// Ends what it has under way here. Its name is free again.
+        async fn revoke_edge(
+            &self,
+            request: tonic::Request<super::RevokeEdgeRequest>,
+        ) -> std::result::Result<tonic::Response<super::RevokeEdgeReply>, tonic::Status>;
+        /// Goes on with an edge that knows more than this hub: what the hub lost, by a restore of an older backup, stays lost.
+        async fn resume_edge(
+            &self,
+            request: tonic::Request<super::ResumeEdgeRequest>,
+        ) -> std::result::Result<tonic::Response<super::ResumeEdgeReply>, tonic::Status>;
+        /// Gives it other labels: other stages run there from then on.
+        async fn label_edge(
+            &self,
+            request: tonic::Request<super::LabelEdgeRequest>,
+        ) -> std::result::Result<tonic::Response<super::LabelEdgeReply>, tonic::Status>;
+        /// Lets go of what waits at an edge and nobody takes. The edge does it when it hears of it.
+        async fn discard_at_edge(
+            &self,
+            request: tonic::Request<super::DiscardAtEdgeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DiscardAtEdgeReply>,
+            tonic::Status,
+        >;
+        /// An edge's first call. The invitation's secret stands for a token.
+        async fn enroll(
+            &self,
+            request: tonic::Request<super::EnrollRequest>,
+        ) -> std::result::Result<tonic::Response<super::Enrolled>, tonic::Status>;
+        /// Server streaming response type for the Attach method.
+        type AttachStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::HubSays, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// An edge's connection, as long as it lasts. Each side proves its key first, the edge last; nothing else is said before.
+        async fn attach(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::EdgeSays>>,
+        ) -> std::result::Result<tonic::Response<Self::AttachStream>, tonic::Status>;
+    }
+    #[derive(Debug)]
+    pub struct EdgesServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> EdgesServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for EdgesServer<T>
+    where
+        T: Edges,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/skep.v1.Edges/InviteEdge" => {
+                    #[allow(non_camel_case_types)]
+                    struct InviteEdgeSvc<T: Edges>(pub Arc<T>);
+                    impl<T: Edges> tonic::server::UnaryService<super::InviteEdgeRequest>
+                    for InviteEdgeSvc<T> {
+                        type Response = super::Invitation;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::InviteEdgeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Edges>::invite_edge(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = InviteEdgeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Edges/ListEdges" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListEdgesSvc<T: Edges>(pub Arc<T>);
+                    impl<T: Edges> tonic::server::UnaryService<super::ListEdgesRequest>
+                    for ListEdgesSvc<T> {
+                        type Response = super::ListEdgesReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListEdgesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Edges>::list_edges(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListEdgesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Edges/RevokeEdge" => {
+                    #[allow(non_camel_case_types)]
+                    struct RevokeEdgeSvc<T: Edges>(pub Arc<T>);
+                    impl<T: Edges> tonic::server::UnaryService<super::RevokeEdgeRequest>
+                    for RevokeEdgeSvc<T> {
+                        type Response = super::RevokeEdgeReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RevokeEdgeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Edges>::revoke_edge(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RevokeEdgeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Edges/ResumeEdge" => {
+                    #[allow(non_camel_case_types)]
+                    struct ResumeEdgeSvc<T: Edges>(pub Arc<T>);
+                    impl<T: Edges> tonic::server::UnaryService<super::ResumeEdgeRequest>
+                    for ResumeEdgeSvc<T> {
+                        type Response = super::ResumeEdgeReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ResumeEdgeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Edges>::resume_edge(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ResumeEdgeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Edges/LabelEdge" => {
+                    #[allow(non_camel_case_types)]
+                    struct LabelEdgeSvc<T: Edges>(pub Arc<T>);
+                    impl<T: Edges> tonic::server::UnaryService<super::LabelEdgeRequest>
+                    for LabelEdgeSvc<T> {
+                        type Response = super::LabelEdgeReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::LabelEdgeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Edges>::label_edge(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LabelEdgeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Edges/DiscardAtEdge" => {
+                    #[allow(non_camel_case_types)]
+                    struct DiscardAtEdgeSvc<T: Edges>(pub Arc<T>);
+                    impl<
+                        T: Edges,
+                    > tonic::server::UnaryService<super::DiscardAtEdgeRequest>
+                    for DiscardAtEdgeSvc<T> {
+                        type Response = super::DiscardAtEdgeReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DiscardAtEdgeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Edges>::discard_at_edge(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DiscardAtEdgeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Edges/Enroll" => {
+                    #[allow(non_camel_case_types)]
+                    struct EnrollSvc<T: Edges>(pub Arc<T>);
+                    impl<T: Edges> tonic::server::UnaryService<super::EnrollRequest>
+                    for EnrollSvc<T> {
+                        type Response = super::Enrolled;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::EnrollRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Edges>::enroll(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = EnrollSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/skep.v1.Edges/Attach" => {
+                    #[allow(non_camel_case_types)]
+                    struct AttachSvc<T: Edges>(pub Arc<T>);
+                    impl<T: Edges> tonic::server::StreamingService<super::EdgeSays>
+                    for AttachSvc<T> {
+                        type Response = super::HubSays;
+                        type ResponseStream = T::AttachStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<tonic::Streaming<super::EdgeSays>>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Edges>::attach(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AttachSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for EdgesServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "skep.v1.Edges";
+    impl<T> tonic::server::NamedService for EdgesServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}

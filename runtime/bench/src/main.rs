@@ -8,6 +8,7 @@
 //! - [`redis`]: nodes on a Redis, and the raw loops on the same server.
 //! - [`inference`]: servers of the Open Inference Protocol beside each other.
 //! - [`node`]: starts and feeds a node.
+//! - [`edge`]: an edge and its hub.
 //! - [`features`]: what each feature of a Swarm costs.
 //! - [`crowd`]: answers in parts, overload, fairness between subjects.
 //! - [`python`]: Bees in Python beside the same in Rust, for `ci/bench python`.
@@ -19,6 +20,7 @@
 
 mod crowd;
 mod echo;
+mod edge;
 mod features;
 mod inference;
 mod load;
@@ -47,6 +49,7 @@ fn main() -> anyhow::Result<()> {
         ["state", bin, bees] => report::state_only(bin.as_ref(), bees.as_ref(), state::MANY_KEYS),
         ["state", bin, bees, keys] => report::state_only(bin.as_ref(), bees.as_ref(), keys.parse()?),
         ["tenants", bin, bees] => report::tenants_only(bin.as_ref(), bees.as_ref()),
+        ["edge", bin, bees] => report::edge_only(bin.as_ref(), bees.as_ref()),
         ["isolation", bin, bees] => report::isolation_only(bin.as_ref(), bees.as_ref()),
         ["many", bin, wasm, bee, tenants, bees] => {
             report::many_only(bin.as_ref(), wasm.as_ref(), bee, tenants.parse()?, bees.parse()?)

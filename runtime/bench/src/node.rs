@@ -27,7 +27,7 @@ impl Drop for Server {
 impl Server {
     /// The raw echo: this very program in another role.
     pub fn echo() -> anyhow::Result<Self> {
-        Self::spawn(Command::new(std::env::current_exe()?).arg("echo-server"))
+        Self::spawn(Command::new(std::env::current_exe()?).arg("echo-server"), "serves ")
     }
 
     pub fn skep(skep: &Path, data: &Path) -> anyhow::Result<Self> {
@@ -35,23 +35,28 @@ impl Server {
     }
 
     pub fn skep_with(skep: &Path, data: &Path, env: &[(&str, &str)]) -> anyhow::Result<Self> {
+        Self::skep_at(skep, data, env, "127.0.0.1:0")
+    }
+
+    pub fn skep_at(skep: &Path, data: &Path, env: &[(&str, &str)], listen: &str) -> anyhow::Result<Self> {
         let mut command = Command::new(skep);
         command
             .envs(env.iter().copied())
             .args([
                 "serve",
                 "--listen",
-                "127.0.0.1:0",
+                listen,
                 "--no-admin",
                 "--sample-ratio",
                 "0",
                 "--data",
             ])
             .arg(data);
-        Self::spawn(&mut command)
+        Self::spawn(&mut command, "serves ")
     }
 
-    fn spawn(command: &mut Command) -> anyhow::Result<Self> {
+    /// `says`: what stands in front of its address in the line that tells it.
+    pub fn spawn(command: &mut Command, says: &str) -> anyhow::Result<Self> {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -60,14 +65,14 @@ impl Server {
             .with_context(|| format!("start {command:?}"))?;
         let mut out = BufReader::new(child.stdout.take().context("piped")?);
         let mut line = String::new();
-        while !line.contains("serves ") {
+        while !line.contains(says) {
             line.clear();
             if out.read_line(&mut line)? == 0 {
                 bail!("{command:?} ended at once");
             }
         }
-        let at = line.find("serves ").context("a `serves` line")?;
-        let url = line[at + 7..].trim().to_owned();
+        let at = line.find(says).context("a line with its address")?;
+        let url = line[at + says.len()..].trim().to_owned();
         // Keeps the pipe open.
         std::thread::spawn(move || std::io::copy(&mut out, &mut std::io::sink()));
         Ok(Self { child, url })
@@ -102,6 +107,22 @@ impl Server {
 
     pub fn written_bytes(&self) -> anyhow::Result<f64> {
         self.proc_number("io", "write_bytes:")
+    }
+
+    /// The most memory that it had so far.
+    pub fn peak_mb(&self) -> anyhow::Result<f64> {
+        self.proc_number("status", "VmHWM:").map(|kb| kb / 1024.0)
+    }
+
+    /// How often its threads went on after a wait.
+    pub fn woken(&self) -> anyhow::Result<f64> {
+        let mut woken = 0.0;
+        for thread in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            let thread = thread?.file_name();
+            let of = format!("{}/task/{}", self.child.id(), thread.to_string_lossy());
+            woken += proc_number(&of, "status", "voluntary_ctxt_switches:")?;
+        }
+        Ok(woken)
     }
 
     fn proc_number(&self, file: &str, name: &str) -> anyhow::Result<f64> {

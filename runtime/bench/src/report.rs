@@ -60,6 +60,7 @@ pub fn run(binaries: &Path, bees: &Path, out: &Path) -> anyhow::Result<()> {
     let features = runtime.block_on(measure_features(binaries, &wasm))?;
     let on_redis = runtime.block_on(measure_redis(binaries, &wasm, &[]))?;
     let tenants = runtime.block_on(measure_tenants(binaries, bees))?;
+    let edge = runtime.block_on(measure_edge(binaries, &wasm))?;
     let mut text = String::from(
         "# Benchmarks\n\nWritten by `ci/bench`. Each figure of ours stands beside the raw ceiling, measured in the same run on the same machine with the\n\
          same load generator; look at the ratios, for absolute times wander with the machine. Release build, data folder on disk.\n\n",
@@ -84,6 +85,8 @@ pub fn run(binaries: &Path, bees: &Path, out: &Path) -> anyhow::Result<()> {
     text.push_str(&table(&on_redis)?);
     text.push_str("\n## Tenants\n\nOn one node, rounds in turns as above.\n\n");
     text.push_str(&table(&tenants)?);
+    text.push_str("\n## Edges\n\nAn edge and its hub on this machine.\n\n");
+    text.push_str(&table(&edge)?);
     print!("{text}");
     std::fs::write(out, text).with_context(|| format!("write {}", out.display()))
 }
@@ -109,6 +112,11 @@ fn table(rows: &[Row]) -> anyhow::Result<String> {
 async fn measure_tenants(binaries: &Path, bees: &Path) -> anyhow::Result<Vec<Row>> {
     let dir = tempfile::Builder::new().prefix("bench-").tempdir_in(binaries)?;
     crate::tenants::measure(binaries, bees, dir.path()).await
+}
+
+async fn measure_edge(binaries: &Path, wasm: &[u8]) -> anyhow::Result<Vec<Row>> {
+    let dir = tempfile::Builder::new().prefix("bench-").tempdir_in(binaries)?;
+    crate::edge::measure(binaries, wasm, dir.path()).await
 }
 
 async fn measure_redis(binaries: &Path, wasm: &[u8], parts: &[&str]) -> anyhow::Result<Vec<Row>> {
@@ -159,6 +167,12 @@ pub fn versus(builds: [&Path; 2], bees: &Path) -> anyhow::Result<()> {
 
 pub fn tenants_only(binaries: &Path, bees: &Path) -> anyhow::Result<()> {
     let rows = tokio::runtime::Runtime::new()?.block_on(measure_tenants(binaries, bees))?;
+    print!("{}\nload average {}\n", table(&rows)?, load_average());
+    Ok(())
+}
+
+pub fn edge_only(binaries: &Path, bees: &Path) -> anyhow::Result<()> {
+    let rows = tokio::runtime::Runtime::new()?.block_on(measure_edge(binaries, &std::fs::read(bees)?))?;
     print!("{}\nload average {}\n", table(&rows)?, load_average());
     Ok(())
 }

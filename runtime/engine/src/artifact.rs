@@ -9,10 +9,13 @@ use std::sync::Arc;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
 use skep_model::id::Digest;
 
-/// The native code of one module, as our compiler process made it. Cheap to clone.
+/// How a module whose libraries were compiled apart names their code.
+pub(crate) const CODE: &str = "code";
+
+/// The native code of one module, as our compiler process made it, or a hub's. Cheap to clone.
 ///
-/// The only ways to get one are [`crate::Compiler::compile`] and [`crate::ArtifactCache::get`], because loading runs
-/// these bytes with the rights of the process.
+/// The only ways to get one are the compiler (`Compiler::compile`), [`crate::ArtifactCache::get`] and [`crate::signed::open`], because loading
+/// runs these bytes with the rights of the process.
 #[derive(Debug, Clone)]
 pub struct Artifact {
     own: Arc<Sealed>,
@@ -39,6 +42,7 @@ impl Artifact {
     ///
     /// # Errors
     /// One of them could still change.
+    #[cfg(feature = "compiler")]
     pub(crate) fn received(own: OwnedFd, code: Option<(Digest, OwnedFd)>) -> io::Result<Self> {
         let code = match code {
             Some((digest, native)) => Some(Shared {
@@ -51,6 +55,7 @@ impl Artifact {
     }
 
     /// The same, with the file of shared code that `other` has, where it is the same code: each reading of the cache makes a file of its own.
+    #[cfg(feature = "compiler")]
     pub(crate) fn with_code_of(mut self, other: &Self) -> Self {
         if let (Some(own), Some(its)) = (&mut self.code, &other.code)
             && own.digest == its.digest
@@ -61,6 +66,7 @@ impl Artifact {
     }
 
     /// For another process to have: its own code, and what it shares with others.
+    #[cfg(feature = "compiler")]
     pub(crate) fn hand_over(&self) -> io::Result<Vec<OwnedFd>> {
         let shared = self.code.iter().map(|code| &code.native);
         std::iter::once(&self.own)
@@ -103,6 +109,7 @@ impl Sealed {
         PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
     }
 
+    #[cfg(feature = "compiler")]
     fn received(file: OwnedFd) -> io::Result<Self> {
         let seals = fcntl_get_seals(&file)?;
         if !seals.contains(SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK) {
@@ -118,10 +125,12 @@ impl Sealed {
     }
 
     /// A descriptor of its own, reading from the start.
+    #[cfg(feature = "compiler")]
     pub(crate) fn reader(&self) -> io::Result<OwnedFd> {
         self.open().map(OwnedFd::from)
     }
 
+    #[cfg(any(test, feature = "compiler"))]
     pub(crate) fn of(name: &str, bytes: &[u8]) -> io::Result<Self> {
         let mut file = memory_file(name)?;
         file.write_all(bytes)?;

@@ -1,7 +1,6 @@
 //! The engine: wasmtime, its pool, the threads that run guests, and the clockwork that bounds them.
 
 use std::collections::HashMap;
-use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -11,9 +10,8 @@ use skep_model::id::Digest;
 use tokio::runtime::Handle;
 use wasmtime::component::{Component, InstancePre, Linker};
 
-use crate::artifact::{Artifact, Shared};
+use crate::artifact::{Artifact, CODE, Shared};
 use crate::bee;
-use crate::compile::libraries::CODE;
 use crate::error::Error;
 use crate::guests::Guests;
 use crate::host::{Host, linker};
@@ -126,8 +124,8 @@ impl Engine {
 
     fn map(&self, artifact: &Artifact) -> Result<Mapped, Error> {
         let broken = |e: wasmtime::Error| Error::Artifact(format!("{e:#}"));
-        // SAFETY: an `Artifact` comes from our compiler process or from the cache after its MAC was verified, and it is
-        // sealed: the bytes that were verified are the bytes that are mapped.
+        // SAFETY: an `Artifact` comes from our compiler process, from the cache after its MAC was verified, or from our hub after its
+        // signature was; and it is sealed: the bytes that were verified are the bytes that are mapped.
         let component = unsafe { Component::deserialize_file(&self.wasm, artifact.own().path()) }.map_err(unfit)?;
         let Some(code) = artifact.code() else {
             let pre = self.linker.instantiate_pre(&component).map_err(broken)?;
@@ -235,8 +233,24 @@ async fn tend(engine: Weak<Engine>, idle: Duration) {
     }
 }
 
+/// How components are cut before they are compiled. Another number where code that was cut before does not fit any more.
+const CUT: &[u8] = b"libraries apart 1";
+
+/// SHA-256 of all that decides whether code fits this engine. One without a compiler can't say what code its settings would make: it goes by its own
+/// words for them, and wasmtime compares the settings that are written in the code with its own.
+#[cfg(not(feature = "compiler"))]
+pub(crate) fn fingerprint(_: &wasmtime::Engine) -> [u8; 32] {
+    let mut sha = Sha256::new();
+    sha.update(crate::target::TERMS);
+    sha.update(CUT);
+    sha.finalize().into()
+}
+
 /// SHA-256 of all that decides whether code fits this engine.
+#[cfg(feature = "compiler")]
 pub(crate) fn fingerprint(engine: &wasmtime::Engine) -> [u8; 32] {
+    use std::hash::{Hash as _, Hasher};
+
     struct Sha(Sha256);
     impl Hasher for Sha {
         fn write(&mut self, bytes: &[u8]) {
@@ -249,8 +263,7 @@ pub(crate) fn fingerprint(engine: &wasmtime::Engine) -> [u8; 32] {
     }
     let mut sha = Sha(Sha256::new());
     engine.precompile_compatibility_hash().hash(&mut sha);
-    // How components are cut before they are compiled.
-    sha.0.update(b"libraries apart 1");
+    sha.0.update(CUT);
     sha.0.finalize().into()
 }
 

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use skep_model::limits;
-use wasmtime::{Config, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, Strategy};
+use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig};
 
+#[cfg(feature = "compiler")]
 use crate::confined::Bounds;
 
 /// Core instances in one component, over all: a Python Bee has 64, a Rust Bee 26.
@@ -116,6 +117,7 @@ pub struct CompilerLimits {
 }
 
 impl CompilerLimits {
+    #[cfg(feature = "compiler")]
     pub(crate) fn bounds(&self) -> Bounds {
         Bounds {
             memory_bytes: self.memory_bytes,
@@ -155,8 +157,6 @@ impl Default for CompilerLimits {
 fn code_config() -> Config {
     let mut config = Config::new();
     config
-        .strategy(Strategy::Cranelift)
-        .cranelift_opt_level(OptLevel::Speed)
         .epoch_interruption(true)
         .consume_fuel(false)
         .concurrency_support(false)
@@ -172,6 +172,10 @@ fn code_config() -> Config {
         .memory_init_cow(true)
         .generate_address_map(true)
         .wasm_backtrace_max_frames(std::num::NonZeroUsize::new(20));
+    #[cfg(feature = "compiler")]
+    config
+        .strategy(wasmtime::Strategy::Cranelift)
+        .cranelift_opt_level(wasmtime::OptLevel::Speed);
     config
 }
 
@@ -202,6 +206,7 @@ pub fn config(settings: &Settings) -> Config {
 }
 
 /// The compiler's configuration: the same code, but no pool, which would not fit in its address space.
+#[cfg(feature = "compiler")]
 pub(crate) fn compiler_config() -> Config {
     let mut config = code_config();
     config.allocation_strategy(InstanceAllocationStrategy::OnDemand);

@@ -102,6 +102,18 @@ pub fn misplaced(old: &Stage, new: &Stage, rescale: bool) -> Vec<String> {
             new.name,
             if new.join.is_some() { "becomes" } else { "is no more" }
         ));
+    } else if old.place.as_ref().map(|p| &p.label) != new.place.as_ref().map(|p| &p.label) {
+        let at = |stage: &Stage| match &stage.place {
+            None => "the hub".to_owned(),
+            Some(place) => format!("edges with {}", place.label),
+        };
+        out.push(format!(
+            "stage `{}`: moving it from {} to {} would leave its inbox and state behind; give the stage a new name, or remove it in one apply and \
+             add it in another once it is drained",
+            new.name,
+            at(old),
+            at(new)
+        ));
     } else if old.key != new.key {
         out.push(format!(
             "stage `{}`: changing `key` from {} to {} would part keys from their order and state; keep it, give the stage a new name, \
@@ -194,6 +206,7 @@ fn settings(stage: &Stage) -> BTreeMap<String, String> {
         skip,
         join,
         ends,
+        place,
         // Said by `module`.
         builtin: _,
     } = stage;
@@ -283,6 +296,11 @@ fn settings(stage: &Stage) -> BTreeMap<String, String> {
             let keys: Vec<String> = keys.iter().map(|key| format!("{key:?}")).collect();
             out.insert("ends".to_owned(), keys.join(", "));
         }
+    }
+    if let Some(place) = place {
+        out.insert("place.label".to_owned(), place.label.to_string());
+        out.insert("place.outbox".to_owned(), show_size(place.outbox_bytes));
+        out.insert("place.when_full".to_owned(), place.when_full.as_str().to_owned());
     }
     if !secrets.is_empty() {
         let names: Vec<&str> = secrets.iter().map(SecretName::as_str).collect();

@@ -64,6 +64,12 @@ pub const KEY_GROUPS: u16 = 256;
 // --- topics -----------------------------------------------------------------------------------------------------
 pub const PARTITIONS_DEFAULT_EMBEDDED: u16 = 4;
 pub const PARTITIONS_MAX: u16 = 256;
+/// What waits at an edge for one stage of its hub: a day and a half at 100 messages of 60 bytes a second.
+pub const OUTBOX_BYTES_DEFAULT: u64 = 1 << 30;
+pub const OUTBOX_BYTES_MIN: u64 = 1 << 20;
+pub const OUTBOX_BYTES_MAX: u64 = 1 << 40;
+/// Memory of one Bee at an edge: a hub that grants more does so at the hub.
+pub const EDGE_BEE_BYTES_MAX: usize = 256 << 20;
 pub const INBOX_MESSAGES_DEFAULT: u64 = 100_000;
 pub const INBOX_BYTES_DEFAULT: u64 = 64 << 20;
 /// The least inbox: a Gateway may use four fifths of it, and one message's effects must fit.

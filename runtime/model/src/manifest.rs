@@ -8,6 +8,7 @@ mod graph;
 mod join;
 mod mistake;
 mod node;
+mod placed;
 mod reader;
 mod schema;
 #[cfg(test)]
@@ -185,6 +186,7 @@ fn swarm(root: &Value<'_>, context: &Context<'_>) -> Option<Swarm> {
         .filter_map(|item| bee::read(item, context))
         .collect();
     let inputs = graph::resolve(&drafts, root.report);
+    placed::check(&drafts, &inputs, root.report);
     let stages = drafts
         .into_iter()
         .zip(inputs)

@@ -9,7 +9,7 @@ use crate::condition::{self, Condition, Take};
 use crate::egress::HttpGrant;
 use crate::limits;
 use crate::manifest::units::show_duration;
-use crate::name::{BeeName, ModelRef, OutputName, SecretName, StageName, Subject, SwarmName};
+use crate::name::{BeeName, ModelRef, NodeLabel, OutputName, SecretName, StageName, Subject, SwarmName};
 
 /// A validated Swarm: names are unique, inputs exist, and each circle is closed by an input that is marked as a loop.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +65,9 @@ pub struct Stage {
     /// The Bee gets one message of each input together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub join: Option<Join>,
+    /// It runs on edges, and not here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<Placed>,
     /// It runs no module.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub builtin: Option<Builtin>,
@@ -85,6 +88,37 @@ pub enum Ends {
     Told,
     /// The stage is where a stream begins. It ends when each of these keys has said so.
     Keys(BTreeSet<String>),
+}
+
+/// Which edges a stage runs on, and what may wait there for stages of the hub that read from it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placed {
+    /// All of the tenant's edges that have it.
+    pub label: NodeLabel,
+    /// Of one reader.
+    pub outbox_bytes: u64,
+    pub when_full: WhenFull,
+}
+
+/// What becomes of messages for the hub for which there is no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum WhenFull {
+    /// The stage waits, and at last the edge's door refuses.
+    #[default]
+    Refuse,
+    /// The oldest go, and are counted.
+    DropOldest,
+}
+
+impl WhenFull {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refuse => "refuse",
+            Self::DropOldest => "drop-oldest",
+        }
+    }
 }
 
 /// What a stage does that runs no module. What it gives goes to the stage's readers, or answers the caller where there are none.
@@ -577,6 +611,20 @@ impl Swarm {
     #[must_use]
     pub fn calls_models(&self) -> bool {
         self.stages.iter().any(|stage| !stage.models.is_empty())
+    }
+
+    /// Whether some of its stages run on edges.
+    #[must_use]
+    pub fn is_split(&self) -> bool {
+        self.stages.iter().any(|stage| stage.place.is_some())
+    }
+
+    /// Whether a subject is an edge's door. Then all stages that it feeds run there.
+    #[must_use]
+    pub fn placed_door(&self, subject: &Subject) -> Option<&Placed> {
+        self.fed_by(subject)
+            .into_iter()
+            .find_map(|(stage, _)| stage.place.as_ref())
     }
 
     /// Whether some of its stages run no module.

@@ -336,6 +336,9 @@ impl Keeper {
             _ if asked.dry_run => {}
             _ if !lost_state.is_empty() && !asked.discard_state => return Err(would_lose(&name, &lost_state)),
             _ => {
+                if let Some(found) = current.as_ref().filter(|_| !asked.discard_state) {
+                    self.check_edges(&found.record, &record.swarm).await?;
+                }
                 check_gains(&name, &gains, asked)?;
                 if let Err(now) = catalog.put_swarm_if(expect, seen, &record).await.map_err(internal)? {
                     if now == expect {
@@ -403,6 +406,27 @@ impl Keeper {
             }
         }
         Ok(out)
+    }
+
+    /// Stages that go while edges have, or may have, messages in them or for them.
+    async fn check_edges(&self, old: &SwarmRecord, next: &Swarm) -> Result<(), Status> {
+        let gone = old.swarm.stages.iter().map(|stage| &stage.name);
+        let gone: BTreeSet<StageName> = gone.filter(|name| next.stage(name).is_none()).cloned().collect();
+        if gone.is_empty() {
+            return Ok(());
+        }
+        let id = old.id(self.catalog.scope()).map_err(internal)?;
+        let far = self.edges.may_hold(self.catalog.tenant(), &id, Some(&gone)).await;
+        let far = far.map_err(internal)?;
+        if far.is_empty() {
+            return Ok(());
+        }
+        let gone: Vec<&str> = gone.iter().map(StageName::as_str).collect();
+        Err(Status::failed_precondition(format!(
+            "{} would go while {}: wait until `skep edge status` shows nothing waiting, or apply with --discard-state: nobody takes what is there then",
+            gone.join(", "),
+            far.join("; ")
+        )))
     }
 
     /// The state that removed stages take with them. Counted while messages flow, so the numbers are of this moment.

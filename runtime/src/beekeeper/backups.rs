@@ -117,6 +117,10 @@ impl Outgoing {
         for (key, record) in keeper.supervisor.vault.stored().await.map_err(internal)? {
             records.push((key, record.value));
         }
+        // With the key by which edges know the hub, sealed as well: without both, what waits at an edge could not be handed over after a restore.
+        for (key, record) in keeper.edges.stored().await.map_err(internal)? {
+            records.push((key, record.value));
+        }
         // Each with a tenant that has it.
         let mut digests: BTreeMap<String, TenantId> = BTreeMap::new();
         for path in catalogs.swarms().await.map_err(internal)?.into_keys() {

@@ -16,6 +16,7 @@ use tonic::Status;
 
 use super::failure::internal;
 use super::{Keeper, Out};
+use crate::edges::Edges;
 use crate::supervisor::{Remains, Supervisor};
 use crate::wording::count;
 
@@ -62,6 +63,16 @@ impl Keeper {
                 };
                 return Ok(watch::Sender::new(told).subscribe());
             }
+            let far = self.edges.may_hold(self.catalog.tenant(), &id, None).await;
+            let far = far.map_err(internal)?;
+            if !far.is_empty() {
+                return Err(Status::failed_precondition(format!(
+                    "Swarm `{}` has stages at edges: {}. Wait until `skep edge status` shows them attached and nothing waiting, or delete with \
+                     --discard: nobody takes what is there then",
+                    asked.name,
+                    far.join("; ")
+                )));
+            }
         }
         let _writes = self.supervisor.writes.lock().await;
         let (name, mut found, id) = self.find(&asked.name).await?;
@@ -81,7 +92,9 @@ impl Keeper {
             )));
         }
         // Still under the lock: a deletion that ends withdraws under it, so it cannot miss this order.
-        Ok(self.deletions.start_or_join(&self.supervisor, &id, order))
+        Ok(self
+            .deletions
+            .start_or_join((&self.supervisor, &self.edges), &id, order))
     }
 }
 
@@ -135,7 +148,12 @@ impl Deletions {
     }
 
     /// Starts a deletion, or joins the one under way and adds to its order. A caller that goes away leaves it going.
-    pub fn start_or_join(&self, supervisor: &Arc<Supervisor>, id: &SwarmId, asked: Order) -> watch::Receiver<Told> {
+    pub fn start_or_join(
+        &self,
+        (supervisor, edges): (&Arc<Supervisor>, &Arc<Edges>),
+        id: &SwarmId,
+        asked: Order,
+    ) -> watch::Receiver<Told> {
         let mut under_way = self.lock();
         if let Some(deletion) = under_way.get(id) {
             deletion.order.send_modify(|order| {
@@ -148,6 +166,7 @@ impl Deletions {
         let (tell, told) = watch::channel(Told::default());
         let work = Work {
             supervisor: Arc::clone(supervisor),
+            edges: Arc::clone(edges),
             id: id.clone(),
             order: order.subscribe(),
             tell,
@@ -162,6 +181,7 @@ impl Deletions {
 
 struct Work {
     supervisor: Arc<Supervisor>,
+    edges: Arc<Edges>,
     id: SwarmId,
     order: watch::Receiver<Order>,
     tell: watch::Sender<Told>,
@@ -224,7 +244,7 @@ impl Work {
                 if self.supervisor.remove(&self.id, false).await.map_err(internal)? {
                     return Ok(done(found));
                 }
-            } else if found.work() == 0 {
+            } else if found.work() == 0 && self.edges.are_drained(&self.id).await.map_err(internal)? {
                 // Without work and without timers nothing runs that could write state after this look.
                 let found = self.supervisor.remains_with_keys(&self.id).await.map_err(internal)?;
                 if found.keeps() {

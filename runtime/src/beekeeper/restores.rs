@@ -229,7 +229,7 @@ impl Keeper {
                     }
                     continue;
                 }
-                Read::Tenant(..) | Read::Secret(..) => continue,
+                Read::Tenant(..) | Read::Secret(..) | Read::Edge(..) | Read::HubKey(..) => continue,
             };
             for hex in digests {
                 owners.entry(hex).or_default().insert(tenant.clone());
@@ -267,6 +267,14 @@ impl Keeper {
                 }
                 Read::Secret(tenant, name, record) => {
                     let restored = self.supervisor.vault.restore(&tenant, &name, &record).await;
+                    restored.map_err(internal)?;
+                }
+                Read::Edge(tenant, name, record) => {
+                    let restored = self.edges.restore(&tenant, &name, &record).await;
+                    restored.map_err(internal)?;
+                }
+                Read::HubKey(record) => {
+                    let restored = self.supervisor.vault.restore_hub_key(&record).await;
                     restored.map_err(internal)?;
                 }
                 Read::Swarm(..) => {}

@@ -261,6 +261,8 @@ impl Keeper {
                 .into_iter()
                 .filter(|(_, t)| t.record.tenant.as_ref() == Some(&tenant));
             let mut left = self.supervisor.vault.forget(&tenant).await.map_err(internal)?;
+            // Else they would be those of the next tenant of that name.
+            left |= self.edges.forget(&tenant).await.map_err(internal)?;
             for (id, token) in own {
                 left = true;
                 let _ = self.registry.remove(id, token.version).await.map_err(internal)?;

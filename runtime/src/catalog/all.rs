@@ -12,6 +12,7 @@ use skep_topic::{Backend, CatalogRecord};
 
 use super::{Catalog, FORMAT, ModelRecord, ModuleRecord, Read, Stored, SwarmRecord, TenantRecord, Versioned, decode};
 use crate::mirror::Mirror;
+use crate::secrets::HUB_KEY;
 
 /// The catalog of all tenants: for the node itself and its operators.
 #[derive(Clone)]
@@ -217,6 +218,22 @@ impl Catalogs {
         self.kept(put).await
     }
 
+    /// For what may be lost, and changes often: no copy of the catalog is made for it.
+    pub(crate) async fn put_passing<T: Serialize>(
+        &self,
+        key: &str,
+        expect: u64,
+        record: &T,
+    ) -> anyhow::Result<Result<u64, u64>> {
+        let seen = match owner(key) {
+            Some(tenant) => Some(self.there(tenant, None).await?),
+            None => None,
+        };
+        let stored = Stored { format: FORMAT, record };
+        let value = Bytes::from(serde_json::to_vec(&stored)?);
+        Ok(self.backend.catalog_put_if(key, expect, seen, value).await?)
+    }
+
     pub(crate) async fn delete(&self, key: &str, expect: u64) -> anyhow::Result<Result<(), u64>> {
         let deleted = self.backend.catalog_delete(key, expect).await?;
         self.kept(deleted).await
@@ -265,7 +282,7 @@ pub fn swarm_of(key: &str) -> anyhow::Result<SwarmPath> {
 fn owner(key: &str) -> Option<&str> {
     let (kind, rest) = key.split_once('/')?;
     let (tenant, _) = rest.split_once('/')?;
-    let owned = matches!(kind, "module" | "model" | "swarm" | "secret");
+    let owned = matches!(kind, "module" | "model" | "swarm" | "secret" | "edge" | "edge-seen");
     (owned && tenant != TenantId::default_tenant().as_str()).then_some(tenant)
 }
 
@@ -292,7 +309,13 @@ pub fn read(key: &str, value: &[u8]) -> anyhow::Result<Read> {
         (Some("secret"), Some(tenant), Some(name)) => {
             Ok(Read::Secret(tenant.parse()?, name.parse()?, decode(key, value)?))
         }
+        (Some("edge"), Some(tenant), Some(name)) => Ok(Read::Edge(
+            tenant.parse()?,
+            name.to_owned(),
+            Box::new(decode(key, value)?),
+        )),
+        (Some(HUB_KEY), None, None) => Ok(Read::HubKey(decode(key, value)?)),
         (Some("tenant"), Some(tenant), None) => Ok(Read::Tenant(tenant.parse()?, decode(key, value)?)),
-        _ => bail!("`{key}` is no record of a module, a model, a Swarm, a secret or a tenant"),
+        _ => bail!("`{key}` is no record of a module, a model, a Swarm, a secret, a tenant or an edge"),
     }
 }

@@ -2,6 +2,7 @@
 
 mod access;
 mod calls;
+mod edges;
 mod letters;
 mod models;
 mod modules;
@@ -19,6 +20,7 @@ use clap_complete::Shell;
 
 pub use access::*;
 pub use calls::*;
+pub use edges::*;
 pub use letters::*;
 pub use models::*;
 pub use modules::*;
@@ -162,6 +164,8 @@ pub enum Command {
     Model(Model),
     /// Set, list and delete secrets that Bees may read
     Secret(Secret),
+    /// Enrol, list and revoke edges: machines that run stages far from here
+    Edge(Edge),
     /// Show who changed what and who was refused, and whether those records are whole
     Audit(Audit),
     /// Make certificates to try TLS with

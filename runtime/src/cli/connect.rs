@@ -6,6 +6,7 @@ use skep_client::{Gateway, Kind, Login};
 use skep_proto::v1::access_client::AccessClient;
 use skep_proto::v1::audit_client::AuditClient;
 use skep_proto::v1::beekeeper_client::BeekeeperClient;
+use skep_proto::v1::edges_client::EdgesClient;
 use skep_proto::v1::models_client::ModelsClient;
 use skep_proto::v1::secrets_client::SecretsClient;
 use tonic::service::interceptor::InterceptedService;
@@ -34,6 +35,11 @@ pub async fn access(node: &str) -> Outcome<AccessClient<Wire>> {
 pub async fn access_with(node: &str, login: Login) -> Outcome<AccessClient<Wire>> {
     let wire = wire(node, login).await?;
     Ok(AccessClient::new(wire).max_decoding_message_size(DECODE_BYTES_MAX))
+}
+
+pub async fn edges(node: &str) -> Outcome<EdgesClient<Wire>> {
+    let wire = wire(node, login::login(node)?).await?;
+    Ok(EdgesClient::new(wire).max_decoding_message_size(DECODE_BYTES_MAX))
 }
 
 pub async fn secrets(node: &str) -> Outcome<SecretsClient<Wire>> {

@@ -9,6 +9,7 @@ pub mod certs;
 mod connect;
 mod deploy;
 mod doctor;
+mod edges;
 mod edits;
 pub mod failure;
 mod file_models;
@@ -170,6 +171,7 @@ async fn run(cli: Cli, seen: Option<String>) -> Outcome {
         Command::Usage(args) => tenants::usage(args, node, out).await,
         Command::Token(args) => tokens::token(args, node, out).await,
         Command::Model(args) => models::run(args, node, out).await,
+        Command::Edge(args) => edges::run(args, node, out).await,
         Command::Secret(args) => secrets::run(args, node, out).await,
         Command::Audit(args) => audit::run(args, node, out).await,
         Command::Login(args) => login::run(args, out).await,

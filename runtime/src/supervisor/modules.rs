@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use skep_engine::apart::{Codes, Processes};
-use skep_engine::{Artifact, ArtifactCache, BeeSettings, CompileError, Compiler, Engine};
+use skep_engine::{Artifact, ArtifactCache, BeeSettings, CompileError, Compiler, Engine, Target};
 use skep_model::id::Digest;
 use skep_model::limits::{LOAD_BACKOFF_FIRST_MS, LOAD_BACKOFF_MAX_MS, LOAD_FAILURES_MAX, MODULE_LOADS_AT_ONCE};
 use skep_model::name::{BeeName, TenantId};
@@ -150,6 +150,17 @@ impl Modules {
                 Err(e)
             }
         }
+    }
+
+    /// A tenant's module as native code for another machine, made now. Who asks keeps it.
+    ///
+    /// # Errors
+    /// The module is not there, or cannot be compiled for that machine.
+    pub async fn compiled_for(&self, tenant: &TenantId, digest: Digest, target: &Target) -> anyhow::Result<Artifact> {
+        let turn = self.turn(tenant);
+        let _turn = turn.lock().await;
+        let bytes = self.store.of(tenant).get(&digest).await?;
+        Ok(self.compiler.compile_for(target, bytes).await?)
     }
 
     /// A tenant's module: as it is in memory, from the artifact cache, or compiled anew from the tenant's own store. What is loaded or compiled

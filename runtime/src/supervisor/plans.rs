@@ -1,32 +1,22 @@
 //! What stages are told, made from a revision.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use skep_model::condition::Condition;
 use skep_model::id::Digest;
-use skep_model::name::StageName;
 use skep_model::scope::SwarmId;
 use skep_model::step::{Batch, Processed, Trap, TrapKind};
-use skep_model::swarm::{KeySource, Reader, Stage};
-use skep_stage::{Bee, Destination, Plan};
+use skep_model::swarm::{Reader, Stage};
+use skep_stage::plan::destinations;
+use skep_stage::{Bee, Plan};
 use skep_topic::TopicSpec;
-use skep_topic::lane::Lane;
 
 use crate::quotas::Account;
 use crate::usage::BeeMeter;
 
-/// Where a stage is reached.
-#[derive(Clone)]
-pub(super) struct End {
-    pub topic: Arc<TopicSpec>,
-    pub lane: Arc<Lane>,
-    pub key: Option<KeySource>,
-}
-
-pub(super) type Ends = BTreeMap<StageName, End>;
+pub(super) use skep_stage::plan::{End, Ends};
 
 /// Inputs that a stage's Bee is busy with.
 pub(super) type UnderWay = Arc<AtomicUsize>;
@@ -103,35 +93,7 @@ pub(super) fn plan(
     (id, bounded): (&SwarmId, bool),
     ends: &Ends,
 ) -> Arc<Plan> {
-    let (mut unnamed, mut named) = (Vec::new(), BTreeMap::<String, Vec<Destination>>::new());
-    for reader in readers {
-        let Some(end) = ends.get(&reader.stage) else {
-            tracing::error!(stage = %stage.name, reader = %reader.stage, "a reader of a stage is not there; what is published to it is lost");
-            continue;
-        };
-        // An address of its own, which does not count as a writer's: what goes round in a removed circle is looked after in `drain.rs`.
-        let topic = reader.laps.map_or_else(
-            || Arc::clone(&end.topic),
-            |_| {
-                Arc::new(TopicSpec {
-                    inbox: end.topic.inbox.of_loops(),
-                    ..TopicSpec::clone(&end.topic)
-                })
-            },
-        );
-        let destination = Destination {
-            stage: reader.stage.clone(),
-            topic,
-            key: end.key.clone(),
-            lane: Arc::clone(&end.lane),
-            when: reader.when.clone(),
-            laps: reader.laps,
-        };
-        match &reader.output {
-            None => unnamed.push(destination),
-            Some(output) => named.entry(output.to_string()).or_default().push(destination),
-        }
-    }
+    let (unnamed, named) = destinations(&stage.name, readers, ends);
     Arc::new(Plan {
         stage: stage.clone(),
         topic: Arc::new(topic_spec(id, stage, born)),

@@ -9,7 +9,7 @@ use skep_model::message::Message;
 use skep_model::name::StageName;
 #[cfg(doc)]
 use skep_model::swarm::Bound;
-use skep_model::swarm::{KeySource, Stage};
+use skep_model::swarm::{KeySource, Reader, Stage};
 use skep_topic::TopicSpec;
 use skep_topic::lane::Lane;
 
@@ -55,6 +55,56 @@ pub struct Destination {
     pub when: Option<Condition>,
     /// It closes a circle: how often a message may go there. `topic` then has the room of [`Bound::of_loops`].
     pub laps: Option<u32>,
+}
+
+/// Where a stage is reached.
+#[derive(Clone)]
+pub struct End {
+    pub topic: Arc<TopicSpec>,
+    pub lane: Arc<Lane>,
+    pub key: Option<KeySource>,
+}
+
+/// All stages of a Swarm, those that are reached elsewhere included.
+pub type Ends = BTreeMap<StageName, End>;
+
+/// Who reads what `stage` publishes: to no name, and to each name.
+#[must_use]
+pub fn destinations(
+    stage: &StageName,
+    readers: &[Reader],
+    ends: &Ends,
+) -> (Vec<Destination>, BTreeMap<String, Vec<Destination>>) {
+    let (mut unnamed, mut named) = (Vec::new(), BTreeMap::<String, Vec<Destination>>::new());
+    for reader in readers {
+        let Some(end) = ends.get(&reader.stage) else {
+            tracing::error!(%stage, reader = %reader.stage, "a reader of a stage is not there; what is published to it is lost");
+            continue;
+        };
+        // An address of its own, which does not count as a writer's: what goes round in a removed circle is looked after by who removes it.
+        let topic = reader.laps.map_or_else(
+            || Arc::clone(&end.topic),
+            |_| {
+                Arc::new(TopicSpec {
+                    inbox: end.topic.inbox.of_loops(),
+                    ..TopicSpec::clone(&end.topic)
+                })
+            },
+        );
+        let destination = Destination {
+            stage: reader.stage.clone(),
+            topic,
+            key: end.key.clone(),
+            lane: Arc::clone(&end.lane),
+            when: reader.when.clone(),
+            laps: reader.laps,
+        };
+        match &reader.output {
+            None => unnamed.push(destination),
+            Some(output) => named.entry(output.to_string()).or_default().push(destination),
+        }
+    }
+    (unnamed, named)
 }
 
 impl Plan {

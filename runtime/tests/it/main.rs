@@ -8,6 +8,8 @@ mod branches;
 mod cli;
 mod cluster;
 mod doctor;
+mod edge;
+mod edge_trouble;
 mod egress;
 mod faults;
 mod first_steps;

@@ -330,6 +330,12 @@ pub fn fraud_scoring() -> &'static [u8] {
 }
 
 /// A sample, built once per test run.
+pub fn mill() -> &'static [u8] {
+    static WASM: OnceLock<Vec<u8>> = OnceLock::new();
+    WASM.get_or_init(|| build(&root().join("samples/mill"), "mill"))
+}
+
+/// A sample, built once per test run.
 pub fn session_windows() -> &'static [u8] {
     static WASM: OnceLock<Vec<u8>> = OnceLock::new();
     WASM.get_or_init(|| build(&root().join("samples/session-windows"), "session_windows"))

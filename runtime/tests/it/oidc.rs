@@ -38,19 +38,34 @@ impl Provider {
             "there is no OpenID provider at {}: run `ci/tools oidc`",
             program.display()
         );
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut child = Command::new("node")
-            .arg(program)
-            .arg(port.to_string())
-            .args(tls)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("run node");
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let issuer = lines.next().expect("the provider listens").unwrap();
-        Self { issuer, port, child }
+        // Seen once: two that started at the same moment on a busy machine stood still before their first line, all threads waiting for each other.
+        for _ in 0..3 {
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let mut child = Command::new("node")
+                .arg(&program)
+                .arg(port.to_string())
+                .args(tls)
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("run node");
+            let out = child.stdout.take().unwrap();
+            let (tell, told) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                let mut line = String::new();
+                let read = BufReader::new(out).read_line(&mut line);
+                let _ = tell.send(read.map(|_| line));
+            });
+            if let Ok(line) = told.recv_timeout(SOON) {
+                let issuer = line.expect("the provider's first line").trim().to_owned();
+                assert!(!issuer.is_empty(), "the provider ended at once");
+                return Self { issuer, port, child };
+            }
+            child.kill().expect("kill");
+            child.wait().expect("wait");
+        }
+        panic!("the provider does not start");
     }
 
     /// One call in the clear. What was answered, without its head.

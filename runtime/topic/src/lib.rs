@@ -23,6 +23,7 @@ pub mod lane;
 pub mod memory;
 pub mod parts;
 pub mod record;
+#[cfg(feature = "redis")]
 pub mod redis;
 mod waiters;
 
@@ -201,7 +202,14 @@ pub enum Once {
     },
     /// A streaming submit: `first` is the sequence number of the first message, counted from 1; one high-water mark a session.
     /// Messages at or below it were appended before and are skipped. A `first` of 0 is refused as a gap.
-    Session { id: Uid, first: u64, expires_ms: u64 },
+    Session {
+        id: Uid,
+        first: u64,
+        /// How many may have been appended before, as the caller knows: of more, nothing is taken, since these cannot be what it sent
+        /// then. `u64::MAX` where the caller sends again from wherever it likes.
+        again_max: u64,
+        expires_ms: u64,
+    },
     /// A dead letter once more: taken while the stage of `to`'s only topic has the letter, which goes with the append, so that it
     /// comes back once however often it is asked for. `to` has the message, or none and `timer` is set anew. Its key's order
     /// begins afresh: it is behind what is unread.
@@ -233,6 +241,10 @@ pub enum Refused {
     TooManyKeys { subject: Subject },
     #[error("session sequence jumps from {high} to {first}: a part of the stream is missing")]
     SessionGap { high: u64, first: u64 },
+    #[error(
+        "session sequence has {high} already, and {first} was never sent: its sender is a copy, or was put back to an earlier state"
+    )]
+    SessionAhead { high: u64, first: u64 },
     /// The stage was removed, and the caller did not know it yet.
     #[error("stage `{stage}` was removed from the Swarm")]
     StageGone { stage: StageName },

@@ -5,12 +5,14 @@ use std::process::ExitCode;
 
 use wasmtime::component::Component;
 
-use super::libraries::{self, CODE, Linked};
+use super::libraries::{self, Linked};
 use super::refusal::{Code, CompileError};
-use super::{LIMITS_VARIABLE, PART_VARIABLE, Part, inspect};
+use super::{LIMITS_VARIABLE, PART_VARIABLE, Part, TARGET_VARIABLE, inspect};
+use crate::artifact::CODE;
 use crate::confined::{REFUSED_STATUS, UNCONFINED_STATUS, confine};
 use crate::host;
 use crate::settings::{CompilerLimits, compiler_config};
+use crate::target::Target;
 
 /// Parsers and compiler recurse by nesting. It is only address space until used; who overflows it is refused.
 const STACK_BYTES: usize = 64 << 20;
@@ -25,6 +27,15 @@ pub fn child_main() -> ExitCode {
         .and_then(|json| serde_json::from_str(&json).ok())
         .unwrap_or_default();
     let part = Part::of(&std::env::var(PART_VARIABLE).unwrap_or_default());
+    let target: Option<Target> = match std::env::var(TARGET_VARIABLE).map(|json| serde_json::from_str(&json)) {
+        Err(_) => None,
+        Ok(Ok(target)) => Some(target),
+        // Never for this machine instead.
+        Ok(Err(error)) => {
+            eprintln!("cannot read what to compile for: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     if let Err(error) = confine(&limits.bounds()) {
         eprintln!("cannot limit the compiler process: {error}");
         return ExitCode::from(UNCONFINED_STATUS);
@@ -32,7 +43,7 @@ pub fn child_main() -> ExitCode {
     let worker = std::thread::Builder::new()
         .name("skep-compiler".into())
         .stack_size(STACK_BYTES)
-        .spawn(move || work(part, &limits));
+        .spawn(move || work(part, target.as_ref(), &limits));
     // A panic has printed its message; the node reads it from our standard error.
     let Some(done) = worker.ok().and_then(|thread| thread.join().ok()) else {
         return ExitCode::FAILURE;
@@ -67,7 +78,7 @@ struct Answer {
     native: Vec<u8>,
 }
 
-fn work(part: Part, limits: &CompilerLimits) -> Result<Answer, CompileError> {
+fn work(part: Part, target: Option<&Target>, limits: &CompilerLimits) -> Result<Answer, CompileError> {
     let mut given = Vec::new();
     std::io::stdin()
         .lock()
@@ -75,7 +86,11 @@ fn work(part: Part, limits: &CompilerLimits) -> Result<Answer, CompileError> {
         .read_to_end(&mut given)
         .map_err(|e| CompileError::new(Code::Node, format!("cannot read the upload: {e}")))?;
     let internal = |e: wasmtime::Error| CompileError::new(Code::Node, format!("cannot start the compiler: {e:#}"));
-    let engine = wasmtime::Engine::new(&compiler_config()).map_err(internal)?;
+    let mut config = compiler_config();
+    if let Some(target) = target {
+        target.set(&mut config).map_err(internal)?;
+    }
+    let engine = wasmtime::Engine::new(&config).map_err(internal)?;
     if part == Part::Code {
         // Its form was looked at as a part of the upload. Were that passed over, validation and this process's limits would hold.
         let native = engine.precompile_module(&given).map_err(invalid)?;
@@ -96,7 +111,10 @@ fn work(part: Part, limits: &CompilerLimits) -> Result<Answer, CompileError> {
     let native = engine.precompile_component(&given).map_err(invalid)?;
     drop(given);
     fits(&native, limits)?;
-    tried(&engine, &native, None)?;
+    // Code for another processor cannot be tried here. The same component was, when it was uploaded.
+    if target.is_none() {
+        tried(&engine, &native, None)?;
+    }
     Ok(Answer {
         libraries: Vec::new(),
         native,

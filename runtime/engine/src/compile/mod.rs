@@ -20,6 +20,9 @@ const LIMITS_VARIABLE: &str = "SKEP_COMPILER_LIMITS";
 /// What the child is to compile: see [`Part`].
 const PART_VARIABLE: &str = "SKEP_COMPILER_PART";
 
+/// The processor that it compiles for, as JSON; without it, this one.
+const TARGET_VARIABLE: &str = "SKEP_COMPILER_TARGET";
+
 /// What a child makes of what it is given.
 ///
 /// The libraries of a component (all of CPython, of a Bee in Python) are compiled apart, once for all uploads that were made of them.

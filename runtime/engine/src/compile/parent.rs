@@ -10,11 +10,12 @@ use skep_model::id::Digest;
 use tokio::sync::Semaphore;
 
 use super::refusal::{Code, CompileError};
-use super::{ANSWER_HEAD_BYTES, LIMITS_VARIABLE, PART_VARIABLE, Part};
+use super::{ANSWER_HEAD_BYTES, LIMITS_VARIABLE, PART_VARIABLE, Part, TARGET_VARIABLE};
 use crate::artifact::{Artifact, Sealed, Shared, memory_file, seal};
 use crate::cache::ArtifactCache;
 use crate::confined::{Death, End, Program};
 use crate::settings::CompilerLimits;
+use crate::target::Target;
 
 /// Compilers at once on a node: each may take 1.5 GiB.
 const AT_ONCE: usize = 2;
@@ -58,7 +59,7 @@ impl Compiler {
         self.cheap_checks(&upload)?;
         // Waits its turn; the wall clock starts afterwards.
         let _turn = self.at_once.acquire().await;
-        let (libraries, native) = self.child(Part::Frame, &upload).await?;
+        let (libraries, native) = self.child(Part::Frame, None, &upload).await?;
         if libraries.is_empty() {
             return Ok(Artifact::new(native, None));
         }
@@ -67,10 +68,25 @@ impl Compiler {
             // Nothing that is wrong with the libraries is told of them: the user knows no such thing.
             Err(error) => {
                 tracing::warn!(%error, "the libraries of a module cannot be compiled apart; compiling it whole");
-                let (_, native) = self.child(Part::Whole, &upload).await?;
+                let (_, native) = self.child(Part::Whole, None, &upload).await?;
                 Ok(Artifact::new(native, None))
             }
         }
+    }
+
+    /// Compiles a module that was uploaded, and so compiled for this node before, for another machine: whole, so that it is one file. Dropping
+    /// the future kills the child.
+    ///
+    /// # Errors
+    /// As [`Compiler::compile`]; and where this build has no compiler for that processor.
+    pub async fn compile_for(&self, target: &Target, module: Bytes) -> Result<Artifact, CompileError> {
+        target
+            .check()
+            .map_err(|e| CompileError::new(Code::Node, e.to_string()))?;
+        self.cheap_checks(&module)?;
+        let _turn = self.at_once.acquire().await;
+        let (_, native) = self.child(Part::Whole, Some(target), &module).await?;
+        Ok(Artifact::new(native, None))
     }
 
     /// The native code of libraries: kept from another upload, or compiled now.
@@ -85,7 +101,7 @@ impl Compiler {
                 _ => {}
             }
         }
-        let (_, native) = self.child(Part::Code, &libraries).await?;
+        let (_, native) = self.child(Part::Code, None, &libraries).await?;
         Ok(Shared {
             digest,
             native: Arc::new(native),
@@ -93,9 +109,16 @@ impl Compiler {
     }
 
     /// One child's work: what it hands back of WebAssembly, and its native code.
-    async fn child(&self, part: Part, given: &[u8]) -> Result<(Vec<u8>, Sealed), CompileError> {
+    async fn child(
+        &self,
+        part: Part,
+        target: Option<&Target>,
+        given: &[u8],
+    ) -> Result<(Vec<u8>, Sealed), CompileError> {
         let limits = serde_json::to_string(&self.limits).unwrap_or_default();
-        let variables = [(LIMITS_VARIABLE, limits.as_str()), (PART_VARIABLE, part.word())];
+        let target = target.map(|target| serde_json::to_string(target).unwrap_or_default());
+        let mut variables = vec![(LIMITS_VARIABLE, limits.as_str()), (PART_VARIABLE, part.word())];
+        variables.extend(target.iter().map(|target| (TARGET_VARIABLE, target.as_str())));
         let ended = self.program.run(&variables, given, &self.limits.bounds()).await;
         match ended.map_err(|e| CompileError::new(Code::Node, e.to_string()))? {
             End::Answered(answer) => read_answer(&answer, &self.limits)

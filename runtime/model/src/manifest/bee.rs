@@ -207,6 +207,7 @@ pub(super) fn read<'a>(value: &Value<'a>, context: &Context<'_>) -> Option<Draft
             );
         }
     }
+    let placed = fields.get("place").and_then(super::placed::read);
     let exit = fields.get("exit").and_then(condition::read);
     let skip = fields.get("skip").and_then(condition::read);
 
@@ -252,6 +253,7 @@ pub(super) fn read<'a>(value: &Value<'a>, context: &Context<'_>) -> Option<Draft
             exit,
             skip,
             join,
+            place: placed,
             builtin,
             ends,
         })

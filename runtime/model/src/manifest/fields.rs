@@ -42,6 +42,7 @@ pub(super) const BEE: Shape = Shape {
         "models",
         "clock",
         "ends",
+        "place",
         "exit",
         "skip",
         "dirs",
@@ -53,6 +54,10 @@ pub(super) const BEE: Shape = Shape {
 /// a grant that does not exist.
 pub(super) const LATER: &[&str] = &["dirs", "was"];
 
+pub(super) const PLACE: Shape = Shape {
+    what: "`place`",
+    fields: &["label", "outbox", "when_full"],
+};
 pub(super) const STATE: Shape = Shape {
     what: "`state`",
     fields: &["ttl", "refresh", "keys", "bytes"],

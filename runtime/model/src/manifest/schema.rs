@@ -278,6 +278,7 @@ fn bee_of_module() -> Value {
                 }),
             ),
             "clock": { "enum": ["recorded", "real"] },
+            "place": place(),
             "exit": described(
                 "A message for which it holds answers its caller as it is, and goes no further.",
                 &json!({ "$ref": "#/$defs/condition" }),
@@ -394,6 +395,23 @@ fn condition() -> Value {
     })
 }
 
+fn place() -> Value {
+    json!({
+        "type": "object",
+        "description": "The Bee runs on each edge of the tenant that has the label, and not here.",
+        "required": ["label"],
+        "additionalProperties": false,
+        "properties": {
+            "label": { "type": "string", "description": "`KEY=VALUE`, as edges are enrolled with.", "pattern": "^[a-z0-9-]+=[a-z0-9-]+$" },
+            "outbox": described("What may wait there for a Bee at the hub that reads it.", &json!({ "$ref": "#/$defs/size" })),
+            "when_full": {
+                "enum": ["refuse", "drop-oldest"],
+                "description": "Whether then the Bee waits, or the oldest go, counted.",
+            },
+        },
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::fields::{self, Shape};
@@ -402,7 +420,7 @@ mod tests {
     #[test]
     fn the_schema_has_the_fields_that_the_parser_reads_and_no_others() {
         let schema = json_schema();
-        let cases: [(&str, &Shape); 12] = [
+        let cases: [(&str, &Shape); 13] = [
             ("", &fields::SWARM),
             ("/$defs/bee", &fields::BEE),
             ("/$defs/input", &fields::INPUT),
@@ -410,6 +428,7 @@ mod tests {
             ("/$defs/bee/properties/retry", &fields::RETRY),
             ("/$defs/bee/properties/retry/properties/backoff", &fields::BACKOFF),
             ("/$defs/bee/properties/retry/properties/budget", &fields::BUDGET),
+            ("/$defs/bee/properties/place", &fields::PLACE),
             ("/$defs/bee/properties/batch", &fields::BATCH),
             ("/$defs/bee/properties/inbox", &fields::BOUND),
             ("/$defs/bee/properties/dead_letters", &fields::BOUND),

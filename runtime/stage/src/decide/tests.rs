@@ -70,6 +70,7 @@ pub(super) fn stage(key: Option<KeySource>, order: Order) -> Stage {
         exit: None,
         skip: None,
         join: None,
+        place: None,
         builtin: None,
         ends: None,
     }

@@ -215,6 +215,7 @@ fn stage(spec: &TopicSpec, keyed: bool) -> Stage {
         exit: None,
         skip: None,
         join: None,
+        place: None,
         builtin: None,
         ends: None,
     }

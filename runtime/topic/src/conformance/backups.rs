@@ -117,6 +117,7 @@ fn session(first: u64) -> Once {
     Once::Session {
         id: Uid([5; 16]),
         first,
+        again_max: u64::MAX,
         expires_ms: LATER,
     }
 }

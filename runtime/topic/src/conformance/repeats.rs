@@ -175,6 +175,7 @@ pub(super) async fn sessions_skip_repeats_and_refuse_gaps(harness: Box<dyn Harne
     let mut world = World::new(harness);
     let (a, b) = (world.spec("a", 1), world.spec("b", 2));
     let id = Uid([9; 16]);
+    let again = std::cell::Cell::new(u64::MAX);
     let part = |first: u64, words: &[&str]| {
         let messages = |keyed: bool| {
             words
@@ -187,6 +188,7 @@ pub(super) async fn sessions_skip_repeats_and_refuse_gaps(harness: Box<dyn Harne
             once: Once::Session {
                 id,
                 first,
+                again_max: again.get(),
                 expires_ms: LATE,
             },
         }]
@@ -212,6 +214,23 @@ pub(super) async fn sessions_skip_repeats_and_refuse_gaps(harness: Box<dyn Harne
     keyed.extend(world.own(&b, 1).await?.payloads().await?);
     keyed.sort();
     same!(keyed, ["1", "2", "3", "4"], "each once for the other stage");
+    // A sender that knows what it may have sent before: of more, nothing is taken.
+    let steps: [(u64, u64, &[&str], crate::CallResult); 4] = [
+        (0, 4, &["x"], Err(Refused::SessionAhead { high: 4, first: 4 })),
+        (1, 3, &["x", "y", "z"], Err(Refused::SessionAhead { high: 4, first: 3 })),
+        (2, 3, &["3", "4"], Ok(Accepted::Appended { skipped: 2 })),
+        (0, 6, &["6"], Err(Refused::SessionGap { high: 4, first: 6 })),
+    ];
+    for (may, first, words, expected) in steps {
+        again.set(may);
+        let results = world.calls(part(first, words)).await?;
+        same!(
+            results[0],
+            expected,
+            format!("from {first}, of which {may} may be there")
+        );
+    }
+    again.set(u64::MAX);
     let repeat = part(4, &["4", "5"]);
     if world.harness.reopen(Stop::Kill).await {
         let results = world.calls(repeat).await?;

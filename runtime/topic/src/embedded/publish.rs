@@ -54,8 +54,16 @@ struct PreparedCall {
 enum PreparedOnce {
     No,
     Key(Key),
-    Session { id: Uid, first: u64, expires_ms: u64 },
-    Letter { id: u64, timer: Option<TimerDue> },
+    Session {
+        id: Uid,
+        first: u64,
+        again_max: u64,
+        expires_ms: u64,
+    },
+    Letter {
+        id: u64,
+        timer: Option<TimerDue>,
+    },
 }
 
 /// A publish, encoded.
@@ -97,7 +105,17 @@ impl From<Publish> for Prepared {
                     request,
                     expires_ms,
                 }),
-                Once::Session { id, first, expires_ms } => PreparedOnce::Session { id, first, expires_ms },
+                Once::Session {
+                    id,
+                    first,
+                    again_max,
+                    expires_ms,
+                } => PreparedOnce::Session {
+                    id,
+                    first,
+                    again_max,
+                    expires_ms,
+                },
                 Once::Letter { id, timer } => PreparedOnce::Letter { id, timer },
             };
             PreparedCall {
@@ -234,13 +252,18 @@ fn one(store: &mut Store, filling: &mut Filling, swarm: &SwarmId, call: &Prepare
                 return Ok(known);
             }
         }
-        PreparedOnce::Session { id, first, .. } if dedup => {
+        PreparedOnce::Session {
+            id, first, again_max, ..
+        } if dedup => {
             let high = window::high(store, swarm, *id)?;
             // Numbers count from 1, so that a mark of 0 says "nothing yet".
             if *first == 0 || *first > high + 1 {
                 return Ok(Err(Refused::SessionGap { high, first: *first }));
             }
             skip = (high + 1 - first).min(call.messages);
+            if skip > *again_max {
+                return Ok(Err(Refused::SessionAhead { high, first: *first }));
+            }
             mark = high.max(first + call.messages - 1);
         }
         PreparedOnce::Letter { id, timer } => {

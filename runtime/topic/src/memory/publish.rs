@@ -60,7 +60,9 @@ impl Store {
                         return answer;
                     }
                 }
-                Once::Session { id, first, .. } => {
+                Once::Session {
+                    id, first, again_max, ..
+                } => {
                     let high = self
                         .lives
                         .get(swarm)
@@ -71,6 +73,9 @@ impl Store {
                         return Err(Refused::SessionGap { high, first: *first });
                     }
                     skip = (high + 1 - first).min(longest);
+                    if skip > *again_max {
+                        return Err(Refused::SessionAhead { high, first: *first });
+                    }
                     mark = high.max(first + longest - 1);
                 }
                 Once::Letter { .. } => {}

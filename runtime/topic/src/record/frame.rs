@@ -4,7 +4,7 @@
 //! brings them, and the writer only joins the pieces and adds head and checksum. The encoder writes from borrowed messages; that
 //! its bytes are those of the prost structs is a test.
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use prost::Message as _;
 use prost::encoding::{self, WireType, encode_key, encode_varint, encoded_len_varint};
 use skep_model::message::{Hop, Lineage, Message};
@@ -118,6 +118,71 @@ pub fn decode_frame(record: Bytes) -> Result<Vec<Message>, Error> {
         .map(|m| m.into_model(&mut stage))
         .collect::<Result<_, _>>()
         .map_err(|what| senseless(Kind::Frame, what))
+}
+
+/// What a frame of a stranger may have in each message: lists whose entries may be empty cost nothing on the wire, and much in memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Lists {
+    pub messages: usize,
+    /// Headers and hops of one message, together.
+    pub entries: usize,
+    /// Circles that one message went round in.
+    pub laps: usize,
+}
+
+/// Counts what a frame holds before anything is allocated for it. `Ok(false)`: more than that. What else is wrong with it, [`decode_frame`] finds.
+///
+/// # Errors
+/// [`Error::Corrupt`]: a newer format, or damage.
+pub fn frame_is_within(record: &Bytes, most: Lists) -> Result<bool, Error> {
+    /// Single fields of a message, each of which a stranger may repeat.
+    const OTHERS: usize = 32;
+    let mut frame = unseal(Kind::Frame, record.clone())?;
+    let mut messages = 0;
+    while frame.has_remaining() {
+        let Some((tag, mut message)) = field(&mut frame)? else {
+            continue;
+        };
+        if tag != 1 {
+            continue;
+        }
+        messages += 1;
+        let (mut fields, mut laps) = (0, 0);
+        while message.has_remaining() {
+            fields += 1;
+            if let Some((9, mut lineage)) = field(&mut message)? {
+                while lineage.has_remaining() {
+                    laps += 1;
+                    field(&mut lineage)?;
+                }
+            }
+            if fields > most.entries + OTHERS || laps > most.laps + OTHERS {
+                return Ok(false);
+            }
+        }
+        if messages > most.messages {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Takes one field off: its tag and bytes, if it has a length.
+fn field(from: &mut Bytes) -> Result<Option<(u32, Bytes)>, Error> {
+    let bad = |what: prost::DecodeError| senseless(Kind::Frame, &what.to_string());
+    let (tag, kind) = encoding::decode_key(from).map_err(bad)?;
+    if kind != WireType::LengthDelimited {
+        encoding::skip_field(kind, tag, from, encoding::DecodeContext::default()).map_err(bad)?;
+        return Ok(None);
+    }
+    let length = encoding::decode_varint(from).map_err(bad)?;
+    match usize::try_from(length)
+        .ok()
+        .filter(|length| *length <= from.remaining())
+    {
+        Some(length) => Ok(Some((tag, from.split_to(length)))),
+        None => Err(senseless(Kind::Frame, "a field is longer than what it is in")),
+    }
 }
 
 fn put(tag: u32, value: &[u8], buf: &mut Vec<u8>) {

@@ -17,7 +17,7 @@ use skep_model::message::Reply;
 
 use crate::{Cursor, DeadLetter, Error, Parked, StatePut, TimerDue};
 
-pub use frame::{FrameBuilder, Run, decode_frame, message_bytes};
+pub use frame::{FrameBuilder, Lists, Run, decode_frame, frame_is_within, message_bytes};
 pub use piece::{Piece, decode_piece, encode_piece};
 
 /// The format that this skep writes, and the newest that it reads.

@@ -649,3 +649,82 @@ proptest! {
         prop_assert_eq!(decode_journal(Bytes::from(record)).unwrap(), writes);
     }
 }
+
+fn frame_of(messages: &[Message]) -> Bytes {
+    let mut run = Run::default();
+    messages.iter().for_each(|message| run.push(message));
+    let mut frame = FrameBuilder::default();
+    run.pieces(0).for_each(|(encoded, size)| frame.push(encoded, size));
+    frame.finish()
+}
+
+const MOST: Lists = Lists {
+    messages: 10,
+    entries: 64,
+    laps: 8,
+};
+
+/// Each costs two bytes on the wire, and counts for nothing in any bound.
+#[test]
+fn lists_of_nothing_are_seen_before_they_are_in_memory() {
+    let bare = Message {
+        uid: Uid([7; 16]),
+        key: None,
+        headers: Vec::new(),
+        payload: Bytes::new(),
+        accepted_ms: 0,
+        request: None,
+        trace: None,
+        lineage: None,
+        hops: Vec::new(),
+    };
+    let many = |headers: usize| Message {
+        headers: vec![(String::new(), String::new()); headers],
+        ..bare.clone()
+    };
+    assert_eq!(frame_is_within(&frame_of(&[many(64)]), MOST), Ok(true));
+    assert_eq!(frame_is_within(&frame_of(&[many(1), many(100_000)]), MOST), Ok(false));
+    let messages = vec![bare.clone(); 11];
+    assert_eq!(frame_is_within(&frame_of(&messages), MOST), Ok(false));
+    let hop = Hop {
+        stage: "s".parse().unwrap(),
+        started_us: 0,
+        took_us: 0,
+        batch: 0,
+    };
+    let hops = Message {
+        hops: vec![hop; 100_000],
+        ..bare.clone()
+    };
+    assert_eq!(frame_is_within(&frame_of(&[hops]), MOST), Ok(false));
+    let round = Message {
+        lineage: Some(Lineage {
+            parent: Uid([1; 16]),
+            stage: "s".parse().unwrap(),
+            module: Digest([0; 32]),
+            origin: Uid([1; 16]),
+            laps: laps(2).into_iter().cycle().take(100_000).collect(),
+        }),
+        ..bare
+    };
+    assert_eq!(frame_is_within(&frame_of(&[round]), MOST), Ok(false));
+}
+
+proptest! {
+    #[test]
+    fn whatever_a_frame_is_it_is_counted_or_refused(messages in proptest::collection::vec(message(), 0..5), cut in any::<prop::sample::Index>(), to in any::<u8>()) {
+        let whole = frame_of(&messages);
+        prop_assert_eq!(frame_is_within(&whole, MOST), Ok(true));
+        // Damage that the checksum vouches for: what a stranger may write.
+        let mut body = whole[HEAD..].to_vec();
+        if !body.is_empty() {
+            let at = cut.index(body.len());
+            body[at] = to;
+            body.truncate(body.len() - usize::from(to) % 7 % body.len());
+        }
+        let changed = Bytes::from(seal(Kind::Frame, &body));
+        if decode_frame(changed.clone()).is_ok() {
+            prop_assert!(frame_is_within(&changed, MOST).is_ok());
+        }
+    }
+}

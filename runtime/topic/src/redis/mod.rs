@@ -467,7 +467,7 @@ impl Backend for Redis {
         let mut results = Vec::with_capacity(firsts.len());
         for (value, own_first) in said.list()?.into_iter().zip(firsts) {
             let mut result = publish::answer(value)?;
-            if let Err(Refused::SessionGap { first, .. }) = &mut result {
+            if let Err(Refused::SessionGap { first, .. } | Refused::SessionAhead { first, .. }) = &mut result {
                 *first = own_first;
             }
             results.push(result);

@@ -118,8 +118,17 @@ pub(super) fn command(redis: &Core, publish: &Publish) -> Result<Args, Error> {
                     .bytes(&request.unwrap_or_default().0)
                     .num(*expires_ms);
             }
-            Once::Session { id, first, expires_ms } => {
-                args.bytes(b"s").bytes(&id.0).num(*first).num(*expires_ms);
+            Once::Session {
+                id,
+                first,
+                again_max,
+                expires_ms,
+            } => {
+                args.bytes(b"s")
+                    .bytes(&id.0)
+                    .num(*first)
+                    .num(*again_max)
+                    .num(*expires_ms);
                 positions = Positions::Written;
             }
             Once::Letter { id, timer } => {
@@ -195,6 +204,10 @@ pub(super) fn answer(value: Value) -> Result<CallResult, Error> {
         }
         // The first number is the caller's own, known to it only.
         "G" => Err(Refused::SessionGap {
+            high: number(next())?,
+            first: 0,
+        }),
+        "H" => Err(Refused::SessionAhead {
             high: number(next())?,
             first: 0,
         }),

@@ -117,6 +117,7 @@ impl Pair {
             1 => Once::Session {
                 id: Uid([u8::try_from(self.below(2)).unwrap(); 16]),
                 first: self.below(12) as u64,
+                again_max: [u64::MAX, u64::MAX, 0, 1][self.below(4)],
                 expires_ms,
             },
             _ => Once::No,

@@ -22,6 +22,7 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
+use crate::artifact::CODE;
 use outline::Outline;
 use plan::Plan;
 
@@ -30,9 +31,6 @@ const LIBRARY: &str = "dylink.0";
 /// How the two modules name what they take.
 const FROM: &str = "x";
 const MEMORY: &str = "memory";
-
-/// How the frame names the code that it imports.
-pub(crate) const CODE: &str = "code";
 
 /// Why a component is left as it is. For people who look why.
 type Left = &'static str;

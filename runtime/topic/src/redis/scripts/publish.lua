@@ -78,7 +78,7 @@ local function call()
   if once.kind == 'k' then
     once.subject, once.key, once.fingerprint, once.request, once.expires = take(), take(), take(), take(), num()
   elseif once.kind == 's' then
-    once.id, once.first, once.expires = take(), num(), num()
+    once.id, once.first, once.again_max, once.expires = take(), num(), num(), num()
   elseif once.kind == 'l' then
     once.letter, once.timer = int(num()), take() == '1'
     if once.timer then once.place, once.member, once.due, once.record, once.commit = num(), take(), num(), take(), take() end
@@ -105,6 +105,7 @@ local function call()
     end
     if once.first == 0 or once.first > high + 1 then return {'G', int(high)} end
     skip = math.min(high + 1 - once.first, longest)
+    if skip > once.again_max then return {'H', int(high)} end
     mark = math.max(high, once.first + longest - 1)
   end
   local letter, of

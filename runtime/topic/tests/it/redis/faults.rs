@@ -49,6 +49,7 @@ async fn a_lost_answer_is_an_unknown_outcome_and_a_repeat_is_done() {
         let once = Once::Session {
             id: Uid([9; 16]),
             first: cut + 1,
+            again_max: u64::MAX,
             expires_ms: u64::MAX / 4,
         };
         let publish = one(&world, &spec, &(cut + 1).to_string(), once);

@@ -131,6 +131,7 @@ async fn nothing_of_a_removed_swarm_is_left_but_its_name() {
         skep_topic::Once::Session {
             id: world.uid(),
             first: 1,
+            again_max: u64::MAX,
             expires_ms: u64::MAX / 4,
         },
     ]
