@@ -19,7 +19,7 @@ pub struct Found {
     pub finding: Finding,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Report {
     pub found: Vec<Found>,
     /// What becomes of an acknowledged submit; `None` where that could not be found out.
@@ -32,7 +32,7 @@ impl Report {
         self.found.iter().filter(|f| f.finding.severity == severity).count()
     }
 
-    fn say(&mut self, part: &'static str, severity: Severity, what: impl Into<String>, remedy: &str) {
+    pub(crate) fn say(&mut self, part: &'static str, severity: Severity, what: impl Into<String>, remedy: &str) {
         self.found.push(Found {
             part,
             finding: Finding {
@@ -52,10 +52,7 @@ const TENANTS: &str = "tenants";
 
 /// Asks everything that there is to ask. What fails is a finding.
 pub async fn examine(settings: &Settings, access: Access) -> Report {
-    let mut report = Report {
-        found: Vec::new(),
-        survives: None,
-    };
+    let mut report = Report::default();
     for warning in &settings.warnings {
         report.say("settings", Severity::Warn, warning, "");
     }

@@ -22,6 +22,7 @@ pub mod edges;
 pub mod isolation;
 pub mod level;
 pub mod logs;
+pub mod machine;
 pub mod members;
 pub mod mirror;
 pub mod models;

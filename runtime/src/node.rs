@@ -167,6 +167,36 @@ impl NodeSettings {
     }
 }
 
+impl NodeSettings {
+    /// Where the keys are that seal secrets.
+    #[must_use]
+    pub fn key_place(&self) -> KeyPlace {
+        match (&self.secrets_key_file, &self.backend) {
+            (Some(file), _) => KeyPlace::File(file.clone()),
+            (None, BackendSettings::Embedded) => KeyPlace::Own(self.data.join("secrets.key")),
+            (None, BackendSettings::Redis(_)) => KeyPlace::Nowhere,
+        }
+    }
+
+    /// That of the embedded backend.
+    pub(crate) fn topics(&self) -> PathBuf {
+        self.data.join("topics")
+    }
+
+    /// Another node uses the data folder now. Changes nothing.
+    #[must_use]
+    pub fn in_use(&self) -> bool {
+        if self.backend == BackendSettings::Embedded {
+            return skep_topic::embedded::is_free(&self.topics()).is_err();
+        }
+        let file = std::fs::File::open(self.data.join(LOCK));
+        file.is_ok_and(|file| matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock)))
+    }
+}
+
+/// The file in the data folder that whoever uses it has locked, where the store is elsewhere.
+const LOCK: &str = "lock";
+
 /// A running node.
 pub struct Node {
     listen: SocketAddr,
@@ -198,7 +228,7 @@ impl Node {
         let clock: Arc<dyn Clock> = Arc::clone(&store_clock) as Arc<dyn Clock>;
         let entropy: Arc<dyn Entropy> = Arc::new(OsEntropy);
         // Ports first: they fail most often, and before anything was touched.
-        let topics = settings.data.join("topics");
+        let topics = settings.topics();
         let listener = bind(settings.listen, "--listen", &topics).await?;
         let admin_listener = match settings.admin {
             Some(address) => Some(bind(address, "--admin", &topics).await?),
@@ -256,12 +286,10 @@ impl Node {
         let audit = Audit::open(&settings.data, Arc::clone(&clock)).context("open the audit")?;
         audit.note(&format!("skep {} starts", Build::current().version));
         let registry = Registry::new(catalogs.clone(), Arc::clone(&clock), Arc::clone(&entropy));
-        let place = match (&settings.secrets_key_file, &settings.backend) {
-            (Some(file), _) => KeyPlace::File(file.clone()),
-            (None, BackendSettings::Embedded) => KeyPlace::Own(settings.data.join("secrets.key")),
-            (None, BackendSettings::Redis(_)) => KeyPlace::Nowhere,
-        };
-        let vault = Vault::new(catalogs.clone(), Keys::read(place, Arc::clone(&entropy))?);
+        let vault = Vault::new(
+            catalogs.clone(),
+            Keys::read(settings.key_place(), Arc::clone(&entropy))?,
+        );
         let processes = Processes::new(settings.compiler.clone(), vec!["run-tenant".into()], engine.settings());
         let processes = processes.context("start a thread for processes of tenants")?;
         let modules = Modules::new(
@@ -578,19 +606,26 @@ pub(crate) fn tokens_too_new(level: u32) -> String {
     )
 }
 
-/// What is reached from other machines is neither open nor in the clear, unless that is wanted.
-fn refuse_insecure(settings: &NodeSettings, listen: SocketAddr, open: bool) -> anyhow::Result<()> {
-    if listen.ip().is_loopback() || (settings.tls.is_some() && !open) {
-        return Ok(());
+/// What is missing where other machines reach the node: it would be open, or in the clear.
+pub(crate) fn insecure(tls: bool, listen: SocketAddr, open: bool) -> Option<String> {
+    if listen.ip().is_loopback() || (tls && !open) {
+        return None;
     }
     let mut missing = Vec::new();
-    if settings.tls.is_none() {
+    if !tls {
         missing.push("TLS: give --tls-cert FILE and --tls-key FILE (`skep certs dev` makes some to try it with)");
     }
     if open {
         missing.push("tokens: give --bootstrap-token FILE, into which the first operator's token is written");
     }
-    let missing = missing.join("; and ");
+    Some(missing.join("; and "))
+}
+
+/// What is reached from other machines is neither open nor in the clear, unless that is wanted.
+fn refuse_insecure(settings: &NodeSettings, listen: SocketAddr, open: bool) -> anyhow::Result<()> {
+    let Some(missing) = insecure(settings.tls.is_some(), listen, open) else {
+        return Ok(());
+    };
     if settings.allow_insecure {
         tracing::warn!("{listen} is reached from other machines, without {missing}");
         return Ok(());
@@ -602,7 +637,7 @@ fn refuse_insecure(settings: &NodeSettings, listen: SocketAddr, open: bool) -> a
 }
 
 fn lock(data: &Path) -> anyhow::Result<std::fs::File> {
-    let path = data.join("lock");
+    let path = data.join(LOCK);
     let file = std::fs::OpenOptions::new()
         .create(true)
         .truncate(false)
@@ -655,7 +690,7 @@ fn ended(end: Result<std::io::Result<()>, tokio::task::JoinError>) -> anyhow::Re
     Ok(end??)
 }
 
-async fn bind(address: SocketAddr, flag: &str, topics: &Path) -> anyhow::Result<TcpListener> {
+pub(crate) async fn bind(address: SocketAddr, flag: &str, topics: &Path) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|e| {
         // The same node started twice meets its own port first; another port would not help it.
         if let Err(held) = skep_topic::embedded::is_free(topics) {

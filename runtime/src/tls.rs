@@ -115,7 +115,47 @@ impl Tls {
     }
 }
 
+/// From when until when a certificate is good, in seconds since 1970.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Term {
+    pub file: PathBuf,
+    /// Whose it is, as it says itself.
+    pub subject: String,
+    /// The node's own, or one between it and its root; else one by which others are looked at.
+    pub own: bool,
+    pub from_s: i64,
+    pub until_s: i64,
+}
+
 impl TlsFiles {
+    /// The terms of all certificates in the files. A server is not told by its library that its own is over; its clients are.
+    ///
+    /// # Errors
+    /// Which file cannot be used, and why.
+    pub fn terms(&self) -> anyhow::Result<Vec<Term>> {
+        let mut terms = Vec::new();
+        let files = [
+            (Some(&self.cert), true),
+            (self.client_ca.as_ref(), false),
+            (self.ca.as_ref(), false),
+        ];
+        for (path, own) in files.into_iter().filter_map(|(path, own)| Some((path?, own))) {
+            for certificate in certificates(&read(path)?, path)? {
+                let (_, certificate) = x509_parser::parse_x509_certificate(&certificate)
+                    .map_err(|e| anyhow::anyhow!("{} holds something that is no certificate: {e}", path.display()))?;
+                let validity = certificate.validity();
+                terms.push(Term {
+                    file: path.clone(),
+                    subject: certificate.subject().to_string(),
+                    own,
+                    from_s: validity.not_before.timestamp(),
+                    until_s: validity.not_after.timestamp(),
+                });
+            }
+        }
+        Ok(terms)
+    }
+
     fn read(&self) -> anyhow::Result<Pems> {
         let some = |path: &Option<PathBuf>| path.as_deref().map(read).transpose();
         Ok(Pems {

@@ -22,7 +22,7 @@ use crate::share::Share;
 use crate::ticker::Ticker;
 
 /// Each loaded module holds a file (its memory image), so the usual 1024 would stop a node at a thousand modules.
-const OPEN_FILES_WANTED: u64 = 1 << 16;
+pub const OPEN_FILES_WANTED: u64 = 1 << 16;
 
 /// One a process. Idle it costs nothing but the address space of its pool.
 pub struct Engine {
@@ -96,6 +96,28 @@ impl Engine {
             settings,
             wasm,
         }))
+    }
+
+    /// Makes native code of a function, maps it and calls it in an instance of the pool: whether this process may do so at all.
+    ///
+    /// # Errors
+    /// What the machine refused, as memory that is written first and run afterwards where something in front of it forbids that.
+    #[cfg(feature = "compiler")]
+    pub async fn try_code(&self) -> Result<(), String> {
+        /// `(module (func (export "f") (result i32) i32.const 42))`
+        const MODULE: &[u8] = b"\0asm\x01\0\0\0\x01\x05\x01\x60\0\x01\x7f\x03\x02\x01\0\x07\x05\x01\x01f\0\0\x0a\x06\x01\x04\0\x41\x2a\x0b";
+        let refused = |e: wasmtime::Error| format!("{e:#}");
+        let module = wasmtime::Module::new(&self.wasm, MODULE).map_err(refused)?;
+        let mut store = wasmtime::Store::new(&self.wasm, ());
+        store.set_epoch_deadline(u64::MAX / 2);
+        let instance = wasmtime::Instance::new_async(&mut store, &module, &[])
+            .await
+            .map_err(refused)?;
+        let called = instance.get_typed_func::<(), i32>(&mut store, "f").map_err(refused)?;
+        match called.call_async(&mut store, ()).await.map_err(refused)? {
+            42 => Ok(()),
+            other => Err(format!("a function gave {other}, not 42")),
+        }
     }
 
     /// Maps a compiled module into the process and reads the names of its Bees.

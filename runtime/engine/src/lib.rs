@@ -65,7 +65,7 @@ pub use cache::ArtifactCache;
 #[cfg(feature = "compiler")]
 pub use compile::{Code, CompileError, Compiler, child_main, fuzz};
 pub use egress::Egress;
-pub use engine::Engine;
+pub use engine::{Engine, OPEN_FILES_WANTED};
 pub use error::Error;
 pub use module::Module;
 pub use secret::{Granted, SecretValue, Secrets};

@@ -83,6 +83,9 @@ pub enum Command {
     Serve(Box<Serve>),
     /// Look at what a node would start on: Redis, object store, data folder; and say what an acknowledged submit survives there
     Doctor(Box<Stores>),
+    /// Look at this program, this machine and what a node would start on
+    #[command(name = "self")]
+    Own(Own),
     /// See it work: build sample Bees, start a node, apply two Swarms, call them
     Demo,
     /// The limited process in which a node checks and compiles an upload
@@ -201,6 +204,14 @@ fn ratio(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(ratio),
         _ => Err("a number from 0 to 1".to_owned()),
+    }
+}
+
+/// As `sha256sum` writes it, in either case; kept in lower case.
+fn sha256(text: &str) -> Result<String, String> {
+    match text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        true => Ok(text.to_ascii_lowercase()),
+        false => Err("64 hex digits, as `sha256sum` prints them".to_owned()),
     }
 }
 

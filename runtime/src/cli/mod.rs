@@ -28,6 +28,7 @@ mod pauses;
 pub mod progress;
 mod python;
 mod secrets;
+mod self_check;
 mod signers;
 mod state;
 mod submit;
@@ -107,8 +108,11 @@ fn wants_json(line: impl Iterator<Item = String>) -> bool {
 
 /// A warning where a password stands on the command line, which every user of the machine can read.
 fn password_typed(matches: &ArgMatches) -> Option<String> {
-    let (command, matches) = matches.subcommand()?;
-    let typed = matches!(command, "serve" | "doctor")
+    let (command, matches) = match matches.subcommand()? {
+        ("self", own) => ("self", own.subcommand()?.1),
+        found => found,
+    };
+    let typed = matches!(command, "serve" | "doctor" | "self")
         && matches.value_source("backend") == Some(ValueSource::CommandLine)
         && matches
             .get_one::<Hidden>("backend")
@@ -134,6 +138,9 @@ async fn run(cli: Cli, seen: Option<String>) -> Outcome {
             Ok(Box::pin(crate::serve::run(settings.node(upload)?)).await?)
         }
         Command::Doctor(args) => Box::pin(doctor::run(*args, seen, out)).await,
+        Command::Own(args::Own {
+            what: args::OwnCommand::Check(args),
+        }) => Box::pin(self_check::run(*args, seen, out)).await,
         Command::Demo => {
             log_to_stderr("warn", LogFormat::Text);
             Ok(Box::pin(crate::demo::run()).await?)

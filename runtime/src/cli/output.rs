@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::args::{Format, Global, When};
 use super::failure::Outcome;
+pub use crate::wording::time;
 
 #[derive(Debug, Clone, Copy)]
 pub struct Printer {
@@ -172,29 +173,6 @@ pub fn hex(bytes: &[u8]) -> String {
         let _ = write!(s, "{b:02x}");
         s
     })
-}
-
-/// `2026-11-21 05:27:08.123` (UTC).
-pub fn time(ms: u64) -> String {
-    if ms == 0 {
-        return "-".to_owned();
-    }
-    let (days, in_day) = (ms / 86_400_000, ms % 86_400_000);
-    // Days to a date: Howard Hinnant's civil_from_days, for days after 1970.
-    let z = days + 719_468;
-    let (era, doe) = (z / 146_097, z % 146_097);
-    let yoe = (doe - doe / 1_460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let (day, month) = (doy - (153 * mp + 2) / 5 + 1, if mp < 10 { mp + 3 } else { mp - 9 });
-    let year = yoe + era * 400 + u64::from(month <= 2);
-    format!(
-        "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}.{:03}",
-        in_day / 3_600_000,
-        in_day / 60_000 % 60,
-        in_day / 1_000 % 60,
-        in_day % 1_000
-    )
 }
 
 pub fn size(bytes: u64) -> String {

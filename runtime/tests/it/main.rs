@@ -40,6 +40,7 @@ mod residents;
 mod revoked;
 mod s3;
 mod secrets;
+mod self_check;
 mod settings;
 mod signatures;
 mod streams;

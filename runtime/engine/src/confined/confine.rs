@@ -46,7 +46,8 @@ pub fn confine(bounds: &Bounds) -> io::Result<()> {
 }
 
 /// What this kernel cannot do for the confinement, for the node to tell.
-pub(super) fn missing() -> Option<&'static str> {
+#[must_use]
+pub fn missing() -> Option<&'static str> {
     (!syscalls::offered()).then_some(
         "this kernel has no seccomp filters: a compiler that an upload takes over is held by Landlock and limits only",
     )

@@ -25,7 +25,7 @@ use tokio::process::Command;
 
 use crate::artifact::{Sealed, memory_file, seal};
 
-pub use confine::confine;
+pub use confine::{confine, missing};
 
 /// How much of the process's standard error is read. It holds at most a panic's message.
 const STDERR_BYTES_MAX: u64 = 16 << 10;

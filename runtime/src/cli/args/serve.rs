@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 
-use super::{duration, ratio};
+use super::{duration, ratio, sha256};
 use crate::settings::{Hidden, Inference, Layer, LogFormat};
 
 /// Where a node keeps things.
@@ -176,6 +176,35 @@ pub struct Serve {
     /// How long an upload may take beside its bytes, for tests that cannot wait
     #[arg(long, hide = true, value_parser = duration)]
     pub upload_timeout: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub struct Own {
+    #[command(subcommand)]
+    pub what: OwnCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum OwnCommand {
+    /// Say whether this machine can run a node with these settings: those of `skep serve`
+    Check(Box<SelfCheck>),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+It exits with 1 when a node would not run here. Nothing is changed, but for an object that is made and deleted in the object store to
+try it. Run it as the user that the node will run as: `runuser -u skep -- skep self check --config /etc/skep/skep.toml`.
+
+Examples:
+  skep self check --data ./data
+  skep self check --config /etc/skep/skep.toml --sha256 9f86d08…
+  skep self check --data ./data --backend redis://127.0.0.1:6379 -o json")]
+pub struct SelfCheck {
+    #[command(flatten)]
+    pub serve: Serve,
+    /// What the SHA-256 of this program should be, as a release's SHA256SUMS says of the binary itself
+    #[arg(long, value_name = "HEX", value_parser = sha256)]
+    pub sha256: Option<String>,
 }
 
 impl Serve {

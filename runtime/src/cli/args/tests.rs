@@ -17,6 +17,8 @@ fn commands_read_as_the_readme_writes_them() {
         "skep serve --data d",
         "skep serve --data d --backend redis://h:6379/1 --gate waitaof:1 --artifacts s3://bucket/p --roles gateway,worker",
         "skep doctor --backend redis://h --gate wait:1 -o json",
+        "skep self check --data d --listen 0.0.0.0:4020 --tls-cert a --tls-key b -o json",
+        "skep self check --sha256 0123456789abcdef0123456789abcdef0123456789abcdef0123456789ABCDEF",
         "skep serve --config skep.toml --node-name a --no-admin",
         "skep push hello.wasm --name hello --tag v1",
         "skep apply swarm.yaml --dry-run",
