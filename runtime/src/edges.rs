@@ -119,6 +119,34 @@ pub struct WaitingRecord {
     pub trouble: String,
 }
 
+/// An edge that may have messages of a Swarm.
+#[derive(Debug)]
+pub struct Holds {
+    edge: String,
+    /// 0: it is away, and nobody knows.
+    waits: u64,
+}
+
+impl std::fmt::Display for Holds {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.waits {
+            0 => write!(f, "edge `{}` is away, and may have messages for it", self.edge),
+            n => write!(
+                f,
+                "edge `{}` has {} for it",
+                self.edge,
+                crate::wording::count(n, "message")
+            ),
+        }
+    }
+}
+
+/// Of some, for a refusal.
+#[must_use]
+pub fn listed(holds: &[Holds]) -> String {
+    holds.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
 /// The caller's mistake.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -487,8 +515,8 @@ impl Edges {
         self.change(tenant, name, add).await?.ok_or_else(|| none(name).into())
     }
 
-    /// Edges that may hold what is for a Swarm, or for one stage of it, in words: for who is about to take that away. An edge that is away may hold
-    /// more than it said last.
+    /// Edges that may hold what is for a Swarm, or for some stages of it: for who is about to take that away. An edge that is away may hold more than it
+    /// said last.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -497,7 +525,7 @@ impl Edges {
         tenant: &TenantId,
         id: &SwarmId,
         stages: Option<&BTreeSet<StageName>>,
-    ) -> anyhow::Result<Vec<String>> {
+    ) -> anyhow::Result<Vec<Holds>> {
         let life = life(id);
         let mut out = Vec::new();
         for (name, record, seen) in self.list(tenant).await? {
@@ -512,13 +540,8 @@ impl Edges {
             };
             let all = seen.waiting.iter().chain(&seen.inboxes);
             let waits: u64 = all.filter(of_it).fold(0, |sum, w| sum.saturating_add(w.messages));
-            if waits > 0 {
-                out.push(format!(
-                    "edge `{name}` has {} for it",
-                    crate::wording::count(waits, "message")
-                ));
-            } else if !seen.attached {
-                out.push(format!("edge `{name}` is away, and may have messages for it"));
+            if waits > 0 || !seen.attached {
+                out.push(Holds { edge: name, waits });
             }
         }
         Ok(out)
@@ -554,7 +577,7 @@ impl Edges {
             .may_hold(tenant, id, None)
             .await?
             .iter()
-            .all(|why| why.contains("is away")))
+            .all(|holds| holds.waits == 0))
     }
 
     /// All edges' records and the hub's key, as stored.

@@ -425,7 +425,7 @@ impl Keeper {
         Err(Status::failed_precondition(format!(
             "{} would go while {}: wait until `skep edge status` shows nothing waiting, or apply with --discard-state: nobody takes what is there then",
             gone.join(", "),
-            far.join("; ")
+            crate::edges::listed(&far)
         )))
     }
 

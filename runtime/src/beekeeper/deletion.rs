@@ -70,7 +70,7 @@ impl Keeper {
                     "Swarm `{}` has stages at edges: {}. Wait until `skep edge status` shows them attached and nothing waiting, or delete with \
                      --discard: nobody takes what is there then",
                     asked.name,
-                    far.join("; ")
+                    crate::edges::listed(&far)
                 )));
             }
         }

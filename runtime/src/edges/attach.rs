@@ -699,7 +699,7 @@ fn read_frame(frame: Bytes, now_ms: u64) -> Result<Vec<Message>, String> {
         if let Some((what, found, max)) = bounds.into_iter().find(|(_, found, max)| found > max) {
             return Err(format!("a message has {found} {what}, at most {max} are allowed"));
         }
-        // Nobody waits for an answer here; and its time at the edge is in another trace's clock.
+        // Nobody waits for an answer here; and where it was at the edge is told by that machine's clock.
         message.request = None;
         message.hops.clear();
         // An edge's clock may be wrong by years. Ahead of this one it would hold back timers and windows here for as long.
